@@ -1,0 +1,293 @@
+"""How a volume is read, resampled and written: the array and its geometry travel together."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import zlib
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from MedDPMLib.errors import MedDPMError
+from MedDPMLib.geometry import Geometry
+
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
+#: Read through SimpleITK, whose world is LPS.
+ITK_SUFFIXES = (".seg.nrrd", ".nrrd", ".nhdr", ".mha", ".mhd")
+SUFFIXES = NIFTI_SUFFIXES + ITK_SUFFIXES
+
+#: What stands in the NIfTI header of everything that is generated: nobody may take it for a patient.
+SYNTHETIC = "synthetic, MedDPM"
+
+_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """An ``array`` (k, j, i) on a ``geometry``."""
+
+    array: np.ndarray
+    geometry: Geometry
+
+    def __post_init__(self) -> None:
+        if self.array.shape != self.geometry.shape:
+            raise MedDPMError(f"an array of shape {self.array.shape} does not fit a geometry of shape {self.geometry.shape}")
+
+
+def volume_suffix(path: Path) -> str | None:
+    """The suffix of ``path`` as one of :data:`SUFFIXES`, or None."""
+    name = path.name.lower()
+    return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
+
+
+def volume_stem(path: Path) -> str:
+    """The file's name without its suffix: "case_01" for "case_01.nii.gz"."""
+    suffix = volume_suffix(path)
+    return path.name[: -len(suffix)] if suffix else path.stem
+
+
+def read_volume(path: str | os.PathLike) -> Volume:
+    """Reads a 3-D image: NIfTI (any affine), NRRD or MetaImage.
+
+    A trailing axis of one element is dropped. Raises :class:`MedDPMError` for a missing, damaged, 2-D, 4-D
+    or non-finite file, for a folder, and for a header whose matrix is singular.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise MedDPMError(f"{path} is a folder, not a volume: convert a DICOM series to NIfTI first (3D Slicer or dcm2niix do it)")
+    if not path.is_file():
+        raise MedDPMError(f"{path} does not exist: check the path")
+    suffix = volume_suffix(path)
+    if suffix is None:
+        raise MedDPMError(f"{path} is not a volume that can be read: use one of {', '.join(SUFFIXES)}")
+    array, ijk_to_ras = (_read_nifti if suffix in NIFTI_SUFFIXES else _read_itk)(path)
+    while array.ndim > 3 and array.shape[0] == 1:
+        array = array[0]
+    if array.ndim != 3 or min(array.shape, default=0) < 2:
+        sides = " x ".join(map(str, array.shape[::-1]))
+        raise MedDPMError(f"{path} has {array.ndim} axes ({sides}): one 3-D volume is needed")
+    if array.dtype.kind not in "buif":
+        raise MedDPMError(f"{path} holds {array.dtype} values, not numbers of one channel: export it as a plain label map or image")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise MedDPMError(f"{path} holds values that are not finite (NaN or infinity): replace them first")
+    try:
+        return Volume(array, Geometry(array.shape[::-1], ijk_to_ras))
+    except MedDPMError as error:
+        raise MedDPMError(f"{path}: {error}") from None
+
+
+def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    import nibabel
+
+    try:
+        image = nibabel.load(path)
+        array = np.asanyarray(image.dataobj)
+    except (nibabel.filebasedimages.ImageFileError, OSError, EOFError, ValueError, OverflowError, MemoryError, zlib.error) as error:
+        raise MedDPMError(f"{path} cannot be read ({_first_line(error)}): the file is damaged or not NIfTI") from error
+    return np.ascontiguousarray(array.T), image.affine
+
+
+def _read_itk(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    import SimpleITK
+
+    try:
+        image = SimpleITK.ReadImage(str(path))
+        array = SimpleITK.GetArrayFromImage(image)
+    except RuntimeError as error:
+        raise MedDPMError(f"{path} cannot be read ({_first_line(error)}): the file is damaged or of another kind") from error
+    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
+        raise MedDPMError(
+            f"{path} has {image.GetDimension()} axes and {image.GetNumberOfComponentsPerPixel()} components:"
+            " one 3-D volume is needed (in 3D Slicer, export the segmentation as a label map)"
+        )
+    matrix = np.eye(4)
+    matrix[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
+    matrix[:3, 3] = image.GetOrigin()
+    return array, _LPS_TO_RAS @ matrix
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+# Resampling ------------------------------------------------------------------------------------------
+
+
+def resample_image(volume: Volume, geometry: Geometry, *, fill: float) -> Volume:
+    """``volume`` linearly interpolated at the voxels of ``geometry``, in float32; ``fill`` outside.
+
+    Where ``geometry`` is coarser, several points of each voxel are averaged, so that nothing aliases.
+    """
+    if volume.geometry.is_close(geometry):
+        return Volume(volume.array.astype(np.float32), geometry)
+    sampled = _sample(volume.array.astype(np.float32), volume.geometry, geometry, _points_per_voxel(volume.geometry, geometry), fill)
+    return Volume(sampled, geometry)
+
+
+def resample_labels(volume: Volume, geometry: Geometry, priority: Sequence[int]) -> Volume:
+    """``volume`` of labels at the voxels of ``geometry``, label by label: the one with the largest share wins.
+
+    Each label's indicator is interpolated linearly (averaged over several points where ``geometry`` is
+    coarser); the background, 0, takes the rest. Of equal shares the label named first in ``priority`` wins.
+    Values that ``priority`` does not name count as background.
+    """
+    source = volume.geometry
+    shift = _integer_shift(source, geometry)
+    if shift is not None:
+        return Volume(_shifted(volume.array, shift, geometry), geometry)
+    points = _points_per_voxel(source, geometry)
+    labels = np.zeros(geometry.shape, volume.array.dtype)
+    best = np.zeros(geometry.shape, np.float32)
+    covered = np.zeros(geometry.shape, np.float32)
+    for value in priority:
+        indicator = volume.array == value
+        if not indicator.any():
+            continue
+        cut, cut_geometry = _crop(indicator, source, margin=1)
+        where, box = _box_around(cut_geometry, geometry)
+        if box is None:
+            continue
+        share = _sample(cut.astype(np.float32), cut_geometry, box, points, 0.0)
+        covered[where] += share
+        # A later label wins only if its share is larger by more than interpolation's rounding.
+        wins = share > best[where] + 1e-5
+        labels[where][wins] = value
+        best[where][wins] = share[wins]
+    labels[1.0 - covered > best + 1e-5] = 0
+    return Volume(labels, geometry)
+
+
+def _integer_shift(source: Geometry, target: Geometry) -> np.ndarray | None:
+    """The permutation-and-flip matrix (4 x 4, target index to source index) if the lattices coincide."""
+    matrix = source.ras_to_ijk @ target.ijk_to_ras
+    rounded = np.round(matrix)
+    corner = np.array([*(np.array(target.size) - 1), 1])
+    drift = np.abs(matrix - rounded) @ corner
+    is_permutation = (np.abs(rounded[:3, :3]).sum(0) == 1).all() and (np.abs(rounded[:3, :3]).sum(1) == 1).all()
+    return rounded.astype(int) if is_permutation and drift.max() < 0.05 else None
+
+
+def _shifted(array: np.ndarray, shift: np.ndarray, target: Geometry) -> np.ndarray:
+    """``array`` read at the voxels of ``target`` through the integer map ``shift``; 0 outside."""
+    source_axis = np.abs(shift[:3, :3]).argmax(axis=0)  # for each target axis i, j, k the source axis it runs along
+    result = np.zeros(target.shape, array.dtype)
+    take, put = [slice(None)] * 3, [slice(None)] * 3
+    for axis in range(3):
+        along = source_axis[axis]
+        index = shift[along, axis] * np.arange(target.size[axis]) + shift[along, 3]
+        inside = np.flatnonzero((index >= 0) & (index < array.shape[2 - along]))
+        if inside.size == 0:
+            return result
+        put[2 - axis] = slice(inside[0], inside[-1] + 1)
+        take[2 - along] = index[inside]
+    picked = array[np.ix_(*take)]
+    order = [2 - source_axis[2 - array_axis] for array_axis in range(3)]
+    result[tuple(put)] = picked.transpose(order)
+    return result
+
+
+def _points_per_voxel(source: Geometry, target: Geometry) -> np.ndarray:
+    """How many points to average along target i, j, k: one for each source voxel that a target voxel spans."""
+    step = np.abs(source.ras_to_ijk[:3, :3] @ target.ijk_to_ras[:3, :3]).max(axis=0)
+    return np.maximum(1, np.ceil(step - 0.01)).astype(int)
+
+
+def _crop(array: np.ndarray, geometry: Geometry, margin: int) -> tuple[np.ndarray, Geometry]:
+    """``array`` cut to its non-zero part and ``margin`` voxels of zeros around it, and where that lies."""
+    low = np.zeros(3, int)
+    high = np.zeros(3, int)
+    for axis in range(3):
+        any_along = np.flatnonzero(array.any(axis=tuple(a for a in range(3) if a != axis)))
+        low[axis], high[axis] = any_along[0], any_along[-1] + 1
+    cut = np.pad(array[tuple(map(slice, low, high))], margin)
+    matrix = geometry.ijk_to_ras.copy()
+    matrix[:3, 3] = geometry.to_ras(low[::-1] - margin)
+    return cut, Geometry(cut.shape[::-1], matrix)
+
+
+def _box_around(part: Geometry, geometry: Geometry) -> tuple[tuple[slice, ...], Geometry | None]:
+    """The slices (k, j, i) of ``geometry`` that ``part`` can reach, and their geometry; None if there are none."""
+    corners = np.array(np.meshgrid(*[[-0.5, n - 0.5] for n in part.size], indexing="ij")).reshape(3, -1).T
+    ijk = geometry.to_ijk(part.to_ras(corners))
+    low = np.clip(np.floor(ijk.min(axis=0)).astype(int), 0, geometry.size)
+    high = np.clip(np.ceil(ijk.max(axis=0)).astype(int) + 1, 0, geometry.size)
+    if (high <= low).any():
+        return (), None
+    matrix = geometry.ijk_to_ras.copy()
+    matrix[:3, 3] = geometry.to_ras(low)
+    return tuple(slice(a, b) for a, b in zip(low[::-1], high[::-1], strict=True)), Geometry(tuple(high - low), matrix)
+
+
+def _sample(array: np.ndarray, source: Geometry, target: Geometry, points: np.ndarray, fill: float) -> np.ndarray:
+    """Linear interpolation of ``array`` at ``target``, averaged over ``points`` (i, j, k) in each voxel.
+
+    Both are given to SimpleITK in index space, with the whole map as one affine transform: its images
+    cannot carry a shear, its transforms can.
+    """
+    import SimpleITK
+
+    to_source = source.ras_to_ijk @ target.ijk_to_ras
+    image = SimpleITK.GetImageFromArray(array)
+    total = np.zeros(target.shape, np.float32)
+    for offset in np.ndindex(*points):
+        shift = (np.array(offset) + 0.5) / points - 0.5
+        transform = SimpleITK.AffineTransform(3)
+        transform.SetMatrix(to_source[:3, :3].ravel().tolist())
+        transform.SetTranslation((to_source[:3, 3] + to_source[:3, :3] @ shift).tolist())
+        resampled = SimpleITK.Resample(
+            image, list(map(int, target.size)), transform, SimpleITK.sitkLinear, (0.0,) * 3, (1.0,) * 3,
+            (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0), float(fill), SimpleITK.sitkFloat32,
+        )  # fmt: skip
+        total += SimpleITK.GetArrayViewFromImage(resampled)
+    return total / float(np.prod(points))
+
+
+# Writing ---------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def written_whole(path: Path):
+    """Gives a temporary path beside ``path`` that is moved onto it when the block ends well, else removed.
+
+    So a reader sees the whole file or none, whatever interrupts. The temporary name keeps the suffix.
+    """
+    path = Path(path)
+    suffix = volume_suffix(path) or path.suffix
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=suffix, dir=path.parent)
+    except OSError as error:
+        raise MedDPMError(f"{path} cannot be written ({error.strerror}): choose another folder") from error
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        # mkstemp makes the file private; a result is as readable as any other file of its owner's.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise MedDPMError(f"{path} cannot be written ({error.strerror or error}): free some space or choose another folder") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_nifti(path: str | os.PathLike, volume: Volume, *, description: str = "") -> None:
+    """Writes ``volume`` as NIfTI-1 in its own dtype, whole or not at all; ``description`` goes into the header."""
+    import nibabel
+
+    image = nibabel.Nifti1Image(volume.array.T, volume.geometry.ijk_to_ras)
+    image.set_sform(volume.geometry.ijk_to_ras, code="scanner")
+    image.set_qform(volume.geometry.ijk_to_ras, code="scanner")
+    image.header.set_xyzt_units("mm")
+    image.header["descrip"] = description.encode()[:79]
+    with written_whole(Path(path)) as temporary:
+        nibabel.save(image, temporary)
+
+
