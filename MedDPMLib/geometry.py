@@ -42,7 +42,9 @@ class Geometry:
             raise MedDPMError("the last row of the IJK-to-RAS matrix is not 0 0 0 1: repair the image's header")
         lengths = np.linalg.norm(matrix[:3, :3], axis=0)
         if (lengths < 1e-6).any() or abs(np.linalg.det(matrix[:3, :3] / np.maximum(lengths, 1e-12))) < 1e-3:
-            raise MedDPMError("the IJK-to-RAS matrix is singular (an axis has no length of its own): repair the image's header")
+            raise MedDPMError(
+                "the IJK-to-RAS matrix is singular (an axis has no length of its own): repair the image's header"
+            )
         if len(self.size) != 3 or min(self.size) < 1:
             raise MedDPMError(f"a volume needs three sides of at least one voxel, not {tuple(self.size)}")
         matrix.setflags(write=False)
@@ -126,11 +128,15 @@ class Grid:
     orientation: str
 
     def __post_init__(self) -> None:
-        axes = [_AXIS_LETTERS.get(letter, (None,))[0] for letter in self.orientation]
-        if sorted(a for a in axes if a is not None) != [0, 1, 2]:
-            raise MedDPMError(f'"{self.orientation}" is not an orientation: three letters, one each of R/L, A/P and S/I')
-        if len(self.size) != 3 or min(self.size) < 1 or len(self.spacing) != 3 or not min(self.spacing) > 0:
-            raise MedDPMError(f"a grid needs three sizes and three spacings above zero, not {self.size} and {self.spacing}")
+        if sorted(_AXIS_LETTERS.get(letter, (3, 0))[0] for letter in self.orientation) != [0, 1, 2]:
+            raise MedDPMError(
+                f'"{self.orientation}" is not an orientation: three letters are needed, one each of R/L, A/P and S/I'
+            )
+        spacing_is_sound = len(self.spacing) == 3 and all(0 < length < np.inf for length in self.spacing)
+        if len(self.size) != 3 or min(self.size) < 1 or not spacing_is_sound:
+            raise MedDPMError(
+                f"a grid needs three sizes and three spacings above zero, not {self.size} and {self.spacing}"
+            )
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -152,6 +158,16 @@ class Grid:
         matrix[:3, :3] = self.directions * np.array(self.spacing)
         matrix[:3, 3] = np.asarray(ras) - matrix[:3, :3] @ ((np.array(self.size) - 1) / 2)
         return Geometry(self.size, matrix)
+
+    def holding(self, center: np.ndarray, low: np.ndarray, high: np.ndarray, farthest: float) -> np.ndarray:
+        """``center`` (RAS) moved just so far that this grid, centred there, holds the box ``low`` to ``high`` (RAS).
+
+        Along an axis where the box is longer than the grid, or ``farthest`` mm would not do, nothing is moved.
+        """
+        half = np.abs(self.directions) @ (np.array(self.size) * np.array(self.spacing)) / 2
+        lowest, highest = np.asarray(high) - half, np.asarray(low) + half
+        moved = np.clip(center, lowest, np.maximum(lowest, highest))
+        return np.where((lowest <= highest) & (np.abs(moved - center) <= farthest), moved, center)
 
     def place(self, mask: Geometry, brain_center: np.ndarray) -> Geometry:
         """Where this grid goes for a mask on geometry ``mask`` whose brain is centred on ``brain_center`` (RAS).
@@ -179,6 +195,8 @@ def brain_center(foreground: np.ndarray, geometry: Geometry) -> np.ndarray:
     The middle between the 0.1 and 99.9 percentiles along each RAS axis: the bounding box's middle, which a
     few stray voxels do not move.
     """
-    kji = np.argwhere(foreground)
-    ras = geometry.to_ras(kji[:, ::-1])
+    filled = np.flatnonzero(foreground)
+    # A million voxels spread over a larger brain give the same percentiles to a fraction of a voxel.
+    kji = np.unravel_index(filled[:: 1 + len(filled) // 1_000_000], foreground.shape)
+    ras = geometry.to_ras(np.stack(kji[::-1], axis=1))
     return np.percentile(ras, [0.1, 99.9], axis=0).mean(axis=0)

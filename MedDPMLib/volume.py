@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import tempfile
-import zlib
-from collections.abc import Sequence
-from contextlib import contextmanager
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,19 +22,25 @@ SUFFIXES = NIFTI_SUFFIXES + ITK_SUFFIXES
 #: What stands in the NIfTI header of everything that is generated: nobody may take it for a patient.
 SYNTHETIC = "synthetic, MedDPM"
 
+#: Deflate shrinks no further than 1032 to 1: a header that promises more voxels than that is damaged.
+_LARGEST_EXPANSION = 1100
+
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 @dataclass(frozen=True, eq=False)
 class Volume:
-    """An ``array`` (k, j, i) on a ``geometry``."""
+    """An ``array`` (k, j, i) on a ``geometry``; ``notes`` say what the reader should know about it."""
 
     array: np.ndarray
     geometry: Geometry
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.array.shape != self.geometry.shape:
-            raise MedDPMError(f"an array of shape {self.array.shape} does not fit a geometry of shape {self.geometry.shape}")
+            raise MedDPMError(
+                f"an array of shape {self.array.shape} does not fit a geometry of shape {self.geometry.shape}"
+            )
 
 
 def volume_suffix(path: Path) -> str | None:
@@ -51,63 +56,104 @@ def volume_stem(path: Path) -> str:
 
 
 def read_volume(path: str | os.PathLike) -> Volume:
-    """Reads a 3-D image: NIfTI (any affine), NRRD or MetaImage.
+    """Reads a 3-D image: NIfTI (any affine), NRRD or MetaImage, in native byte order.
 
     A trailing axis of one element is dropped. Raises :class:`MedDPMError` for a missing, damaged, 2-D, 4-D
     or non-finite file, for a folder, and for a header whose matrix is singular.
     """
     path = Path(path)
-    if path.is_dir():
-        raise MedDPMError(f"{path} is a folder, not a volume: convert a DICOM series to NIfTI first (3D Slicer or dcm2niix do it)")
-    if not path.is_file():
-        raise MedDPMError(f"{path} does not exist: check the path")
-    suffix = volume_suffix(path)
-    if suffix is None:
-        raise MedDPMError(f"{path} is not a volume that can be read: use one of {', '.join(SUFFIXES)}")
-    array, ijk_to_ras = (_read_nifti if suffix in NIFTI_SUFFIXES else _read_itk)(path)
+    suffix = check_readable(path)
+    array, ijk_to_ras, notes = (_read_nifti if suffix in NIFTI_SUFFIXES else _read_itk)(path)
     while array.ndim > 3 and array.shape[0] == 1:
         array = array[0]
-    if array.ndim != 3 or min(array.shape, default=0) < 2:
+    if array.ndim != 3 or min(array.shape) < 2:
         sides = " x ".join(map(str, array.shape[::-1]))
-        raise MedDPMError(f"{path} has {array.ndim} axes ({sides}): one 3-D volume is needed")
+        raise MedDPMError(f"{path} is not one 3-D volume: its size is {sides}")
     if array.dtype.kind not in "buif":
-        raise MedDPMError(f"{path} holds {array.dtype} values, not numbers of one channel: export it as a plain label map or image")
+        raise MedDPMError(
+            f"{path} holds {array.dtype} values, not numbers of one channel: export it as a plain label map or image"
+        )
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise MedDPMError(f"{path} holds values that are not finite (NaN or infinity): replace them first")
     try:
-        return Volume(array, Geometry(array.shape[::-1], ijk_to_ras))
+        return Volume(array, Geometry(array.shape[::-1], ijk_to_ras), notes)
     except MedDPMError as error:
         raise MedDPMError(f"{path}: {error}") from None
 
 
-def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def check_readable(path: Path) -> str:
+    """The suffix of ``path``, one of :data:`SUFFIXES`; :class:`MedDPMError` if there is no such file to be read."""
+    try:
+        if path.is_dir():
+            raise MedDPMError(
+                f"{path} is a folder, not a volume: convert a DICOM series to NIfTI first (3D Slicer or dcm2niix do it)"
+            )
+        if not path.is_file():
+            raise MedDPMError(f"{path} does not exist: check the path")
+        path.open("rb").close()
+    except OSError as error:
+        raise MedDPMError(f"{path} cannot be opened ({error.strerror}): check the path and its permissions") from error
+    suffix = volume_suffix(path)
+    if suffix is None:
+        raise MedDPMError(f"{path} is not a volume that can be read: use one of {', '.join(SUFFIXES)}")
+    return suffix
+
+
+def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     import nibabel
 
+    # A damaged header makes the parsers fail in any way they like; whatever they raise, the file is at fault.
     try:
         image = nibabel.load(path)
-        array = np.asanyarray(image.dataobj)
-    except (nibabel.filebasedimages.ImageFileError, OSError, EOFError, ValueError, OverflowError, MemoryError, zlib.error) as error:
+        promised = int(np.prod(image.shape, dtype=object)) * image.get_data_dtype().itemsize
+        if promised > _LARGEST_EXPANSION * path.stat().st_size:
+            raise EOFError(f"it promises {promised} bytes of voxels and is too small to hold them")
+        data = np.asanyarray(image.dataobj)
+        array = np.array(data.T, dtype=data.dtype.newbyteorder("="), order="C")
+        codes = int(image.header["sform_code"]), int(image.header["qform_code"])
+    except Exception as error:
         raise MedDPMError(f"{path} cannot be read ({_first_line(error)}): the file is damaged or not NIfTI") from error
-    return np.ascontiguousarray(array.T), image.affine
+    notes = ()
+    if codes == (0, 0):
+        notes = (f"{path.name} does not say how it lies in the patient: its axes are taken to run L, A and S",)
+    return array, image.affine, notes
 
 
-def _read_itk(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    import SimpleITK
-
-    try:
-        image = SimpleITK.ReadImage(str(path))
-        array = SimpleITK.GetArrayFromImage(image)
-    except RuntimeError as error:
-        raise MedDPMError(f"{path} cannot be read ({_first_line(error)}): the file is damaged or of another kind") from error
+def _read_itk(path: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    image = read_itk(path)
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
         raise MedDPMError(
             f"{path} has {image.GetDimension()} axes and {image.GetNumberOfComponentsPerPixel()} components:"
             " one 3-D volume is needed (in 3D Slicer, export the segmentation as a label map)"
         )
+    return itk_array(image), itk_ijk_to_ras(image), ()
+
+
+def read_itk(path: Path):
+    """The SimpleITK image in ``path``, of whatever dimension and number of components."""
+    import SimpleITK
+
+    try:
+        return SimpleITK.ReadImage(str(path))
+    except RuntimeError as error:
+        raise MedDPMError(
+            f"{path} cannot be read ({_first_line(error)}): the file is damaged or not NRRD or MetaImage"
+        ) from error
+
+
+def itk_array(image) -> np.ndarray:
+    """The voxels of a SimpleITK image: (k, j, i), or (k, j, i, components)."""
+    import SimpleITK
+
+    return SimpleITK.GetArrayFromImage(image)
+
+
+def itk_ijk_to_ras(image) -> np.ndarray:
+    """The IJK-to-RAS matrix of a 3-D SimpleITK image, whose world is LPS."""
     matrix = np.eye(4)
     matrix[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
     matrix[:3, 3] = image.GetOrigin()
-    return array, _LPS_TO_RAS @ matrix
+    return _LPS_TO_RAS @ matrix
 
 
 def _first_line(error: Exception) -> str:
@@ -125,8 +171,8 @@ def resample_image(volume: Volume, geometry: Geometry, *, fill: float) -> Volume
     """
     if volume.geometry.is_close(geometry):
         return Volume(volume.array.astype(np.float32), geometry)
-    sampled = _sample(volume.array.astype(np.float32), volume.geometry, geometry, _points_per_voxel(volume.geometry, geometry), fill)
-    return Volume(sampled, geometry)
+    points = _points_per_voxel(volume.geometry, geometry)
+    return Volume(_sample(volume.array.astype(np.float32), volume.geometry, geometry, points, fill), geometry)
 
 
 def resample_labels(volume: Volume, geometry: Geometry, priority: Sequence[int]) -> Volume:
@@ -139,7 +185,9 @@ def resample_labels(volume: Volume, geometry: Geometry, priority: Sequence[int])
     source = volume.geometry
     shift = _integer_shift(source, geometry)
     if shift is not None:
-        return Volume(_shifted(volume.array, shift, geometry), geometry)
+        copied = _shifted(volume.array, shift, geometry)
+        copied[~np.isin(copied, list(priority))] = 0
+        return Volume(copied, geometry)
     points = _points_per_voxel(source, geometry)
     labels = np.zeros(geometry.shape, volume.array.dtype)
     best = np.zeros(geometry.shape, np.float32)
@@ -251,43 +299,58 @@ def _sample(array: np.ndarray, source: Geometry, target: Geometry, points: np.nd
 
 
 @contextmanager
-def written_whole(path: Path):
+def written_whole(path: Path) -> Iterator[Path]:
     """Gives a temporary path beside ``path`` that is moved onto it when the block ends well, else removed.
 
-    So a reader sees the whole file or none, whatever interrupts. The temporary name keeps the suffix.
+    So a reader sees the whole file or none, whatever interrupts. The temporary name keeps the suffix and is
+    short, for systems that limit the length of paths. An ``OSError`` in the block (no space, no permission)
+    becomes :class:`MedDPMError`.
     """
     path = Path(path)
-    suffix = volume_suffix(path) or path.suffix
+    temporary = path.with_name(f".{secrets.token_hex(4)}{volume_suffix(path) or path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=suffix, dir=path.parent)
-    except OSError as error:
-        raise MedDPMError(f"{path} cannot be written ({error.strerror}): choose another folder") from error
-    os.close(handle)
-    temporary = Path(name)
-    try:
+        # Taken at once, so that a folder without permission is told before anything is computed for it.
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
         yield temporary
-        # mkstemp makes the file private; a result is as readable as any other file of its owner's.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, path)
     except OSError as error:
-        raise MedDPMError(f"{path} cannot be written ({error.strerror or error}): free some space or choose another folder") from error
+        reason = error.strerror or _first_line(error)
+        raise MedDPMError(f"{path} cannot be written ({reason}): free some space or choose another folder") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def write_nifti(path: str | os.PathLike, volume: Volume, *, description: str = "") -> None:
-    """Writes ``volume`` as NIfTI-1 in its own dtype, whole or not at all; ``description`` goes into the header."""
+    """Writes ``volume`` as NIfTI-1, whole or not at all; ``description`` (79 bytes) goes into the header.
+
+    The dtype is kept where readers know it: bool becomes uint8, float16 float32, 64-bit integers int32.
+    """
     import nibabel
 
-    image = nibabel.Nifti1Image(volume.array.T, volume.geometry.ijk_to_ras)
+    path = Path(path)
+    if volume_suffix(path) not in NIFTI_SUFFIXES:
+        raise MedDPMError(f"{path} cannot be written as NIfTI: the name has to end with .nii or .nii.gz")
+    image = nibabel.Nifti1Image(_as_stored(volume.array, path).T, volume.geometry.ijk_to_ras)
+    # A qform cannot hold a shear: it gets the nearest rotation, for readers that know no sform.
     image.set_sform(volume.geometry.ijk_to_ras, code="scanner")
-    image.set_qform(volume.geometry.ijk_to_ras, code="scanner")
+    image.set_qform(volume.geometry.ijk_to_ras, code="scanner", strip_shears=True)
     image.header.set_xyzt_units("mm")
     image.header["descrip"] = description.encode()[:79]
-    with written_whole(Path(path)) as temporary:
+    with written_whole(path) as temporary:
         nibabel.save(image, temporary)
 
 
+def _as_stored(array: np.ndarray, path: Path) -> np.ndarray:
+    """``array`` in a dtype that readers of NIfTI know."""
+    if array.dtype == bool:
+        return array.astype(np.uint8)
+    if array.dtype == np.float16:
+        return array.astype(np.float32)
+    if array.dtype.kind in "iu" and array.dtype.itemsize == 8:
+        limits = np.iinfo(np.int32)
+        if array.min() < limits.min or array.max() > limits.max:
+            raise MedDPMError(f"{path} cannot be written: it has integers of more than 32 bits")
+        return array.astype(np.int32)
+    return array

@@ -1,0 +1,117 @@
+"""Which label is each segment of a segmentation file of 3D Slicer (``.seg.nrrd``)?
+
+3D Slicer numbers segments in the order in which they were added and says in the header what they are, so the
+header counts, not the values: terminology first, name second. Overlapping segments lie in several layers.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from MedDPMLib.errors import MedDPMError
+from MedDPMLib.geometry import Geometry
+from MedDPMLib.labels import Label, LabelScheme
+from MedDPMLib.volume import ITK_SUFFIXES, Volume, check_readable, itk_array, itk_ijk_to_ras, read_itk
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A segment as the header describes it: voxels of ``value`` in ``layer``; ``code`` is (scheme, value) of its type."""
+
+    name: str
+    value: int
+    layer: int
+    code: tuple[str, str] | None
+
+    def label_in(self, scheme: LabelScheme) -> Label | None:
+        """The label of ``scheme`` that this segment is, by its terminology or else by its name."""
+        by_code = scheme.label_by_code(*self.code) if self.code else None
+        return by_code or scheme.label_by_name(self.name)
+
+
+def holds_segments(path: str | os.PathLike) -> bool:
+    """Whether the file says in its header which segments it holds. Its voxels are not read."""
+    path = Path(path)
+    return check_readable(path) in ITK_SUFFIXES and "Segment0_LabelValue" in _metadata(path)
+
+
+def read_segments(path: str | os.PathLike, scheme: LabelScheme) -> Volume:
+    """The file's segments as one volume of ``scheme``'s values, uint8; of overlapping ones the priority decides.
+
+    The notes say which segment became which label. Raises :class:`MedDPMError` when a segment that is not
+    empty is none of the scheme's labels, when two are the same label, and for a damaged file.
+    """
+    path = Path(path)
+    image = read_itk(path)
+    if image.GetDimension() != 3:
+        raise MedDPMError(f"{path} has {image.GetDimension()} axes: one segmentation of a 3-D volume is needed")
+    geometry = Geometry(image.GetSize(), itk_ijk_to_ras(image))
+    layers = itk_array(image).reshape(*geometry.shape, -1)
+    channels = np.zeros((len(scheme.labels), *geometry.shape), bool)
+    notes, strangers = [], []
+    taken: dict[int, str] = {}
+    for segment in _segments(path):
+        if not 0 <= segment.layer < layers.shape[-1]:
+            raise MedDPMError(f'{path}: the segment "{segment.name}" lies in a layer that the file does not have')
+        voxels = layers[..., segment.layer] == segment.value
+        label = segment.label_in(scheme)
+        if not voxels.any():
+            continue
+        if label is None:
+            strangers.append(segment.name)
+            continue
+        if label.value in taken:
+            raise MedDPMError(
+                f'{path}: the segments "{taken[label.value]}" and "{segment.name}" are both the label'
+                f' "{label.name}": merge them or name one of them otherwise'
+            )
+        taken[label.value] = segment.name
+        channels[scheme.values.index(label.value)] = voxels
+        notes.append(f'segment "{segment.name}" is taken for {label.name.lower()}')
+    if strangers:
+        raise MedDPMError(
+            f"{path}: of the scheme {scheme.name}'s labels ({scheme.describe_labels()}) none is the segment"
+            f" {', '.join(strangers[:10])}: rename it after its label or remove it"
+        )
+    return Volume(scheme.merge(channels), geometry, tuple(notes))
+
+
+def _segments(path: Path) -> list[Segment]:
+    metadata = _metadata(path)
+    segments = []
+    while (value := metadata.get(f"Segment{len(segments)}_LabelValue")) is not None:
+        prefix = f"Segment{len(segments)}_"
+        layer = metadata.get(prefix + "Layer", "0")
+        if not (re.fullmatch(r"\d{1,9}", value) and re.fullmatch(r"\d{1,9}", layer)):
+            raise MedDPMError(f"{path}: the header's description of segment {len(segments)} is damaged")
+        name = metadata.get(prefix + "Name") or metadata.get(prefix + "ID", "")
+        segments.append(Segment(name, int(value), int(layer), _type_code(metadata.get(prefix + "Tags", ""))))
+    return segments
+
+
+def _type_code(tags: str) -> tuple[str, str] | None:
+    """(scheme, value) of the type in "...|TerminologyEntry:context~category~SCT^79654002^Edema~...|"."""
+    for tag in tags.split("|"):
+        key, _, entry = tag.partition(":")
+        parts = entry.split("~")
+        if key.strip() == "TerminologyEntry" and len(parts) > 2:
+            scheme, _, rest = parts[2].partition("^")
+            return (scheme, rest.partition("^")[0]) if rest else None
+    return None
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    import SimpleITK
+
+    reader = SimpleITK.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise MedDPMError(f"{path} cannot be read: the file is damaged or not NRRD or MetaImage") from error
+    return {key: reader.GetMetaData(key) for key in reader.GetMetaDataKeys()}
