@@ -1,0 +1,89 @@
+"""Which device and which precision? One choice, with its reason, for every command."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from MedDPMLib.errors import MedDPMError
+
+#: The name of each precision and the types it goes by elsewhere.
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_ALIASES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+PRECISIONS = ("auto", *_DTYPES)
+
+#: CPU features that make bfloat16 convolutions faster than float32 ones.
+_CPU_BFLOAT16 = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Where and how a network runs, and why: ``reason`` is a sentence for the log."""
+
+    device: torch.device
+    dtype: torch.dtype
+    reason: str
+
+    @property
+    def precision(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+
+def choose_execution(device: str | torch.device = "auto", precision: str = "auto") -> Execution:
+    """The device ("auto", "cpu", "cuda", "cuda:1", "mps") and precision (one of :data:`PRECISIONS`) to run with.
+
+    "auto" takes a GPU if there is one, and the fastest precision that the device computes well. A device that
+    was named and is not there, or a name that does not exist, raises :class:`MedDPMError`.
+    """
+    chosen, why = _choose_device(device)
+    dtype, how = _choose_dtype(chosen, precision)
+    return Execution(chosen, dtype, f"{why}; {how}")
+
+
+def _choose_device(device: str | torch.device) -> tuple[torch.device, str]:
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda"), f"on {torch.cuda.get_device_name()}"
+        return torch.device("cpu"), "on the CPU, because PyTorch sees no CUDA device"
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise MedDPMError(f'there is no device "{device}": use auto, cpu, cuda, cuda:1 or mps') from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise MedDPMError(f'the device "{device}" cannot be used, because PyTorch sees no CUDA device: use cpu or auto')
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise MedDPMError(f'the device "{device}" is not there: this machine has {torch.cuda.device_count()} CUDA device(s)')
+    if chosen.type == "mps" and not torch.backends.mps.is_available():
+        raise MedDPMError(f'the device "{device}" cannot be used, because PyTorch sees no Apple GPU: use cpu or auto')
+    if chosen.type not in ("cpu", "cuda", "mps"):
+        raise MedDPMError(f'the device "{device}" is not supported: use auto, cpu, cuda, cuda:1 or mps')
+    return chosen, f"on {chosen}, as asked"
+
+
+def _choose_dtype(device: torch.device, precision: str) -> tuple[torch.dtype, str]:
+    name = _ALIASES.get(precision, precision)
+    if name in _DTYPES:
+        if device.type == "cpu" and name == "float16":
+            raise MedDPMError("float16 is not computed on the CPU: use bfloat16, float32 or auto")
+        return _DTYPES[name], f"in {name}, as asked"
+    if name != "auto":
+        raise MedDPMError(f'there is no precision "{precision}": use {", ".join(PRECISIONS)}')
+    if device.type == "cuda":
+        if torch.cuda.get_device_capability(device) >= (8, 0):
+            return torch.bfloat16, "in bfloat16, which this GPU computes fast"
+        return torch.float16, "in float16, because this GPU has no fast bfloat16"
+    if device.type == "cpu" and any(getattr(torch.cpu, name, bool)() for name in _CPU_BFLOAT16):
+        return torch.bfloat16, "in bfloat16, which this CPU computes fast"
+    return torch.float32, f"in float32, because this {device.type.upper()} has no fast bfloat16"
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that can be taken on ``device`` now, or None where that cannot be asked."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        import psutil
+    except ModuleNotFoundError:  # it comes with the command line, not with Slicer
+        return None
+    return psutil.virtual_memory().available

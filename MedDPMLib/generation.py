@@ -1,0 +1,157 @@
+"""Mask in, volumes out: the one way that the API, the command line and the panel take."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from MedDPMLib.device import Execution, choose_execution, free_memory
+from MedDPMLib.errors import MedDPMError
+from MedDPMLib.geometry import Geometry
+from MedDPMLib.masks import Fitted, Mask, condition, fit, read_mask
+from MedDPMLib.model import Model
+from MedDPMLib.record import make_record
+from MedDPMLib.samplers import sample
+from MedDPMLib.volume import Volume, resample_image
+
+#: Where the result lies: on the model's own grid, or resampled onto the mask's.
+SPACES = ("model", "mask")
+
+#: (step from 1, steps, current estimate of x0 (1, C, D, H, W)) after every step; what it raises ends the run.
+Progress = Callable[[int, int, Tensor], None]
+
+
+class Generated(dict[str, Volume]):
+    """The volumes by modality, float32 in the card's intensity range, and the ``record`` of how they were made."""
+
+    def __init__(self, volumes: dict[str, Volume], record: dict) -> None:
+        super().__init__(volumes)
+        self.record = record
+
+
+def generate(
+    model: Model,
+    mask: str | os.PathLike | Mask | Volume,
+    *,
+    seed: int = 0,
+    steps: int | None = None,
+    sampler: str | None = None,
+    device: str | torch.device = "auto",
+    precision: str = "auto",
+    space: str = "model",
+    progress: Progress | None = None,
+) -> Generated:
+    """One synthetic volume of each of the model's modalities for ``mask``.
+
+    ``mask`` is a file, a :class:`Volume` of labels or a checked :class:`Mask`. ``steps`` and ``sampler`` (one of
+    :data:`MedDPMLib.samplers.METHODS`) default to the card's quality "standard". The same seed gives the same
+    volumes on the same device. ``space`` is one of :data:`SPACES`; voxels of the mask's grid that the model's
+    does not reach are background.
+
+    Raises :class:`MedDPMError` for whatever is wrong with mask or settings, and when memory does not suffice.
+    """
+    if space not in SPACES:
+        raise MedDPMError(f'there is no space "{space}": use {" or ".join(SPACES)}')
+    if not 0 <= seed < 2**63:
+        raise MedDPMError(f"the seed is a whole number from 0 to 2^63 - 1, not {seed}")
+    card = model.card
+    standard = card.qualities["standard"]
+    steps = standard.steps if steps is None else steps
+    sampler = standard.sampler if sampler is None else sampler
+    mask = as_mask(mask, model)
+    fitted = fit(mask, card.grid)
+    execution = choose_execution(device, precision)
+    started = time.perf_counter()
+    with _memory_explained(model, execution):
+        images = _sample(model, fitted, execution, seed, steps, sampler, progress)
+    record = make_record(
+        model=model, mask=mask, fitted=fitted, execution=execution, seed=seed, steps=steps, sampler=sampler,
+        space=space, seconds=time.perf_counter() - started,
+    )  # fmt: skip
+    geometry = mask.volume.geometry if space == "mask" else fitted.geometry
+    return Generated(_volumes(card, images, fitted.geometry, geometry), record)
+
+
+def as_mask(mask: str | os.PathLike | Mask | Volume, model: Model) -> Mask:
+    """``mask`` checked against the model's label scheme."""
+    scheme = model.card.scheme
+    if isinstance(mask, Volume):
+        return Mask.from_volume(mask, scheme)
+    if not isinstance(mask, Mask):
+        return read_mask(mask, scheme)
+    if mask.scheme != scheme:
+        raise MedDPMError(
+            f'{mask.name} is a mask of the scheme "{mask.scheme.name}", the model {model.card.name} needs "{scheme.name}"'
+        )
+    return mask
+
+
+def _sample(
+    model: Model, fitted: Fitted, execution: Execution, seed: int, steps: int, sampler: str, progress: Progress | None
+) -> Tensor:
+    """The images (C, D, H, W), float32 on the CPU."""
+    card = model.card
+    network = model.prepared(execution)
+    labels = torch.from_numpy(condition(fitted.labels, card.scheme, card.mask_encoding))[None]
+    labels = labels.to(execution.device, execution.dtype)
+
+    def predict(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        return network(x.to(execution.dtype), t, labels)
+
+    # Noise from a generator of the CPU is the same for every device.
+    images = sample(
+        predict,
+        labels,
+        model.schedule,
+        shape=(1, len(card.modalities), *fitted.labels.shape),
+        method=sampler,
+        steps=steps,
+        generator=torch.Generator().manual_seed(seed),
+        prediction=card.prediction,
+        progress=progress,
+    )
+    return images[0].cpu()
+
+
+def _volumes(card, images: Tensor, geometry: Geometry, wanted: Geometry) -> dict[str, Volume]:
+    low, high = card.intensity_range
+    volumes = {}
+    for modality, image in zip(card.modalities, images, strict=True):
+        volume = Volume(((image + 1) * ((high - low) / 2) + low).numpy(), geometry)
+        volumes[modality] = volume if wanted is geometry else resample_image(volume, wanted, fill=low)
+    return volumes
+
+
+@contextmanager
+def _memory_explained(model: Model, execution: Execution):
+    """Refuses a run that cannot fit before it starts, and says what would fit when memory runs out after all."""
+    needed = model.memory_needed(execution.dtype)
+    free = free_memory(execution.device)
+    if free is not None and needed > free:
+        raise MedDPMError(_memory_message(model, execution, f"{_gigabytes(free)} are free"))
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise MedDPMError(_memory_message(model, execution, "it ran out")) from error
+    except RuntimeError as error:
+        if "alloc" not in str(error) or "memory" not in str(error):  # what the CPU's allocator says
+            raise
+        raise MedDPMError(_memory_message(model, execution, "it ran out")) from error
+
+
+def _memory_message(model: Model, execution: Execution, found: str) -> str:
+    needs = {str(dtype).removeprefix("torch."): model.memory_needed(dtype) for dtype in (torch.bfloat16, torch.float32)}
+    return (
+        f"there is not enough memory on {execution.device} for {model.card.name} in {execution.precision} ({found}):"
+        f" it takes about {', '.join(f'{_gigabytes(need)} in {name}' for name, need in needs.items())};"
+        " close other programs, choose another precision or device, or a model with a smaller grid"
+    )
+
+
+def _gigabytes(size: float) -> str:
+    return f"{size / 1e9:.1f} GB"

@@ -1,0 +1,72 @@
+"""A network with its card and noise schedule, ready to use."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from MedDPMLib.card import Card
+from MedDPMLib.device import Execution, choose_execution
+from MedDPMLib.networks import build_network
+from MedDPMLib.schedule import NoiseSchedule, make_schedule
+
+
+class Model:
+    """A diffusion model: ``card``, ``schedule``, ``network`` (float32) and ``hash`` (SHA-256 of its file).
+
+    The network is a plain callable ``network(x, t, condition)`` that predicts what ``card.prediction`` says.
+    :attr:`denoiser` predicts the noise, whatever the network does.
+    """
+
+    def __init__(self, card: Card, network: nn.Module, hash: str) -> None:
+        self.card = card
+        self.hash = hash
+        self.schedule: NoiseSchedule = make_schedule(**card.schedule)
+        self.network = network.eval().requires_grad_(False)
+        self._prepared: tuple[Execution, nn.Module] | None = None
+
+    @property
+    def denoiser(self) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        """``denoiser(x, t, condition)``: the noise in x_t, float32.
+
+        x (B, C, D, H, W), t (B,) integer, condition (B, K, D, H, W) in the card's mask encoding, all on the
+        network's device. For :func:`MedDPMLib.samplers.sample` with ``prediction="noise"``.
+        """
+
+        @torch.no_grad()
+        def predict_noise(x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+            predicted = self.network(x.float(), t, condition.float())
+            return self.schedule.noise_from(predicted, x, t, self.card.prediction)
+
+        return predict_noise
+
+    def prepared(self, execution: Execution) -> nn.Module:
+        """The network on the device, in the precision and with the memory layout of ``execution``; kept for the next call."""
+        if self._prepared is None or self._prepared[0] != execution:
+            self._prepared = None  # the old copy goes before the new one comes
+            network = copy.deepcopy(self.network).to(
+                execution.device, execution.dtype, memory_format=torch.channels_last_3d
+            )
+            self._prepared = execution, network
+        return self._prepared[1]
+
+
+def load_model(model: str | os.PathLike | Model) -> Model:
+    """The model of that name (bundled or imported), or in that file: a bundle or an official checkpoint.
+
+    Raises :class:`MedDPMLib.errors.MedDPMError` for an unknown name and for a file that is neither.
+    """
+    from MedDPMLib.store import ModelStore, load_card_and_state
+
+    if isinstance(model, Model):
+        return model
+    entry = ModelStore().find(model)
+    card, state = load_card_and_state(entry.path)
+    network = build_network(card.network_description)
+    network.load_state_dict({name: tensor.float() for name, tensor in state.items()})
+    return Model(card, network, entry.hash)

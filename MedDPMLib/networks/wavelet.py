@@ -1,0 +1,142 @@
+"""The compact network of the bundled models: a U-Net on the Haar sub-bands of image and labels.
+
+One orthonormal Haar split turns every channel into eight sub-bands at half the resolution (the front end of
+wavelet diffusion, Friedrich et al. 2024, arXiv 2402.19043), so that no convolution runs on the full grid,
+and nothing is lost: labels keep their one-voxel detail, unit-variance noise stays unit-variance noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from MedDPMLib.errors import MedDPMError
+
+_GROUPS = 8
+_TIME_WIDTH = 192
+_EMBEDDING_WIDTH = 32
+
+
+def haar_split(x: Tensor) -> Tensor:
+    """Orthonormal 3-D Haar analysis: (B, C, D, H, W), even sides, to (B, 8 C, D/2, H/2, W/2).
+
+    Sub-band ``b`` of channel ``c`` is channel ``b * C + c``; bit 2, 1, 0 of ``b`` says high-pass along D, H, W.
+    """
+    for axis in (4, 3, 2):
+        even, odd = x.unflatten(axis, (-1, 2)).unbind(axis + 1)
+        x = torch.cat([even + odd, even - odd], dim=1)
+    return x * math.sqrt(0.125)
+
+
+def haar_merge(x: Tensor) -> Tensor:
+    """The inverse of :func:`haar_split`: (B, 8 C, D/2, H/2, W/2) to (B, C, D, H, W)."""
+    for axis in (2, 3, 4):
+        low, high = x.chunk(2, dim=1)
+        x = torch.stack([low + high, low - high], dim=axis + 1).flatten(axis, axis + 1)
+    return x * math.sqrt(0.125)
+
+
+def timestep_features(t: Tensor, width: int) -> Tensor:
+    """Sinusoids of timestep ``t`` (B,): (B, width), float32 (Vaswani et al. 2017)."""
+    frequencies = torch.exp(-math.log(10_000) * torch.arange(width // 2, device=t.device) / (width // 2))
+    angles = t.float()[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class _Block(nn.Module):
+    """Two convolutions with a residual connection; the timestep enters as a bias between them (Ho et al. 2020)."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(_GROUPS, inputs)
+        self.conv1 = nn.Conv3d(inputs, outputs, 3, padding=1)
+        self.time = nn.Linear(_TIME_WIDTH, outputs)
+        self.norm2 = nn.GroupNorm(_GROUPS, outputs)
+        self.conv2 = _zero(nn.Conv3d(outputs, outputs, 3, padding=1))
+        self.shortcut = nn.Identity() if inputs == outputs else nn.Conv3d(inputs, outputs, 1)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x))) + self.time(time)[:, :, None, None, None]
+        return self.shortcut(x) + self.conv2(F.silu(self.norm2(h)))
+
+
+def _zero(layer: nn.Module) -> nn.Module:
+    """``layer`` with weights and bias zero, so that a residual branch starts as nothing."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+class WaveletUNet3d(nn.Module):
+    """Predicts from ``(x (B, C, D, H, W), t (B,), condition (B, K, D, H, W))`` a (B, C, D, H, W) tensor.
+
+    What it predicts (noise, x0 or v) is the model card's affair. D, H and W are multiples of 2 to the
+    number of ``channels``; voxel positions on the grid, in [-1, 1] along each axis, are further channels, because
+    where a structure lies says how it looks.
+
+    ``channels`` are the widths at 1/2, 1/4, 1/8, ... of the grid. The sub-bands of ``x`` also reach the output
+    directly, each through a gate that depends on the timestep: where the image is almost clean its detail
+    passes, where it is noise it does not.
+    """
+
+    def __init__(
+        self, image_channels: int, condition_channels: int, channels: Sequence[int] = (48, 64, 96, 128)
+    ) -> None:
+        super().__init__()
+        if any(width % _GROUPS for width in channels):
+            raise MedDPMError(f"the widths {tuple(channels)} of a wavelet U-Net must be multiples of {_GROUPS}")
+        self.time = nn.Sequential(nn.Linear(64, _TIME_WIDTH), nn.SiLU(), nn.Linear(_TIME_WIDTH, _TIME_WIDTH), nn.SiLU())
+        self.image_stem = nn.Conv3d(8 * image_channels, channels[0], 3, padding=1)
+        self.embedding = nn.Conv3d(8 * condition_channels + 3, _EMBEDDING_WIDTH, 1)
+        self.condition_stem = nn.Conv3d(_EMBEDDING_WIDTH, channels[0], 3, padding=1, bias=False)
+        self.down = nn.ModuleList(_Block(width, width) for width in channels[:-1])
+        self.widen = nn.ModuleList(nn.Conv3d(a, b, 2, stride=2) for a, b in zip(channels, channels[1:]))
+        self.middle = nn.ModuleList(_Block(channels[-1], channels[-1]) for _ in range(2))
+        self.narrow = nn.ModuleList(nn.Conv3d(b, a, 1) for a, b in zip(channels, channels[1:]))
+        self.up = nn.ModuleList(_Block(2 * width, width) for width in channels[:-1])
+        self.out_norm = nn.GroupNorm(_GROUPS, channels[0])
+        self.out = _zero(nn.Conv3d(channels[0], 8 * image_channels, 3, padding=1))
+        self.gate = _zero(nn.Linear(_TIME_WIDTH, 8 * image_channels))
+
+    def forward(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        factor = 2 ** (len(self.down) + 1)
+        if any(side % factor for side in x.shape[2:]):
+            raise MedDPMError(f"this wavelet U-Net needs sides that are multiples of {factor}, not {tuple(x.shape[2:])}")
+        dtype = self.out.weight.dtype
+        time = self.time(timestep_features(t, 64).to(dtype))
+        bands = haar_split(x.to(dtype))
+        h = self.image_stem(_channels_last(bands)) + self.encode_condition(condition)
+        skips = []
+        for block, widen in zip(self.down, self.widen, strict=True):
+            h = block(h, time)
+            skips.append(h)
+            h = widen(h)
+        for block in self.middle:
+            h = block(h, time)
+        for block, narrow in zip(reversed(self.up), reversed(self.narrow), strict=True):
+            h = F.interpolate(narrow(h), scale_factor=2.0, mode="nearest")
+            h = block(torch.cat([h, skips.pop()], dim=1), time)
+        h = self.out(F.silu(self.out_norm(h)))
+        return haar_merge(h + self.gate(time)[:, :, None, None, None] * bands)
+
+    def encode_condition(self, condition: Tensor) -> Tensor:
+        """The condition's share of the first convolution: (B, channels[0], D/2, H/2, W/2)."""
+        dtype = self.out.weight.dtype
+        bands = haar_split(condition.to(dtype))
+        positions = _positions(bands.shape[2:], condition.device).to(dtype).expand(len(condition), -1, -1, -1, -1)
+        embedded = self.embedding(_channels_last(torch.cat([bands, positions], dim=1)))
+        return self.condition_stem(F.silu(embedded))
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last_3d)
+
+
+def _positions(shape: Sequence[int], device: torch.device) -> Tensor:
+    """(1, 3, D, H, W): the middle of each voxel along W, H and D, the whole grid being [-1, 1]."""
+    axes = [(2 * torch.arange(n, device=device) + 1) / n - 1 for n in shape]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1])[None]

@@ -1,0 +1,128 @@
+"""With which settings is a model trained? A recipe is a TOML file; every field is required, so none is hidden."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, fields
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from MedDPMLib.errors import MedDPMError
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    import tomli as tomllib
+
+
+@dataclass(frozen=True)
+class Stage:
+    """``iterations`` on a grid of ``size`` (i, j, k) voxels that spans the data's box."""
+
+    size: tuple[int, int, int]
+    iterations: int
+
+
+@dataclass(frozen=True)
+class Training:
+    """Optimisation: AdamW with linear warm-up and cosine decay, one volume an iteration."""
+
+    seed: int
+    learning_rate: float
+    final_learning_rate: float
+    warm_up: int
+    weight_decay: float
+    gradient_norm: float
+    ema: float
+    high_noise: float
+    sigma_floor: float
+    background_weight: float
+    tumour_weight: float
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How far a case is varied; lengths in mm, angles in degrees, deviations of normal distributions."""
+
+    flip: float
+    rotation: float
+    scaling: float
+    translation: float
+    elastic: float
+    elastic_points: int
+    gamma: float
+    bias: float
+    bias_points: int
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides about a training run except the data."""
+
+    name: str
+    title: str
+    scheme: str
+    modalities: tuple[str, ...]
+    prediction: str
+    mask_encoding: tuple[float, float]
+    network: dict[str, Any]
+    schedule: dict[str, Any]
+    training: Training
+    stages: tuple[Stage, ...]
+    augmentation: Augmentation
+
+    @property
+    def iterations(self) -> int:
+        return sum(stage.iterations for stage in self.stages)
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that ship with the package."""
+    folder = files("MedDPMLib") / "resources" / "recipes"
+    return sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def load_recipe(name_or_path: str | os.PathLike) -> Recipe:
+    """The recipe of that name, or the one in that TOML file; :class:`MedDPMError` names the field at fault."""
+    path = Path(name_or_path)
+    if path.suffix != ".toml":
+        if str(name_or_path) not in recipe_names():
+            raise MedDPMError(f'there is no recipe "{name_or_path}": use one of {", ".join(recipe_names())}, or a .toml file')
+        path = Path(str(files("MedDPMLib") / "resources" / "recipes" / f"{name_or_path}.toml"))
+    try:
+        values = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise MedDPMError(f"the recipe {path} cannot be read ({error.strerror}): check the path") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise MedDPMError(f"the recipe {path} is not TOML: {error}") from error
+    try:
+        return _recipe(path.stem, values)
+    except MedDPMError as error:
+        raise MedDPMError(f"{path}: {error}") from None
+
+
+def _recipe(name: str, values: dict[str, Any]) -> Recipe:
+    values = _checked("the recipe", Recipe, {"name": name, **values})
+    stages = [Stage(**_checked("[[stages]]", Stage, stage)) for stage in values["stages"]]
+    if not stages:
+        raise MedDPMError("[[stages]] is empty: name at least one grid and its iterations")
+    return Recipe(
+        **values
+        | {
+            "modalities": tuple(values["modalities"]),
+            "mask_encoding": tuple(map(float, values["mask_encoding"])),
+            "training": Training(**_checked("[training]", Training, values["training"])),
+            "stages": tuple(Stage(tuple(stage.size), stage.iterations) for stage in stages),
+            "augmentation": Augmentation(**_checked("[augmentation]", Augmentation, values["augmentation"])),
+        }
+    )
+
+
+def _checked(section: str, kind: type, values: dict[str, Any]) -> dict[str, Any]:
+    expected = {field.name for field in fields(kind)}
+    for name in sorted(set(values) - expected):
+        raise MedDPMError(f'{section} has no field "{name}": it has {", ".join(sorted(expected))}')
+    for name in sorted(expected - set(values)):
+        raise MedDPMError(f'{section} lacks the field "{name}"')
+    return values
