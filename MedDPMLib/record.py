@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,6 +15,7 @@ from MedDPMLib import __version__
 from MedDPMLib.volume import SYNTHETIC, write_nifti, written_whole
 
 if TYPE_CHECKING:
+    from MedDPMLib.card import Card
     from MedDPMLib.device import Execution
     from MedDPMLib.generation import Generated
     from MedDPMLib.masks import Fitted, Mask
@@ -21,8 +23,21 @@ if TYPE_CHECKING:
 
 _PACKAGES = ("torch", "numpy", "SimpleITK", "nibabel", "safetensors")
 
-#: The fields that decide what a volume looks like: two records that agree in them describe the same volume.
-DECISIVE = ("model", "mask", "seed", "sampler", "steps", "precision", "device", "space")
+
+def describe_run(
+    *, card: Card, model_hash: str, mask: Mask, execution: Execution, seed: int, steps: int, sampler: str, space: str
+) -> dict[str, Any]:
+    """The part of a record that decides what a volume looks like: where it is equal, the volumes are."""
+    return {
+        "model": {"name": card.name, "hash": model_hash},
+        "mask": {"name": mask.name, "source": mask.source and Path(mask.source).name, "hash": mask.hash},
+        "seed": seed,
+        "sampler": sampler,
+        "steps": steps,
+        "precision": execution.precision,
+        "device": execution.device.type,
+        "space": space,
+    }
 
 
 def make_record(
@@ -30,19 +45,16 @@ def make_record(
     space: str, seconds: float,
 ) -> dict[str, Any]:  # fmt: skip
     """The record of one run, plain data for JSON."""
+    run = describe_run(
+        card=model.card, model_hash=model.hash, mask=mask, execution=execution, seed=seed, steps=steps, sampler=sampler,
+        space=space,
+    )  # fmt: skip
     return {
         "description": SYNTHETIC,
         "notice": "Made by a generative model from a label map. Not an image of a patient, not for diagnosis.",
-        "model": {"name": model.card.name, "hash": model.hash},
-        "mask": {"name": mask.name, "source": mask.source and Path(mask.source).name, "hash": mask.hash},
+        **run,
         "scheme": mask.scheme.name,
         "modalities": list(model.card.modalities),
-        "seed": seed,
-        "sampler": sampler,
-        "steps": steps,
-        "precision": execution.precision,
-        "device": execution.device.type,
-        "space": space,
         "notes": [*mask.notes, *fitted.notes],
         "outside_mm3": fitted.outside,
         "seconds": round(seconds, 3),
@@ -69,12 +81,31 @@ def write_result(folder: str | os.PathLike, stem: str, generated: Generated) -> 
     """
     paths = []
     for modality, volume in generated.items():
-        path = Path(folder) / f"{stem}_{modality}.nii.gz"
+        path = volume_path(folder, stem, modality)
+        # An old record must not speak for a new volume if what follows is interrupted.
+        sidecar(path).unlink(missing_ok=True)
         write_nifti(path, volume, description=SYNTHETIC)
         with written_whole(sidecar(path)) as temporary:
             temporary.write_text(json.dumps({"modality": modality, **generated.record}, indent=2) + "\n")
         paths.append(path)
     return paths
+
+
+def volume_path(folder: str | os.PathLike, stem: str, modality: str) -> Path:
+    return Path(folder) / f"{stem}_{modality}.nii.gz"
+
+
+def is_finished(folder: str | os.PathLike, stem: str, modalities: Sequence[str], run: dict[str, Any]) -> bool:
+    """Whether :func:`write_result` wrote the volumes of this ``run`` (:func:`describe_run`), all of them."""
+    for modality in modalities:
+        path = volume_path(folder, stem, modality)
+        try:
+            record = json.loads(sidecar(path).read_text())
+        except (OSError, ValueError):
+            return False
+        if not isinstance(record, dict) or any(record.get(key) != value for key, value in run.items()) or not path.is_file():
+            return False
+    return True
 
 
 def sidecar(path: Path) -> Path:
