@@ -111,6 +111,12 @@ class Geometry:
         """RAS position of the middle of the box."""
         return self.to_ras((np.array(self.size) - 1) / 2)
 
+    def cut(self, low: np.ndarray, high: np.ndarray) -> Geometry:
+        """The part from voxel index ``low`` (i, j, k) up to and without ``high``; both may lie outside."""
+        matrix = self.ijk_to_ras.copy()
+        matrix[:3, 3] = self.to_ras(low)
+        return Geometry(tuple(np.asarray(high) - low), matrix)
+
     def is_close(self, other: Geometry, tolerance: float = 1e-3) -> bool:
         """Whether every voxel of both lies at the same place, within ``tolerance`` voxels."""
         if self.size != other.size:

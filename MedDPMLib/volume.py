@@ -253,9 +253,7 @@ def _crop(array: np.ndarray, geometry: Geometry, margin: int) -> tuple[np.ndarra
         any_along = np.flatnonzero(array.any(axis=tuple(a for a in range(3) if a != axis)))
         low[axis], high[axis] = any_along[0], any_along[-1] + 1
     cut = np.pad(array[tuple(map(slice, low, high))], margin)
-    matrix = geometry.ijk_to_ras.copy()
-    matrix[:3, 3] = geometry.to_ras(low[::-1] - margin)
-    return cut, Geometry(cut.shape[::-1], matrix)
+    return cut, geometry.cut(low[::-1] - margin, high[::-1] + margin)
 
 
 def _box_around(part: Geometry, geometry: Geometry) -> tuple[tuple[slice, ...], Geometry | None]:
@@ -266,9 +264,7 @@ def _box_around(part: Geometry, geometry: Geometry) -> tuple[tuple[slice, ...], 
     high = np.clip(np.ceil(ijk.max(axis=0)).astype(int) + 1, 0, geometry.size)
     if (high <= low).any():
         return (), None
-    matrix = geometry.ijk_to_ras.copy()
-    matrix[:3, 3] = geometry.to_ras(low)
-    return tuple(slice(a, b) for a, b in zip(low[::-1], high[::-1], strict=True)), Geometry(tuple(high - low), matrix)
+    return tuple(slice(a, b) for a, b in zip(low[::-1], high[::-1], strict=True)), geometry.cut(low, high)
 
 
 def _sample(array: np.ndarray, source: Geometry, target: Geometry, points: np.ndarray, fill: float) -> np.ndarray:
