@@ -1,0 +1,233 @@
+"""Which labels are painted? Segments of a segmentation node to the labels of a scheme.
+
+A table says which segment (by its ID) is which label (by its value). Everything is read segment by segment on
+the segmentation's own reference geometry: Slicer's export to one label map lets the last segment win.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import slicer
+import vtk
+
+from MedDPMLib.brain_area import describe_volume
+from MedDPMLib.errors import MedDPMError
+from MedDPMLib.geometry import Geometry
+from MedDPMLib.labels import Label, LabelScheme
+from MedDPMLib.scene.images import empty_image, extent_geometry, image_array, image_geometry, world_matrix
+from MedDPMLib.volume import Volume
+
+_CONVERTER = slicer.vtkSegmentationConverter
+
+#: Largest relative deviation from right angles and from whole voxels that is rounding.
+_EXACT = 1e-4
+
+#: Points along each side of a box that is sent through a transform that bends it.
+_SAMPLES = 9
+
+
+# The table -------------------------------------------------------------------------------------------
+
+
+def guess_table(segmentation: slicer.vtkMRMLSegmentationNode, scheme: LabelScheme) -> dict[str, int]:
+    """Segment ID to label value for the segments that are recognised: by their terminology first, by name second."""
+    core = segmentation.GetSegmentation()
+    found = ((id_, _recognise(core.GetSegment(id_), scheme)) for id_ in core.GetSegmentIDs())
+    return {id_: label.value for id_, label in found if label is not None}
+
+
+def missing_labels(table: Mapping[str, int], scheme: LabelScheme) -> tuple[Label, ...]:
+    """The labels of ``scheme`` that no segment of ``table`` stands for."""
+    return tuple(label for label in scheme.labels if label.value not in table.values())
+
+
+def _recognise(segment: slicer.vtkSegment, scheme: LabelScheme) -> Label | None:
+    entry = slicer.vtkSlicerTerminologyEntry()
+    if segment.HasTerminology():
+        slicer.vtkSlicerTerminologiesModuleLogic.DeserializeTerminologyEntry(segment.GetTerminology(), entry)
+    code = entry.GetTypeObject()
+    label = scheme.label_by_code(code.GetCodingSchemeDesignator(), code.GetCodeValue()) if code.GetCodeValue() else None
+    return label or scheme.label_by_name(segment.GetName() or "")
+
+
+# The labels ------------------------------------------------------------------------------------------
+
+
+def read_labels(segmentation: slicer.vtkMRMLSegmentationNode, table: Mapping[str, int], scheme: LabelScheme) -> Volume:
+    """What is painted, as the values of ``scheme``, uint8, on the segmentation's reference geometry, in RAS.
+
+    Of overlapping segments the scheme's priority decides, whatever their order. Several segments of one label
+    are united, which the notes tell. A linear parent transform moves the geometry and leaves every voxel as it
+    is; one that bends or shears it has the segments resampled (nearest neighbour).
+
+    Raises :class:`MedDPMError` if ``table`` names a segment or label that does not exist, if the segmentation
+    has no reference geometry, and if nothing is painted.
+    """
+    name = segmentation.GetName()
+    _check(table, segmentation, scheme)
+    labels, geometry, cut = _merge(segmentation, table, scheme)
+    if not labels.any():
+        raise MedDPMError(f'nothing is painted in "{name}": paint at least the brain, or start from a template')
+    notes = _united(segmentation, table, scheme)
+    if cut:
+        volume = describe_volume(cut * geometry.voxel_volume)
+        notes += (f'{volume} of "{name}" lie outside its reference geometry and are left out',)
+    return Volume(labels, geometry, notes)
+
+
+def painted(segmentation: slicer.vtkMRMLSegmentationNode, table: Mapping[str, int], scheme: LabelScheme) -> np.ndarray:
+    """Where any segment of ``table`` is (k, j, i), boolean, on the geometry of :func:`read_labels`."""
+    return _merge(segmentation, table, scheme)[0] != 0
+
+
+def _merge(segmentation, table: Mapping[str, int], scheme: LabelScheme) -> tuple[np.ndarray, Geometry, int]:
+    """The labels (k, j, i), uint8, their geometry in RAS, and how many labelled voxels lie outside of it."""
+    local = reference_geometry(segmentation)
+    geometry, transform = _placed(segmentation, local)
+    # Where the segments are brought together: their own coordinates, or RAS if they have to be resampled anyway.
+    target = local if transform is None else geometry
+    # The rank of a label in the scheme's priority; the background comes last.
+    background = len(scheme.priority)
+    ranks = {value: rank for rank, value in enumerate(scheme.priority)}
+    best = np.full(target.shape, background, np.uint8)
+    cut = 0
+    for layer, segments in _layers(segmentation, table):
+        if transform is not None or _offset(image_geometry(layer), target) is None:
+            layer = _resampled(layer, target, transform)
+        array = image_array(layer)
+        lookup = np.full(max(int(array.max()), *segments) + 1, background, np.uint8)
+        for value, id_ in segments.items():
+            lookup[value] = ranks[table[id_]]
+        cut += _lay_over(best, lookup[array], _offset(image_geometry(layer), target), background)
+    return np.array([*scheme.priority, 0], np.uint8)[best], geometry, cut
+
+
+def reference_geometry(segmentation: slicer.vtkMRMLSegmentationNode) -> Geometry:
+    """Where the segmentation's voxels lie in its own coordinates (without its parent transform).
+
+    Raises :class:`MedDPMError` if it has no reference geometry, as one that was made from surfaces.
+    """
+    text = segmentation.GetSegmentation().GetConversionParameter(_CONVERTER.GetReferenceImageGeometryParameterName())
+    image = slicer.vtkOrientedImageData()
+    if not text or not _CONVERTER.DeserializeImageGeometry(text, image, False) or min(image.GetDimensions()) < 1:
+        raise MedDPMError(
+            f'the segmentation "{segmentation.GetName()}" has no reference geometry:'
+            " choose a source volume for it in the Segment Editor, or start from a template"
+        )
+    return image_geometry(image)
+
+
+def painted_geometry(segmentation: slicer.vtkMRMLSegmentationNode) -> Geometry:
+    """Where the voxels of the reference geometry lie in RAS.
+
+    Raises :class:`MedDPMError` if the parent transform bends or shears them: then they cannot be painted from here.
+    """
+    geometry, transform = _placed(segmentation, reference_geometry(segmentation))
+    if transform is not None:
+        raise MedDPMError(
+            f'the transform of "{segmentation.GetName()}" bends or shears it: harden the transform first (Transforms module)'
+        )
+    return geometry
+
+
+def _check(table: Mapping[str, int], segmentation, scheme: LabelScheme) -> None:
+    known = set(segmentation.GetSegmentation().GetSegmentIDs())
+    for id_, value in table.items():
+        if id_ not in known:
+            raise MedDPMError(
+                f'the segmentation "{segmentation.GetName()}" has no segment "{id_}" any more: set up the table of labels again'
+            )
+        scheme.label_by_value(value)
+    if not table:
+        raise MedDPMError(
+            f'no segment of "{segmentation.GetName()}" is assigned to a label: say in the table which segment is which label'
+        )
+
+
+def _united(segmentation, table: Mapping[str, int], scheme: LabelScheme) -> tuple[str, ...]:
+    """A note for each label that more than one segment stands for."""
+    notes = []
+    for label in scheme.labels:
+        ids = [id_ for id_, value in table.items() if value == label.value]
+        if len(ids) > 1:
+            names = ", ".join(f'"{segmentation.GetSegmentation().GetSegment(id_).GetName()}"' for id_ in ids)
+            notes.append(f"{label.name}: the segments {names} are taken together")
+    return tuple(notes)
+
+
+def _layers(segmentation, table: Mapping[str, int]):
+    """The images that hold the table's segments, each with {value in the image: segment ID}; empty ones are left out.
+
+    Segments that do not overlap share one image.
+    """
+    layers: dict[slicer.vtkOrientedImageData, dict[int, str]] = {}
+    for id_ in table:
+        segment = segmentation.GetSegmentation().GetSegment(id_)
+        layer = segmentation.GetBinaryLabelmapInternalRepresentation(id_)
+        value = segment.GetLabelValue()
+        if layer is None and segment.GetRepresentation(segmentation.GetSegmentation().GetSourceRepresentationName()):
+            # Painted as a surface: converted for this one segment, the segmentation stays as it is.
+            layer, value = slicer.vtkOrientedImageData(), 1
+            logic = slicer.modules.segmentations.logic()
+            if not logic.GetSegmentBinaryLabelmapRepresentation(segmentation, id_, layer, False):
+                raise MedDPMError(f'the segment "{segment.GetName()}" cannot be converted into voxels: paint it again')
+        if layer is not None and not layer.IsEmpty() and layer.GetPointData().GetScalars() is not None:
+            layers.setdefault(layer, {})[value] = id_
+    return layers.items()
+
+
+def _placed(segmentation, local: Geometry) -> tuple[Geometry, vtk.vtkAbstractTransform | None]:
+    """The geometry of the result, and the transform that the segments have to be resampled through, if any."""
+    matrix = world_matrix(segmentation)
+    if matrix is not None:
+        placed = Geometry(local.size, matrix @ local.ijk_to_ras)
+        directions = placed.ijk_to_ras[:3, :3] / placed.spacing
+        if np.abs(directions.T @ directions - np.eye(3)).max() < _EXACT:
+            return placed, None
+    transform = vtk.vtkGeneralTransform()
+    segmentation.GetParentTransformNode().GetTransformToWorld(transform)
+    return _around(local, transform), transform
+
+
+def _around(local: Geometry, transform: vtk.vtkAbstractTransform) -> Geometry:
+    """``local``'s lattice, as wide as ``local``'s box becomes in ``transform``."""
+    steps = [np.linspace(-0.5, n - 0.5, _SAMPLES) for n in local.size]
+    corners = np.stack(np.meshgrid(*steps, indexing="ij"), axis=-1).reshape(-1, 3)
+    moved = np.array([transform.TransformPoint(point) for point in local.to_ras(corners)])
+    ijk = local.to_ijk(moved)
+    first, last = np.floor(ijk.min(axis=0) + 0.5), np.ceil(ijk.max(axis=0) - 0.5)
+    extent = [int(end) for pair in zip(first, last, strict=True) for end in pair]
+    return extent_geometry(local.ijk_to_ras, extent)
+
+
+def _resampled(layer, geometry: Geometry, transform: vtk.vtkAbstractTransform | None):
+    result = slicer.vtkOrientedImageData()
+    slicer.vtkOrientedImageDataResample.ResampleOrientedImageToReferenceOrientedImage(
+        layer, empty_image(geometry), result, False, False, transform
+    )
+    return result
+
+
+def _offset(part: Geometry, whole: Geometry) -> np.ndarray | None:
+    """Where the voxel (0, 0, 0) of ``part`` is in ``whole`` (i, j, k), if both have one lattice."""
+    matrix = whole.ras_to_ijk @ part.ijk_to_ras
+    rounded = np.round(matrix[:3, 3])
+    drift = np.abs(matrix[:3, :3] - np.eye(3)) @ np.array(part.size) + np.abs(matrix[:3, 3] - rounded)
+    return rounded.astype(int) if drift.max() < 100 * _EXACT else None
+
+
+def _lay_over(best: np.ndarray, ranks: np.ndarray, offset: np.ndarray, background: int) -> int:
+    """Puts ``ranks`` (k, j, i) into ``best`` at ``offset`` (i, j, k), where the lower wins; both hold ``background``
+    where no label is. Returns how many labelled voxels lie outside ``best``.
+    """
+    start = offset[::-1]
+    low = np.maximum(start, 0)
+    high = np.maximum(np.minimum(start + ranks.shape, best.shape), low)
+    inside = ranks[tuple(map(slice, low - start, high - start))]
+    view = best[tuple(map(slice, low, high))]
+    np.minimum(view, inside, out=view)
+    if inside.shape == ranks.shape:
+        return 0
+    return int(np.count_nonzero(ranks != background) - np.count_nonzero(inside != background))

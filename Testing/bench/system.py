@@ -1,0 +1,52 @@
+"""What the bench needs from the system: shared libraries that no Python package brings along."""
+
+from __future__ import annotations
+
+import ctypes
+import glob
+import os
+
+#: Shared library and the Debian package that holds it.
+_LIBRARIES = {
+    "libEGL.so.1": "libegl1",
+    "libEGL_mesa.so.0": "libegl-mesa0",
+    "libGL.so.1": "libgl1",
+    "libX11.so.6": "libx11-6",
+    "libxkbcommon.so.0": "libxkbcommon0",
+    "libfontconfig.so.1": "libfontconfig1",
+    "libfreetype.so.6": "libfreetype6",
+    "libdbus-1.so.3": "libdbus-1-3",
+    "libgthread-2.0.so.0": "libglib2.0-0",
+}
+#: Mesa's software renderer is loaded by EGL, not linked.
+_DRIVERS = {"/usr/lib/*/dri/swrast_dri.so": "libgl1-mesa-dri"}
+
+
+class MissingPackages(RuntimeError):
+    """The bench cannot start: the message names the Debian packages to install."""
+
+
+def prepare() -> None:
+    """Chooses off-screen windows for Qt and VTK; raises :class:`MissingPackages` where they could not open.
+
+    To be called before Qt or VTK is imported: both read these variables once.
+    """
+    missing = [package for library, package in _LIBRARIES.items() if not _loads(library)]
+    missing += [package for pattern, package in _DRIVERS.items() if not glob.glob(pattern)]
+    if missing:
+        raise MissingPackages(
+            "the bench draws without a display and needs system libraries; as root: "
+            f"apt-get install --no-install-recommends {' '.join(missing)}"
+        )
+    os.environ["QT_QPA_PLATFORM"] = "offscreen"
+    os.environ["VTK_DEFAULT_OPENGL_WINDOW"] = "vtkEGLRenderWindow"
+    # Mesa's software renderer everywhere: the same picture with and without a graphics card.
+    os.environ["LIBGL_ALWAYS_SOFTWARE"] = "1"
+
+
+def _loads(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
