@@ -31,8 +31,7 @@ def prepare() -> None:
 
     To be called before Qt or VTK is imported: both read these variables once.
     """
-    missing = [package for library, package in _LIBRARIES.items() if not _loads(library)]
-    missing += [package for pattern, package in _DRIVERS.items() if not glob.glob(pattern)]
+    missing = missing_packages()
     if missing:
         raise MissingPackages(
             "the bench draws without a display and needs system libraries; as root: "
@@ -44,9 +43,19 @@ def prepare() -> None:
     os.environ["LIBGL_ALWAYS_SOFTWARE"] = "1"
 
 
+def missing_packages() -> list[str]:
+    """The Debian packages that this machine lacks."""
+    missing = [package for library, package in _LIBRARIES.items() if not _loads(library)]
+    return missing + [package for pattern, package in _DRIVERS.items() if not glob.glob(pattern)]
+
+
 def _loads(library: str) -> bool:
     try:
         ctypes.CDLL(library)
     except OSError:
         return False
     return True
+
+
+if __name__ == "__main__":  # for a script that installs them
+    print(*missing_packages())
