@@ -1,0 +1,108 @@
+"""Which networks are there, and how does one come from its description?
+
+A description is plain data, as model cards and recipes hold it: ``{"kind": "unet", "image_channels": 4, ...}``
+with the numbers that the class of that kind takes.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from MedDPMLib.errors import MedDPMError
+
+#: Module and class of each kind; imported when asked for.
+_KINDS = {
+    "unet": ("MedDPMLib.networks.unet", "UNet3d"),
+    "wavelet-unet": ("MedDPMLib.networks.wavelet", "WaveletUNet3d"),
+}
+
+#: 2 GB in float32, nine times the larger published network.
+MAX_PARAMETERS = 500_000_000
+
+#: Beyond every number in use; keeps an absurd description from costing minutes.
+_MAX_NUMBER = 4096
+_MAX_LENGTH = 16
+
+
+def build_network(description: Mapping[str, object]) -> nn.Module:
+    """A network with fresh float32 weights on the CPU: ``network(x (B,C,D,H,W), t (B,), condition (B,K,D,H,W))``.
+
+    Raises :class:`MedDPMError` for an unknown kind, for numbers that make no network, and for a network of more
+    than :data:`MAX_PARAMETERS` parameters, before any memory is taken.
+    """
+    make, numbers = _constructor(description)
+    state_shapes(description)
+    return make(**numbers)
+
+
+def state_shapes(description: Mapping[str, object]) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor in the state dict of the described network, without its memory.
+
+    Raises :class:`MedDPMError` like :func:`build_network`.
+    """
+    make, numbers = _constructor(description)
+    try:
+        with torch.device("meta"):
+            network = make(**numbers)
+    except MedDPMError:
+        raise
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise MedDPMError(f'these numbers make no network of the kind "{description["kind"]}": {numbers}') from error
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    if parameters > MAX_PARAMETERS:
+        raise MedDPMError(f"a network of {parameters:,} parameters is refused: at most {MAX_PARAMETERS:,} are taken")
+    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+
+
+def shape_mismatch(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> str | None:
+    """What keeps tensors of the shapes ``found`` from being those ``expected``, for a message; None if nothing."""
+    missing = [name for name in expected if name not in found]
+    strange = [name for name in found if name not in expected]
+    other = [name for name in expected if name in found and tuple(found[name]) != tuple(expected[name])]
+    parts = []
+    if missing:
+        parts.append(f'{len(missing)} of {len(expected)} tensors are missing, first "{missing[0]}"')
+    if other:
+        first = other[0]
+        parts.append(
+            f'{len(other)} have another shape, first "{first}"'
+            f" with {tuple(found[first])} instead of {tuple(expected[first])}"
+        )
+    if strange:
+        parts.append(f"{len(strange)} do not belong to it, first {strange[0]!r:.100}")
+    return "; ".join(parts) or None
+
+
+def _constructor(description: Mapping[str, object]) -> tuple[type[nn.Module], dict[str, object]]:
+    """The class of a description and its keyword arguments, each a whole number or a tuple of such."""
+    kind = description.get("kind")
+    if not isinstance(kind, str) or kind not in _KINDS:
+        raise MedDPMError(f"there is no network of the kind {kind!r:.50}: use one of {', '.join(_KINDS)}")
+    numbers = {name: _number(name, value) for name, value in description.items() if name != "kind"}
+    module, name = _KINDS[kind]
+    make = getattr(importlib.import_module(module), name)
+    try:
+        inspect.signature(make).bind(**numbers)
+    except TypeError as error:
+        raise MedDPMError(f'the description of a "{kind}" network does not fit ({error})') from None
+    return make, numbers
+
+
+def _number(name: str, value: object) -> int | tuple[int, ...]:
+    if isinstance(value, (list, tuple)) and len(value) <= _MAX_LENGTH and all(map(_is_number, value)):
+        return tuple(value)
+    if _is_number(value):
+        return value
+    raise MedDPMError(
+        f'the network\'s "{name}" must be a whole number from 1 to {_MAX_NUMBER}'
+        f" or a list of at most {_MAX_LENGTH} such, not {value!r:.50}"
+    )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _MAX_NUMBER
