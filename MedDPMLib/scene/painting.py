@@ -68,11 +68,19 @@ def paint(
 
     The segments ``over`` lose what is painted; all others keep it and overlap.
     """
-    image = oriented_image(voxels.astype(np.uint8), reference_geometry(segmentation), first)
-    logic = slicer.modules.segmentations.logic()
-    mode = slicer.vtkSlicerSegmentationsModuleLogic.MODE_MERGE_MAX
-    if not logic.SetBinaryLabelmapToSegment(image, segmentation, segment_id, mode, image.GetExtent(), False, list(over)):
+    lattice, over = reference_geometry(segmentation), list(over)
+    logic = slicer.vtkSlicerSegmentationsModuleLogic
+    image = oriented_image(voxels.astype(np.uint8), lattice, first)
+    if not logic.SetBinaryLabelmapToSegment(
+        image, segmentation, segment_id, logic.MODE_MERGE_MASK, image.GetExtent(), False, over
+    ):
         raise MedDPMError(f'the segment "{segment_id}" of "{segmentation.GetName()}" cannot be painted: see the error log')
+    # Segments in the same image have given way already; those in others are erased.
+    layer = segmentation.GetBinaryLabelmapInternalRepresentation(segment_id)
+    rest = oriented_image(np.where(voxels, 0, 255).astype(np.uint8), lattice, first)
+    for other in over:
+        if other != segment_id and segmentation.GetBinaryLabelmapInternalRepresentation(other) is not layer:
+            logic.SetBinaryLabelmapToSegment(rest, segmentation, other, logic.MODE_MERGE_MIN, rest.GetExtent(), False, over)
 
 
 def fill_brain(

@@ -6,6 +6,7 @@ the segmentation's own reference geometry: Slicer's export to one label map lets
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -49,7 +50,9 @@ def _recognise(segment: slicer.vtkSegment, scheme: LabelScheme) -> Label | None:
         slicer.vtkSlicerTerminologiesModuleLogic.DeserializeTerminologyEntry(segment.GetTerminology(), entry)
     code = entry.GetTypeObject()
     label = scheme.label_by_code(code.GetCodingSchemeDesignator(), code.GetCodeValue()) if code.GetCodeValue() else None
-    return label or scheme.label_by_name(segment.GetName() or "")
+    # "peritumoral_edema" and "enhancing-tumor" are names, too.
+    words = " ".join(re.split(r"[\W_]+", segment.GetName() or ""))
+    return label or scheme.label_by_name(segment.GetName() or "") or scheme.label_by_name(words)
 
 
 # The labels ------------------------------------------------------------------------------------------

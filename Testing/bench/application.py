@@ -91,7 +91,7 @@ class _ModuleSelector:
 
 
 class MainWindow(qt.QMainWindow):
-    """The module panel on the left, the views on the right."""
+    """The module panel on the left, the views on the right. Hidden until somebody calls ``show``: drawing takes time."""
 
     def __init__(self):
         super().__init__()
@@ -153,7 +153,6 @@ class Application(Signals):
         self._window = MainWindow()
         self._layout = views.LayoutManager(self._scene, self._logic, self._window.viewport)
         self._follow_nodes()
-        self._window.show()
 
     # What modules call
 

@@ -17,5 +17,6 @@ def application():
     yield app
     app.processEvents()
     errors = list(app.errors)
+    app.mainWindow().hide()
     app.close_scene()
     assert not errors, f"errors in slots, observers or VTK: {errors}"

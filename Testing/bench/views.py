@@ -33,7 +33,8 @@ _THREED_MANAGERS = (
 class VTKView(qt.QWidget):
     """ctkVTKAbstractView: a render window whose last picture is what the widget paints.
 
-    ``scheduleRender`` renders once when the event loop comes round, however often it is called.
+    ``scheduleRender`` renders once when the event loop comes round, however often it is called, and only what
+    is on the screen: a test that counts renders shows the main window first.
     """
 
     def __init__(self, parent=None):
@@ -69,7 +70,7 @@ class VTKView(qt.QWidget):
         return self._corner
 
     def scheduleRender(self):
-        if not self._timer.isActive():
+        if self.visible and not self._timer.isActive():
             self._timer.start(0)
 
     def forceRender(self):
@@ -135,6 +136,9 @@ class VTKView(qt.QWidget):
     def resizeEvent(self, event):
         self.scheduleRender()
 
+    def showEvent(self, event):
+        self.scheduleRender()
+
 
 @standin
 class qMRMLSliceView(VTKView):
@@ -164,10 +168,11 @@ class qMRMLSliceView(VTKView):
         return self._group.GetDisplayableManagerByClassName(name)
 
     def _prepare(self):
-        connection = self._logic.GetImageDataConnection()
-        self._actor.SetVisibility(connection is not None)
-        if connection is not None:
-            self._mapper.SetInputConnection(connection)
+        layers = (self._logic.GetBackgroundLayer(), self._logic.GetForegroundLayer(), self._logic.GetLabelLayer())
+        shown = any(layer is not None and layer.GetVolumeNode() is not None for layer in layers)
+        self._actor.SetVisibility(shown)
+        if shown:
+            self._mapper.SetInputConnection(self._logic.GetImageDataConnection())
 
     def resizeEvent(self, event):
         self._logic.ResizeSliceNode(max(self.width, 16), max(self.height, 16))
