@@ -15,6 +15,7 @@ from MedDPMLib.errors import MedDPMError
 from MedDPMLib.geometry import Geometry
 from MedDPMLib.masks import Fitted, Mask, condition, fit, read_mask
 from MedDPMLib.model import Model
+from MedDPMLib.networks.wavelet import WaveletUNet3d
 from MedDPMLib.record import make_record
 from MedDPMLib.samplers import sample
 from MedDPMLib.volume import Volume, resample_image
@@ -61,8 +62,8 @@ def generate(
         raise MedDPMError(f"the seed is a whole number from 0 to 2^63 - 1, not {seed}")
     card = model.card
     standard = card.qualities["standard"]
-    steps = standard.steps if steps is None else steps
-    sampler = standard.sampler if sampler is None else sampler
+    steps = standard["steps"] if steps is None else steps
+    sampler = standard["sampler"] if sampler is None else sampler
     mask = as_mask(mask, model)
     fitted = fit(mask, card.grid)
     execution = choose_execution(device, precision)
@@ -100,8 +101,13 @@ def _sample(
     labels = torch.from_numpy(condition(fitted.labels, card.scheme, card.mask_encoding))[None]
     labels = labels.to(execution.device, execution.dtype)
 
+    if isinstance(network, WaveletUNet3d):  # the condition's share of the work is done once
+        with torch.no_grad():
+            encoded = network.encode_condition(labels)
+
     def predict(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        return network(x.to(execution.dtype), t, labels)
+        x = x.to(execution.dtype)
+        return network.denoise(x, t, encoded) if isinstance(network, WaveletUNet3d) else network(x, t, labels)
 
     # Noise from a generator of the CPU is the same for every device.
     images = sample(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -54,6 +55,14 @@ class Model:
             )
             self._prepared = execution, network
         return self._prepared[1]
+
+    def memory_needed(self, dtype: torch.dtype) -> int:
+        """About how many bytes a run in ``dtype`` takes at its peak: weights twice, condition, activations."""
+        card, width = self.card, dtype.itemsize
+        voxels = math.prod(card.grid.size)
+        weights = sum(parameter.numel() for parameter in self.network.parameters()) * (4 + width)
+        condition = len(card.scheme.labels) * voxels * (4 + width)
+        return weights + condition + voxels * self.network.values_per_voxel * width
 
 
 def load_model(model: str | os.PathLike | Model) -> Model:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, fields
 from importlib.resources import files
@@ -107,6 +108,9 @@ def _recipe(name: str, values: dict[str, Any]) -> Recipe:
     stages = [Stage(**_checked("[[stages]]", Stage, stage)) for stage in values["stages"]]
     if not stages:
         raise MedDPMError("[[stages]] is empty: name at least one grid and its iterations")
+    for stage in stages:
+        if len(stage.size) != 3 or not all(isinstance(side, int) and side > 0 for side in stage.size):
+            raise MedDPMError(f'[[stages]]: "size" must be three whole numbers above 0, not {stage.size}')
     return Recipe(
         **values
         | {
@@ -120,9 +124,29 @@ def _recipe(name: str, values: dict[str, Any]) -> Recipe:
 
 
 def _checked(section: str, kind: type, values: dict[str, Any]) -> dict[str, Any]:
-    expected = {field.name for field in fields(kind)}
-    for name in sorted(set(values) - expected):
+    """``values`` if they are the fields of ``kind``, each of its type and no number below zero."""
+    if not isinstance(values, dict):
+        raise MedDPMError(f"{section} must be a table of fields, not {values!r:.50}")
+    expected = {field.name: str(field.type) for field in fields(kind)}
+    for name in sorted(set(values) - set(expected)):
         raise MedDPMError(f'{section} has no field "{name}": it has {", ".join(sorted(expected))}')
-    for name in sorted(expected - set(values)):
-        raise MedDPMError(f'{section} lacks the field "{name}"')
+    for name, annotation in sorted(expected.items()):
+        if name not in values:
+            raise MedDPMError(f'{section} lacks the field "{name}"')
+        what, fits = _TYPES.get(annotation.partition("[")[0], ("a table", lambda value: isinstance(value, dict)))
+        if not fits(values[name]):
+            raise MedDPMError(f'{section}: "{name}" must be {what}, not {values[name]!r:.50}')
     return values
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf
+
+
+#: For the types of the fields above: what to call them, and how to tell them.
+_TYPES = {
+    "str": ("a text", lambda value: isinstance(value, str)),
+    "int": ("a whole number of at least 0", lambda value: isinstance(value, int) and _is_number(value)),
+    "float": ("a number of at least 0", _is_number),
+    "tuple": ("a list", lambda value: isinstance(value, (list, tuple))),
+}

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from MedDPMLib.data import Case, draw_variation, smoothed_for
+from MedDPMLib.device import Execution
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.labels import LabelScheme, load_scheme
 from MedDPMLib.networks import build_network
@@ -45,15 +46,16 @@ def train(
     cases: Sequence[Case],
     run: Path,
     *,
-    device: torch.device,
+    execution: Execution,
     report: Callable[[int, float], None],
+    compile: bool = False,
 ) -> dict[str, Tensor]:
     """Trains ``recipe`` on ``cases`` in the folder ``run`` and returns the averaged (EMA) weights.
 
-    Continues from ``run``'s checkpoint if there is one. ``report(iteration, loss)`` is called after each
-    iteration. Raises :class:`MedDPMError` when the loss is not finite, with the iteration.
+    Continues from ``run``'s checkpoint if there is one. ``execution`` says where and in which precision. ``report(iteration, loss)`` is called after each
+    iteration. ``compile`` fuses the network's kernels, which takes a minute and a C++ compiler. Raises :class:`MedDPMError` when the loss is not finite, with the iteration.
     """
-    trainer = Trainer(recipe, device)
+    trainer = Trainer(recipe, execution, compile=compile)
     trainer.load(run / CHECKPOINT)
     for example in _prepared_ahead(_examples(recipe, cases, trainer)):
         loss = trainer.step(example)
@@ -68,17 +70,23 @@ def train(
 class Trainer:
     """The state of a run: float32 weights, their average, the optimiser; and one step of it.
 
-    Forward and backward run on a bfloat16 copy of the network; its gradients update the float32 weights.
+    Forward and backward run on a copy of the network in the execution's precision; its gradients update the float32
+    weights. float16 is not for training: it would need its loss scaled.
     """
 
-    def __init__(self, recipe: Recipe, device: torch.device) -> None:
+    def __init__(self, recipe: Recipe, execution: Execution, *, compile: bool = False) -> None:
+        if execution.dtype == torch.float16:
+            raise MedDPMError("training in float16 is not supported: use bfloat16 or float32")
+        device = execution.device
         torch.manual_seed(recipe.training.seed)
         self.recipe = recipe
         self.device = device
         self.schedule = make_schedule(**recipe.schedule).to(device)
         self.network = build_network(network_description(recipe)).to(device, memory_format=torch.channels_last_3d)
         self.ema = copy.deepcopy(self.network).requires_grad_(False)
-        self.working = copy.deepcopy(self.network).to(torch.bfloat16)
+        self.working = copy.deepcopy(self.network).to(execution.dtype)
+        # Each stage has one shape of its own.
+        self.predict = torch.compile(self.working, dynamic=False) if compile else self.working
         self.optimiser = torch.optim.AdamW(
             self.network.parameters(), lr=recipe.training.learning_rate, weight_decay=recipe.training.weight_decay
         )
@@ -110,7 +118,7 @@ class Trainer:
         """Weighted L1 between the predicted and the true x0."""
         x0, t = example.x0.to(self.device), example.t.to(self.device)
         x_t = self.schedule.add_noise(x0, t, example.noise.to(self.device))
-        predicted = self.working(x_t, t, example.condition.to(self.device)).float()
+        predicted = self.predict(x_t, t, example.condition.to(self.device)).float()
         estimate = self.schedule.x0_from(predicted, x_t, t, self.recipe.prediction)
         weight = example.weight.to(self.device)
         sigma = (1 - self.schedule.alpha_bar[t]).sqrt()

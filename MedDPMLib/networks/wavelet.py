@@ -18,7 +18,7 @@ from MedDPMLib.errors import MedDPMError
 
 _GROUPS = 8
 _TIME_WIDTH = 192
-_EMBEDDING_WIDTH = 32
+_EMBEDDING_WIDTH = 64
 
 
 def haar_split(x: Tensor) -> Tensor:
@@ -83,6 +83,9 @@ class WaveletUNet3d(nn.Module):
     passes, where it is noise it does not.
     """
 
+    #: Values alive at the peak of inference for each voxel of the grid, measured; see MedDPMLib.model.
+    values_per_voxel = 200
+
     def __init__(
         self, image_channels: int, condition_channels: int, channels: Sequence[int] = (48, 64, 96, 128)
     ) -> None:
@@ -92,6 +95,8 @@ class WaveletUNet3d(nn.Module):
         self.time = nn.Sequential(nn.Linear(64, _TIME_WIDTH), nn.SiLU(), nn.Linear(_TIME_WIDTH, _TIME_WIDTH), nn.SiLU())
         self.image_stem = nn.Conv3d(8 * image_channels, channels[0], 3, padding=1)
         self.embedding = nn.Conv3d(8 * condition_channels + 3, _EMBEDDING_WIDTH, 1)
+        # Of all labels one is present at a voxel: the usual scale, for dense inputs, would drown them in the noise.
+        nn.init.normal_(self.embedding.weight, std=0.5)
         self.condition_stem = nn.Conv3d(_EMBEDDING_WIDTH, channels[0], 3, padding=1, bias=False)
         self.down = nn.ModuleList(_Block(width, width) for width in channels[:-1])
         self.widen = nn.ModuleList(nn.Conv3d(a, b, 2, stride=2) for a, b in zip(channels, channels[1:]))
@@ -103,13 +108,26 @@ class WaveletUNet3d(nn.Module):
         self.gate = _zero(nn.Linear(_TIME_WIDTH, 8 * image_channels))
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        return self.denoise(x, t, self.encode_condition(condition))
+
+    def encode_condition(self, condition: Tensor) -> Tensor:
+        """The condition's share of the first convolution, (B, channels[0], D/2, H/2, W/2): the same at every step."""
         factor = 2 ** (len(self.down) + 1)
-        if any(side % factor for side in x.shape[2:]):
-            raise MedDPMError(f"this wavelet U-Net needs sides that are multiples of {factor}, not {tuple(x.shape[2:])}")
+        if any(side % factor for side in condition.shape[2:]):
+            sides = tuple(condition.shape[2:])
+            raise MedDPMError(f"this wavelet U-Net needs sides that are multiples of {factor}, not {sides}")
+        dtype = self.out.weight.dtype
+        bands = haar_split(condition.to(dtype))
+        positions = _positions(bands.shape[2:], condition.device).to(dtype).expand(len(condition), -1, -1, -1, -1)
+        embedded = self.embedding(_channels_last(torch.cat([bands, positions], dim=1)))
+        return self.condition_stem(embedded)
+
+    def denoise(self, x: Tensor, t: Tensor, encoded: Tensor) -> Tensor:
+        """:meth:`forward` with the condition already encoded."""
         dtype = self.out.weight.dtype
         time = self.time(timestep_features(t, 64).to(dtype))
         bands = haar_split(x.to(dtype))
-        h = self.image_stem(_channels_last(bands)) + self.encode_condition(condition)
+        h = self.image_stem(_channels_last(bands)) + encoded
         skips = []
         for block, widen in zip(self.down, self.widen, strict=True):
             h = block(h, time)
@@ -122,14 +140,6 @@ class WaveletUNet3d(nn.Module):
             h = block(torch.cat([h, skips.pop()], dim=1), time)
         h = self.out(F.silu(self.out_norm(h)))
         return haar_merge(h + self.gate(time)[:, :, None, None, None] * bands)
-
-    def encode_condition(self, condition: Tensor) -> Tensor:
-        """The condition's share of the first convolution: (B, channels[0], D/2, H/2, W/2)."""
-        dtype = self.out.weight.dtype
-        bands = haar_split(condition.to(dtype))
-        positions = _positions(bands.shape[2:], condition.device).to(dtype).expand(len(condition), -1, -1, -1, -1)
-        embedded = self.embedding(_channels_last(torch.cat([bands, positions], dim=1)))
-        return self.condition_stem(F.silu(embedded))
 
 
 def _channels_last(x: Tensor) -> Tensor:

@@ -1,0 +1,251 @@
+"""Mask in, volumes out: in place, repeatable, recorded."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+
+import MedDPMLib
+from MedDPMLib import generate, load_model
+from MedDPMLib.bundle import write_bundle
+from MedDPMLib.card import Card
+from MedDPMLib.device import choose_execution
+from MedDPMLib.errors import MedDPMError
+from MedDPMLib.geometry import Geometry, Grid
+from MedDPMLib.labels import load_scheme
+from MedDPMLib.masks import Mask
+from MedDPMLib.networks import build_network
+from MedDPMLib.record import is_finished, sidecar, write_result
+from MedDPMLib.samplers import sample
+from MedDPMLib.volume import Volume, read_volume
+
+GRID = Grid((24, 16, 16), (2.0, 2.0, 2.0), "LPS")
+
+
+def small_card(prediction: str = "x0", modalities=("t1", "flair")) -> Card:
+    return Card(
+        name="small",
+        title="Small",
+        summary="For tests.",
+        network={"kind": "wavelet-unet", "channels": [8, 16]},
+        scheme=load_scheme("brats"),
+        modalities=modalities,
+        grid=GRID,
+        mask_encoding=(0.0, 1.0),
+        intensity_range=(-1.0, 1.0),
+        schedule={"name": "cosine", "timesteps": 250},
+        prediction=prediction,
+        training="Not trained.",
+        training_data=({"name": "none", "licence": "none", "cases": None},),
+        licence="Apache-2.0",
+        intended_use="Tests.",
+        limitations="Everything.",
+    )
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    torch.manual_seed(1)
+    network = build_network(small_card().network_description)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    path = tmp_path_factory.mktemp("bundle") / "small.safetensors"
+    write_bundle(path, small_card(), network.state_dict(), dtype=torch.float16)
+    return path
+
+
+def brats_mask(geometry: Geometry | None = None) -> Volume:
+    geometry = geometry or GRID.centered_on(np.array([3.0, -7.0, 11.0]))
+    labels = np.zeros(geometry.shape, np.uint8)
+    labels[2:-2, 2:-2, 2:-2] = 4
+    labels[5:9, 5:9, 5:9] = 2
+    labels[6:8, 6:8, 6:8] = 3
+    return Volume(labels, geometry)
+
+
+def checked(volume: Volume) -> Mask:
+    return Mask.from_volume(volume, load_scheme("brats"), numbering="med-ddpm")
+
+
+def test_the_result_has_every_modality_in_place(bundle):
+    mask = checked(brats_mask())
+    result = generate(load_model(bundle), mask, seed=3, steps=2)
+    assert list(result) == ["t1", "flair"]
+    for volume in result.values():
+        assert volume.array.dtype == np.float32 and np.abs(volume.array).max() <= 1
+        assert volume.geometry.is_close(mask.volume.geometry)
+
+
+def test_the_same_seed_gives_the_same_volume_and_another_another(bundle):
+    model, mask = load_model(bundle), checked(brats_mask())
+    first, again, other = (generate(model, mask, seed=seed, steps=2)["t1"].array for seed in (5, 5, 6))
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
+
+
+def test_generation_is_the_free_sampler_over_the_free_denoiser(bundle):
+    """generate() in float32 equals sample() over model.denoiser: one way of doing it, two doors."""
+    model, mask = load_model(bundle), checked(brats_mask())
+    condition = torch.from_numpy(model.card.scheme.one_hot(mask.volume.array)).float()[None]
+    expected = sample(
+        model.denoiser,
+        condition,
+        model.schedule,
+        shape=(1, 2, *mask.volume.array.shape),
+        method="ddim",
+        steps=10,
+        generator=torch.Generator().manual_seed(7),
+    )[0]
+    result = generate(model, mask, seed=7, steps=10, sampler="ddim", precision="float32")
+    np.testing.assert_allclose(result["t1"].array, expected[0], atol=2e-3)
+    np.testing.assert_allclose(result["flair"].array, expected[1], atol=2e-3)
+
+
+def test_one_hot_order_is_x_then_labels_in_the_published_layout(bundle):
+    model = load_model(bundle)
+    x, condition = torch.randn(2, 2, 16, 16, 24), torch.zeros(2, 4, 16, 16, 24)
+    noise = model.denoiser(x, torch.tensor([0, 249]), condition)
+    assert noise.shape == x.shape and noise.dtype == torch.float32
+
+
+def test_space_mask_puts_the_volume_on_the_masks_grid(bundle):
+    matrix = np.diag([1.0, -1.0, 1.5, 1.0])
+    matrix[:3, 3] = [-20, 30, 5]
+    mask = checked(brats_mask(Geometry((40, 30, 20), matrix)))
+    result = generate(load_model(bundle), mask, steps=1, space="mask")
+    assert result["t1"].geometry.is_close(mask.volume.geometry)
+    assert result.record["space"] == "mask"
+
+
+def test_progress_sees_every_step_and_can_cancel(bundle):
+    seen = []
+
+    class Cancelled(Exception):
+        pass
+
+    def progress(step, steps, x0):
+        seen.append((step, steps, tuple(x0.shape)))
+        if step == 2:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        generate(load_model(bundle), checked(brats_mask()), steps=4, progress=progress)
+    assert seen == [(1, 4, (1, 2, 16, 16, 24)), (2, 4, (1, 2, 16, 16, 24))]
+
+
+def test_defaults_are_the_cards_standard(bundle):
+    model = load_model(bundle)
+    record = generate(model, checked(brats_mask())).record
+    assert {"sampler": record["sampler"], "steps": record["steps"]} == model.card.qualities["standard"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"steps": 0}, "1 to 250"),
+        ({"steps": 251}, "1 to 250"),
+        ({"sampler": "euler"}, "euler"),
+        ({"space": "world"}, "model or mask"),
+        ({"seed": -1}, "seed"),
+        ({"device": "gpu"}, "gpu"),
+        ({"device": "cuda:63"}, "cuda:63"),
+        ({"precision": "float8"}, "float8"),
+    ],
+)
+def test_wrong_settings_are_refused_in_a_sentence(bundle, settings, says):
+    with pytest.raises(MedDPMError, match=says):
+        generate(load_model(bundle), checked(brats_mask()), **settings)
+
+
+def test_a_mask_of_another_scheme_is_refused(bundle):
+    mask = brats_mask()
+    head = Mask.from_volume(Volume((mask.array > 0).astype(np.uint8), mask.geometry), load_scheme("whole-head"))
+    with pytest.raises(MedDPMError, match='needs "brats"'):
+        generate(load_model(bundle), head)
+
+
+def test_memory_is_checked_before_and_explained(bundle, monkeypatch):
+    monkeypatch.setattr("MedDPMLib.generation.free_memory", lambda device: 1_000)
+    with pytest.raises(MedDPMError, match="not enough memory on cpu for small .* in bfloat16, .* in float32"):
+        generate(load_model(bundle), checked(brats_mask()))
+
+
+def test_memory_that_runs_out_is_explained(bundle):
+    model = load_model(bundle)
+
+    def greedy(x, t, condition):
+        return torch.empty(2**50)
+
+    model.prepared = lambda execution: greedy
+    with pytest.raises(MedDPMError, match="it ran out"):
+        generate(model, checked(brats_mask()))
+
+
+# What is written -------------------------------------------------------------------------------------
+
+
+def test_files_say_synthetic_and_carry_the_record(bundle, tmp_path):
+    result = generate(load_model(bundle), checked(brats_mask()), seed=11, steps=2)
+    paths = write_result(tmp_path, "case", result)
+    assert [path.name for path in paths] == ["case_t1.nii.gz", "case_flair.nii.gz"]
+    for path, modality in zip(paths, result, strict=True):
+        header = nibabel.load(path).header
+        assert bytes(header["descrip"]).rstrip(b"\0") == b"synthetic, MedDPM"
+        read = read_volume(path)
+        assert np.array_equal(read.array, result[modality].array)
+        assert read.geometry.is_close(result[modality].geometry)
+        record = json.loads(sidecar(path).read_text())
+        assert record["modality"] == modality and record["description"] == "synthetic, MedDPM"
+        assert record["seed"] == 11 and record["steps"] == 2
+        assert record["model"]["hash"] and record["mask"]["hash"] and record["versions"]["torch"]
+    run = {key: result.record[key] for key in ("model", "mask", "seed", "sampler", "steps", "precision", "space")}
+    assert is_finished(tmp_path, "case", ["t1", "flair"], run)
+    assert not is_finished(tmp_path, "case", ["t1", "flair"], {**run, "seed": 12})
+    assert not is_finished(tmp_path, "case", ["t1", "t2"], run)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "case_flair.json",
+        "case_flair.nii.gz",
+        "case_t1.json",
+        "case_t1.nii.gz",
+    ]
+
+
+# The device ------------------------------------------------------------------------------------------
+
+
+def test_auto_gives_a_reason():
+    execution = choose_execution()
+    assert execution.reason and execution.precision in ("float32", "bfloat16", "float16")
+
+
+def test_names_of_precisions():
+    for name, alias in (("float32", "fp32"), ("bfloat16", "bf16")):
+        assert choose_execution("cpu", name).dtype == choose_execution("cpu", alias).dtype
+    with pytest.raises(MedDPMError, match="float16 is not computed on the CPU"):
+        choose_execution("cpu", "float16")
+
+
+# The package -----------------------------------------------------------------------------------------
+
+
+def test_the_package_is_light_and_its_names_stay_functions():
+    code = (
+        "import sys, MedDPMLib; assert 'torch' not in sys.modules;"
+        "import MedDPMLib.labels, MedDPMLib.geometry, MedDPMLib.card, MedDPMLib.store; assert 'torch' not in sys.modules;"
+        "from MedDPMLib import generate, load_model; import MedDPMLib.generation;"
+        "from MedDPMLib import generate as again; assert generate is again and callable(generate)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert MedDPMLib.__version__
+
+
+def test_unknown_names():
+    with pytest.raises(AttributeError, match="nothing"):
+        MedDPMLib.nothing  # noqa: B018
+    with pytest.raises(MedDPMError, match="no-such-model"):
+        load_model("no-such-model")

@@ -1,0 +1,87 @@
+"""The compact network: its transform, its symmetries, its limits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from MedDPMLib.errors import MedDPMError
+from MedDPMLib.networks.wavelet import WaveletUNet3d, haar_merge, haar_split
+
+SIDES = st.integers(1, 4).map(lambda n: 2 * n)
+
+
+def small_network() -> WaveletUNet3d:
+    torch.manual_seed(0)
+    network = WaveletUNet3d(2, 3, channels=(8, 16)).eval()
+    for parameter in network.parameters():  # nothing at zero, so that every path counts
+        torch.nn.init.normal_(parameter, std=0.1)
+    return network
+
+
+@settings(deadline=None, max_examples=20)
+@given(SIDES, SIDES, SIDES, st.integers(1, 3))
+def test_haar_is_orthonormal_and_invertible(depth, height, width, channels):
+    x = torch.randn(2, channels, depth, height, width, generator=torch.Generator().manual_seed(1))
+    bands = haar_split(x)
+    assert bands.shape == (2, 8 * channels, depth // 2, height // 2, width // 2)
+    torch.testing.assert_close(haar_merge(bands), x)
+    torch.testing.assert_close(bands.square().sum(), x.square().sum())
+
+
+def test_haar_bands_say_what_they_promise():
+    """Band 0 is the mean of each 2 x 2 x 2 block times sqrt(8); bits 2, 1, 0 are differences along D, H, W."""
+    x = torch.randn(1, 2, 4, 6, 8)
+    bands = haar_split(x)
+    torch.testing.assert_close(bands[:, :2], torch.nn.functional.avg_pool3d(x, 2) * 8**0.5)
+    for bit, axis in ((4, 2), (2, 3), (1, 4)):
+        step = torch.ones(2)
+        step[1] = -1
+        wave = x * step.repeat(x.shape[axis] // 2).view([-1 if a == axis else 1 for a in range(5)])
+        torch.testing.assert_close(bands[:, 2 * bit : 2 * bit + 2], torch.nn.functional.avg_pool3d(wave, 2) * 8**0.5)
+
+
+def test_batch_equals_singles():
+    network = small_network()
+    x, condition = torch.randn(3, 2, 8, 8, 16), torch.randint(0, 2, (3, 3, 8, 8, 16)).float()
+    t = torch.tensor([0, 100, 249])
+    with torch.no_grad():
+        together = network(x, t, condition)
+        for i in range(3):
+            torch.testing.assert_close(network(x[i : i + 1], t[i : i + 1], condition[i : i + 1]), together[i : i + 1])
+
+
+def test_every_input_matters_everywhere_and_every_parameter_learns():
+    network = small_network()
+    x = torch.randn(1, 2, 8, 8, 8, requires_grad=True)
+    condition = torch.zeros(1, 3, 8, 8, 8, requires_grad=True)
+    out = network(x, torch.tensor([100]), condition)
+    assert out.shape == x.shape
+    out.square().mean().backward()
+    assert (x.grad != 0).all() and (condition.grad != 0).all()
+    assert all(parameter.grad is not None and (parameter.grad != 0).any() for parameter in network.parameters())
+
+
+def test_condition_can_be_encoded_once():
+    network = small_network()
+    x, condition, t = torch.randn(1, 2, 8, 8, 8), torch.rand(1, 3, 8, 8, 8), torch.tensor([7])
+    with torch.no_grad():
+        torch.testing.assert_close(network.denoise(x, t, network.encode_condition(condition)), network(x, t, condition))
+
+
+def test_bfloat16_follows_float32():
+    network = small_network()
+    x, condition, t = torch.randn(1, 2, 8, 8, 8), torch.rand(1, 3, 8, 8, 8), torch.tensor([50])
+    with torch.no_grad():
+        exact = network(x, t, condition)
+        reduced = network.to(torch.bfloat16)(x.bfloat16(), t, condition.bfloat16()).float()
+    assert (reduced - exact).norm() < 0.03 * exact.norm()
+
+
+def test_sides_and_widths_are_checked():
+    with pytest.raises(MedDPMError, match="multiples of 4, not .*6"):
+        small_network()(torch.zeros(1, 2, 8, 8, 6), torch.tensor([0]), torch.zeros(1, 3, 8, 8, 6))
+    with pytest.raises(MedDPMError, match="multiples of 8"):
+        WaveletUNet3d(1, 1, channels=(8, 12))
