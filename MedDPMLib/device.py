@@ -53,7 +53,9 @@ def _choose_device(device: str | torch.device) -> tuple[torch.device, str]:
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise MedDPMError(f'the device "{device}" cannot be used, because PyTorch sees no CUDA device: use cpu or auto')
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise MedDPMError(f'the device "{device}" is not there: this machine has {torch.cuda.device_count()} CUDA device(s)')
+        raise MedDPMError(
+            f'the device "{device}" is not there: this machine has {torch.cuda.device_count()} CUDA device(s)'
+        )
     if chosen.type == "mps" and not torch.backends.mps.is_available():
         raise MedDPMError(f'the device "{device}" cannot be used, because PyTorch sees no Apple GPU: use cpu or auto')
     if chosen.type not in ("cpu", "cuda", "mps"):

@@ -87,7 +87,8 @@ def as_mask(mask: str | os.PathLike | Mask | Volume, model: Model) -> Mask:
         return read_mask(mask, scheme)
     if mask.scheme != scheme:
         raise MedDPMError(
-            f'{mask.name} is a mask of the scheme "{mask.scheme.name}", the model {model.card.name} needs "{scheme.name}"'
+            f'{mask.name} is a mask of the scheme "{mask.scheme.name}",'
+            f' the model {model.card.name} needs "{scheme.name}"'
         )
     return mask
 

@@ -6,13 +6,12 @@ import copy
 import math
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from MedDPMLib.card import Card
-from MedDPMLib.device import Execution, choose_execution
+from MedDPMLib.device import Execution
 from MedDPMLib.networks import build_network
 from MedDPMLib.schedule import NoiseSchedule, make_schedule
 
@@ -47,7 +46,7 @@ class Model:
         return predict_noise
 
     def prepared(self, execution: Execution) -> nn.Module:
-        """The network on the device, in the precision and with the memory layout of ``execution``; kept for the next call."""
+        """The network on the device and in the precision of ``execution``, channels last; kept for the next call."""
         if self._prepared is None or self._prepared[0] != execution:
             self._prepared = None  # the old copy goes before the new one comes
             network = copy.deepcopy(self.network).to(

@@ -14,13 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.geometry import Grid, brain_center
+from MedDPMLib.geometry import brain_center
 from MedDPMLib.labels import load_scheme
 from MedDPMLib.masks import Mask
+from MedDPMLib.recipe import DATASET_GRID
 from MedDPMLib.volume import Volume, read_volume, resample_image, resample_labels, write_nifti, written_whole
-
-#: Every dataset lies on this grid; finer or coarser training grids span the same box.
-DATASET_GRID = Grid(size=(192, 192, 144), spacing=(1.0, 1.0, 1.0), orientation="LPS")
 
 #: Intensities between these percentiles of the brain become [-1, 1].
 _PERCENTILES = (0.5, 99.5)

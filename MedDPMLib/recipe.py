@@ -9,7 +9,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from MedDPMLib.card import Card
 from MedDPMLib.errors import MedDPMError
+from MedDPMLib.geometry import Grid
+from MedDPMLib.labels import load_scheme
+
+#: Every dataset lies on this grid; the grids of a recipe's stages span the same box.
+DATASET_GRID = Grid(size=(192, 192, 144), spacing=(1.0, 1.0, 1.0), orientation="LPS")
 
 try:
     import tomllib
@@ -62,7 +68,6 @@ class Recipe:
     """All that decides about a training run except the data."""
 
     name: str
-    title: str
     scheme: str
     modalities: tuple[str, ...]
     prediction: str
@@ -72,6 +77,8 @@ class Recipe:
     training: Training
     stages: tuple[Stage, ...]
     augmentation: Augmentation
+    #: The texts of the model's card; :func:`recipe_card` adds the rest.
+    card: dict[str, Any]
 
     @property
     def iterations(self) -> int:
@@ -89,7 +96,9 @@ def load_recipe(name_or_path: str | os.PathLike) -> Recipe:
     path = Path(name_or_path)
     if path.suffix != ".toml":
         if str(name_or_path) not in recipe_names():
-            raise MedDPMError(f'there is no recipe "{name_or_path}": use one of {", ".join(recipe_names())}, or a .toml file')
+            raise MedDPMError(
+                f'there is no recipe "{name_or_path}": use one of {", ".join(recipe_names())}, or a .toml file'
+            )
         path = Path(str(files("MedDPMLib") / "resources" / "recipes" / f"{name_or_path}.toml"))
     try:
         values = tomllib.loads(path.read_text())
@@ -101,6 +110,28 @@ def load_recipe(name_or_path: str | os.PathLike) -> Recipe:
         return _recipe(path.stem, values)
     except MedDPMError as error:
         raise MedDPMError(f"{path}: {error}") from None
+
+
+def recipe_card(recipe: Recipe) -> Card:
+    """The card of a model trained by ``recipe``: it works on the last stage's grid."""
+    size = recipe.stages[-1].size
+    extent = [n * spacing for n, spacing in zip(DATASET_GRID.size, DATASET_GRID.spacing, strict=True)]
+    spacing = tuple(length / n for length, n in zip(extent, size, strict=True))
+    try:
+        return Card(
+            name=recipe.name,
+            network=recipe.network,
+            scheme=load_scheme(recipe.scheme),
+            modalities=recipe.modalities,
+            grid=Grid(size, spacing, DATASET_GRID.orientation),
+            mask_encoding=recipe.mask_encoding,
+            intensity_range=(-1.0, 1.0),
+            schedule=recipe.schedule,
+            prediction=recipe.prediction,
+            **recipe.card,
+        )
+    except TypeError as error:
+        raise MedDPMError(f"[card] of the recipe {recipe.name} does not fit: {error}") from error
 
 
 def _recipe(name: str, values: dict[str, Any]) -> Recipe:

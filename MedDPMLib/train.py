@@ -21,7 +21,7 @@ from MedDPMLib.device import Execution
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.labels import LabelScheme, load_scheme
 from MedDPMLib.networks import build_network
-from MedDPMLib.recipe import Recipe, Training
+from MedDPMLib.recipe import Recipe, Training, recipe_card
 from MedDPMLib.schedule import NoiseSchedule, make_schedule
 from MedDPMLib.volume import written_whole
 
@@ -31,7 +31,7 @@ _CHECKPOINT_EVERY = 250
 
 @dataclass(frozen=True)
 class Example:
-    """One iteration's input, all float32: ``x0`` and ``noise`` (1, C, D, H, W), ``condition`` (1, K, D, H, W), ``t`` (1,)
+    """One iteration's input, float32: ``x0`` and ``noise`` (1, C, D, H, W), ``condition`` (1, K, D, H, W), ``t`` (1,)
     and ``weight`` (1, 1, D, H, W), how much an error counts at each voxel."""
 
     x0: Tensor
@@ -52,8 +52,9 @@ def train(
 ) -> dict[str, Tensor]:
     """Trains ``recipe`` on ``cases`` in the folder ``run`` and returns the averaged (EMA) weights.
 
-    Continues from ``run``'s checkpoint if there is one. ``execution`` says where and in which precision. ``report(iteration, loss)`` is called after each
-    iteration. ``compile`` fuses the network's kernels, which takes a minute and a C++ compiler. Raises :class:`MedDPMError` when the loss is not finite, with the iteration.
+    Continues from ``run``'s checkpoint if there is one. ``execution`` says where and in which precision; ``compile``
+    fuses the network's kernels, which takes a minute and a C++ compiler. ``report(iteration, loss)`` is called after
+    each iteration. Raises :class:`MedDPMError` when the loss is not finite, with the iteration.
     """
     trainer = Trainer(recipe, execution, compile=compile)
     trainer.load(run / CHECKPOINT)
@@ -82,7 +83,9 @@ class Trainer:
         self.recipe = recipe
         self.device = device
         self.schedule = make_schedule(**recipe.schedule).to(device)
-        self.network = build_network(network_description(recipe)).to(device, memory_format=torch.channels_last_3d)
+        self.network = build_network(recipe_card(recipe).network_description).to(
+            device, memory_format=torch.channels_last_3d
+        )
         self.ema = copy.deepcopy(self.network).requires_grad_(False)
         self.working = copy.deepcopy(self.network).to(execution.dtype)
         # Each stage has one shape of its own.
@@ -152,15 +155,6 @@ class Trainer:
                 worker.copy_(master)
 
 
-def network_description(recipe: Recipe) -> dict:
-    """The recipe's network with the channels that modalities and labels ask for."""
-    return {
-        **recipe.network,
-        "image_channels": len(recipe.modalities),
-        "condition_channels": len(load_scheme(recipe.scheme).labels),
-    }
-
-
 def learning_rate(settings: Training, iteration: int, iterations: int) -> float:
     """Linear warm-up, then half a cosine down to the final rate."""
     if iteration < settings.warm_up:
@@ -187,9 +181,14 @@ def _examples(recipe: Recipe, cases: Sequence[Case], trainer: Trainer) -> Iterat
 
 
 def make_example(
-    recipe: Recipe, scheme: LabelScheme, schedule: NoiseSchedule, cases: Sequence[Case], shape: Sequence[int], iteration: int
+    recipe: Recipe,
+    scheme: LabelScheme,
+    schedule: NoiseSchedule,
+    cases: Sequence[Case],
+    shape: Sequence[int],
+    iteration: int,
 ) -> Example:
-    """What iteration number ``iteration`` learns from, on a grid of ``shape`` (D, H, W); the same each time it is asked."""
+    """What iteration ``iteration`` learns from, on a grid of ``shape`` (D, H, W); the same each time it is asked."""
     settings = recipe.training
     generator = torch.Generator().manual_seed((settings.seed << 32) + iteration)
     case = cases[int(torch.randint(len(cases), (), generator=generator))]

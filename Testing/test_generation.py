@@ -236,7 +236,8 @@ def test_names_of_precisions():
 def test_the_package_is_light_and_its_names_stay_functions():
     code = (
         "import sys, MedDPMLib; assert 'torch' not in sys.modules;"
-        "import MedDPMLib.labels, MedDPMLib.geometry, MedDPMLib.card, MedDPMLib.store; assert 'torch' not in sys.modules;"
+        "import MedDPMLib.labels, MedDPMLib.geometry, MedDPMLib.card, MedDPMLib.store;"
+        "assert 'torch' not in sys.modules;"
         "from MedDPMLib import generate, load_model; import MedDPMLib.generation;"
         "from MedDPMLib import generate as again; assert generate is again and callable(generate)"
     )

@@ -16,8 +16,8 @@ from MedDPMLib.device import choose_execution
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.geometry import Geometry
 from MedDPMLib.labels import load_scheme
-from MedDPMLib.prepare import DATASET_GRID, compose_anatomy, normalise, prepare
-from MedDPMLib.recipe import Augmentation, Stage, load_recipe, recipe_names
+from MedDPMLib.prepare import compose_anatomy, normalise, prepare
+from MedDPMLib.recipe import DATASET_GRID, Augmentation, Stage, load_recipe, recipe_card, recipe_names
 from MedDPMLib.schedule import make_schedule
 from MedDPMLib.train import CHECKPOINT, Trainer, learning_rate, make_example, train
 from MedDPMLib.volume import Volume, write_nifti
@@ -119,8 +119,10 @@ def test_shipped_recipes_load_and_fit_their_scheme():
     for name in recipe_names():
         recipe = load_recipe(name)
         assert recipe.name == name and recipe.iterations == sum(stage.iterations for stage in recipe.stages)
-        load_scheme(recipe.scheme)
         make_schedule(**recipe.schedule)
+        card = recipe_card(recipe)
+        assert card.name == name
+        assert np.allclose(np.multiply(card.grid.size, card.grid.spacing), DATASET_GRID.size)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +130,7 @@ def test_shipped_recipes_load_and_fit_their_scheme():
     [
         ("seed = 2305", "", 'lacks the field "seed"'),
         ("seed = 2305", "seeed = 1", 'no field "seeed"'),
-        ("title =", "titel =", 'no field "titel"'),
+        ("scheme =", "skeme =", 'no field "skeme"'),
         ("[training]", "[training", "is not TOML"),
         ("seed = 2305", 'seed = "many"', "seed"),
         ("iterations = ", "iterations = -", "iterations"),
