@@ -64,8 +64,8 @@ def _plan(schedule: NoiseSchedule, method: str, steps: int, eta: float) -> list[
         # history, and the last, of infinite length in that time, is first order.
         width = torch.diff(torch.logit(alpha_bar) / 2)
         change[1:-1] = weight_x0[1:-1] * width[1:] / (2 * width[:-1])
-    columns = (weight_x, weight_x0, change, noise)
-    return [_Step(t, *numbers) for t, *numbers in zip(grid, *(column.tolist() for column in columns))]
+    rows = torch.stack([weight_x, weight_x0, change, noise], dim=1).tolist()
+    return [_Step(t, *row) for t, row in zip(grid, rows, strict=True)]
 
 
 @torch.no_grad()
@@ -115,8 +115,8 @@ def sample(
         predicted = denoiser(x, t, condition)
         if predicted.shape != x.shape:
             raise MedDPMError(
-                f"the denoiser returns an array of shape {tuple(predicted.shape)} for an image of shape {tuple(shape)}: "
-                "ask for the shape that it was made for"
+                f"the denoiser returns an array of shape {tuple(predicted.shape)} for an image of shape "
+                f"{tuple(shape)}: ask for the shape that it was made for"
             )
         x0 = schedule.x0_from(predicted, x, t, prediction)
         if clip:

@@ -96,7 +96,7 @@ def test_every_schedule_goes_from_image_to_noise(name, timesteps):
 
 @pytest.mark.parametrize("name", ("cosine", "sigmoid"))
 def test_alpha_bar_depends_on_relative_time_only(name):
-    """Timestep i - 1 of T stands for the time i / T; a schedule twice as fine passes the same points, except where beta is capped."""
+    """Timestep i - 1 stands for the time i / T; twice as fine, the same points are passed, but where beta is capped."""
     coarse, fine = make_schedule(name, 100).exact_alpha_bar, make_schedule(name, 200).exact_alpha_bar
     torch.testing.assert_close(coarse[:-1], fine[1::2][:-1], rtol=1e-9, atol=0)
 
