@@ -7,6 +7,7 @@ terminology and priority, and the numberings in which files are known to store t
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -194,7 +195,10 @@ class LabelScheme:
         return channels
 
     def merge(self, channels: np.ndarray) -> np.ndarray:
-        """Channels (K, D, H, W), non-zero where a label is, to labels (D, H, W), uint8; of several the priority decides."""
+        """Channels (K, D, H, W), non-zero where a label is, to labels (D, H, W), uint8; of several the first wins.
+
+        First in :attr:`priority`, that is.
+        """
         if channels.ndim != 4 or len(channels) != len(self.labels):
             raise MedDPMError(
                 f'channels of shape {channels.shape} are not the {len(self.labels)} labels of "{self.name}"'
@@ -343,7 +347,7 @@ def _mapping(data: dict, key: str, where: str) -> list[tuple[object, object]]:
 
 
 def _key(text: object, where: str) -> int:
-    if not isinstance(text, str) or not (text.isascii() and text.isdigit() and len(text) <= 5):
+    if not isinstance(text, str) or not re.fullmatch("[1-9][0-9]{0,4}", text):
         raise MedDPMError(f"{where}: {text!r:.50} is not a label value")
     return _integer(int(text), 1, 65_535, where)
 
