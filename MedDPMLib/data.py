@@ -23,7 +23,7 @@ from MedDPMLib.volume import read_volume
 
 @dataclass(frozen=True)
 class Case:
-    """``image`` (C, D, H, W) float32 in [-1, 1] and ``labels`` (D, H, W) uint8 on one grid; ``spacing`` in mm, i j k."""
+    """``image`` (C, D, H, W) float32 in [-1, 1] and ``labels`` (D, H, W) uint8 on one grid of ``spacing`` (i, j, k) mm."""
 
     name: str
     image: Tensor
@@ -40,7 +40,10 @@ def read_dataset(folder: Path, modalities: Sequence[str]) -> list[Case]:
     names = [name for _, name in sorted(description["channel_names"].items(), key=lambda item: int(item[0]))]
     if names != list(modalities):
         raise MedDPMError(f"{folder} holds {', '.join(names)}, the recipe asks for {', '.join(modalities)}")
-    return [_read_case(folder, path.name.removesuffix(".nii.gz"), len(names)) for path in sorted((folder / "labelsTr").glob("*.nii.gz"))]
+    return [
+        _read_case(folder, path.name.removesuffix(".nii.gz"), len(names))
+        for path in sorted((folder / "labelsTr").glob("*.nii.gz"))
+    ]
 
 
 def _read_case(folder: Path, name: str, channels: int) -> Case:
@@ -94,7 +97,9 @@ class Variation:
         grid = grid + field.movedim(1, -1)
         unit = (case.image[None] + 1) / 2  # 0 is background, so that what lies outside the box is background
         image = F.grid_sample(unit, grid, mode="bilinear", padding_mode="zeros", align_corners=False)[0]
-        labels = F.grid_sample(case.labels[None, None].float(), grid, mode="nearest", padding_mode="zeros", align_corners=False)
+        labels = F.grid_sample(
+            case.labels[None, None].float(), grid, mode="nearest", padding_mode="zeros", align_corners=False
+        )
         bias = F.interpolate(self.log_bias, size=tuple(shape), mode="trilinear", align_corners=True)[0].exp()
         image = (image.clamp(0, 1) ** self.gamma.view(-1, 1, 1, 1) * bias).clamp(0, 1)
         return image * 2 - 1, labels[0, 0].to(torch.uint8)
@@ -107,7 +112,9 @@ def draw_variation(case: Case, settings: Augmentation, generator: torch.Generato
         return torch.randn(shape, generator=generator)
 
     channels = len(case.image)
-    extent = torch.tensor([n * s for n, s in zip(reversed(case.labels.shape), case.spacing, strict=True)])  # x, y, z in mm
+    extent = torch.tensor(
+        [n * s for n, s in zip(reversed(case.labels.shape), case.spacing, strict=True)]
+    )  # x, y, z in mm
     x, y, z = (torch.deg2rad(angle) for angle in settings.rotation * normal(3))
     rotation = _rotation(x, y, z)
     linear = rotation @ torch.diag(torch.exp(settings.scaling * normal(3)))

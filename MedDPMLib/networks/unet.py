@@ -39,7 +39,7 @@ class UNet3d(nn.Module):
     """
 
     #: Values alive at the peak of inference for each voxel of the grid, measured; see MedDPMLib.model.
-    values_per_voxel = 640
+    values_per_voxel = 660
 
     def __init__(
         self,

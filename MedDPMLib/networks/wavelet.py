@@ -84,7 +84,7 @@ class WaveletUNet3d(nn.Module):
     """
 
     #: Values alive at the peak of inference for each voxel of the grid, measured; see MedDPMLib.model.
-    values_per_voxel = 200
+    values_per_voxel = 120
 
     def __init__(
         self, image_channels: int, condition_channels: int, channels: Sequence[int] = (48, 64, 96, 128)
