@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.geometry import Geometry, brain_center
-from MedDPMLib.labels import LabelScheme
+from MedDPMLib.labels import Label, LabelScheme
 from MedDPMLib.volume import Volume, resample_image
 
 _BACKGROUND = (0, 0, 0)
@@ -32,7 +32,7 @@ _GAP = 6
 
 @dataclass(frozen=True)
 class Plane:
-    """A cut: ``right`` and ``down`` are the RAS directions of the image's axes, ``letters`` what lies left and right."""
+    """A cut: ``right`` and ``down`` are where the picture's axes point in RAS, ``letters`` what lies left and right."""
 
     name: str
     right: tuple[int, int, int]
@@ -73,16 +73,13 @@ def draw_cuts(
         raise MedDPMError("a montage needs a mask that is not empty")
     first = next(iter(volumes.values()))
     center = _point_of_interest(labels, scheme, first.geometry)
-    low, high = _extent(labels)
+    low, high = _extent(labels.array > 0, labels.geometry)
+    tumour = _outermost_first(labels, scheme)
     rows = []
     for plane in PLANES:
         sheet = plane_geometry(plane, center, low, high, float(first.geometry.spacing.min()))
         fine = _refined(sheet, pixels_per_mm)
-        outlines = [
-            (_outline(labels, label.value, fine), label.color)
-            for label in scheme.tumour
-            if (labels.array == label.value).any()
-        ]
+        outlines = [(_outline(labels, label.value, fine), label.color) for label in tumour]
         row = []
         for volume in volumes.values():
             gray = Image.fromarray(_gray(volume, sheet))
@@ -122,7 +119,7 @@ def _refined(sheet: Geometry, pixels_per_mm: float) -> Geometry:
 
 
 def _point_of_interest(labels: Volume, scheme: LabelScheme, image: Geometry) -> np.ndarray:
-    """RAS position of the tumour's centroid (without a tumour the mask's middle), moved to the closest voxel of ``image``.
+    """RAS position of the tumour's centroid, or of the mask's middle, moved to the closest voxel of ``image``.
 
     On a voxel's centre no plane of the image is interpolated out of two.
     """
@@ -134,10 +131,21 @@ def _point_of_interest(labels: Volume, scheme: LabelScheme, image: Geometry) -> 
     return image.to_ras(np.round(image.to_ijk(ras)))
 
 
-def _extent(labels: Volume) -> tuple[np.ndarray, np.ndarray]:
-    """The RAS box around all labels, with a margin."""
-    ras = labels.geometry.to_ras(np.argwhere(labels.array > 0)[:, ::-1])
+def _extent(where: np.ndarray, geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:
+    """The RAS box around the voxels of ``where``, with a margin."""
+    ras = geometry.to_ras(np.argwhere(where)[:, ::-1])
     return ras.min(axis=0) - _MARGIN_MM, ras.max(axis=0) + _MARGIN_MM
+
+
+def _outermost_first(labels: Volume, scheme: LabelScheme) -> list[Label]:
+    """The tumour's labels that are present; where two borders coincide the inner one's outline is drawn on top."""
+    reach = {}
+    for label in scheme.tumour:
+        where = labels.array == label.value
+        if where.any():
+            low, high = _extent(where, labels.geometry)
+            reach[label] = np.prod(high - low)
+    return sorted(reach, key=reach.get, reverse=True)
 
 
 def _gray(volume: Volume, geometry: Geometry) -> np.ndarray:

@@ -6,12 +6,12 @@ import itertools
 
 import numpy as np
 import pytest
+
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.geometry import Geometry
 from MedDPMLib.labels import load_scheme
 from MedDPMLib.montage import PLANES, draw_cuts, draw_montage, plane_geometry
 from MedDPMLib.volume import Volume
-from PIL import Image
 
 BRATS = load_scheme("brats")
 BRAIN = BRATS.rest.value
@@ -43,7 +43,9 @@ def ball(r, a, s):
 
 
 def cuts(volumes: dict[str, Volume], labels: Volume) -> list[list[np.ndarray]]:
-    return [[np.asarray(cut, np.float32) for cut in row] for row in draw_cuts(volumes, labels, BRATS, pixels_per_mm=2.0)]
+    return [
+        [np.asarray(cut, np.float32) for cut in row] for row in draw_cuts(volumes, labels, BRATS, pixels_per_mm=2.0)
+    ]
 
 
 def centroid(cell: np.ndarray, bright: np.ndarray) -> np.ndarray:

@@ -1,0 +1,5 @@
+"""``python -m MedDPMLib`` is ``meddpm``."""
+
+from MedDPMLib.cli import main
+
+main()

@@ -1,0 +1,74 @@
+"""Which commands are there, and what becomes of a mistake?"""
+
+from __future__ import annotations
+
+import traceback
+from typing import Annotated
+
+import typer
+from typer.core import TyperGroup
+
+from MedDPMLib import __version__
+from MedDPMLib.cli import demo, fidelity, generate, models, training
+from MedDPMLib.cli.output import complain
+from MedDPMLib.errors import MedDPMError
+
+
+class Commands(TyperGroup):
+    """The one place that turns what commands raise into a sentence and an exit code."""
+
+    def parse_args(self, ctx, args: list[str]) -> list[str]:
+        # Who meets an error adds --debug at the end of the line.
+        if "--debug" in args:
+            args = ["--debug", *(argument for argument in args if argument != "--debug")]
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx):
+        try:
+            return super().invoke(ctx)
+        except MedDPMError as error:
+            raised, sentence, code = error, str(error), 2
+        except BrokenPipeError:  # the reader of a pipe went away, as head does
+            raise
+        except OSError as error:
+            raised, sentence, code = error, f"{error.filename or 'a file'}: {error.strerror or error}", 2
+        except KeyboardInterrupt as error:
+            raised, code = error, 130
+            sentence = "stopped; nothing half-written is left, and the same command goes on from here"
+        if ctx.params["debug"]:
+            traceback.print_exception(raised)
+        complain(sentence)
+        raise typer.Exit(code)
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="A painted mask becomes an MRI: synthetic brain volumes from segmentation masks. Not for diagnosis.",
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"meddpm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show where in the program an error arose.")] = False,
+) -> None: ...
+
+
+app.command()(demo.demo)
+app.command()(generate.generate)
+app.add_typer(models.app, name="models")
+app.command()(training.prepare)
+app.command()(training.train)
+app.command()(fidelity.fidelity)

@@ -1,0 +1,186 @@
+"""meddpm generate: many masks, many samples, and only what is not there yet."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from MedDPMLib.cli.options import (
+    DeviceOption,
+    LabelsOption,
+    ModelOption,
+    OutOption,
+    PrecisionOption,
+    QualityOption,
+    SamplerOption,
+    SeedOption,
+    Settings,
+    StepsOption,
+    check_settings,
+)
+from MedDPMLib.cli.output import Progress, show_progress
+from MedDPMLib.errors import MedDPMError
+
+if TYPE_CHECKING:
+    from MedDPMLib.model import Model
+    from MedDPMLib.store import ModelEntry
+
+
+def generate(
+    masks: Annotated[list[Path], typer.Argument(metavar="MASK", help="Mask files, or folders of masks.")],
+    model: ModelOption,
+    out: OutOption,
+    samples: Annotated[
+        int, typer.Option("--samples", min=1, help="Volumes for each mask, with seeds from --seed on.")
+    ] = 1,
+    seed: SeedOption = 0,
+    quality: QualityOption = "standard",
+    sampler: SamplerOption = None,
+    steps: StepsOption = None,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+    space: Annotated[
+        str, typer.Option("--space", help="model: in the model's own grid; mask: resampled onto the mask's grid.")
+    ] = "model",
+    labels: LabelsOption = None,
+    brain_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--brain-from", metavar="IMAGE", help="A skull-stripped image that gives the brain area of the masks."
+        ),
+    ] = None,
+) -> None:
+    """Make synthetic MRI volumes from masks.
+
+    Each volume is written as NIfTI (MASK_seedN_MODALITY.nii.gz) with a JSON record of how it was made. What is
+    there already, made in the same way, is skipped. A mask that cannot be used is told and left out, the others are
+    made; the exit code is then 2.
+    """
+    paths = find_masks(masks, out)
+    from MedDPMLib.store import ModelStore
+
+    entry = ModelStore().find(model)
+    settings = check_settings(entry.card, quality, sampler, steps, device, precision, space)
+    check_writable(out)
+    batch = Batch(entry, settings, out, labels, brain_from)
+    seeds = range(seed, seed + samples)
+    with show_progress(len(paths) * len(seeds) * settings.steps, "starting") as progress:
+        for path in paths:
+            batch.make(path, seeds, progress)
+    typer.echo(batch.summary())
+    if batch.failed:
+        raise typer.Exit(2)
+
+
+class Batch:
+    """What masks, seeds and a second run have in common; the model is loaded when the first volume is due."""
+
+    def __init__(
+        self, entry: ModelEntry, settings: Settings, out: Path, numbering: str | None, brain_from: Path | None
+    ) -> None:
+        self.entry, self.settings, self.out = entry, settings, out
+        self.numbering, self.brain_from = numbering, brain_from
+        self.made = self.skipped = self.failed = 0
+
+    @cached_property
+    def model(self) -> Model:
+        from MedDPMLib import load_model
+
+        return load_model(self.entry.path)
+
+    def make(self, path: Path, seeds: Sequence[int], progress: Progress) -> None:
+        """All samples of the mask in ``path``. A fault of the mask ends it, a fault in writing ends everything."""
+        from MedDPMLib import generate
+        from MedDPMLib.masks import read_mask
+        from MedDPMLib.record import describe_run, is_finished, write_result
+
+        card, settings = self.entry.card, self.settings
+        try:
+            mask = read_mask(path, card.scheme, numbering=self.numbering, brain_from=self.brain_from)
+        except MedDPMError as error:
+            return self._fail(error, len(seeds), progress)
+        told = False
+        for index, seed in enumerate(seeds):
+            stem, doing = f"{mask.name}_seed{seed}", f"{mask.name}, seed {seed}"
+            run = describe_run(
+                card=card, model_hash=self.entry.hash, mask=mask, execution=settings.execution, seed=seed,
+                steps=settings.steps, sampler=settings.sampler, space=settings.space,
+            )  # fmt: skip
+            if is_finished(self.out, stem, card.modalities, run):
+                self.skipped += 1
+                progress.drop(settings.steps)
+                progress.say(f"{doing}: finished before, skipped")
+                continue
+            model = self.model
+            try:
+                generated = generate(
+                    model,
+                    mask,
+                    seed=seed,
+                    progress=lambda *_, doing=doing: progress.advance(doing),
+                    **settings.keywords(),
+                )
+            except MedDPMError as error:
+                return self._fail(error, len(seeds) - index, progress)
+            for note in [] if told else generated.record["notes"]:
+                progress.say(f"{mask.name}: {note}")
+            told = True
+            for written in write_result(self.out, stem, generated):
+                progress.say(str(written))
+            self.made += 1
+
+    def _fail(self, error: MedDPMError, samples: int, progress: Progress) -> None:
+        self.failed += 1
+        progress.drop(samples * self.settings.steps)
+        progress.complain(str(error))
+
+    def summary(self) -> str:
+        parts = [f"{self.made} made"]
+        if self.skipped:
+            parts.append(f"{self.skipped} skipped, because finished before")
+        if self.failed:
+            parts.append(f"{self.failed} masks could not be used")
+        return f"{', '.join(parts)}; results in {self.out}"
+
+
+def find_masks(arguments: Sequence[Path], out: Path) -> list[Path]:
+    """The files that ``arguments`` name, and the volumes in the folders among them; each result needs its own name."""
+    from MedDPMLib.volume import check_readable, volume_stem, volume_suffix
+
+    paths = []
+    for argument in arguments:
+        found = [argument]
+        if argument.is_dir():
+            if out.resolve() == argument.resolve():
+                raise MedDPMError(
+                    f"{out} holds the masks: choose another folder for the results, or they are taken for masks"
+                )
+            found = sorted(
+                path
+                for path in argument.iterdir()
+                if volume_suffix(path) and path.is_file() and not path.name.startswith(".")
+            )
+            if not found:
+                check_readable(argument)
+        paths += found
+    names = Counter(volume_stem(path) for path in set(paths))
+    twice = [name for name, count in names.items() if count > 1]
+    if twice:
+        raise MedDPMError(f'several masks are called "{twice[0]}", and their results would be too: rename them')
+    return list(dict.fromkeys(paths))
+
+
+def check_writable(folder: Path) -> None:
+    """Before hours are spent on what cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise MedDPMError(f"{folder} cannot be written to ({error.strerror}): choose another folder") from error

@@ -1,0 +1,78 @@
+"""meddpm models: which models are installed, and what do they say about themselves?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from MedDPMLib.cli.options import ModelArgument
+from MedDPMLib.cli.output import print_table, size
+
+app = typer.Typer(no_args_is_help=True, help="List, show, import, export and remove models.")
+
+
+@app.command("list")
+def list_models() -> None:
+    """List the installed models."""
+    from MedDPMLib.store import ModelStore
+
+    store = ModelStore()
+    rows = []
+    for entry in store.list():
+        where = "bundled" if entry.bundled else "imported"
+        if entry.problem:
+            rows.append([entry.name, entry.problem, "", "", size(entry.size), entry.hash[:12], where])
+            continue
+        card = entry.card
+        grid = " x ".join(map(str, card.grid.size)) + " of " + " x ".join(f"{mm:g}" for mm in card.grid.spacing) + " mm"
+        rows.append(
+            [entry.name, ", ".join(card.modalities), grid, card.scheme.name, size(entry.size), entry.hash[:12], where]
+        )
+    print_table(["name", "makes", "grid", "labels", "size", "hash", "from"], rows, numeric=[4])
+    typer.echo(f"Imported models lie in {store.folder}")
+
+
+@app.command("show")
+def show_model(model: ModelArgument) -> None:
+    """Show the card of a model: what it makes, from which labels, how it was trained and what it is not for."""
+    from MedDPMLib.store import ModelStore
+
+    entry = ModelStore().find(model)
+    typer.echo(entry.card.describe())
+    typer.echo(f"{'File':<14}{entry.path}, {size(entry.size)}\n{'SHA-256':<14}{entry.hash}")
+
+
+@app.command("import")
+def import_model(
+    file: Annotated[Path, typer.Argument(help="A bundle, or an official Med-DDPM checkpoint, which is converted.")],
+    name: Annotated[
+        str | None, typer.Option("--name", help="What to call it, instead of the name in its card.")
+    ] = None,
+) -> None:
+    """Check a model file and install it."""
+    from MedDPMLib.store import ModelStore
+
+    entry = ModelStore().add(file, name)
+    typer.echo(f"{entry.name} installed: {entry.path}")
+
+
+@app.command("export")
+def export_model(
+    model: ModelArgument,
+    path: Annotated[Path, typer.Argument(help="The file to write, or the folder to write it into.")],
+) -> None:
+    """Copy a model's bundle, to pass it on."""
+    from MedDPMLib.store import ModelStore
+
+    typer.echo(f"{ModelStore().export(model, path)}")
+
+
+@app.command("remove")
+def remove_model(model: ModelArgument) -> None:
+    """Delete an imported model; bundled ones stay."""
+    from MedDPMLib.store import ModelStore
+
+    ModelStore().remove(model)
+    typer.echo(f"{model} removed")

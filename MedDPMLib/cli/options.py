@@ -1,0 +1,91 @@
+"""The options that several commands share, and how they become settings of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from MedDPMLib.card import QUALITIES, Card
+from MedDPMLib.errors import MedDPMError
+
+if TYPE_CHECKING:
+    from MedDPMLib.device import Execution
+
+BUNDLED_MODEL = "brain-anatomy"
+
+
+def _model_names(incomplete: str) -> list[str]:
+    from MedDPMLib.store import ModelStore
+
+    return sorted({entry.name for entry in ModelStore().list() if entry.name.startswith(incomplete)})
+
+
+ModelOption = Annotated[
+    str,
+    typer.Option("--model", help="Installed model, bundle file or official checkpoint.", autocompletion=_model_names),
+]
+ModelArgument = Annotated[str, typer.Argument(metavar="NAME", help="Installed model.", autocompletion=_model_names)]
+OutOption = Annotated[Path, typer.Option("--out", help="Folder for the results; made if it is not there.")]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same volume.")]
+QualityOption = Annotated[
+    str,
+    typer.Option(
+        "--quality",
+        help=f"{', '.join(QUALITIES[:-1])} or {QUALITIES[-1]}: what the model recommends.",
+        autocompletion=lambda: list(QUALITIES),
+    ),
+]
+SamplerOption = Annotated[
+    str | None, typer.Option("--sampler", help="dpm-solver++, ddim or ddpm, instead of the quality's.")
+]
+StepsOption = Annotated[int | None, typer.Option("--steps", help="Denoising steps, instead of the quality's.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
+PrecisionOption = Annotated[str, typer.Option("--precision", help="auto, float32, bfloat16 or float16.")]
+LabelsOption = Annotated[
+    str | None,
+    typer.Option("--labels", metavar="NUMBERING", help="How the masks number their labels, where it is ambiguous."),
+]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How volumes are made, checked against the model once, before the first mask."""
+
+    sampler: str
+    steps: int
+    execution: Execution
+    space: str
+
+    def keywords(self) -> dict:
+        """What :func:`MedDPMLib.generate` takes."""
+        return {
+            "sampler": self.sampler,
+            "steps": self.steps,
+            "device": self.execution.device,
+            "precision": self.execution.precision,
+            "space": self.space,
+        }
+
+
+def check_settings(
+    card: Card, quality: str, sampler: str | None, steps: int | None, device: str, precision: str, space: str = "model"
+) -> Settings:
+    """The settings that the options ask for; :class:`MedDPMError` for what the model or the machine cannot do."""
+    if quality not in QUALITIES:
+        raise MedDPMError(f'there is no quality "{quality}": use {", ".join(QUALITIES)}')
+    from MedDPMLib.device import choose_execution
+    from MedDPMLib.generation import SPACES
+    from MedDPMLib.samplers import METHODS, timestep_grid
+
+    recommended = card.qualities[quality]
+    sampler = sampler or recommended["sampler"]
+    if sampler not in METHODS:
+        raise MedDPMError(f'"{sampler}" is not a sampler: use one of {", ".join(METHODS)}')
+    steps = recommended["steps"] if steps is None else steps
+    timestep_grid(card.schedule["timesteps"], steps)
+    if space not in SPACES:
+        raise MedDPMError(f'there is no space "{space}": use {" or ".join(SPACES)}')
+    return Settings(sampler, steps, choose_execution(device, precision), space)

@@ -1,0 +1,62 @@
+"""What is packaged is what is there, and what is said of the extension is the same everywhere."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def cmake_list(path: Path, variable: str) -> list[str]:
+    """The entries of ``set(variable ...)``."""
+    body = re.search(rf"set\({variable}\s+(.*?)\)", path.read_text(encoding="utf-8"), re.S)[1]
+    return [line.strip() for line in body.splitlines() if line.strip() and not line.strip().startswith("#")]
+
+
+def files(folder: Path) -> set[str]:
+    paths = (path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return {path.relative_to(folder).as_posix() for path in paths if path.name != "CMakeLists.txt"}
+
+
+def test_cmake_installs_every_file_of_the_library():
+    library = ROOT / "MedDPMLib"
+    scripts = cmake_list(library / "CMakeLists.txt", "MODULE_PYTHON_SCRIPTS")
+    resources = cmake_list(library / "CMakeLists.txt", "MODULE_PYTHON_RESOURCES")
+    assert scripts == sorted(scripts) and resources == sorted(resources)
+    there = files(library)
+    assert set(scripts) == {name for name in there if name.endswith(".py")}
+    assert set(resources) == {name for name in there if not name.endswith(".py")}
+
+
+def test_the_extension_is_described_alike_everywhere():
+    cmake = (ROOT / "CMakeLists.txt").read_text(encoding="utf-8")
+    said = dict(re.findall(r'set\(EXTENSION_(\w+)\s+"([^"]*)"', cmake))
+    lines = (ROOT / "MedDPM.s4ext").read_text(encoding="utf-8").splitlines()
+    s4ext = {name: rest for name, _, rest in (line.partition(" ") for line in lines if line and line[0] != "#")}
+    catalog = json.loads((ROOT / "MedDPM.json").read_text(encoding="utf-8"))
+    for key in ("homepage", "contributors", "description", "iconurl", "screenshoturls", "depends"):
+        assert s4ext[key] == said[key.upper()], key
+    assert catalog["scm_url"] == s4ext["scmurl"] == said["HOMEPAGE"]
+    assert catalog["scm_revision"] == s4ext["scmrevision"]
+    assert catalog["category"] == s4ext["category"]
+    assert catalog["build_dependencies"] == s4ext["depends"].split()
+    assert "\n" not in said["DESCRIPTION"]
+
+
+def test_continuous_integration_runs_the_readme_s_second_command():
+    commands = re.findall(r"^```bash\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S | re.M)
+    second = commands[1].strip()
+    assert second in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert (ROOT / second.split()[1]).is_file()
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/architecture.md"])
+def test_links_and_pictures_of_the_documentation_exist(name):
+    page = ROOT / name
+    for target in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
