@@ -43,7 +43,7 @@ def empty_image(lattice: Geometry, first: Sequence[int] = (0, 0, 0), size: Seque
 
 
 def oriented_image(voxels: np.ndarray, lattice: Geometry, first: Sequence[int] = (0, 0, 0)):
-    """A vtkOrientedImageData of ``voxels`` (k, j, i; copied), the first of them at index ``first`` (i, j, k) of ``lattice``."""
+    """A vtkOrientedImageData of ``voxels`` (k, j, i; copied), the first at index ``first`` (i, j, k) of ``lattice``."""
     image = empty_image(lattice, first, voxels.shape[::-1])
     image.GetPointData().SetScalars(numpy_to_vtk(np.ascontiguousarray(voxels).ravel(), deep=True))
     return image

@@ -36,7 +36,9 @@ def add_segmentation(labels: Volume, scheme: LabelScheme, name: str) -> slicer.v
     core = node.GetSegmentation()
     core.SetSourceRepresentationName(_BINARY_LABELMAP)
     image = oriented_image(labels.array.astype(np.uint8, copy=False), labels.geometry)
-    core.SetConversionParameter(_CONVERTER.GetReferenceImageGeometryParameterName(), _CONVERTER.SerializeImageGeometry(image))
+    core.SetConversionParameter(
+        _CONVERTER.GetReferenceImageGeometryParameterName(), _CONVERTER.SerializeImageGeometry(image)
+    )
     for label in scheme.labels:
         segment = _segment(label)
         segment.SetLabelValue(label.value)
@@ -50,7 +52,9 @@ def add_segments(segmentation: slicer.vtkMRMLSegmentationNode, labels: Iterable[
     """Adds an empty segment for each label, ready to be painted; returns segment ID to label value."""
     added = {}
     for label in labels:
-        id_ = segmentation.GetSegmentation().AddEmptySegment(label.name, label.name, [part / 255 for part in label.color])
+        id_ = segmentation.GetSegmentation().AddEmptySegment(
+            label.name, label.name, [part / 255 for part in label.color]
+        )
         _describe(segmentation.GetSegmentation().GetSegment(id_), label)
         added[id_] = label.value
     return added
@@ -74,13 +78,17 @@ def paint(
     if not logic.SetBinaryLabelmapToSegment(
         image, segmentation, segment_id, logic.MODE_MERGE_MASK, image.GetExtent(), False, over
     ):
-        raise MedDPMError(f'the segment "{segment_id}" of "{segmentation.GetName()}" cannot be painted: see the error log')
+        raise MedDPMError(
+            f'the segment "{segment_id}" of "{segmentation.GetName()}" cannot be painted: see the error log'
+        )
     # Segments in the same image have given way already; those in others are erased.
     layer = segmentation.GetBinaryLabelmapInternalRepresentation(segment_id)
     rest = oriented_image(np.where(voxels, 0, 255).astype(np.uint8), lattice, first)
     for other in over:
         if other != segment_id and segmentation.GetBinaryLabelmapInternalRepresentation(other) is not layer:
-            logic.SetBinaryLabelmapToSegment(rest, segmentation, other, logic.MODE_MERGE_MIN, rest.GetExtent(), False, over)
+            logic.SetBinaryLabelmapToSegment(
+                rest, segmentation, other, logic.MODE_MERGE_MIN, rest.GetExtent(), False, over
+            )
 
 
 def fill_brain(
@@ -121,7 +129,9 @@ def stamp_tumour(
     shells = [(_REACH.get(label.name, 1.0), _segment_of(label, table)) for label in scheme.tumour]
     distance, first = _distances(painted_geometry(segmentation), np.array(tuple(center)), radius)
     if distance.min(initial=np.inf) > radius:
-        raise MedDPMError("the tumour would lie outside the segmentation: move the crosshair into the brain (Shift and the mouse)")
+        raise MedDPMError(
+            "the tumour would lie outside the segmentation: move the crosshair into the brain (Shift and the mouse)"
+        )
     with slicer.util.NodeModify(segmentation):
         for part, segment_id in sorted(shells, reverse=True):
             others = [id_ for id_ in table if id_ != segment_id]

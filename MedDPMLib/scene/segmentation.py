@@ -130,7 +130,7 @@ def painted_geometry(segmentation: slicer.vtkMRMLSegmentationNode) -> Geometry:
     geometry, transform = _placed(segmentation, reference_geometry(segmentation))
     if transform is not None:
         raise MedDPMError(
-            f'the transform of "{segmentation.GetName()}" bends or shears it: harden the transform first (Transforms module)'
+            f'the transform of "{segmentation.GetName()}" bends or shears it: harden it first (Transforms module)'
         )
     return geometry
 
@@ -140,12 +140,12 @@ def _check(table: Mapping[str, int], segmentation, scheme: LabelScheme) -> None:
     for id_, value in table.items():
         if id_ not in known:
             raise MedDPMError(
-                f'the segmentation "{segmentation.GetName()}" has no segment "{id_}" any more: set up the table of labels again'
+                f'"{segmentation.GetName()}" has no segment "{id_}" any more: set up the table of labels again'
             )
         scheme.label_by_value(value)
     if not table:
         raise MedDPMError(
-            f'no segment of "{segmentation.GetName()}" is assigned to a label: say in the table which segment is which label'
+            f'no segment of "{segmentation.GetName()}" is assigned to a label: say in the table which is which'
         )
 
 

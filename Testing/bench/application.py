@@ -13,7 +13,16 @@ from pathlib import Path
 import slicer
 import vtk
 
-from bench import ctk_widgets, dialogs, mrml_widgets, packages, parameter_node, scripted_module, views
+from bench import (
+    ctk_widgets,
+    dialogs,
+    mrml_widgets,
+    packages,
+    parameter_node,
+    scripted_module,
+    segment_editor,
+    views,
+)  # fmt: skip
 from bench.pythonqt import qt_module
 
 qt = qt_module()
@@ -91,7 +100,7 @@ class _ModuleSelector:
 
 
 class MainWindow(qt.QMainWindow):
-    """The module panel on the left, the views on the right. Hidden until somebody calls ``show``: drawing takes time."""
+    """The module panel on the left, the views on the right. Hidden until ``show`` is called: drawing takes time."""
 
     def __init__(self):
         super().__init__()
@@ -255,7 +264,7 @@ class Application(Signals):
             sys.modules[name] = module
             if name.startswith("slicer."):
                 setattr(slicer, name.partition(".")[2], module)
-        for source in (mrml_widgets, views, scripted_module):
+        for source in (mrml_widgets, segment_editor, views, scripted_module):
             for name, value in vars(source).items():
                 if name.startswith(("qMRML", "qSlicer")):
                     setattr(slicer, name, value)
@@ -303,7 +312,13 @@ class Application(Signals):
                 hierarchy.RemoveItem(item, False, False)
 
     def _add_item(self, node):
-        shown = ("vtkMRMLVolumeNode", "vtkMRMLSegmentationNode", "vtkMRMLTransformNode", "vtkMRMLMarkupsNode", "vtkMRMLTableNode")
+        shown = (
+            "vtkMRMLVolumeNode",
+            "vtkMRMLSegmentationNode",
+            "vtkMRMLTransformNode",
+            "vtkMRMLMarkupsNode",
+            "vtkMRMLTableNode",
+        )
         if node.GetHideFromEditors() or not any(map(node.IsA, shown)):
             return
         hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(self._scene)

@@ -108,7 +108,9 @@ class ctkSliderWidget(qt.QWidget):
         layout.addWidget(self._slider, 1)
         layout.addWidget(self._box)
         self._box.valueChanged.connect(self._on_value)
-        self._slider.valueChanged.connect(lambda step: self._box.setValue(self._box.minimum + step * self._box.singleStep))
+        self._slider.valueChanged.connect(
+            lambda step: self._box.setValue(self._box.minimum + step * self._box.singleStep)
+        )
         self._on_range()
 
     def _of_box(name, kind):

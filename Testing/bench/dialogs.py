@@ -14,7 +14,7 @@ qt = qt_module()
 
 @dataclass(frozen=True)
 class Shown:
-    """A dialog that was opened: "message", "question", "open file", "save file", "folder", "text", "menu" or "dialog"."""
+    """A dialog that was opened; ``kind`` is message, question, open file, save file, folder, text, menu or dialog."""
 
     kind: str
     text: str
@@ -58,7 +58,9 @@ dialogs = Dialogs()
 
 
 def _run_message_box(box) -> Any:
-    buttons = box.buttons()
+    buttons = [
+        button for button in box.buttons() if box.buttonRole(button) != qt.QMessageBox.ActionRole
+    ]  # "Show Details..."
     shown = Shown("message" if len(buttons) <= 1 else "question", box.text, box.windowTitle, box.detailedText)
     if shown.kind == "message":
         dialogs.shown.append(shown)

@@ -1,4 +1,4 @@
-"""What a module finds for its Python dependencies: ``slicer.packaging``, ``PyTorchUtils``, ``SampleData``, ``slicer.i18n``.
+"""What modules import in the application: ``slicer.packaging``, ``PyTorchUtils``, ``SampleData``, ``slicer.i18n``.
 
 Nothing is installed from here: what would be is recorded in :data:`installed`.
 """
@@ -32,7 +32,11 @@ def packaging_module() -> types.ModuleType:
         return not _unmet(requirements)
 
     def pip_install(requirements, **_kwargs):
-        texts = requirements.split() if isinstance(requirements, str) else [str(requirement) for requirement in requirements]
+        texts = (
+            requirements.split()
+            if isinstance(requirements, str)
+            else [str(requirement) for requirement in requirements]
+        )
         installed.extend(texts)
         hidden.difference_update(canonicalize_name(Requirement(text).name) for text in texts)
 
@@ -53,7 +57,7 @@ def packaging_module() -> types.ModuleType:
 def _unmet(requirements) -> list[Requirement]:
     if isinstance(requirements, (str, Requirement)):
         requirements = [requirements]
-    return [requirement for requirement in map(lambda r: Requirement(str(r)), requirements) if not _met(requirement)]
+    return [requirement for requirement in (Requirement(str(text)) for text in requirements) if not _met(requirement)]
 
 
 def _met(requirement: Requirement) -> bool:
@@ -74,7 +78,9 @@ def pytorch_utils_module() -> types.ModuleType:
         def torchInstalled():
             return "torch" not in hidden and importlib.util.find_spec("torch") is not None
 
-        def installTorch(self, askConfirmation=False, forceComputationBackend=None, torchVersionRequirement=None, **_kwargs):
+        def installTorch(
+            self, askConfirmation=False, forceComputationBackend=None, torchVersionRequirement=None, **_kwargs
+        ):
             if askConfirmation and not slicer.util.confirmOkCancelDisplay("PyTorch will be installed. Continue?"):
                 return None
             installed.append(f"torch{torchVersionRequirement or ''}")

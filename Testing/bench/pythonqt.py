@@ -40,7 +40,13 @@ def qt_module() -> types.ModuleType:
             _adapt(cls)
         QtCore.QObject.name = QtCore.QObject.objectName
         QtCore.QObject.className = lambda self: self.metaObject().className()
-        for cls in (QtWidgets.QDialog, QtWidgets.QMenu, QtWidgets.QApplication, QtCore.QCoreApplication, QtCore.QEventLoop):
+        for cls in (
+            QtWidgets.QDialog,
+            QtWidgets.QMenu,
+            QtWidgets.QApplication,
+            QtCore.QCoreApplication,
+            QtCore.QEventLoop,
+        ):
             cls.exec_ = cls.exec
         _accept_text(QtCore.QProcess)
         module.QUiLoader = UiLoader
@@ -67,8 +73,9 @@ def _adapt(cls: type) -> None:
     for index in range(meta.propertyOffset(), meta.propertyCount()):
         name = meta.property(index).name()
         # A static slot hides the property of its name, in PythonQt too (QTimer.singleShot).
-        if not isinstance(inspect.getattr_static(cls, name, None), staticmethod):
-            setattr(cls, name, _property(name, meta.property(index).isWritable()))
+        getter = inspect.getattr_static(cls, name, None)
+        if not isinstance(getter, staticmethod):
+            setattr(cls, name, _property(name, getter if callable(getter) else None, meta.property(index).isWritable()))
     _adapt_signals(cls)
     cls.__setattr__ = _set_attribute
 
@@ -76,9 +83,15 @@ def _adapt(cls: type) -> None:
 # Properties ----------------------------------------------------------------------------------------
 
 
-def _property(name: str, writable: bool) -> property:
+def _property(name: str, getter: Callable | None, writable: bool) -> property:
+    """The attribute for a property of Qt; ``getter`` is the method of its name, if there is one.
+
+    A virtual getter (``sizeHint``) must be called directly: through the property system Qt would look for an
+    override in Python, and find this attribute.
+    """
+
     def get(self):
-        return QtCore.QObject.property(self, name)
+        return getter(self) if getter is not None else QtCore.QObject.property(self, name)
 
     def set_(self, value):
         if not QtCore.QObject.setProperty(self, name, value):
@@ -89,9 +102,14 @@ def _property(name: str, writable: bool) -> property:
 
 def _set_attribute(self, name: str, value) -> None:
     """As PythonQt: a property is set, an attribute of a Python subclass too, anything else is a mistake."""
+    if UiLoader.busy and isinstance(value, QtCore.QObject) and value.objectName == name:
+        return  # PySide6 makes each child of a form an attribute of the form, PythonQt does not
     for cls in type(self).__mro__:
         member = cls.__dict__.get(name)
-        if member is not None and hasattr(type(member), "__set__"):
+        if type(member) is QtCore.Property:
+            QtCore.QObject.setProperty(self, name, value)
+            return
+        if hasattr(type(member), "__set__"):
             member.__set__(self, value)
             return
     cls = type(self)
@@ -114,7 +132,9 @@ class BoundSignal:
         self._owner, self._name, self._limit = owner, description.name, description.limit
         signal = description.signal.__get__(owner)
         # "clicked(); clicked(bool)": clones with default arguments, of which PythonQt connects the fullest.
-        self._overloads = {len(types.split(",")) if types else 0: signal[types] if types else signal for types in description.overloads}
+        self._overloads = {
+            len(types.split(",")) if types else 0: signal[types] if types else signal for types in description.overloads
+        }
         self._signal = self._overloads[max(self._overloads)]
 
     def connect(self, slot: Callable) -> bool:
@@ -165,8 +185,7 @@ class _SignalDescriptor:
 
 def _adapt_signals(cls: type) -> None:
     for name, value in list(vars(cls).items()):
-        # Not isinstance: PySide6's check drops a reference to True or False on each call.
-        if type(value) is QtCore.Signal:
+        if isinstance(value, QtCore.Signal):
             setattr(cls, name, _SignalDescriptor(cls, name, value))
 
 
@@ -202,15 +221,18 @@ class UiLoader(QtUiTools.QUiLoader):
     are made here, as the file says them.
     """
 
+    busy = False
+
     def __init__(self, parent: QtCore.QObject | None = None):
         super().__init__(parent)
+        self._strange: list[str] = []
         for cls in standins.values():
             if issubclass(cls, QtWidgets.QWidget):
                 self.registerCustomWidget(cls)
 
     def createWidget(self, class_name: str, parent: QtWidgets.QWidget | None = None, name: str = ""):
         if class_name not in standins and not hasattr(QtWidgets, class_name):
-            raise RuntimeError(f"the form uses {class_name}, for which the bench has no stand-in")
+            self._strange.append(class_name)
         return super().createWidget(class_name, parent, name)
 
     def load(self, device: QtCore.QIODevice, parent: QtWidgets.QWidget | None = None) -> QtWidgets.QWidget:
@@ -219,12 +241,20 @@ class UiLoader(QtUiTools.QUiLoader):
         for connections in form.findall("connections"):
             for connection in list(connections):
                 if connection.findtext("signal") == "mrmlSceneChanged(vtkMRMLScene*)":
-                    handed_on.append((connection.findtext("sender"), connection.findtext("receiver"), connection.findtext("slot")))
+                    handed_on.append(
+                        (connection.findtext("sender"), connection.findtext("receiver"), connection.findtext("slot"))
+                    )
                     connections.remove(connection)
         buffer = QtCore.QBuffer()
         buffer.setData(xml.etree.ElementTree.tostring(form))
         buffer.open(QtCore.QIODevice.ReadOnly)
-        widget = super().load(buffer, parent)
+        UiLoader.busy = True
+        try:
+            widget = super().load(buffer, parent)
+        finally:
+            UiLoader.busy = False
+        if self._strange:
+            raise RuntimeError(f"the form uses {', '.join(self._strange)}, for which the bench has no stand-in")
         by_name = {child.objectName: child for child in [widget, *widget.findChildren(QtCore.QObject)]}
         for sender, receiver, slot in handed_on:
             by_name[sender].mrmlSceneChanged.connect(getattr(by_name[receiver], slot.partition("(")[0]))

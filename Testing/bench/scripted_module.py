@@ -1,4 +1,4 @@
-"""``slicer.ScriptedLoadableModule``: the base classes of a scripted module, and the module as the application holds it."""
+"""``slicer.ScriptedLoadableModule``: a scripted module's base classes, and the module as the application holds it."""
 
 from __future__ import annotations
 
@@ -105,7 +105,12 @@ class ScriptedLoadableModuleTest(unittest.TestCase):
 
 def base_classes() -> types.ModuleType:
     module = types.ModuleType("slicer.ScriptedLoadableModule")
-    classes = (ScriptedLoadableModule, ScriptedLoadableModuleWidget, ScriptedLoadableModuleLogic, ScriptedLoadableModuleTest)
+    classes = (
+        ScriptedLoadableModule,
+        ScriptedLoadableModuleWidget,
+        ScriptedLoadableModuleLogic,
+        ScriptedLoadableModuleTest,
+    )
     module.__all__ = [cls.__name__ for cls in classes]
     for cls in classes:
         setattr(module, cls.__name__, cls)

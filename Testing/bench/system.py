@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import glob
+import importlib.metadata
 import os
+import sys
 
 #: Shared library and the Debian package that holds it.
 _LIBRARIES = {
@@ -37,10 +39,18 @@ def prepare() -> None:
             "the bench draws without a display and needs system libraries; as root: "
             f"apt-get install --no-install-recommends {' '.join(missing)}"
         )
+    _refuse_broken_pyside()
     os.environ["QT_QPA_PLATFORM"] = "offscreen"
     os.environ["VTK_DEFAULT_OPENGL_WINDOW"] = "vtkEGLRenderWindow"
     # Mesa's software renderer everywhere: the same picture with and without a graphics card.
     os.environ["LIBGL_ALWAYS_SOFTWARE"] = "1"
+
+
+def _refuse_broken_pyside() -> None:
+    """PySide6 6.12 drops a reference to None whenever it returns it: before Python 3.12 that ends in a crash."""
+    version = importlib.metadata.version("PySide6_Essentials")
+    if sys.version_info < (3, 12) and version.startswith("6.12."):
+        raise MissingPackages(f'PySide6 {version} crashes on this Python: pip install "PySide6_Essentials>=6.8,<6.12"')
 
 
 def missing_packages() -> list[str]:

@@ -151,8 +151,11 @@ class qMRMLSliceView(VTKView):
         self._actor = vtk.vtkActor2D()
         self._actor.SetMapper(self._mapper)
         self._renderer.AddViewProp(self._actor)
-        self._manage(slicer.vtkMRMLSliceViewDisplayableManagerFactory, _SLICE_MANAGERS, sliceLogic.GetSliceNode(), appLogic)
+        self._manage(
+            slicer.vtkMRMLSliceViewDisplayableManagerFactory, _SLICE_MANAGERS, sliceLogic.GetSliceNode(), appLogic
+        )
         sliceLogic.AddObserver("ModifiedEvent", lambda *_: self._on_logic_modified())
+        self._fit_node()
 
     def _on_logic_modified(self):
         # As Slicer's Data Probe: it owns the four corners and rewrites them on every change.
@@ -168,6 +171,7 @@ class qMRMLSliceView(VTKView):
         return self._group.GetDisplayableManagerByClassName(name)
 
     def _prepare(self):
+        self._fit_node()
         layers = (self._logic.GetBackgroundLayer(), self._logic.GetForegroundLayer(), self._logic.GetLabelLayer())
         shown = any(layer is not None and layer.GetVolumeNode() is not None for layer in layers)
         self._actor.SetVisibility(shown)
@@ -175,8 +179,11 @@ class qMRMLSliceView(VTKView):
             self._mapper.SetInputConnection(self._logic.GetImageDataConnection())
 
     def resizeEvent(self, event):
-        self._logic.ResizeSliceNode(max(self.width, 16), max(self.height, 16))
+        self._fit_node()
         super().resizeEvent(event)
+
+    def _fit_node(self):
+        self._logic.ResizeSliceNode(max(self.width, 16), max(self.height, 16))
 
 
 @standin
@@ -288,7 +295,8 @@ class LayoutManager(qt.QObject):
 
     def sliceWidget(self, name):
         return next(
-            (widget for widget in self._of_class("vtkMRMLSliceNode") if widget.mrmlSliceNode().GetLayoutName() == name), None
+            (widget for widget in self._of_class("vtkMRMLSliceNode") if widget.mrmlSliceNode().GetLayoutName() == name),
+            None,
         )
 
     def threeDWidget(self, index):
@@ -322,11 +330,15 @@ class LayoutManager(qt.QObject):
         return [w.sliceView() if hasattr(w, "sliceView") else w.threeDView() for w in self._widgets.values()]
 
     def _of_class(self, name):
-        return [self._widgets[node.GetID()] for node in self._nodes() if node.IsA(name) and node.GetID() in self._widgets]
+        return [
+            self._widgets[node.GetID()] for node in self._nodes() if node.IsA(name) and node.GetID() in self._widgets
+        ]
 
     def _nodes(self):
         scene = self._logic.GetMRMLScene()
-        return slicer.util.getNodesByClass("vtkMRMLSliceNode", scene) + slicer.util.getNodesByClass("vtkMRMLViewNode", scene)
+        return slicer.util.getNodesByClass("vtkMRMLSliceNode", scene) + slicer.util.getNodesByClass(
+            "vtkMRMLViewNode", scene
+        )
 
     def _arrange(self):
         """Makes the missing widgets and puts those of the current layout side by side, in a square."""
