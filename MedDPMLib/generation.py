@@ -10,8 +10,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from MedDPMLib.card import Card
 from MedDPMLib.device import Execution, choose_execution, free_memory
-from MedDPMLib.errors import MedDPMError
+from MedDPMLib.errors import MedDPMError, OutOfMemory
 from MedDPMLib.geometry import Geometry
 from MedDPMLib.masks import Fitted, Mask, condition, fit, read_mask
 from MedDPMLib.model import Model
@@ -54,7 +55,7 @@ def generate(
     volumes on the same device. ``space`` is one of :data:`SPACES`; voxels of the mask's grid that the model's
     does not reach are background.
 
-    Raises :class:`MedDPMError` for whatever is wrong with mask or settings, and when memory does not suffice.
+    Raises :class:`MedDPMError` for whatever is wrong with mask or settings, and :class:`OutOfMemory`.
     """
     if space not in SPACES:
         raise MedDPMError(f'there is no space "{space}": use {" or ".join(SPACES)}')
@@ -75,7 +76,7 @@ def generate(
         space=space, seconds=time.perf_counter() - started,
     )  # fmt: skip
     geometry = mask.volume.geometry if space == "mask" else fitted.geometry
-    return Generated(_volumes(card, images, fitted.geometry, geometry), record)
+    return Generated(volumes(card, images, fitted.geometry, geometry), record)
 
 
 def as_mask(mask: str | os.PathLike | Mask | Volume, model: Model) -> Mask:
@@ -125,13 +126,14 @@ def _sample(
     return images[0].cpu()
 
 
-def _volumes(card, images: Tensor, geometry: Geometry, wanted: Geometry) -> dict[str, Volume]:
+def volumes(card: Card, images: Tensor, geometry: Geometry, wanted: Geometry) -> dict[str, Volume]:
+    """By modality the ``images`` (C, D, H, W; on the CPU) of ``geometry``, in the card's range, on ``wanted``."""
     low, high = card.intensity_range
-    volumes = {}
+    made = {}
     for modality, image in zip(card.modalities, images, strict=True):
         volume = Volume(((image + 1) * ((high - low) / 2) + low).numpy(), geometry)
-        volumes[modality] = volume if wanted is geometry else resample_image(volume, wanted, fill=low)
-    return volumes
+        made[modality] = volume if wanted is geometry else resample_image(volume, wanted, fill=low)
+    return made
 
 
 @contextmanager
@@ -140,15 +142,15 @@ def _memory_explained(model: Model, execution: Execution):
     needed = model.memory_needed(execution.dtype)
     free = free_memory(execution.device)
     if free is not None and needed > free:
-        raise MedDPMError(_memory_message(model, execution, f"{_gigabytes(free)} are free"))
+        raise OutOfMemory(_memory_message(model, execution, f"{_gigabytes(free)} are free"))
     try:
         yield
     except (MemoryError, torch.OutOfMemoryError) as error:
-        raise MedDPMError(_memory_message(model, execution, "it ran out")) from error
+        raise OutOfMemory(_memory_message(model, execution, "it ran out")) from error
     except RuntimeError as error:
         if "alloc" not in str(error) or "memory" not in str(error):  # what the CPU's allocator says
             raise
-        raise MedDPMError(_memory_message(model, execution, "it ran out")) from error
+        raise OutOfMemory(_memory_message(model, execution, "it ran out")) from error
 
 
 def _memory_message(model: Model, execution: Execution, found: str) -> str:

@@ -91,6 +91,11 @@ class Mask:
         digest.update(np.ascontiguousarray(self.volume.array))
         return digest.hexdigest()
 
+    @cached_property
+    def _fitted(self) -> dict[Grid, Fitted]:
+        """What :func:`fit` has worked out: a mask is often used for several samples."""
+        return {}
+
 
 def read_mask(
     path: str | os.PathLike,
@@ -133,9 +138,15 @@ class Fitted:
 def fit(mask: Mask, grid: Grid) -> Fitted:
     """Places ``grid`` on the mask's brain (:meth:`Grid.place`) and brings the labels there, never stretched.
 
-    What is cut off and what is too small to survive is told in ``outside`` and ``notes``. Raises
-    :class:`MedDPMError` if nothing is left.
+    What is cut off and what is too small to survive is told in ``outside`` and ``notes``. The same mask and grid
+    give the same object, worked out once. Raises :class:`MedDPMError` if nothing is left.
     """
+    if grid not in mask._fitted:
+        mask._fitted[grid] = _fit(mask, grid)
+    return mask._fitted[grid]
+
+
+def _fit(mask: Mask, grid: Grid) -> Fitted:
     labels, geometry, scheme = mask.volume.array, mask.volume.geometry, mask.scheme
     foreground = labels != 0
     low, high = _extent(foreground, geometry)

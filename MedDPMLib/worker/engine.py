@@ -1,0 +1,239 @@
+"""How is a request carried out? The one model that stays loaded, and what is made with it.
+
+PyTorch is imported when it is first needed: a Python without it still gets a worker that says what is missing.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from MedDPMLib.errors import MedDPMError, OutOfMemory
+from MedDPMLib.geometry import Geometry
+from MedDPMLib.volume import Volume
+from MedDPMLib.worker.protocol import Event, Generate, Load, Loaded, Preview, Progress, Ready, Result
+from MedDPMLib.worker.session import Session
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from MedDPMLib.masks import Mask
+    from MedDPMLib.model import Model
+
+#: Sends an event; what it raises ends the request.
+Send = Callable[[Event], None]
+
+#: So many of the latest steps say how long the next will take.
+_RECENT_STEPS = 5
+
+
+class Engine:
+    """``session`` holds the arrays. Everything here is called from one thread."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self._model: Model | None = None
+        self._file: tuple | None = None
+
+    @property
+    def model_name(self) -> str | None:
+        """The name of the model that is loaded."""
+        model = self._model
+        return None if model is None else model.card.name
+
+    def start(self) -> Ready:
+        """Imports what the first request needs."""
+        import MedDPMLib.generation  # noqa: F401
+        from MedDPMLib.device import choose_execution
+
+        execution = choose_execution()
+        return Ready(device=str(execution.device), precision=execution.precision, reason=execution.reason)
+
+    def load(self, request: Load, send: Send) -> None:
+        started = time.perf_counter()
+        model = self._ready_model(request.model)
+        send(Loaded(id=request.id, model=model.card.name, seconds=round(time.perf_counter() - started, 3)))
+
+    def release(self) -> None:
+        """Gives the model's memory back."""
+        self._model = self._file = None
+        gc.collect()
+        try:
+            import torch
+        except ImportError:
+            return
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def generate(self, request: Generate, send: Send) -> None:
+        from MedDPMLib.generation import generate
+        from MedDPMLib.masks import fit
+
+        samples = len(request.seeds)
+        send(Progress(id=request.id, stage="model", sample=1, samples=samples))
+        model = self._ready_model(request.model)
+        card = model.card
+        wanted = _wanted(request.modalities, model)
+        send(Progress(id=request.id, stage="mask", sample=1, samples=samples))
+        mask = self._mask(request, model)
+        steps = card.qualities["standard"]["steps"] if request.steps is None else request.steps
+        report = _Report(request, model, fit(mask, card.grid).geometry, wanted, self.session, send)
+        send(Progress(id=request.id, stage="steps", sample=1, samples=samples, steps=steps))
+        try:
+            for sample, seed in enumerate(request.seeds, start=1):
+                report.begin(sample)
+                generated = generate(
+                    model, mask, seed=seed, steps=steps, sampler=request.sampler, device=request.device,
+                    precision=request.precision, space=request.space, progress=report.step,
+                )  # fmt: skip
+                self._deliver({name: generated[name] for name in wanted}, generated.record, request, sample, send)
+        finally:
+            report.end()
+
+    def _ready_model(self, name: str) -> Model:
+        """The model of that name or path; the one that is loaded if its file is the same."""
+        from MedDPMLib.model import load_model
+        from MedDPMLib.store import ModelStore
+
+        path = ModelStore().find(name).path
+        status = path.stat()
+        file = (path.resolve(), status.st_size, status.st_mtime_ns)
+        if self._model is None or file != self._file:
+            self.release()  # the old one goes before the new one comes
+            self._model, self._file = load_model(path), file
+        return self._model
+
+    def _mask(self, request: Generate, model: Model) -> Mask:
+        from MedDPMLib.masks import Mask
+
+        scheme = model.card.scheme
+        if request.scheme != scheme.name:
+            raise MedDPMError(
+                f'the mask has labels of the scheme "{request.scheme}", the model {model.card.name} needs'
+                f' "{scheme.name}": set up the table of labels for this model'
+            )
+        array = self.session.read(request.mask)
+        if array.dtype != np.uint8 or array.ndim != 3 or array.size == 0:
+            raise MedDPMError(
+                f"{request.mask} holds {array.dtype} of shape {array.shape}: a mask is uint8 of three axes (k, j, i)"
+            )
+        volume = Volume(np.array(array, order="C"), Geometry(array.shape[::-1], request.ijk_to_ras))
+        return Mask.from_volume(volume, scheme, name=request.name, numbering=scheme.own_numbering)
+
+    def _deliver(self, volumes: dict[str, Volume], record: dict, request: Generate, sample: int, send: Send) -> None:
+        geometry = next(iter(volumes.values())).geometry
+        files = _write(self.session, "result", volumes)
+        try:
+            send(
+                Result(
+                    id=request.id, sample=sample, samples=len(request.seeds), files=files,
+                    ijk_to_ras=geometry.ijk_to_ras.tolist(), record=record,
+                )
+            )  # fmt: skip
+        except BaseException:  # nobody was told of them
+            _remove(self.session, files)
+            raise
+
+
+class _Report:
+    """What the client hears while a request is carried out."""
+
+    def __init__(
+        self, request: Generate, model: Model, geometry: Geometry, wanted: list[str], session: Session, send: Send
+    ) -> None:
+        self._request, self._card, self._geometry, self._wanted = request, model.card, geometry, wanted
+        self._session, self._send = session, send
+        self._sample = 0
+        self._files: dict[str, str] = {}
+        self._times: deque[float] = deque(maxlen=_RECENT_STEPS + 1)
+
+    def begin(self, sample: int) -> None:
+        self._sample = sample
+        self._times.clear()
+        self._times.append(time.perf_counter())
+
+    def step(self, step: int, steps: int, x0: Tensor) -> None:
+        """For the sampler: after each of its steps, with the estimate x0 (1, C, D, H, W)."""
+        self._times.append(time.perf_counter())
+        if step == 2:
+            self._times.popleft()  # the first step also prepares the network
+        samples = len(self._request.seeds)
+        left = steps - step + (samples - self._sample) * steps
+        each = (self._times[-1] - self._times[0]) / (len(self._times) - 1)
+        self._send(
+            Progress(
+                id=self._request.id, stage="steps", sample=self._sample, samples=samples, step=step, steps=steps,
+                seconds_left=round(left * each, 1),
+            )
+        )  # fmt: skip
+        every = self._request.preview_every
+        if every and (step - 1) % every == 0 and step < steps:
+            self._preview(step, steps, x0)
+
+    def _preview(self, step: int, steps: int, x0: Tensor) -> None:
+        if any(map(self._session.holds, self._files.values())):
+            return  # the client is still busy with the one before
+        from MedDPMLib.generation import volumes
+
+        made = volumes(self._card, x0[0].float().cpu(), self._geometry, self._geometry)
+        self._files = _write(self._session, "preview", {name: made[name] for name in self._wanted})
+        self._send(
+            Preview(
+                id=self._request.id, sample=self._sample, step=step, steps=steps, files=self._files,
+                ijk_to_ras=self._geometry.ijk_to_ras.tolist(),
+            )
+        )  # fmt: skip
+
+    def end(self) -> None:
+        """Removes what the client has not fetched."""
+        _remove(self._session, self._files)
+
+
+def describe_fault(error: BaseException) -> tuple[str, str]:
+    """The kind (one of :data:`MedDPMLib.worker.protocol.ERROR_KINDS`) of ``error`` and a sentence for the user."""
+    if isinstance(error, OutOfMemory):
+        return "memory", str(error)
+    if isinstance(error, MedDPMError):
+        return "input", str(error)
+    out_of_memory = type(error).__name__ == "OutOfMemoryError" or (  # torch's, which may not be imported
+        isinstance(error, RuntimeError) and "alloc" in str(error) and "memory" in str(error)
+    )
+    if isinstance(error, MemoryError) or out_of_memory:
+        return "memory", "the memory of this computer does not suffice: close other programs or choose a smaller model"
+    if isinstance(error, ImportError):
+        package = (error.name or "").partition(".")[0] or "a Python package"
+        package = {"torch": "PyTorch (torch)"}.get(package, package)
+        if isinstance(error, ModuleNotFoundError):
+            return "package", f"{package} is not installed in this Python: install it, then try again"
+        return "package", f"{package} cannot be imported ({error!s:.200}): install it again, then start 3D Slicer again"
+    return "internal", f"a fault of MedDPM ({type(error).__name__}: {error!s:.200}): the log of the worker says where"
+
+
+def _wanted(modalities: list[str] | None, model: Model) -> list[str]:
+    card = model.card
+    unknown = [name for name in modalities or () if name not in card.modalities]
+    if unknown:
+        raise MedDPMError(f'{card.name} does not make "{unknown[0]}": it makes {", ".join(card.modalities)}')
+    return [name for name in card.modalities if modalities is None or name in modalities]
+
+
+def _write(session: Session, kind: str, volumes: dict[str, Volume]) -> dict[str, str]:
+    """Writes all ``volumes`` or none; the files' names by modality."""
+    files: dict[str, str] = {}
+    try:
+        for modality, volume in volumes.items():
+            files[modality] = session.write(kind, volume.array)
+    except BaseException:
+        _remove(session, files)
+        raise
+    return files
+
+
+def _remove(session: Session, files: dict[str, str]) -> None:
+    for name in files.values():
+        session.remove(name)

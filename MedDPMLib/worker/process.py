@@ -1,0 +1,269 @@
+"""Who listens while the model works? The process: its lines, its queue, and its end.
+
+One thread reads the requests and answers what cannot wait (cancel, status, shutdown); the main thread carries out
+the others one after the other. A step of the network cannot be interrupted, but while it computes the other thread
+runs: the client has its answer at once, and the main thread stops when the step is over.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Iterator
+from typing import BinaryIO, NoReturn
+
+from MedDPMLib.worker.engine import Engine, describe_fault
+from MedDPMLib.worker.protocol import (
+    LONGEST_LINE,
+    Bye,
+    Cancel,
+    Cancelled,
+    Error,
+    Event,
+    Generate,
+    Hello,
+    Load,
+    ProtocolError,
+    Request,
+    Shutdown,
+    State,
+    Status,
+    Unloaded,
+    decode_request,
+    encode,
+)
+from MedDPMLib.worker.session import Session
+
+
+class _Stopped(BaseException):
+    """Ends the request that the client has cancelled; nothing in between may take it for a fault."""
+
+
+class _Job:
+    """A request that takes time; ``stopped`` when the client wants no more of it."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.stopped = False
+
+
+def take_channels() -> tuple[BinaryIO, BinaryIO]:
+    """Standard input and output for the protocol alone.
+
+    From then on what any library or child process prints goes to standard error, and nothing reads requests away.
+    """
+    sys.stdout.flush()
+    requests, events = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    return requests, events
+
+
+class Worker:
+    """Answers the lines of ``requests`` on ``events``, with arrays in ``session``.
+
+    After ``idle`` seconds without work the model is released, after as many more the worker ends; None: never.
+    """
+
+    def __init__(self, requests: BinaryIO, events: BinaryIO, session: Session, idle: float | None) -> None:
+        self._requests, self._events, self._session, self._idle = requests, events, session, idle
+        self._engine = Engine(session)
+        # Guards what follows and the order of the lines: after "cancelled" there is no line of that request.
+        self._changed = threading.Condition()
+        self._waiting: deque[_Job] = deque()
+        self._running: _Job | None = None
+        self._last_active = time.monotonic()
+
+    def run(self) -> NoReturn:
+        """Serves until the client goes or says so, or nothing happens for too long."""
+        from MedDPMLib.record import versions
+
+        self._end_with_signals()
+        self._send(Hello(pid=os.getpid(), versions=versions()))
+        threading.Thread(target=self._read, name="requests", daemon=True).start()
+        try:
+            self._send(self._engine.start())
+        except Exception as error:
+            self._send(self._fault(None, error))
+        while True:
+            self._carry_out(self._next())
+
+    # The main thread ---------------------------------------------------------------------------------
+
+    def _next(self) -> _Job:
+        """Waits for the next job and makes it the running one."""
+        with self._changed:
+            while not self._waiting:
+                left = None if self._idle is None else self._last_active + self._idle - time.monotonic()
+                if left is not None and left <= 0:
+                    self._rest()
+                else:
+                    self._changed.wait(left)
+            self._running = self._waiting.popleft()
+            return self._running
+
+    def _rest(self) -> None:
+        if self._engine.model_name is None:
+            self._send(Bye(reason="idle"))
+            self._end()
+        self._engine.release()
+        self._send(Unloaded())
+        self._last_active = time.monotonic()
+
+    def _carry_out(self, job: _Job) -> None:
+        request = job.request
+
+        def send(event: Event) -> None:
+            with self._changed:
+                if job.stopped:
+                    raise _Stopped
+                self._send(event)
+
+        failed = None
+        try:
+            if isinstance(request, Generate):
+                self._engine.generate(request, send)
+            elif isinstance(request, Load):
+                self._engine.load(request, send)
+            else:
+                self._engine.release()
+                send(Unloaded(id=request.id))
+        except _Stopped:
+            pass
+        except Exception as error:
+            failed = self._fault(request.id, error)
+        if failed and failed.kind == "memory":  # what is left has to do for the next request
+            self._engine.release()
+        self._forget(request)
+        with self._changed:
+            if failed and not job.stopped:
+                self._send(failed)
+            self._running = None
+            self._last_active = time.monotonic()
+
+    # The thread that reads ---------------------------------------------------------------------------
+
+    def _read(self) -> None:
+        for line in _lines(self._requests):
+            try:
+                self._receive(line)
+            except Exception as error:
+                self._send(self._fault(None, error))
+        self._end()  # the client has gone
+
+    def _receive(self, line: bytes) -> None:
+        try:
+            request = decode_request(line)
+        except ProtocolError as error:
+            self._send(Error(id=error.id, kind="input", message=str(error)))
+            return
+        with self._changed:
+            self._last_active = time.monotonic()
+            if isinstance(request, Cancel):
+                self._cancel(request.id)
+            elif isinstance(request, Status):
+                self._send(self._state(request.id))
+            elif isinstance(request, Shutdown):
+                self._send(Bye(reason="shutdown"))
+                self._end()
+            elif any(job.request.id == request.id for job in self._jobs()):
+                message = f'there is a request "{request.id}" already: give each its own id'
+                self._send(Error(id=None, kind="input", message=message))
+            else:
+                self._enqueue(request)
+
+    def _jobs(self) -> list[_Job]:
+        """Those that the client waits for."""
+        return [job for job in (self._running, *self._waiting) if job is not None and not job.stopped]
+
+    def _enqueue(self, request: Request) -> None:
+        if isinstance(request, Generate) and request.slot is not None:
+            for job in list(self._waiting):
+                if isinstance(job.request, Generate) and job.request.slot == request.slot:
+                    self._drop(job, "superseded")
+        self._waiting.append(_Job(request))
+        self._changed.notify()
+
+    def _cancel(self, id: str) -> None:
+        for job in self._jobs():
+            if job.request.id == id:
+                self._drop(job, "asked")
+                return
+        self._send(Cancelled(id=id, reason="finished"))
+
+    def _drop(self, job: _Job, reason: str) -> None:
+        job.stopped = True
+        if job is not self._running:
+            self._waiting.remove(job)
+            self._forget(job.request)
+        self._send(Cancelled(id=job.request.id, reason=reason))
+
+    def _state(self, id: str) -> State:
+        running, *waiting = (self._running, *self._waiting)
+        return State(
+            id=id,
+            running=None if running is None or running.stopped else running.request.id,
+            waiting=[job.request.id for job in waiting],
+            model=self._engine.model_name,
+        )
+
+    # Both --------------------------------------------------------------------------------------------
+
+    def _send(self, event: Event) -> None:
+        try:
+            with self._changed:
+                self._events.write(encode(event))
+                self._events.flush()
+        except OSError:
+            self._end()  # nobody listens any more
+
+    def _fault(self, id: str | None, error: Exception) -> Error:
+        kind, message = describe_fault(error)
+        if kind != "input":
+            traceback.print_exception(type(error), error, error.__traceback__)
+        return Error(id=id, kind=kind, message=message)
+
+    def _forget(self, request: Request) -> None:
+        if isinstance(request, Generate):
+            self._session.remove(request.mask)
+
+    def _end(self) -> NoReturn:
+        """Ends the process now, in the middle of whatever it does, and leaves no file."""
+        try:
+            self._session.close()
+            sys.stderr.flush()
+        finally:
+            os._exit(0)
+
+    def _end_with_signals(self) -> None:
+        """Lets a thread wait for the signals that end a process: Python's own handlers wait for the step to end."""
+        if sys.platform == "win32":  # where there are none: the client closes standard input
+            return
+        signals = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+        signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # in this thread and all that it starts
+
+        def wait() -> None:
+            signal.sigwait(signals)
+            self._end()
+
+        threading.Thread(target=wait, name="signals", daemon=True).start()
+
+
+def _lines(requests: BinaryIO) -> Iterator[bytes]:
+    """The lines until the end of the stream. Of one that is too long the beginning, which is no message."""
+    try:
+        while line := requests.readline(LONGEST_LINE + 1):
+            rest = line
+            while rest and not rest.endswith(b"\n"):
+                rest = requests.readline(LONGEST_LINE + 1)
+            if line.strip():
+                yield line
+    except OSError:
+        return
