@@ -19,6 +19,7 @@ from MedDPMLib.geometry import Geometry  # noqa: E402
 from MedDPMLib.labels import load_scheme  # noqa: E402
 from MedDPMLib.masks import Mask  # noqa: E402
 from MedDPMLib.scene import painting, segmentation, views, volumes  # noqa: E402
+from MedDPMLib.tumour import paint_tumour  # noqa: E402
 from MedDPMLib.volume import Volume  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("application")
@@ -418,45 +419,53 @@ def test_empty_segments_are_refused_only_if_all_are():
 
 
 @pytest.mark.parametrize("transformed", [False, True])
-def test_stamp_puts_three_shells_at_the_crosshair(transformed):
+def test_stamp_paints_the_tumour_at_the_crosshair(transformed):
     matrix = np.diag([1.5, 1.0, 2.0, 1.0])
-    node = painting.add_segmentation(
-        Volume(np.full((40, 60, 44), REST, np.uint8), Geometry((44, 60, 40), matrix)), SCHEME, "Brain"
-    )
+    brain = Volume(np.full((40, 60, 44), REST, np.uint8), Geometry((44, 60, 40), matrix))
+    node = painting.add_segmentation(brain, SCHEME, "Brain")
     if transformed:
         put_under(node, oblique(spacing=(1, 1, 1), seed=2))
     table = segmentation.guess_table(node, SCHEME)
     geometry = segmentation.painted_geometry(node)
     center = geometry.to_ras(np.array([20.3, 31.2, 18.6]))
-    painting.stamp_tumour(node, table, SCHEME, center, 15)
+    painting.stamp_tumour(node, table, SCHEME, center, 8, seed=3)
     read = segmentation.read_labels(node, table, SCHEME)
-    distance = np.linalg.norm(
-        geometry.to_ras(np.indices(geometry.size).transpose(1, 2, 3, 0)) - center, axis=-1
-    ).transpose(2, 1, 0)
-    expected = np.full(geometry.shape, REST, np.uint8)
-    expected[distance <= 15], expected[distance <= 9], expected[distance <= 6] = OEDEMA, ENHANCING, NECROSIS
-    assert np.array_equal(read.array, expected)
+    assert np.array_equal(read.array, paint_tumour(brain.array, geometry, SCHEME, center, 8, seed=3))
+    assert set(np.unique(read.array)) == set(SCHEME.values)
     # What is under the tumour is gone, as with the brush: the segments do not overlap.
     reference = slicer.util.addVolumeFromArray(np.zeros(geometry.shape, np.uint8), geometry.ijk_to_ras, "reference")
     total = sum(np.sum(slicer.util.arrayFromSegmentBinaryLabelmap(node, id_, reference)) for id_ in table)
-    assert total == expected.size
+    assert total == read.array.size
 
 
-def test_stamp_at_the_edge_is_cut_and_outside_is_refused():
+def test_second_stamp_covers_the_first():
+    brain = Volume(np.full((40, 40, 40), REST, np.uint8), Geometry((40, 40, 40), np.eye(4)))
+    node = painting.add_segmentation(brain, SCHEME, "Brain")
+    table = segmentation.guess_table(node, SCHEME)
+    painting.stamp_tumour(node, table, SCHEME, (15, 20, 20), 6, seed=1)
+    once = segmentation.read_labels(node, table, SCHEME).array
+    painting.stamp_tumour(node, table, SCHEME, (23, 20, 20), 6, seed=2)
+    twice = segmentation.read_labels(node, table, SCHEME).array
+    assert np.array_equal(twice, paint_tumour(once, brain.geometry, SCHEME, np.array([23, 20, 20]), 6, seed=2))
+
+
+def test_stamp_outside_the_brain_or_without_segments_is_refused():
     node = painting.add_segmentation(some_labels(matrix=np.eye(4)), SCHEME, "Brain")
     table = segmentation.guess_table(node, SCHEME)
-    painting.stamp_tumour(node, table, SCHEME, (0, 0, 0), 3)
-    assert segmentation.read_labels(node, table, SCHEME).array[0, 0, 0] == NECROSIS
-    with pytest.raises(MedDPMError, match="outside the segmentation"):
+    before = segmentation.read_labels(node, table, SCHEME).array
+    with pytest.raises(MedDPMError, match="no brain to paint a tumour on"):
         painting.stamp_tumour(node, table, SCHEME, (-50, 0, 0), 3)
+    without = {id_: value for id_, value in table.items() if value != ENHANCING}
     with pytest.raises(MedDPMError, match='no segment stands for "Enhancing tumour"'):
-        without = {id_: value for id_, value in table.items() if value != ENHANCING}
-        painting.stamp_tumour(node, without, SCHEME, (0, 0, 0), 3)
+        painting.stamp_tumour(node, without, SCHEME, (8, 7, 6), 3)
+    assert np.array_equal(segmentation.read_labels(node, table, SCHEME).array, before)
 
 
 def test_stamp_takes_the_tumour_labels_that_the_scheme_has():
     scheme = load_scheme("whole-head")
-    node = painting.add_segmentation(some_labels(scheme, matrix=np.eye(4)), scheme, "Head")
+    head = next(label.value for label in scheme.labels if label.role == "rest")
+    labels = Volume(np.full((16, 16, 16), head, np.uint8), Geometry((16, 16, 16), np.eye(4)))
+    node = painting.add_segmentation(labels, scheme, "Head")
     table = segmentation.guess_table(node, scheme)
     painting.stamp_tumour(node, table, scheme, (8, 7, 6), 4)
     assert segmentation.read_labels(node, table, scheme).array[6, 7, 8] == scheme.tumour[0].value

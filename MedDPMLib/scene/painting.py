@@ -9,10 +9,10 @@ import slicer
 
 from MedDPMLib.brain_area import brain_area
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.geometry import Geometry
 from MedDPMLib.labels import Label, LabelScheme
 from MedDPMLib.scene.images import oriented_image, volume_from_node
-from MedDPMLib.scene.segmentation import painted, painted_geometry, reference_geometry
+from MedDPMLib.scene.segmentation import painted, painted_geometry, read_labels, reference_geometry
+from MedDPMLib.tumour import paint_tumour
 from MedDPMLib.volume import Volume
 
 _BINARY_LABELMAP = slicer.vtkSegmentationConverter.GetBinaryLabelmapRepresentationName()
@@ -21,9 +21,6 @@ _CONVERTER = slicer.vtkSegmentationConverter
 #: Slicer's own terminology and anatomic context: where its selector looks an entry up.
 _TERMINOLOGY = "Segmentation category and type - 3D Slicer General Anatomy list"
 _ANATOMY = "Anatomic codes - DICOM master list"
-
-#: How far each part of a stamped tumour reaches, as a part of the whole; another label of a tumour fills it all.
-_REACH = {"Oedema": 1.0, "Enhancing tumour": 0.6, "Necrosis": 0.4}
 
 
 def add_segmentation(labels: Volume, scheme: LabelScheme, name: str) -> slicer.vtkMRMLSegmentationNode:
@@ -117,37 +114,29 @@ def stamp_tumour(
     scheme: LabelScheme,
     center: Iterable[float],
     radius: float,
+    *,
+    seed: int = 0,
 ) -> None:
-    """Paints a tumour of outer ``radius`` mm around ``center`` (RAS): necrosis in a shell that enhances, in oedema.
+    """Paints a tumour around ``center`` (RAS, mm) as :func:`MedDPMLib.tumour.paint_tumour` does, into the segments.
 
-    Of a scheme with fewer tumour labels those it has. Every segment of ``table`` gives way, so that what is
-    under the tumour is gone as with the brush. Raises :class:`MedDPMError` if a label has no segment, or if the
-    tumour lies outside the reference geometry.
+    Every segment of ``table`` gives way, so that what is under the tumour is gone as with the brush. Raises
+    :class:`MedDPMError` if a part of the tumour has no segment, or if there is no brain at ``center``.
     """
-    if not scheme.tumour:
-        raise MedDPMError(f'the scheme "{scheme.name}" has no label for a tumour: choose another model')
-    shells = [(_REACH.get(label.name, 1.0), _segment_of(label, table)) for label in scheme.tumour]
-    distance, first = _distances(painted_geometry(segmentation), np.array(tuple(center)), radius)
-    if distance.min(initial=np.inf) > radius:
-        raise MedDPMError(
-            "the tumour would lie outside the segmentation: move the crosshair into the brain (Shift and the mouse)"
-        )
+    geometry = painted_geometry(segmentation)
+    before = read_labels(segmentation, table, scheme).array
+    after = paint_tumour(before, geometry, scheme, np.array(tuple(center)), radius, seed=seed)
+    changed = before != after
+    parts = {
+        _segment_of(label, table): label.value for label in scheme.labels if (changed & (after == label.value)).any()
+    }
+    if not parts:
+        return
+    box = tuple(slice(found.min(), found.max() + 1) for found in np.nonzero(changed))
+    first = [part.start for part in reversed(box)]
     with slicer.util.NodeModify(segmentation):
-        for part, segment_id in sorted(shells, reverse=True):
-            others = [id_ for id_ in table if id_ != segment_id]
-            paint(segmentation, segment_id, distance <= part * radius, first=first, over=others)
-
-
-def _distances(geometry: Geometry, center: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray]:
-    """Distances in mm from ``center`` (RAS) of the voxels around it (k, j, i), and the index (i, j, k) of the first.
-
-    The box holds all of ``geometry`` that is within ``radius``.
-    """
-    middle, reach = geometry.to_ijk(center), radius / geometry.spacing
-    first = np.clip(np.floor(middle - reach), 0, geometry.size).astype(int)
-    last = np.clip(np.ceil(middle + reach) + 1, first, geometry.size).astype(int)
-    ijk = np.stack(np.meshgrid(*map(np.arange, first, last), indexing="ij"), axis=-1)
-    return np.linalg.norm(geometry.to_ras(ijk) - center, axis=-1).transpose(2, 1, 0), first
+        for segment_id, value in parts.items():
+            voxels = changed[box] & (after[box] == value)
+            paint(segmentation, segment_id, voxels, first=first, over=[id_ for id_ in table if id_ != segment_id])
 
 
 def _segment(label: Label) -> slicer.vtkSegment:
