@@ -96,7 +96,8 @@ class WaveletUNet3d(nn.Module):
         self.image_stem = nn.Conv3d(8 * image_channels, channels[0], 3, padding=1)
         self.embedding = nn.Conv3d(8 * condition_channels + 3, _EMBEDDING_WIDTH, 1)
         # Of all labels one is present at a voxel: the usual scale, for dense inputs, would drown them in the noise.
-        nn.init.normal_(self.embedding.weight, std=0.5)
+        if not self.embedding.weight.is_meta:  # drawing numbers there would import torch's compiler, for seconds
+            nn.init.normal_(self.embedding.weight, std=0.5)
         self.condition_stem = nn.Conv3d(_EMBEDDING_WIDTH, channels[0], 3, padding=1, bias=False)
         self.down = nn.ModuleList(_Block(width, width) for width in channels[:-1])
         self.widen = nn.ModuleList(nn.Conv3d(a, b, 2, stride=2) for a, b in zip(channels[:-1], channels[1:], strict=True))
