@@ -11,20 +11,21 @@ import numpy as np
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.geometry import Geometry
 from MedDPMLib.labels import Label, LabelScheme
-from MedDPMLib.volume import Volume, resample_image
 
 #: Plane waves in the sum that roughens an outline, and their number of periods within one radius.
 _WAVES = 32
 _PERIODS = (0.25, 1.1)
 
-#: How far, in radii, a tumour can reach, and in how many steps its outline is described up to there.
+#: How far, in radii, a tumour can reach.
 _REACH = 3.0
-_LATTICE = 24
 
 #: Where the layers end, in radii, and how far (one standard deviation) the outline strays from it.
 _NECROSIS = (0.64, 0.12)
 _CORE = (1.0, 0.14)
 _OEDEMA = (1.7, 0.35)
+
+#: Thickness of the enhancing rim, in radii, at its thinnest.
+_THINNEST_RIM = 0.12
 
 #: How far, in radii, the oedema reaches into what is not white matter.
 _OEDEMA_BEYOND_WHITE_MATTER = 1.12
@@ -52,14 +53,11 @@ def paint_tumour(
     generator = np.random.default_rng(seed)
     axes = np.linalg.qr(generator.standard_normal((3, 3)))[0] * generator.uniform(0.85, 1.2, 3)
     distance = np.linalg.norm((_positions(place) - center) / radius @ axes, axis=-1)
-    # The outline is made on a lattice of its own around the centre, so that it does not depend on the voxels.
-    matrix = np.diag([*[radius * _REACH / _LATTICE] * 3, 1.0])
-    matrix[:3, 3] = center - radius * _REACH
-    lattice = Geometry((2 * _LATTICE + 1,) * 3, matrix)
-    necrosis, core, oedema = (
-        distance < edge + stray * resample_image(_roughness(lattice, generator), place, fill=0.0).array
-        for edge, stray in (_NECROSIS, _CORE, _OEDEMA)
+    necrotic_edge, core_edge, oedema_edge = (
+        edge + stray * _roughness(place, center, radius, generator) for edge, stray in (_NECROSIS, _CORE, _OEDEMA)
     )
+    core, oedema = distance < core_edge, distance < oedema_edge
+    necrosis = distance < np.minimum(necrotic_edge, core_edge - _THINNEST_RIM)
     painted = labels.copy()
     part = painted[box]
 
@@ -68,7 +66,7 @@ def paint_tumour(
         layers: list[tuple[Label, np.ndarray]] = [
             (named[2], oedema & _may_swell(part, distance, scheme)),
             (named[1], core),
-            (named[0], core & necrosis),
+            (named[0], necrosis),
         ]
     else:
         layers = [(label, core) for label in scheme.tumour[:1]]
@@ -100,18 +98,21 @@ def _positions(geometry: Geometry) -> np.ndarray:
     return geometry.to_ras(np.stack([i, j, k], axis=-1))
 
 
-def _roughness(lattice: Geometry, generator: np.random.Generator) -> Volume:
-    """A smooth random function of mean 0 and variance 1 on ``lattice``: a sum of plane waves."""
+def _roughness(place: Geometry, center: np.ndarray, radius: float, generator: np.random.Generator) -> np.ndarray:
+    """A smooth random function of position, mean 0 and variance 1, at the voxels (k, j, i) of ``place``.
+
+    A sum of plane waves. The phase of each is linear in i, j and k, so that the waves are products of a
+    factor for each axis, and their sum is one matrix product.
+    """
     directions = generator.standard_normal((_WAVES, 3))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-    waves = 2 * np.pi * directions * generator.uniform(*_PERIODS, (_WAVES, 1)) * _REACH / _LATTICE
-    phases = generator.uniform(0, 2 * np.pi, _WAVES)
-    steps = np.arange(-_LATTICE, _LATTICE + 1)
-    total = np.zeros(lattice.shape)
-    for wave, phase in zip(waves, phases, strict=True):
-        i, j, k = np.outer(wave, steps)
-        total += np.cos(i + j[:, None] + (k + phase)[:, None, None])
-    return Volume((total * np.sqrt(2 / _WAVES)).astype(np.float32), lattice)
+    waves = 2 * np.pi * directions * generator.uniform(*_PERIODS, (_WAVES, 1)) / radius
+    phases = generator.uniform(0, 2 * np.pi, _WAVES) + waves @ (place.to_ras(np.zeros(3)) - center)
+    along = [
+        np.exp(1j * np.outer(waves @ place.ijk_to_ras[:3, axis], np.arange(place.size[axis]))) for axis in range(3)
+    ]
+    sections = along[2][:, :, None] * along[1][:, None, :] * np.exp(1j * phases)[:, None, None]
+    return np.tensordot(sections, along[0], axes=(0, 0)).real * np.sqrt(2 / _WAVES)
 
 
 def _may_swell(part: np.ndarray, distance: np.ndarray, scheme: LabelScheme) -> np.ndarray:

@@ -292,8 +292,14 @@ def test_arrays_of_other_than_three_axes_are_refused(shape):
         Volume(np.ones(shape), Geometry((4, 4, 4), np.eye(4)))
 
 
-@pytest.mark.parametrize("scheme, value, missing", [("brats", 1, "label 4, rest of the brain"), ("whole-head", 2, "label 1, head"),
-                                                    ("anatomy", 20, "label 18, rest of the brain")])  # fmt: skip
+@pytest.mark.parametrize(
+    "scheme, value, missing",
+    [
+        ("brats", 1, "label 4, rest of the brain"),
+        ("whole-head", 2, "label 1, head"),
+        ("anatomy", 20, "label 18, rest of the brain"),
+    ],
+)
 def test_without_a_brain_area_the_way_out_is_named(scheme, value, missing):
     for_files = r"no brain area \(" + missing + r".*skull-stripped.*--brain-from IMAGE"
     bad(np.full((4, 4, 4), value), for_files, load_scheme(scheme))
