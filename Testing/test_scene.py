@@ -624,7 +624,11 @@ def test_results_are_compared_in_linked_views(application):  # noqa: F811
     node = painting.add_segmentation(some_labels(), SCHEME, "Brain")
     results = [a_result(node, seed=seed)[0] for seed in range(3)]
     before = application.layoutManager().layout
+    mark = views.SyntheticMarks()
+    mark.start()
     views.compare(results)
+    assert set(marks(application)[-3:]) == {views.MARK}
+    mark.stop()
     layout = application.layoutManager()
     shown = layout.layoutLogic().GetViewNodes()
     composites = [

@@ -26,17 +26,23 @@ class SyntheticMarks:
         self._observed: list[tuple[vtk.vtkObject, int]] = []
 
     def start(self) -> None:
-        """Follows the slice views; may be called again, when the layout has changed."""
+        """Follows the slice views, also those that another layout brings."""
+        self.stop()
+        slicer.app.layoutManager().layoutChanged.connect(self._follow)
+        self._follow()
+
+    def stop(self) -> None:
+        """Takes all marks away."""
+        slicer.app.layoutManager().layoutChanged.disconnect(self._follow)
+        self._release()
+        for view in _slice_views():
+            _set_mark(view, "")
+
+    def _follow(self) -> None:
         self._release()
         for composite in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode"):
             self._observed.append((composite, composite.AddObserver(vtk.vtkCommand.ModifiedEvent, self._update)))
         self._update()
-
-    def stop(self) -> None:
-        """Takes all marks away."""
-        self._release()
-        for view in _slice_views():
-            _set_mark(view, "")
 
     def _release(self) -> None:
         for composite, tag in self._observed:

@@ -40,10 +40,11 @@ def add_volume(
     node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", slicer.mrmlScene.GenerateUniqueName(name))
     node.SetAttribute(SYNTHETIC_ATTRIBUTE, "1")
     node.SetDescription(SYNTHETIC)
-    update_volume(node, volume)
+    # Before the voxels come: Slicer would look through all of them for a window of its own.
     node.CreateDefaultDisplayNodes()
     node.GetDisplayNode().SetAndObserveColorNodeID("vtkMRMLColorTableNodeGrey")
     set_window(node, window)
+    update_volume(node, volume)
     if segmentation is not None:
         node.SetNodeReferenceID(SEGMENTATION_ROLE, segmentation.GetID())
         hierarchy = _hierarchy()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import slicer
 import vtk
+from PySide6.QtCore import Signal
 from vtk.util.numpy_support import vtk_to_numpy
 
 from bench.pythonqt import qt_module, standin
@@ -48,6 +49,7 @@ class VTKView(qt.QWidget):
         self._interactor.SetRenderWindow(self._window)
         self._corner = vtk.vtkCornerAnnotation()
         self._corner.SetMaximumFontSize(14)
+        self._corner.GetTextProperty().SetShadow(True)
         self._renderer.AddViewProp(self._corner)
         self._image = None
         self._pauses = 0
@@ -150,6 +152,7 @@ class qMRMLSliceView(VTKView):
         self._mapper.SetColorLevel(127.5)
         self._actor = vtk.vtkActor2D()
         self._actor.SetMapper(self._mapper)
+        self._actor.GetProperty().SetDisplayLocationToBackground()
         self._renderer.AddViewProp(self._actor)
         self._manage(
             slicer.vtkMRMLSliceViewDisplayableManagerFactory, _SLICE_MANAGERS, sliceLogic.GetSliceNode(), appLogic
@@ -259,6 +262,8 @@ def _stack(widget, viewNode, view):
 class LayoutManager(qt.QObject):
     """qSlicerLayoutManager: which views exist is decided by Slicer's own layout logic."""
 
+    layoutChanged = Signal(int)
+
     def __init__(self, scene, appLogic, viewport):
         super().__init__(viewport)
         self._appLogic = appLogic
@@ -281,8 +286,10 @@ class LayoutManager(qt.QObject):
     plotViewCount = property(lambda self: 0)
 
     def setLayout(self, layout):
-        self._logic.GetLayoutNode().SetViewArrangement(layout)
-        self._arrange()
+        if layout != self.layout:
+            self._logic.GetLayoutNode().SetViewArrangement(layout)
+            self._arrange()
+            self.layoutChanged.emit(layout)
 
     def layoutLogic(self):
         return self._logic
