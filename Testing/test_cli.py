@@ -444,7 +444,7 @@ def test_progress_is_plain_lines_in_a_log_and_a_bar_in_a_terminal(
     os.close(ours)
     assert process.returncode == 0
     assert b"\x1b[" in drawn and b"case, seed 11" in drawn and b"6/6" in drawn
-    assert "2 made" in printed
+    assert "out/case_seed10_t1.nii.gz" in printed and "2 made" in printed
 
 
 def test_durations_are_said_as_people_say_them():

@@ -24,7 +24,7 @@ from MedDPMLib.cli.options import (
     StepsOption,
     check_settings,
 )
-from MedDPMLib.cli.output import Progress, show_progress
+from MedDPMLib.cli.output import Progress, complain, show_progress
 from MedDPMLib.errors import MedDPMError
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class Batch:
             if is_finished(self.out, stem, card.modalities, run):
                 self.skipped += 1
                 progress.drop(settings.steps)
-                progress.say(f"{doing}: finished before, skipped")
+                typer.echo(f"{doing}: finished before, skipped")
                 continue
             model = self.model
             try:
@@ -129,16 +129,16 @@ class Batch:
             except MedDPMError as error:
                 return self._fail(error, len(seeds) - index, progress)
             for note in [] if told else generated.record["notes"]:
-                progress.say(f"{mask.name}: {note}")
+                typer.echo(f"{mask.name}: {note}")
             told = True
             for written in write_result(self.out, stem, generated):
-                progress.say(str(written))
+                typer.echo(str(written))
             self.made += 1
 
     def _fail(self, error: MedDPMError, samples: int, progress: Progress) -> None:
         self.failed += 1
         progress.drop(samples * self.settings.steps)
-        progress.complain(str(error))
+        complain(str(error))
 
     def summary(self) -> str:
         parts = [f"{self.made} made"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -52,13 +53,6 @@ class Progress:
         """``amount`` of the total will not be done after all."""
         self.total -= amount
 
-    def say(self, line: str) -> None:
-        """A line of the result, on stdout."""
-        typer.echo(line)
-
-    def complain(self, sentence: str) -> None:
-        complain(sentence)
-
     def _show(self, doing: str) -> None:
         raise NotImplementedError
 
@@ -97,12 +91,6 @@ class _Bar(Progress):
         super().drop(amount)
         self.bar.update(self.task, total=self.total)
 
-    def say(self, line: str) -> None:
-        self.bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-    def complain(self, sentence: str) -> None:
-        self.say(f"meddpm: {sentence}")
-
     def _show(self, doing: str) -> None:
         self.bar.update(self.task, completed=self.done, description=doing)
 
@@ -126,8 +114,9 @@ def show_progress(total: int, doing: str) -> Iterator[Progress]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
+    # What is printed meanwhile appears above the bar; results that go into a pipe go there.
     # Steps take seconds: the time left is an average over minutes.
-    with RichProgress(*columns, console=console, speed_estimate_period=300) as bar:
+    with RichProgress(*columns, console=console, speed_estimate_period=300, redirect_stdout=sys.stdout.isatty()) as bar:
         yield _Bar(total, bar, bar.add_task(doing, total=total))
 
 
