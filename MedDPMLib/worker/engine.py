@@ -6,6 +6,7 @@ PyTorch is imported when it is first needed: a Python without it still gets a wo
 from __future__ import annotations
 
 import gc
+import importlib
 import time
 from collections import deque
 from collections.abc import Callable
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 #: Sends an event; what it raises ends the request.
 Send = Callable[[Event], None]
 
+#: What a request imports: done at the start, while the user paints.
+_NEEDED = ("MedDPMLib.generation", "MedDPMLib.store", "platformdirs", "safetensors.torch", "SimpleITK")
+
 #: So many of the latest steps say how long the next will take.
 _RECENT_STEPS = 5
 
@@ -47,17 +51,18 @@ class Engine:
         return None if model is None else model.card.name
 
     def start(self) -> Ready:
-        """Imports what the first request needs."""
-        import MedDPMLib.generation  # noqa: F401
+        """Imports what the first request needs. Raises ImportError for a package that is missing."""
+        for module in _NEEDED:
+            importlib.import_module(module)
         from MedDPMLib.device import choose_execution
 
         execution = choose_execution()
         return Ready(device=str(execution.device), precision=execution.precision, reason=execution.reason)
 
-    def load(self, request: Load, send: Send) -> None:
+    def load(self, request: Load) -> Loaded:
         started = time.perf_counter()
         model = self._ready_model(request.model)
-        send(Loaded(id=request.id, model=model.card.name, seconds=round(time.perf_counter() - started, 3)))
+        return Loaded(id=request.id, model=model.card.name, seconds=round(time.perf_counter() - started, 3))
 
     def release(self) -> None:
         """Gives the model's memory back."""
@@ -70,7 +75,8 @@ class Engine:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def generate(self, request: Generate, send: Send) -> None:
+    def generate(self, request: Generate, send: Send) -> Result:
+        """Sends everything but the last result, which it returns."""
         from MedDPMLib.generation import generate
         from MedDPMLib.masks import fit
 
@@ -91,9 +97,20 @@ class Engine:
                     model, mask, seed=seed, steps=steps, sampler=request.sampler, device=request.device,
                     precision=request.precision, space=request.space, progress=report.step,
                 )  # fmt: skip
-                self._deliver({name: generated[name] for name in wanted}, generated.record, request, sample, send)
+                volumes = {name: generated[name] for name in wanted}
+                result = Result(
+                    id=request.id, sample=sample, samples=samples, files=_write(self.session, "result", volumes),
+                    ijk_to_ras=volumes[wanted[0]].geometry.ijk_to_ras.tolist(), record=generated.record,
+                )  # fmt: skip
+                if sample == samples:
+                    return result
+                self._deliver(result, send)
         finally:
             report.end()
+
+    def discard(self, result: Result) -> None:
+        """Removes the files of a result that nobody is told of."""
+        _remove(self.session, result.files)
 
     def _ready_model(self, name: str) -> Model:
         """The model of that name or path; the one that is loaded if its file is the same."""
@@ -125,18 +142,11 @@ class Engine:
         volume = Volume(np.array(array, order="C"), Geometry(array.shape[::-1], request.ijk_to_ras))
         return Mask.from_volume(volume, scheme, name=request.name, numbering=scheme.own_numbering)
 
-    def _deliver(self, volumes: dict[str, Volume], record: dict, request: Generate, sample: int, send: Send) -> None:
-        geometry = next(iter(volumes.values())).geometry
-        files = _write(self.session, "result", volumes)
+    def _deliver(self, result: Result, send: Send) -> None:
         try:
-            send(
-                Result(
-                    id=request.id, sample=sample, samples=len(request.seeds), files=files,
-                    ijk_to_ras=geometry.ijk_to_ras.tolist(), record=record,
-                )
-            )  # fmt: skip
-        except BaseException:  # nobody was told of them
-            _remove(self.session, files)
+            send(result)
+        except BaseException:
+            self.discard(result)
             raise
 
 

@@ -30,6 +30,7 @@ from MedDPMLib.worker.protocol import (
     Load,
     ProtocolError,
     Request,
+    Result,
     Shutdown,
     State,
     Status,
@@ -92,6 +93,7 @@ class Worker:
             self._send(self._engine.start())
         except Exception as error:
             self._send(self._fault(None, error))
+        self._last_active = time.monotonic()
         while True:
             self._carry_out(self._next())
 
@@ -126,25 +128,27 @@ class Worker:
                     raise _Stopped
                 self._send(event)
 
-        failed = None
+        last = None
         try:
             if isinstance(request, Generate):
-                self._engine.generate(request, send)
+                last = self._engine.generate(request, send)
             elif isinstance(request, Load):
-                self._engine.load(request, send)
+                last = self._engine.load(request)
             else:
                 self._engine.release()
-                send(Unloaded(id=request.id))
+                last = Unloaded(id=request.id)
         except _Stopped:
             pass
         except Exception as error:
-            failed = self._fault(request.id, error)
-        if failed and failed.kind == "memory":  # what is left has to do for the next request
+            last = self._fault(request.id, error)
+        if isinstance(last, Error) and last.kind == "memory":  # what is left has to do for the next request
             self._engine.release()
         self._forget(request)
-        with self._changed:
-            if failed and not job.stopped:
-                self._send(failed)
+        with self._changed:  # with its last line a request is over in every respect
+            if last and not job.stopped:
+                self._send(last)
+            elif isinstance(last, Result):
+                self._engine.discard(last)
             self._running = None
             self._last_active = time.monotonic()
 
