@@ -18,7 +18,8 @@ from MedDPMLib.labels import LabelScheme, load_scheme
 #: Version of the card's JSON; a reader refuses a newer one.
 FORMAT = 1
 
-#: What a network may predict; see :mod:`MedDPMLib.schedule`, which needs torch where this file must not.
+#: What a network may predict: the noise, the clean image, or the velocity of Salimans and Ho (2022),
+#: v = sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) x0.
 PREDICTIONS = ("noise", "x0", "v")
 
 #: The three settings that a card recommends, the quickest first.
@@ -30,7 +31,8 @@ _CARDS = Path(__file__).parent / "resources" / "cards"
 _MAX_JSON = 1_000_000
 _MAX_TEXT = 10_000
 _MAX_SIDE = 1024
-_MAX_TIMESTEPS = 10_000
+#: Longer than any schedule in use; keeps a damaged card from asking for gigabytes of tables.
+MAX_TIMESTEPS = 10_000
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 #: Windows opens a device, not a file, for these names, whatever the suffix.
@@ -101,7 +103,7 @@ class Card:
             raise MedDPMError(f'"prediction" must be one of {", ".join(PREDICTIONS)}, not {self.prediction!r:.50}')
         schedule = _table("schedule", self.schedule, ("name", "timesteps"))
         check_name(schedule["name"], '"schedule": "name"')
-        timesteps = _whole('"schedule": "timesteps"', schedule["timesteps"], 1, _MAX_TIMESTEPS)
+        timesteps = _whole('"schedule": "timesteps"', schedule["timesteps"], 1, MAX_TIMESTEPS)
         qualities = default_qualities(timesteps) if self.qualities is None else self.qualities
         checked = {
             "network": _network(self.network),

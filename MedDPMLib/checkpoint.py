@@ -18,10 +18,10 @@ from torch import Tensor
 
 from MedDPMLib.bundle import SUFFIX as BUNDLE_SUFFIX
 from MedDPMLib.bundle import check_values
-from MedDPMLib.card import Card, official_cards
+from MedDPMLib.card import MAX_TIMESTEPS, Card, official_cards
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.networks import shape_mismatch, state_shapes
-from MedDPMLib.schedule import MAX_TIMESTEPS, make_schedule, schedule_names
+from MedDPMLib.schedule import make_schedule, schedule_names
 
 #: What may stand before a name: the diffusion's wrapper and that of data-parallel training, in any order.
 _PREFIXES = ("denoise_fn.", "module.")

@@ -23,7 +23,7 @@ from MedDPMLib.volume import read_volume
 
 @dataclass(frozen=True)
 class Case:
-    """``image`` (C, D, H, W) float32 in [-1, 1] and ``labels`` (D, H, W) uint8 on one grid of ``spacing`` (i, j, k) mm."""
+    """``image`` (C, D, H, W) float32 in [-1, 1] and ``labels`` (D, H, W) uint8; ``spacing`` (i, j, k) in mm."""
 
     name: str
     image: Tensor

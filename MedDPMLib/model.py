@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from MedDPMLib.card import Card
 from MedDPMLib.device import Execution
+from MedDPMLib.errors import MedDPMError
 from MedDPMLib.networks import build_network
 from MedDPMLib.schedule import NoiseSchedule, make_schedule
 
@@ -27,6 +28,11 @@ class Model:
         self.card = card
         self.hash = hash
         self.schedule: NoiseSchedule = make_schedule(**card.schedule)
+        if getattr(network, "timesteps", self.schedule.timesteps) != self.schedule.timesteps:
+            raise MedDPMError(
+                f"the model {card.name} is damaged: its network was made for {network.timesteps} timesteps,"
+                f" its schedule has {self.schedule.timesteps}"
+            )
         self.network = network.eval().requires_grad_(False)
         self._prepared: tuple[Execution, nn.Module] | None = None
 

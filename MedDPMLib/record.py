@@ -103,7 +103,9 @@ def is_finished(folder: str | os.PathLike, stem: str, modalities: Sequence[str],
             record = json.loads(sidecar(path).read_text())
         except (OSError, ValueError):
             return False
-        if not isinstance(record, dict) or any(record.get(key) != value for key, value in run.items()) or not path.is_file():
+        if not isinstance(record, dict) or any(record.get(key) != value for key, value in run.items()):
+            return False
+        if not path.is_file():
             return False
     return True
 

@@ -8,14 +8,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from MedDPMLib.card import MAX_TIMESTEPS, PREDICTIONS
 from MedDPMLib.errors import MedDPMError
-
-#: What a network may predict: the noise, the clean image, or the velocity of Salimans and Ho (2022),
-#: v = sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) x0.
-PREDICTIONS = ("noise", "x0", "v")
-
-#: Longer than any schedule in use; keeps a damaged model card from asking for gigabytes of tables.
-MAX_TIMESTEPS = 10_000
 
 _MAX_BETA = 0.999
 

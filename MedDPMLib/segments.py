@@ -21,7 +21,7 @@ from MedDPMLib.volume import ITK_SUFFIXES, Volume, check_readable, itk_array, it
 
 @dataclass(frozen=True)
 class Segment:
-    """A segment as the header describes it: voxels of ``value`` in ``layer``; ``code`` is (scheme, value) of its type."""
+    """A segment as the header has it: voxels of ``value`` in ``layer``; ``code`` is (scheme, value) of its type."""
 
     name: str
     value: int

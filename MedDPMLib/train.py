@@ -21,6 +21,7 @@ from MedDPMLib.device import Execution
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.labels import LabelScheme, load_scheme
 from MedDPMLib.networks import build_network
+from MedDPMLib.networks.wavelet import WaveletUNet3d
 from MedDPMLib.recipe import Recipe, Training, recipe_card
 from MedDPMLib.schedule import NoiseSchedule, make_schedule
 from MedDPMLib.volume import written_whole
@@ -86,6 +87,8 @@ class Trainer:
         self.network = build_network(recipe_card(recipe).network_description).to(
             device, memory_format=torch.channels_last_3d
         )
+        if isinstance(self.network, WaveletUNet3d):
+            self.network.trust_by_noise(self.schedule.alpha_bar)
         self.ema = copy.deepcopy(self.network).requires_grad_(False)
         self.working = copy.deepcopy(self.network).to(execution.dtype)
         # Each stage has one shape of its own.

@@ -25,6 +25,9 @@ SYNTHETIC = "synthetic, MedDPM"
 #: Deflate shrinks no further than 1032 to 1: a header that promises more voxels than that is damaged.
 _LARGEST_EXPANSION = 1100
 
+#: Points along one axis of a voxel that are averaged at most.
+_MOST_POINTS = 8
+
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -167,18 +170,19 @@ def _first_line(error: Exception) -> str:
 def resample_image(volume: Volume, geometry: Geometry, *, fill: float) -> Volume:
     """``volume`` linearly interpolated at the voxels of ``geometry``, in float32; ``fill`` outside.
 
-    Where ``geometry`` is coarser, several points of each voxel are averaged, so that nothing aliases.
+    Where ``geometry`` is coarser, each of its voxels is averaged over, so that nothing aliases.
     """
     if volume.geometry.is_close(geometry):
         return Volume(volume.array.astype(np.float32), geometry)
-    points = _points_per_voxel(volume.geometry, geometry)
-    return Volume(_sample(volume.array.astype(np.float32), volume.geometry, geometry, points, fill), geometry)
+    block = _block(volume.geometry, geometry)
+    array = np.pad(volume.array, [(0, -n % b) for n, b in zip(volume.array.shape, block[::-1], strict=True)], "edge")
+    return Volume(_sample(*_averaged(array, volume.geometry, block), geometry, fill), geometry)
 
 
 def resample_labels(volume: Volume, geometry: Geometry, priority: Sequence[int]) -> Volume:
     """``volume`` of labels at the voxels of ``geometry``, label by label: the one with the largest share wins.
 
-    Each label's indicator is interpolated linearly (averaged over several points where ``geometry`` is
+    Each label's indicator is interpolated linearly (averaged over each voxel where ``geometry`` is
     coarser); the background, 0, takes the rest. Of equal shares the label named first in ``priority`` wins.
     Values that ``priority`` does not name count as background.
     """
@@ -188,7 +192,7 @@ def resample_labels(volume: Volume, geometry: Geometry, priority: Sequence[int])
         copied = _shifted(volume.array, shift, geometry)
         copied[~np.isin(copied, list(priority))] = 0
         return Volume(copied, geometry)
-    points = _points_per_voxel(source, geometry)
+    block = _block(source, geometry)
     labels = np.zeros(geometry.shape, volume.array.dtype)
     best = np.zeros(geometry.shape, np.float32)
     covered = np.zeros(geometry.shape, np.float32)
@@ -196,11 +200,11 @@ def resample_labels(volume: Volume, geometry: Geometry, priority: Sequence[int])
         indicator = volume.array == value
         if not indicator.any():
             continue
-        cut, cut_geometry = _crop(indicator, source, margin=1)
+        cut, cut_geometry = _averaged(*_crop(indicator, source, block), block)
         where, box = _box_around(cut_geometry, geometry)
         if box is None:
             continue
-        share = _sample(cut.astype(np.float32), cut_geometry, box, points, 0.0)
+        share = _sample(cut, cut_geometry, box, 0.0)
         covered[where] += share
         # A later label wins only if its share is larger by more than interpolation's rounding.
         wins = share > best[where] + 1e-5
@@ -239,21 +243,36 @@ def _shifted(array: np.ndarray, shift: np.ndarray, target: Geometry) -> np.ndarr
     return result
 
 
-def _points_per_voxel(source: Geometry, target: Geometry) -> np.ndarray:
-    """How many points to average along target i, j, k: one for each source voxel that a target voxel spans."""
-    step = np.abs(source.ras_to_ijk[:3, :3] @ target.ijk_to_ras[:3, :3]).max(axis=0)
-    return np.maximum(1, np.ceil(step - 0.01)).astype(int)
+def _block(source: Geometry, target: Geometry) -> np.ndarray:
+    """How many source voxels (i, j, k) may be averaged into one beforehand: at most half a target voxel's side."""
+    block = target.spacing.min() / source.spacing / 2
+    return np.clip(block.astype(int), 1, source.size)
 
 
-def _crop(array: np.ndarray, geometry: Geometry, margin: int) -> tuple[np.ndarray, Geometry]:
-    """``array`` cut to its non-zero part and ``margin`` voxels of zeros around it, and where that lies."""
-    low = np.zeros(3, int)
-    high = np.zeros(3, int)
-    for axis in range(3):
-        any_along = np.flatnonzero(array.any(axis=tuple(a for a in range(3) if a != axis)))
-        low[axis], high[axis] = any_along[0], any_along[-1] + 1
-    cut = np.pad(array[tuple(map(slice, low, high))], margin)
-    return cut, geometry.cut(low[::-1] - margin, high[::-1] + margin)
+def _averaged(array: np.ndarray, geometry: Geometry, block: np.ndarray) -> tuple[np.ndarray, Geometry]:
+    """The means, float32, over blocks of ``block`` (i, j, k) voxels, and where they lie; blocks divide the sides."""
+    k, j, i = (n // b for n, b in zip(array.shape, block[::-1], strict=True))
+    means = array.reshape(k, block[2], j, block[1], i, block[0]).mean(axis=(1, 3, 5), dtype=np.float32)
+    matrix = geometry.ijk_to_ras @ np.diag([*block, 1])
+    matrix[:3, 3] = geometry.to_ras((block - 1) / 2)
+    return means, Geometry(means.shape[::-1], matrix)
+
+
+def _crop(array: np.ndarray, geometry: Geometry, block: np.ndarray) -> tuple[np.ndarray, Geometry]:
+    """``array`` cut to its non-zero part with a block of zeros or more around it, and where that lies.
+
+    The cut begins and ends at multiples of ``block`` (i, j, k), so that the blocks of all labels are the same.
+    """
+    take, pad, low = [], [], np.zeros(3, int)
+    for axis, step in enumerate(block[::-1]):
+        filled = np.flatnonzero(array.any(axis=tuple(a for a in range(3) if a != axis)))
+        first, last = (filled[0] // step - 1) * step, (filled[-1] // step + 2) * step
+        inside = slice(max(first, 0), min(last, array.shape[axis]))
+        take.append(inside)
+        pad.append((inside.start - first, last - inside.stop))
+        low[axis] = first
+    cut = np.pad(array[tuple(take)], pad)
+    return cut, geometry.cut(low[::-1], low[::-1] + cut.shape[::-1])
 
 
 def _box_around(part: Geometry, geometry: Geometry) -> tuple[tuple[slice, ...], Geometry | None]:
@@ -267,8 +286,8 @@ def _box_around(part: Geometry, geometry: Geometry) -> tuple[tuple[slice, ...], 
     return tuple(slice(a, b) for a, b in zip(low[::-1], high[::-1], strict=True)), geometry.cut(low, high)
 
 
-def _sample(array: np.ndarray, source: Geometry, target: Geometry, points: np.ndarray, fill: float) -> np.ndarray:
-    """Linear interpolation of ``array`` at ``target``, averaged over ``points`` (i, j, k) in each voxel.
+def _sample(array: np.ndarray, source: Geometry, target: Geometry, fill: float) -> np.ndarray:
+    """Linear interpolation of ``array`` (float32) at ``target``, averaged over several points in coarser voxels.
 
     Both are given to SimpleITK in index space, with the whole map as one affine transform: its images
     cannot carry a shear, its transforms can.
@@ -276,6 +295,8 @@ def _sample(array: np.ndarray, source: Geometry, target: Geometry, points: np.nd
     import SimpleITK
 
     to_source = source.ras_to_ijk @ target.ijk_to_ras
+    # One point for each source voxel that a target voxel spans along i, j and k.
+    points = np.ceil(np.abs(to_source[:3, :3]).max(axis=0) - 0.01).clip(1, _MOST_POINTS).astype(int)
     image = SimpleITK.GetImageFromArray(array)
     total = np.zeros(target.shape, np.float32)
     for offset in np.ndindex(*points):

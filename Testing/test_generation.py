@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -243,6 +244,14 @@ def test_the_package_is_light_and_its_names_stay_functions():
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     assert MedDPMLib.__version__
+
+
+def test_a_network_for_other_timesteps_than_the_schedule_is_refused(tmp_path):
+    card = dataclasses.replace(small_card(), schedule={"name": "cosine", "timesteps": 100}, qualities=None)
+    path = tmp_path / "odd.safetensors"
+    write_bundle(path, card, build_network(card.network_description).state_dict())
+    with pytest.raises(MedDPMError, match="made for 250 timesteps, its schedule has 100"):
+        load_model(path)
 
 
 def test_unknown_names():

@@ -11,10 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from MedDPMLib.card import MAX_TIMESTEPS, PREDICTIONS
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.schedule import (
-    MAX_TIMESTEPS,
-    PREDICTIONS,
     make_schedule,
     posterior_coefficients,
     schedule_names,

@@ -71,6 +71,30 @@ def test_condition_can_be_encoded_once():
         torch.testing.assert_close(network.denoise(x, t, network.encode_condition(condition)), network(x, t, condition))
 
 
+def test_trust_starts_where_two_estimates_blend_best():
+    """With the network's error at its typical size, the weight of x minimises the error of the blend."""
+    network = WaveletUNet3d(1, 1, channels=(8,), timesteps=4)
+    alpha_bar = torch.tensor([0.999, 0.9, 0.5, 0.01])
+    network.trust_by_noise(alpha_bar)
+    weights = network.trust.detach().sigmoid()
+    assert (weights[:-1] > weights[1:]).all()  # the more noise, the less trust
+    assert (weights[:, 0] > weights[:, 1]).all() and (weights[:, 1] > weights[:, 7]).all()
+    noise, error = (1 - alpha_bar) / alpha_bar, 0.15**2
+    candidates = torch.linspace(0, 1, 10_001)[:, None]
+    best = (candidates**2 * noise + (1 - candidates) ** 2 * error).argmin(dim=0) / 10_000
+    torch.testing.assert_close(weights[:, 0], best, atol=1e-3, rtol=0)
+    with pytest.raises(MedDPMError, match="4 timesteps does not fit a schedule of 5"):
+        network.trust_by_noise(torch.linspace(0.9, 0.1, 5))
+
+
+def test_full_trust_returns_the_image():
+    network = small_network()
+    torch.nn.init.constant_(network.trust, 60)
+    x = torch.randn(1, 2, 8, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(network(x, torch.tensor([3]), torch.rand(1, 3, 8, 8, 8)), x)
+
+
 def test_bfloat16_follows_float32():
     network = small_network()
     x, condition, t = torch.randn(1, 2, 8, 8, 8), torch.rand(1, 3, 8, 8, 8), torch.tensor([50])

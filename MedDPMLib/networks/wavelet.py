@@ -19,6 +19,9 @@ from MedDPMLib.errors import MedDPMError
 _GROUPS = 8
 _TIME_WIDTH = 192
 _EMBEDDING_WIDTH = 64
+#: Standard deviation of the network's error that :attr:`trust` starts from, for sub-bands with 0, 1, 2 and 3 high-pass
+#: axes. Smaller than measured, because what is trusted too far stays in the image as grain.
+_TYPICAL_ERROR = (0.15, 0.05, 0.025, 0.012)
 
 
 def haar_split(x: Tensor) -> Tensor:
@@ -78,16 +81,21 @@ class WaveletUNet3d(nn.Module):
     number of ``channels``; voxel positions on the grid, in [-1, 1] along each axis, are further channels, because
     where a structure lies says how it looks.
 
-    ``channels`` are the widths at 1/2, 1/4, 1/8, ... of the grid. The sub-bands of ``x`` also reach the output
-    directly, each through a gate that depends on the timestep: where the image is almost clean its detail
-    passes, where it is noise it does not.
+    ``channels`` are the widths at 1/2, 1/4, 1/8, ... of the grid. The output is a blend of the network's estimate
+    and of ``x`` itself: where the image is almost clean it is better than any estimate, where it is noise it is
+    worthless. How far it is trusted is learnt for each of the ``timesteps`` and sub-bands (:attr:`trust`, the logit of
+    the weight of ``x``), and corrected at each place by the network.
     """
 
     #: Values alive at the peak of inference for each voxel of the grid, measured; see MedDPMLib.model.
     values_per_voxel = 120
 
     def __init__(
-        self, image_channels: int, condition_channels: int, channels: Sequence[int] = (48, 64, 96, 128)
+        self,
+        image_channels: int,
+        condition_channels: int,
+        channels: Sequence[int] = (48, 64, 96, 128),
+        timesteps: int = 250,
     ) -> None:
         super().__init__()
         if any(width % _GROUPS for width in channels):
@@ -100,13 +108,17 @@ class WaveletUNet3d(nn.Module):
             nn.init.normal_(self.embedding.weight, std=0.5)
         self.condition_stem = nn.Conv3d(_EMBEDDING_WIDTH, channels[0], 3, padding=1, bias=False)
         self.down = nn.ModuleList(_Block(width, width) for width in channels[:-1])
-        self.widen = nn.ModuleList(nn.Conv3d(a, b, 2, stride=2) for a, b in zip(channels[:-1], channels[1:], strict=True))
+        self.widen = nn.ModuleList(
+            nn.Conv3d(a, b, 2, stride=2) for a, b in zip(channels[:-1], channels[1:], strict=True)
+        )
         self.middle = nn.ModuleList(_Block(channels[-1], channels[-1]) for _ in range(2))
         self.narrow = nn.ModuleList(nn.Conv3d(b, a, 1) for a, b in zip(channels[:-1], channels[1:], strict=True))
         self.up = nn.ModuleList(_Block(2 * width, width) for width in channels[:-1])
         self.out_norm = nn.GroupNorm(_GROUPS, channels[0])
-        self.out = _zero(nn.Conv3d(channels[0], 8 * image_channels, 3, padding=1))
-        self.gate = _zero(nn.Linear(_TIME_WIDTH, 8 * image_channels))
+        self.out = _zero(nn.Conv3d(channels[0], 2 * 8 * image_channels, 3, padding=1))
+        self.timesteps = timesteps
+        self.trust = nn.Parameter(torch.zeros(timesteps, 8 * image_channels))
+        self.trust_by_noise(torch.linspace(1, 0, timesteps + 2)[1:-1])
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         return self.denoise(x, t, self.encode_condition(condition))
@@ -139,8 +151,25 @@ class WaveletUNet3d(nn.Module):
         for block, narrow in zip(reversed(self.up), reversed(self.narrow), strict=True):
             h = F.interpolate(narrow(h), scale_factor=2.0, mode="nearest")
             h = block(torch.cat([h, skips.pop()], dim=1), time)
-        h = self.out(F.silu(self.out_norm(h)))
-        return haar_merge(h + self.gate(time)[:, :, None, None, None] * bands)
+        estimate, trust = self.out(F.silu(self.out_norm(h))).chunk(2, dim=1)
+        weight = torch.sigmoid(trust + self.trust[t][:, :, None, None, None])
+        return haar_merge(torch.lerp(estimate, bands, weight))
+
+    @torch.no_grad()
+    def trust_by_noise(self, alpha_bar: Tensor) -> None:
+        """Starts :attr:`trust` from the noise in x at each timestep, ``alpha_bar`` (timesteps,): before training.
+
+        Of two estimates of x0, the network's with an error of :data:`_TYPICAL_ERROR` and x with its noise, the best
+        blend weighs each with the inverse of its variance.
+        """
+        if len(alpha_bar) != self.timesteps:
+            raise MedDPMError(
+                f"a wavelet U-Net for {self.timesteps} timesteps does not fit a schedule of {len(alpha_bar)}"
+            )
+        noise = ((1 - alpha_bar) / alpha_bar).log()
+        error = 2 * torch.tensor([_TYPICAL_ERROR[band.bit_count()] for band in range(8)]).log()
+        logits = error[None, :] - noise[:, None].to(error)
+        self.trust.copy_(logits.repeat_interleave(self.trust.shape[1] // 8, dim=1))
 
 
 def _channels_last(x: Tensor) -> Tensor:
