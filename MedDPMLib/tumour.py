@@ -116,10 +116,14 @@ def _roughness(place: Geometry, center: np.ndarray, radius: float, generator: np
 
 
 def _may_swell(part: np.ndarray, distance: np.ndarray, scheme: LabelScheme) -> np.ndarray:
-    """Where oedema can be: white matter, and a thin shell of other tissue around the core."""
-    white_matter = scheme.label_by_name(_WHITE_MATTER) or scheme.rest
-    swells = distance < _OEDEMA_BEYOND_WHITE_MATTER
-    return swells if white_matter is None else swells | (part == white_matter.value)
+    """Where oedema can be: white matter, and a thin shell of other tissue, but not fluid, around the core."""
+    shell = distance < _OEDEMA_BEYOND_WHITE_MATTER
+    white_matter = scheme.label_by_name(_WHITE_MATTER)
+    if white_matter is None:
+        return shell if scheme.rest is None else shell | (part == scheme.rest.value)
+    if scheme.rest is not None:
+        shell &= part != scheme.rest.value
+    return shell | (part == white_matter.value)
 
 
 def _connected(region: np.ndarray, seed: np.ndarray) -> np.ndarray:

@@ -482,19 +482,31 @@ def test_a_tie_goes_to_the_label_that_comes_first():
         assert set(np.unique(resample_labels(Volume(array, geometry), between, priority).array)) == {priority[0]}
 
 
-@given(st.floats(0.7, 3), st.floats(0.7, 3), st.integers(0, 1000))
-@settings(max_examples=10, deadline=None)
-def test_a_labels_volume_is_conserved(in_plane, along, seed):
+@pytest.mark.parametrize("in_plane, along", [(0.8, 0.8), (1.4, 1.4), (2, 2), (3, 3), (1, 3), (2.5, 1.2)])
+def test_a_labels_volume_is_conserved(in_plane, along):
+    """On average over positions and rotations, where the luck of the lattice cancels.
+
+    Averaging over a voxel of side h and linear interpolation at 1 mm blur by a variance s^2 of h^2 / 12 + 1 / 6,
+    which moves the surface of a ball of radius r inwards by s^2 / r: 3 s^2 / r^2 of the volume at most.
+    """
+    radius = 14
     k, j, i = np.mgrid[:40, :40, :40] - 19.5
-    ball = ((k**2 + j**2 + i**2) < 14**2).astype(np.uint8)
+    ball = (k**2 + j**2 + i**2 < radius**2).astype(np.uint8)
     source = Volume(ball, oriented("RAS", (40, 40, 40)))
-    matrix = random_matrix(seed)
-    matrix[:3, :3] = np.linalg.qr(matrix[:3, :3])[0] * [in_plane, in_plane, along]
-    target = Geometry((64, 64, 64), matrix)
-    matrix[:3, 3] -= target.center
-    target = Geometry((64, 64, 64), matrix)
-    there = resample_labels(source, target, [1]).array
-    assert np.count_nonzero(there) * target.voxel_volume == pytest.approx(np.count_nonzero(ball), rel=0.03)
+    ratios = []
+    for seed in range(8):
+        generator = np.random.default_rng(seed)
+        matrix = np.eye(4)
+        matrix[:3, :3] = np.linalg.qr(generator.standard_normal((3, 3)))[0] * [in_plane, in_plane, along]
+        size = tuple(int(46 / s) for s in (in_plane, in_plane, along))
+        matrix[:3, 3] = generator.uniform(-1, 1, 3) - Geometry(size, matrix).center
+        target = Geometry(size, matrix)
+        there = resample_labels(source, target, [1]).array
+        ratios.append(np.count_nonzero(there) * target.voxel_volume / np.count_nonzero(ball))
+    shrinkage = 3 * (max(in_plane, along) ** 2 / 12 + 1 / 6) / radius**2
+    noise = 3 * np.std(ratios) / np.sqrt(len(ratios))
+    assert 1 - shrinkage - noise < np.mean(ratios) < 1 + noise
+    assert np.std(ratios) < 0.02
 
 
 @given(st.integers(0, 10**6))
@@ -535,3 +547,34 @@ def test_a_coarser_grid_averages_instead_of_picking():
     array[:, :, ::2] = 1
     target = oriented("RAS", (8, 8, 8), (2, 2, 2))
     np.testing.assert_allclose(resample_image(Volume(array, oriented("RAS", (16, 16, 16))), target, fill=0).array, 0.5)
+
+
+@pytest.mark.parametrize("fine", [0.2, 0.25, 0.5])
+def test_a_much_coarser_grid_averages_whole_voxels(fine):
+    """From 0.2 mm to 2 mm, 1000 voxels become one, on and off the lattice; means and shares come out right."""
+    n = int(16 / fine)
+    array = np.random.default_rng(0).uniform(size=(n, n, n)).astype(np.float32)
+    array[: n // 2] += 1
+    source = Volume(array, oriented("LPS", (n, n, n), (fine,) * 3))
+    found = resample_image(source, oriented("LPS", (8, 8, 8), (2, 2, 2)), fill=0).array
+    blocks = array.reshape(8, n // 8, 8, n // 8, 8, n // 8).mean(axis=(1, 3, 5))
+    np.testing.assert_allclose(found[1:-1, 1:-1, 1:-1], blocks[1:-1, 1:-1, 1:-1], atol=0.1)
+    assert abs(found[1:-1].mean() - blocks[1:-1].mean()) < 0.01
+    labels = Volume((array > 1).astype(np.uint8) + 1, source.geometry)
+    turned = oriented("LPS", (6, 6, 6), (2.1, 1.9, 2.0), (0.1, 0.2, 0.9))
+    k = positions_along_k(turned)
+    np.testing.assert_array_equal(
+        resample_labels(labels, turned, [1, 2]).array, np.where(k < 0, 2, 1)[:, None, None] * np.ones((6, 6, 6))
+    )
+
+
+def positions_along_k(geometry):
+    return geometry.to_ras(np.stack([np.zeros(6), np.zeros(6), np.arange(6)], axis=1))[:, 2]
+
+
+def test_a_volume_of_microscopic_size_takes_no_time():
+    """Millimetres taken for metres: a thousand voxels along each side of one."""
+    tiny = Volume(blobs((20, 20, 20), [1, 2]), oriented("LPS", (20, 20, 20), (0.002, 0.002, 0.002)))
+    grid = oriented("LPS", (20, 20, 20), (2, 2, 2))
+    assert not resample_labels(tiny, grid, [1, 2]).array.any()
+    assert np.isfinite(resample_image(tiny, grid, fill=-1).array).all()
