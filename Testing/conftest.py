@@ -28,7 +28,7 @@ def small_card(scheme: LabelScheme, *, grid: Grid = SMALL_GRID, timesteps: int =
         name="small",
         title="A small model",
         summary="Random weights, for tests.",
-        network={"kind": "wavelet-unet", "channels": [8, 16]},
+        network={"kind": "wavelet-unet", "channels": [8, 16], "timesteps": timesteps},
         scheme=scheme,
         modalities=("t1", "t2"),
         grid=grid,

@@ -461,7 +461,8 @@ def test_durations_are_said_as_people_say_them():
 # Models ----------------------------------------------------------------------------------------------
 
 
-def test_models_are_imported_listed_shown_exported_and_removed(meddpm, small_model, tmp_path):
+def test_models_are_imported_listed_shown_exported_and_removed(meddpm, small_model, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")  # a table in a pipe is not broken to the terminal's width
     result = meddpm("models", "import", small_model, "--name", "mine")
     assert result.returncode == 0 and "mine installed" in result.stdout
     assert (tmp_path / "imported" / "mine.safetensors").read_bytes() == small_model.read_bytes()
@@ -614,6 +615,7 @@ mask_encoding = [0, 1]
 [network]
 kind = "wavelet-unet"
 channels = [8, 16]
+timesteps = 20
 
 [schedule]
 name = "cosine"

@@ -23,16 +23,15 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], numeric:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False, markup=False, emoji=False)
+    # A file or a pipe has no width to break lines at.
+    width = None if sys.stdout.isatty() else 10_000
+    console = Console(highlight=False, markup=False, emoji=False, width=width)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for index, heading in enumerate(headings):
         table.add_column(heading, justify="right" if index in numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
-    if console.is_terminal:
-        console.print(table)
-    else:  # a file or a pipe has no width to break lines at
-        console.print(table, width=console.measure(table, options=console.options.update(width=10_000)).maximum)
+    console.print(table)
 
 
 class Progress:
