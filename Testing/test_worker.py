@@ -147,12 +147,13 @@ class Client:
         return event
 
     def until(self, *kinds: type, **values) -> list[protocol.Event]:
-        """The events up to the first of one of ``kinds`` with these ``values``."""
+        """The events up to the first of one of ``kinds`` with these ``values``; an error must be asked for."""
         events = []
         while True:
             event = self.next()
             assert event is not None, f"the worker ended after {events}: {self.logged()}"
             events.append(event)
+            assert not isinstance(event, Error) or Error in kinds, event
             if isinstance(event, kinds) and all(getattr(event, name) == value for name, value in values.items()):
                 return events
 
@@ -436,9 +437,9 @@ def test_an_id_can_be_in_use_only_once(worker, small_model, labels):
     worker.send(request)
     worker.until(Progress, stage="steps")
     worker.send(Load(id=request.id, model="any"), Cancel(id=request.id))
-    events = worker.until(Cancelled)
-    [error] = [event for event in events if isinstance(event, Error)]
+    error = worker.until(Error)[-1]
     assert error.id is None and request.id in error.message
+    worker.until(Cancelled, id=request.id)
     wait_until_idle(worker)
 
 
@@ -549,7 +550,7 @@ def test_a_fault_is_told_and_its_traceback_logged(worker, small_model, labels):
 
 def test_without_pytorch_the_worker_says_so(start, small_model, labels):
     client = start(code=WITHOUT_TORCH)
-    hello = client.next()
+    hello = client.next()  # it does not need PyTorch, so nothing that takes seconds comes before it
     assert isinstance(hello, Hello) and hello.pid == client.process.pid and hello.protocol == protocol.PROTOCOL
     assert hello.versions["MedDPM"] == MedDPMLib.__version__
     for request in (None, Load(id="a", model=str(small_model)), client.generate(small_model, labels)):
