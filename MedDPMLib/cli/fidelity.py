@@ -82,6 +82,9 @@ def fidelity(
     }
     result = mask_fidelity(generated, on_grid, Volume(fitted.labels, fitted.geometry), card.scheme)
 
+    if json_file is not None:
+        with written_whole(json_file) as temporary:
+            temporary.write_text(json.dumps({**generated.record, **result.to_dict()}, indent=2) + "\n")
     print_table(
         ["modality", "label", "voxels", "synthetic", "real", "difference"],
         [
@@ -93,9 +96,6 @@ def fidelity(
     for modality, correlation in result.correlation.items():
         known = "too few labels" if correlation is None else f"{correlation:.3f}"
         typer.echo(f"correlation over labels, {modality}: {known}")
-    if json_file is not None:
-        with written_whole(json_file) as temporary:
-            temporary.write_text(json.dumps({**generated.record, **result.to_dict()}, indent=2) + "\n")
 
 
 def _real_images(options: list[str], modalities: tuple[str, ...]) -> dict:
