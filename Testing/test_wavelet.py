@@ -79,7 +79,7 @@ def test_trust_starts_where_two_estimates_blend_best():
     weights = network.trust.detach().sigmoid()
     assert (weights[:-1] > weights[1:]).all()  # the more noise, the less trust
     assert (weights[:, 0] > weights[:, 1]).all() and (weights[:, 1] > weights[:, 7]).all()
-    noise, error = (1 - alpha_bar) / alpha_bar, 0.15**2
+    noise, error = (1 - alpha_bar) / alpha_bar, 0.08**2
     candidates = torch.linspace(0, 1, 10_001)[:, None]
     best = (candidates**2 * noise + (1 - candidates) ** 2 * error).argmin(dim=0) / 10_000
     torch.testing.assert_close(weights[:, 0], best, atol=1e-3, rtol=0)

@@ -21,7 +21,7 @@ _TIME_WIDTH = 192
 _EMBEDDING_WIDTH = 64
 #: Standard deviation of the network's error that :attr:`trust` starts from, for sub-bands with 0, 1, 2 and 3 high-pass
 #: axes. Smaller than measured, because what is trusted too far stays in the image as grain.
-_TYPICAL_ERROR = (0.15, 0.05, 0.025, 0.012)
+_TYPICAL_ERROR = (0.08, 0.03, 0.012, 0.006)
 
 
 def haar_split(x: Tensor) -> Tensor:
@@ -83,8 +83,8 @@ class WaveletUNet3d(nn.Module):
 
     ``channels`` are the widths at 1/2, 1/4, 1/8, ... of the grid. The output is a blend of the network's estimate
     and of ``x`` itself: where the image is almost clean it is better than any estimate, where it is noise it is
-    worthless. How far it is trusted is learnt for each of the ``timesteps`` and sub-bands (:attr:`trust`, the logit of
-    the weight of ``x``), and corrected at each place by the network.
+    worthless. How far it is trusted is learnt for each of the ``timesteps`` and sub-bands: :attr:`trust`, the logit of
+    the weight of ``x``.
     """
 
     #: Values alive at the peak of inference for each voxel of the grid, measured; see MedDPMLib.model.
@@ -115,7 +115,7 @@ class WaveletUNet3d(nn.Module):
         self.narrow = nn.ModuleList(nn.Conv3d(b, a, 1) for a, b in zip(channels[:-1], channels[1:], strict=True))
         self.up = nn.ModuleList(_Block(2 * width, width) for width in channels[:-1])
         self.out_norm = nn.GroupNorm(_GROUPS, channels[0])
-        self.out = _zero(nn.Conv3d(channels[0], 2 * 8 * image_channels, 3, padding=1))
+        self.out = _zero(nn.Conv3d(channels[0], 8 * image_channels, 3, padding=1))
         self.timesteps = timesteps
         self.trust = nn.Parameter(torch.zeros(timesteps, 8 * image_channels))
         self.trust_by_noise(torch.linspace(1, 0, timesteps + 2)[1:-1])
@@ -151,9 +151,8 @@ class WaveletUNet3d(nn.Module):
         for block, narrow in zip(reversed(self.up), reversed(self.narrow), strict=True):
             h = F.interpolate(narrow(h), scale_factor=2.0, mode="nearest")
             h = block(torch.cat([h, skips.pop()], dim=1), time)
-        estimate, trust = self.out(F.silu(self.out_norm(h))).chunk(2, dim=1)
-        weight = torch.sigmoid(trust + self.trust[t][:, :, None, None, None])
-        return haar_merge(torch.lerp(estimate, bands, weight))
+        estimate = self.out(F.silu(self.out_norm(h)))
+        return haar_merge(torch.lerp(estimate, bands, self.trust[t].sigmoid()[:, :, None, None, None]))
 
     @torch.no_grad()
     def trust_by_noise(self, alpha_bar: Tensor) -> None:
