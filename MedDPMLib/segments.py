@@ -52,33 +52,35 @@ def read_segments(path: str | os.PathLike, scheme: LabelScheme) -> Volume:
         raise MedDPMError(f"{path} has {image.GetDimension()} axes: one segmentation of a 3-D volume is needed")
     geometry = Geometry(image.GetSize(), itk_ijk_to_ras(image))
     layers = itk_array(image).reshape(*geometry.shape, -1)
-    channels = np.zeros((len(scheme.labels), *geometry.shape), bool)
-    notes, strangers = [], []
-    taken: dict[int, str] = {}
+    taken: dict[int, Segment] = {}
+    strangers = []
     for segment in _segments(path):
         if not 0 <= segment.layer < layers.shape[-1]:
             raise MedDPMError(f'{path}: the segment "{segment.name}" lies in a layer that the file does not have')
-        voxels = layers[..., segment.layer] == segment.value
-        label = segment.label_in(scheme)
-        if not voxels.any():
+        if not (layers[..., segment.layer] == segment.value).any():
             continue
+        label = segment.label_in(scheme)
         if label is None:
             strangers.append(segment.name)
-            continue
-        if label.value in taken:
+        elif label.value in taken:
             raise MedDPMError(
-                f'{path}: the segments "{taken[label.value]}" and "{segment.name}" are both the label'
+                f'{path}: the segments "{taken[label.value].name}" and "{segment.name}" are both the label'
                 f' "{label.name}": merge them or name one of them otherwise'
             )
-        taken[label.value] = segment.name
-        channels[scheme.values.index(label.value)] = voxels
-        notes.append(f'segment "{segment.name}" is taken for {label.name.lower()}')
+        else:
+            taken[label.value] = segment
     if strangers:
         raise MedDPMError(
-            f"{path}: of the scheme {scheme.name}'s labels ({scheme.describe_labels()}) none is the segment"
+            f"{path}: none of the scheme {scheme.name}'s labels ({scheme.describe_labels()}) is the segment"
             f" {', '.join(strangers[:10])}: rename it after its label or remove it"
         )
-    return Volume(scheme.merge(channels), geometry, tuple(notes))
+    labels = np.zeros(geometry.shape, np.uint8)
+    notes = []
+    for value in reversed(scheme.priority):
+        if value in taken:
+            labels[layers[..., taken[value].layer] == taken[value].value] = value
+            notes.append(f'segment "{taken[value].name}" is taken for {scheme.label_by_value(value).name.lower()}')
+    return Volume(labels, geometry, tuple(notes))
 
 
 def _segments(path: Path) -> list[Segment]:
