@@ -22,6 +22,9 @@ from MedDPMLib.volume import Volume
 
 _CONVERTER = slicer.vtkSegmentationConverter
 
+#: Tag of a segment, followed by a scheme's name: the value of the label that the user chose for it.
+_LABEL_TAG = "MedDPM.label."
+
 #: Largest relative deviation from right angles and from whole voxels that is rounding.
 _EXACT = 1e-4
 
@@ -37,6 +40,23 @@ def guess_table(segmentation: slicer.vtkMRMLSegmentationNode, scheme: LabelSchem
     core = segmentation.GetSegmentation()
     found = ((id_, _recognise(core.GetSegment(id_), scheme)) for id_ in core.GetSegmentIDs())
     return {id_: label.value for id_, label in found if label is not None}
+
+
+def table_of(segmentation: slicer.vtkMRMLSegmentationNode, scheme: LabelScheme) -> dict[str, int]:
+    """Segment ID to label value: what the user chose (:func:`set_label`), else what :func:`guess_table` recognises."""
+    core, table = segmentation.GetSegmentation(), guess_table(segmentation, scheme)
+    for id_ in core.GetSegmentIDs():
+        chosen = vtk.reference("")
+        if core.GetSegment(id_).GetTag(_LABEL_TAG + scheme.name, chosen):
+            table.pop(id_, None)
+            if int(chosen) in scheme.values:
+                table[id_] = int(chosen)
+    return table
+
+
+def set_label(segmentation: slicer.vtkMRMLSegmentationNode, segment_id: str, scheme: LabelScheme, value: int) -> None:
+    """Makes the label ``value`` of ``scheme`` (0: none) what the segment stands for; kept with the segment."""
+    segmentation.GetSegmentation().GetSegment(segment_id).SetTag(_LABEL_TAG + scheme.name, str(value))
 
 
 def missing_labels(table: Mapping[str, int], scheme: LabelScheme) -> tuple[Label, ...]:

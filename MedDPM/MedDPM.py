@@ -1,0 +1,410 @@
+"""MedDPM: a painted mask becomes an MRI. The module's four classes; what they do lies in MedDPMLib."""
+
+from __future__ import annotations
+
+import enum
+import os
+import sys
+from typing import Annotated
+
+import slicer
+from slicer.i18n import tr as _
+from slicer.i18n import translate
+from slicer.parameterNodeWrapper import WithinRange, parameterNodeWrapper
+from slicer.ScriptedLoadableModule import (
+    ScriptedLoadableModule,
+    ScriptedLoadableModuleLogic,
+    ScriptedLoadableModuleTest,
+    ScriptedLoadableModuleWidget,
+)
+from slicer.util import VTKObservationMixin
+
+try:
+    import MedDPMLib
+except ModuleNotFoundError:  # run from the source tree: the library lies beside this module's folder
+    sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    import MedDPMLib
+
+#: The brain of medium width, for the sample data of the module and its test.
+_SAMPLE = "ventricles-medium"
+
+
+class MedDPM(ScriptedLoadableModule):
+    def __init__(self, parent):
+        ScriptedLoadableModule.__init__(self, parent)
+        parent.title = _("MedDPM")
+        parent.categories = [translate("qSlicerAbstractCoreModule", "Image Synthesis")]
+        parent.dependencies = ["Segmentations", "SegmentEditor", "SubjectHierarchy", "Volumes"]
+        parent.contributors = ["The MedDPM developers"]
+        parent.helpText = _(
+            "Turns a segmentation of the brain, tumour included, into synthetic MRI volumes: paint, press Generate,"
+            " see. The volumes show nobody and are not for diagnosis. Version {version}."
+        ).format(version=MedDPMLib.__version__)
+        parent.acknowledgementText = _(
+            "The method is Med-DDPM (Dorjsembe et al., 2024): a diffusion model that is told the mask at every step."
+        )
+
+
+class Quality(enum.Enum):
+    Draft = "draft"
+    Standard = "standard"
+    Reference = "reference"
+
+    @staticmethod
+    def label(quality):
+        return {"draft": _("Draft"), "standard": _("Standard"), "reference": _("Reference (all steps)")}[quality.value]
+
+
+class Sampler(enum.Enum):
+    Recommended = None
+    DpmSolver = "dpm-solver++"
+    Ddim = "ddim"
+    Ddpm = "ddpm"
+
+    @staticmethod
+    def label(sampler):
+        return sampler.value or _("as the quality says")
+
+
+class Device(enum.Enum):
+    Automatic = "auto"
+    Cpu = "cpu"
+    Cuda = "cuda"
+    Mps = "mps"
+
+    @staticmethod
+    def label(device):
+        names = {"auto": _("Automatic"), "cpu": _("CPU"), "cuda": _("GPU (CUDA)"), "mps": _("GPU (Apple)")}
+        return names[device.value]
+
+
+class Precision(enum.Enum):
+    Automatic = "auto"
+    Float32 = "float32"
+    Bfloat16 = "bfloat16"
+    Float16 = "float16"
+
+    @staticmethod
+    def label(precision):
+        return _("Automatic") if precision.value == "auto" else precision.value
+
+
+class OutputGrid(enum.Enum):
+    Model = "model"
+    Segmentation = "mask"
+
+    @staticmethod
+    def label(grid):
+        return _("the model's") if grid.value == "model" else _("the segmentation's")
+
+
+@parameterNodeWrapper
+class MedDPMParameterNode:
+    """The panel's choices, which a saved scene keeps. ``leftOut`` are the modalities that are not wanted."""
+
+    model: str
+    segmentation: slicer.vtkMRMLSegmentationNode
+    leftOut: list[str]
+    samples: Annotated[int, WithinRange(1, 20)] = 1
+    seed: Annotated[int, WithinRange(0, 2**31 - 1)] = 0
+    newSeed: bool = False
+    quality: Quality = Quality.Standard
+    livePreview: bool = True
+    autoRegenerate: bool = False
+    sampler: Sampler = Sampler.Recommended
+    steps: Annotated[int, WithinRange(0, 1000)] = 0
+    device: Device = Device.Automatic
+    precision: Precision = Precision.Automatic
+    outputGrid: OutputGrid = OutputGrid.Model
+    stampRadius: Annotated[float, WithinRange(3, 40)] = 12.0
+
+
+class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
+    def __init__(self, parent=None):
+        ScriptedLoadableModuleWidget.__init__(self, parent)
+        VTKObservationMixin.__init__(self)
+        self.logic = None
+        self._parameterNode = None
+        self._guiTag = None
+
+    def setup(self):
+        from MedDPMLib.scene.panel.mask import MaskSection
+        from MedDPMLib.scene.panel.models import ModelSection
+        from MedDPMLib.scene.panel.results import ResultsSection
+        from MedDPMLib.scene.panel.run import RunSection
+        from MedDPMLib.scene.views import SyntheticMarks
+
+        ScriptedLoadableModuleWidget.setup(self)
+        uiWidget = slicer.util.loadUI(self.resourcePath("UI/MedDPM.ui"))
+        self.layout.addWidget(uiWidget)
+        self.ui = slicer.util.childWidgetVariables(uiWidget)
+        self.logic = MedDPMLogic()
+        self.ui.advancedSection.collapsed = True
+        self.models = ModelSection(self.ui)
+        self.mask = MaskSection(self.ui)
+        self.run = RunSection(self.ui, self.logic.generator, self.logic.client, self.makeOrder)
+        self.results = ResultsSection(self.ui)
+        self.marks = SyntheticMarks()
+        uiWidget.setMRMLScene(slicer.mrmlScene)
+
+        self.models.changed.connect(self.onModelChanged)
+        self.mask.started.connect(self.onStartedFromTemplate)
+        self.mask.edited.connect(self.onMaskEdited)
+        self.results.again.connect(self.onAgain)
+        self.logic.generator.ended.connect(self.onEnded)
+        self.ui.segmentationSelector.currentNodeChanged.connect(self.onSegmentationChanged)
+        scene = slicer.mrmlScene
+        self.addObserver(scene, scene.StartCloseEvent, self.onSceneStartClose)
+        self.addObserver(scene, scene.EndCloseEvent, self.onSceneEndClose)
+        self.addObserver(scene, scene.EndImportEvent, self.onSceneImported)
+        self.addObserver(scene, scene.NodeRemovedEvent, self.onNodeRemoved)
+        slicer.app.connect("aboutToQuit()", self.logic.stop)
+        self.marks.start()
+        self.initializeParameterNode()
+
+    # Life cycle
+
+    def cleanup(self):
+        slicer.app.disconnect("aboutToQuit()", self.logic.stop)
+        self.setParameterNode(None)
+        self.run.disconnect()
+        self.logic.stop()
+        self.models.stop()
+        self.results.stop()
+        self.mask.forget()
+        self.marks.stop()
+        self.removeObservers()
+
+    def enter(self):
+        self.models.fill()
+        self.initializeParameterNode()
+        self.mask.enter()
+        self.results.refresh()
+
+    def exit(self):
+        self.mask.exit()
+        self.setParameterNode(None)
+
+    def onSceneStartClose(self, caller, event):
+        self.logic.stop()
+        self.setParameterNode(None)
+        self.mask.close_scene()
+
+    def onSceneEndClose(self, caller, event):
+        self.results.refresh()
+        if self.parent.isEntered:
+            self.initializeParameterNode()
+            self.mask.enter()
+
+    def onSceneImported(self, caller, event):
+        self.results.refresh()
+        if self.parent.isEntered:
+            self.initializeParameterNode()
+            self.mask.enter()
+
+    def onNodeRemoved(self, caller, event):
+        self.results.refresh()
+
+    def initializeParameterNode(self):
+        self.setParameterNode(self.logic.getParameterNode())
+
+    def setParameterNode(self, parameterNode):
+        if self._parameterNode is not None:
+            self._parameterNode.disconnectGui(self._guiTag)
+        self._parameterNode = parameterNode
+        if parameterNode is None:
+            return
+        self.models.choose(parameterNode.model)
+        self._guiTag = parameterNode.connectGui(self.ui)
+        self.onSegmentationChanged()
+        self.onModelChanged()
+
+    # What changes what
+
+    def onModelChanged(self, name=None):
+        card = self.models.card
+        self.mask.set_scheme(card.scheme if card is not None else None)
+        leftOut = list(self._parameterNode.leftOut) if self._parameterNode is not None else []
+        self.run.show_modalities(card, leftOut, self.onModalitiesChanged)
+        if self._parameterNode is not None and self.models.entry is not None:
+            self._parameterNode.model = self.models.entry.name
+
+    def onModalitiesChanged(self, leftOut):
+        if self._parameterNode is not None:
+            self._parameterNode.leftOut = leftOut
+
+    def onSegmentationChanged(self, node=None):
+        self.mask.set_segmentation(self.ui.segmentationSelector.currentNode())
+
+    def onStartedFromTemplate(self, segmentation):
+        self.ui.segmentationSelector.setCurrentNode(segmentation)
+        self.logic.client.load(self.models.entry.name)  # while the user paints
+
+    # Generating
+
+    def makeOrder(self, seeds=None, into=None):
+        from MedDPMLib.errors import MedDPMError
+        from MedDPMLib.scene.panel.run import new_seed
+
+        chosen = self._parameterNode
+        if self.models.card is None:
+            raise MedDPMError(_("no usable model is chosen: add one in the section Model"))
+        if seeds is None:
+            if chosen.newSeed:
+                chosen.seed = new_seed()
+            seeds = range(chosen.seed, chosen.seed + chosen.samples)
+        return self.logic.makeOrder(chosen, self.models.card, self.mask.table, seeds, into or {})
+
+    def onMaskEdited(self):
+        """The newest edit wins: an order that runs gives way."""
+        if self._parameterNode is None or not self._parameterNode.autoRegenerate or self.models.card is None:
+            return
+        latest = self.logic.generator.latest
+        same = latest is not None and latest.segmentation is self._parameterNode.segmentation
+        self.run.start(self.makeOrder(latest.seeds, self.logic.generator.nodes) if same else self.makeOrder())
+
+    def onAgain(self, node):
+        from MedDPMLib.errors import MedDPMError
+
+        try:
+            order = self.logic.makeOrderAgain(node)
+        except MedDPMError as error:
+            self.ui.resultMessage.text = str(error)
+            return
+        self.run.start(order)
+
+    def onEnded(self, message):
+        self.results.refresh()
+        made = list(self.logic.generator.made.values())
+        if made and message is None:
+            self.mask.editor.setSourceVolumeNode(made[0])
+
+
+class MedDPMLogic(ScriptedLoadableModuleLogic):
+    """Generates without the panel, too::
+
+        logic = MedDPMLogic()
+        order = logic.makeOrder(logic.getParameterNode(), card, table, seeds=[0])
+        logic.generator.start(order)  # returns at once; logic.generator.ended tells when it is done
+    """
+
+    def __init__(self):
+        from MedDPMLib.scene.generator import Generator
+        from MedDPMLib.scene.worker_client import WorkerClient
+
+        ScriptedLoadableModuleLogic.__init__(self)
+        self.client = WorkerClient()
+        self.generator = Generator(self.client)
+
+    def getParameterNode(self):
+        return MedDPMParameterNode(super().getParameterNode())
+
+    def makeOrder(self, chosen, card, table, seeds, into=None):
+        """What the parameters ``chosen`` ask of the model with ``card``; ``table`` is segment ID to label value."""
+        from MedDPMLib.scene.generator import Order
+
+        quality = card.qualities[chosen.quality.value]
+        return Order(
+            segmentation=chosen.segmentation,
+            card=card,
+            table=table,
+            modalities=[name for name in card.modalities if name not in chosen.leftOut],
+            seeds=list(seeds),
+            steps=chosen.steps or quality["steps"],
+            sampler=chosen.sampler.value or quality["sampler"],
+            device=chosen.device.value,
+            precision=chosen.precision.value,
+            space=chosen.outputGrid.value,
+            preview=chosen.livePreview,
+            into=into or {},
+        )
+
+    def makeOrderAgain(self, node):
+        """The order that made the result ``node``, for the mask as it is now; it goes into the same node.
+
+        Raises MedDPMError if the model or the segmentation is not there any more.
+        """
+        from MedDPMLib.errors import MedDPMError
+        from MedDPMLib.scene.generator import Order
+        from MedDPMLib.scene.segmentation import table_of
+        from MedDPMLib.scene.volumes import SEGMENTATION_ROLE, record_of
+        from MedDPMLib.store import ModelStore
+
+        record, segmentation = record_of(node), node.GetNodeReference(SEGMENTATION_ROLE)
+        if segmentation is None:
+            raise MedDPMError(_("the segmentation of this result is not in the scene any more: choose another result"))
+        card = ModelStore().find(record["model"]["name"]).card
+        return Order(
+            segmentation=segmentation,
+            card=card,
+            table=table_of(segmentation, card.scheme),
+            modalities=[record["modality"]],
+            seeds=[record["seed"]],
+            steps=record["steps"],
+            sampler=record["sampler"],
+            space=record["space"],
+            into={(record["seed"], record["modality"]): node},
+        )
+
+    def stop(self):
+        """Ends the worker and lets go of the scene: nothing is left running, no file is left."""
+        self.generator.forget()
+        self.client.stop()
+
+
+class MedDPMTest(ScriptedLoadableModuleTest):
+    """The story of a first use, inside 3D Slicer; needs an installed model and PyTorch."""
+
+    def setUp(self):
+        slicer.mrmlScene.Clear()
+
+    def runTest(self):
+        self.setUp()
+        self.test_FromTemplateToVolume()
+
+    def test_FromTemplateToVolume(self):
+        from MedDPMLib.scene import volumes
+
+        self.delayDisplay("Start from a template")
+        slicer.util.selectModule("MedDPM")
+        widget = slicer.util.getModuleWidget("MedDPM")
+        ui = widget.ui
+        self.assertIsNotNone(widget.models.card, "no model is installed")
+        ui.templateBox.currentIndex = ui.templateBox.findData(_SAMPLE)
+        ui.templateButton.click()
+        segmentation = ui.segmentationSelector.currentNode()
+        self.assertIsNotNone(segmentation, ui.maskMessage.text)
+        self.assertEqual(sorted(widget.mask.table.values()), sorted(widget.models.card.scheme.values))
+
+        self.delayDisplay("Generate a draft")
+        widget.logic.getParameterNode().quality = Quality.Draft
+        ui.generateButton.click()
+        self.assertEqual(ui.generateButton.text, _("Cancel"), ui.messageLabel.text)
+        self.waitUntil(lambda: widget.logic.generator.order is None, 600)
+        self.assertEqual(ui.messageLabel.text, "")
+        made = volumes.results()
+        self.assertEqual(len(made), len(widget.models.card.modalities))
+        for node in made:
+            self.assertEqual(volumes.record_of(node)["seed"], 0)
+        background = slicer.app.layoutManager().sliceWidget("Red").mrmlSliceCompositeNode().GetBackgroundVolumeID()
+        self.assertEqual(background, made[0].GetID())
+
+        self.delayDisplay("Cancel another one")
+        ui.generateButton.click()
+        ui.generateButton.click()
+        self.assertEqual(ui.generateButton.text, _("Generate"))
+        self.assertEqual(len(volumes.results()), len(made))
+
+        self.delayDisplay("Close the scene")
+        slicer.mrmlScene.Clear()
+        self.assertFalse(widget.logic.client.running)
+        self.delayDisplay("Done")
+
+    def waitUntil(self, condition, seconds):
+        import time
+
+        end = time.monotonic() + seconds
+        while not condition() and time.monotonic() < end:
+            slicer.app.processEvents()
+            time.sleep(0.01)
+        self.assertTrue(condition(), "nothing came in time")

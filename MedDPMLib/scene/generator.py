@@ -1,0 +1,248 @@
+"""How do the volumes of a segmentation come into the scene? From a mask to nodes, with progress, preview and cancel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import slicer
+from slicer.i18n import tr as _
+
+from MedDPMLib.card import Card
+from MedDPMLib.errors import MedDPMError
+from MedDPMLib.geometry import Geometry
+from MedDPMLib.scene import volumes
+from MedDPMLib.scene.segmentation import read_labels
+from MedDPMLib.scene.views import show_background
+from MedDPMLib.scene.worker_client import Signal, WorkerClient
+from MedDPMLib.volume import Volume
+from MedDPMLib.worker.protocol import Cancelled, Error, Event, Preview, Progress, Result
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be made from ``segmentation``, whose ``table`` is segment ID to label value of the model's scheme.
+
+    A sample for each of ``seeds``; settings as for :func:`MedDPMLib.generate`, None is the model's standard. Results go
+    into the nodes ``into`` (by seed and modality) where there is one, else into new ones.
+    """
+
+    segmentation: slicer.vtkMRMLSegmentationNode
+    card: Card
+    table: dict[str, int]
+    modalities: Sequence[str]
+    seeds: Sequence[int]
+    steps: int | None = None
+    sampler: str | None = None
+    device: str = "auto"
+    precision: str = "auto"
+    space: str = "model"
+    preview: bool = True
+    into: dict[tuple[int, str], slicer.vtkMRMLScalarVolumeNode] = field(default_factory=dict)
+
+
+class Generator:
+    """Carries out one order at a time.
+
+    Signals: ``progressed`` (text, part done from 0 to 1), ``added`` (node of a result), ``ended`` (a sentence if
+    something went wrong, else None). The nodes may go or be renamed while it runs; what was made stays.
+    """
+
+    def __init__(self, client: WorkerClient) -> None:
+        self.client = client
+        self.progressed, self.added, self.ended = Signal(), Signal(), Signal()
+        #: The order that is carried out, None if none is, and the latest.
+        self.order: Order | None = None
+        self.latest: Order | None = None
+        #: The nodes made by the latest order, by seed and modality.
+        self.made: dict[tuple[int, str], slicer.vtkMRMLScalarVolumeNode] = {}
+        self._id: str | None = None
+        self._preview: slicer.vtkMRMLScalarVolumeNode | None = None
+        self._background_before: str | None = None
+        client.received.connect(self._on_event)
+        client.failed.connect(self._on_failed)
+
+    def start(self, order: Order) -> None:
+        """Begins; an order that still runs gives way.
+
+        Raises :class:`MedDPMError` for a mask that cannot be used, with everything left as it was.
+        """
+        if order.segmentation is None:
+            raise MedDPMError("no segmentation is chosen: choose one, or start from a template")
+        if not order.modalities:
+            raise MedDPMError("no modality is chosen: choose at least one")
+        labels = read_labels(order.segmentation, order.table, order.card.scheme)
+        settings: dict[str, Any] = {
+            "model": order.card.name,
+            "ijk_to_ras": labels.geometry.ijk_to_ras.tolist(),
+            "scheme": order.card.scheme.name,
+            "name": order.segmentation.GetName() or "segmentation",
+            "seeds": list(order.seeds),
+            "steps": order.steps,
+            "sampler": order.sampler,
+            "device": order.device,
+            "precision": order.precision,
+            "space": order.space,
+            "modalities": list(order.modalities),
+            "preview_every": int(order.preview),  # the next one waits until this one was read
+        }
+        if self.order is not None:
+            self.client.cancel(self._id)
+        cold = not self.client.running
+        self._id = self.client.generate(np.ascontiguousarray(labels.array), **settings)
+        self.order = self.latest = order
+        self.made = {}
+        self.progressed.emit(_("Starting PyTorch") if cold else _("Waiting for the worker"), 0.0)
+
+    def cancel(self) -> None:
+        """Ends the order that runs, at once."""
+        if self.order is not None:
+            self.client.cancel(self._id)
+            self._end(None)
+
+    @property
+    def nodes(self) -> dict[tuple[int, str], slicer.vtkMRMLScalarVolumeNode]:
+        """The results of the latest order, by seed and modality: what the next one may be written into."""
+        return {} if self.latest is None else {**self.latest.into, **self.made}
+
+    def forget(self) -> None:
+        """Lets go of everything in the scene, which is about to be closed."""
+        if self.order is not None:
+            self.client.cancel(self._id)
+        self.order = self.latest = self._id = self._preview = self._background_before = None
+        self.made = {}
+
+    # What comes from the worker ----------------------------------------------------------------------
+
+    def _on_event(self, event: Event) -> None:
+        if self.order is None or getattr(event, "id", None) != self._id:
+            return
+        if isinstance(event, Progress):
+            self.progressed.emit(_in_words(event), _part(event))
+        elif isinstance(event, Preview):
+            self._show_preview(event)
+        elif isinstance(event, Result):
+            self._keep(event)
+        elif isinstance(event, Error):
+            self._end(event.message)
+        elif isinstance(event, Cancelled):
+            self._end(None)
+
+    def _on_failed(self, message: str) -> None:
+        if self.order is not None:
+            self._end(message)
+
+    def _show_preview(self, event: Preview) -> None:
+        modality = self.order.modalities[0]
+        arrays = self.client.read({modality: event.files[modality]})
+        self.client.discard(event.files)
+        volume = Volume(arrays[modality], _geometry(event, arrays[modality]))
+        node = self._preview
+        if _in_scene(node):
+            volumes.update_volume(node, volume)
+            return
+        name = f"{self._name()} {modality} (synthetic, forming)"
+        self._preview = volumes.add_volume(volume, name, self._segmentation(), window=self.order.card.intensity_range)
+        self._preview.SetSaveWithScene(False)
+        if self._background_before is None:
+            self._background_before = _background() or ""
+        show_background(self._preview, fit=not self._background_before)
+
+    def _keep(self, event: Result) -> None:
+        order, seed = self.order, self.order.seeds[event.sample - 1]
+        arrays = self.client.read(event.files)
+        background = order.card.intensity_range[0]
+        for modality in order.modalities:
+            volume = Volume(arrays[modality], _geometry(event, arrays[modality]))
+            window = volumes.fitting_window(_thinned(volume), background)
+            node = order.into.get((seed, modality))
+            if _in_scene(node):
+                volumes.update_volume(node, volume)
+            else:
+                name = volumes.result_name(self._name(), modality, seed)
+                node = volumes.add_volume(volume, name, self._segmentation(), window=window)
+            volumes.set_record(node, {"modality": modality, **event.record})
+            self.made[seed, modality] = node
+        first = self.made[seed, order.modalities[0]]
+        shown_before = self._background_before or _background()
+        self._remove_preview()
+        show_background(first, fit=not shown_before)
+        self._background_before = first.GetID()
+        for modality in order.modalities:
+            self.added.emit(self.made[seed, modality])
+        if event.sample == event.samples:
+            self._end(None)
+
+    # The scene ---------------------------------------------------------------------------------------
+
+    def _end(self, message: str | None) -> None:
+        self.order = self._id = None
+        if self._preview is not None:
+            self._remove_preview()
+            before = slicer.mrmlScene.GetNodeByID(self._background_before or "")
+            if before is not None:
+                show_background(before, fit=False)
+        self._background_before = None
+        self.ended.emit(message)
+
+    def _remove_preview(self) -> None:
+        node, self._preview = self._preview, None
+        if _in_scene(node):
+            volumes.remove_result(node)
+
+    def _segmentation(self) -> slicer.vtkMRMLSegmentationNode | None:
+        """The segmentation of the order, if it has not been deleted meanwhile."""
+        node = self.order.segmentation
+        return node if _in_scene(node) else None
+
+    def _name(self) -> str:
+        return self.order.segmentation.GetName() or "segmentation"
+
+
+def _in_scene(node: slicer.vtkMRMLNode | None) -> bool:
+    return node is not None and slicer.mrmlScene.GetNodeByID(node.GetID() or "") is node
+
+
+def _geometry(event: Preview | Result, array: np.ndarray) -> Geometry:
+    return Geometry(array.shape[::-1], np.array(event.ijk_to_ras))
+
+
+def _thinned(volume: Volume) -> Volume:
+    """Every fourth voxel along each axis: enough for the brightness, in a sixty-fourth of the time."""
+    array = volume.array[::4, ::4, ::4]
+    return Volume(array, Geometry(array.shape[::-1], volume.geometry.ijk_to_ras))
+
+
+def _background() -> str | None:
+    composites = slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")
+    return composites[0].GetBackgroundVolumeID() if composites else None
+
+
+def _part(event: Progress) -> float:
+    done = event.sample - 1 + (event.step / event.steps if event.steps else 0)
+    return done / event.samples
+
+
+def _in_words(event: Progress) -> str:
+    if event.stage == "model":
+        return _("Loading the model")
+    if event.stage == "mask":
+        return _("Fitting the mask to the model's grid")
+    text = _("Step {step} of {steps}").format(step=event.step, steps=event.steps)
+    if event.samples > 1:
+        text = _("Sample {sample} of {samples}: ").format(sample=event.sample, samples=event.samples) + text
+    if event.seconds_left is not None:
+        text += _(", {time} left").format(time=spoken_time(event.seconds_left))
+    return text
+
+
+def spoken_time(seconds: float) -> str:
+    """For a person: "8 s", "about 2 min", "about 1 h 20 min"."""
+    if seconds < 59.5:
+        return _("{seconds} s").format(seconds=round(seconds))
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return _("about {minutes} min").format(minutes=minutes)
+    return _("about {hours} h {minutes} min").format(hours=minutes // 60, minutes=minutes % 60)

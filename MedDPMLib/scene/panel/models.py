@@ -1,0 +1,168 @@
+"""Which model? The first section: what is installed, add, remove, about."""
+
+from __future__ import annotations
+
+import qt
+import slicer
+from slicer.i18n import tr as _
+
+from MedDPMLib.card import Card
+from MedDPMLib.errors import MedDPMError
+from MedDPMLib.scene import dependencies
+from MedDPMLib.scene.panel.text_window import show_text
+from MedDPMLib.scene.worker_client import Signal, python_process, python_program
+from MedDPMLib.store import BUNDLED_MODELS, ModelEntry, ModelStore
+
+#: Installs a model in a process of its own: checking a checkpoint takes PyTorch and time.
+_ADD = """
+import sys
+from MedDPMLib.errors import MedDPMError
+from MedDPMLib.store import ModelStore
+try:
+    print(ModelStore().add(sys.argv[1]).name)
+except MedDPMError as error:
+    sys.exit(str(error))
+"""
+
+
+class ModelSection:
+    """Signal: ``changed`` when another model is chosen, by its name."""
+
+    def __init__(self, ui) -> None:
+        self._ui = ui
+        self.changed = Signal()
+        self._entries: list[ModelEntry] = []
+        self._owner = qt.QObject()
+        self._adding: qt.QProcess | None = None
+        ui.modelBox.currentIndexChanged.connect(self._on_index)
+        ui.addModelButton.clicked.connect(self._on_add)
+        ui.removeModelButton.clicked.connect(self._on_remove)
+        ui.aboutModelButton.clicked.connect(self._on_about)
+        self.fill()
+
+    @property
+    def entry(self) -> ModelEntry | None:
+        """The chosen model."""
+        index = self._ui.modelBox.currentIndex
+        return self._entries[index] if 0 <= index < len(self._entries) else None
+
+    @property
+    def card(self) -> Card | None:
+        """The chosen model's card; None if there is no model, or if its file is broken."""
+        entry = self.entry
+        return entry.card if entry is not None and entry.problem is None else None
+
+    def fill(self, chosen: str | None = None) -> None:
+        """Looks for what is installed, and chooses the model called ``chosen`` (None: the one before)."""
+        before = self.entry
+        chosen = before.name if chosen is None and before is not None else chosen
+        box = self._ui.modelBox
+        blocked = box.blockSignals(True)
+        box.clear()
+        # Of two models with one name the user's own is meant, which comes last.
+        self._entries = list({entry.name: entry for entry in _installed()}.values())
+        for entry in self._entries:
+            box.addItem(entry.card.title if entry.problem is None else _("{name} (broken)").format(name=entry.name))
+        names = [entry.name for entry in self._entries]
+        box.currentIndex = names.index(chosen) if chosen in names else 0 if names else -1
+        box.blockSignals(blocked)
+        self._show()
+        if self.entry is not None and (before is None or before.name != self.entry.name):
+            self.changed.emit(self.entry.name)
+
+    def choose(self, name: str) -> None:
+        """Chooses the model called ``name``; says so if it is not installed any more."""
+        if self.entry is not None and self.entry.name == name:
+            return
+        names = [entry.name for entry in self._entries]
+        if name in names:
+            self._ui.modelBox.currentIndex = names.index(name)
+        elif name:
+            self._ui.modelSummary.text = _('The model "{name}" is not installed: add it, or go on with this one.').format(
+                name=name
+            )
+
+    def stop(self) -> None:
+        """Ends what still runs."""
+        if self._adding is not None:
+            self._adding.kill()
+            self._adding.waitForFinished(500)
+            self._adding = None
+
+    def _on_index(self, index: int) -> None:
+        self._show()
+        if self.entry is not None:
+            self.changed.emit(self.entry.name)
+
+    def _show(self) -> None:
+        ui, entry = self._ui, self.entry
+        ui.removeModelButton.enabled = entry is not None and not entry.bundled
+        ui.aboutModelButton.enabled = self.card is not None
+        if entry is None:
+            ui.modelSummary.text = _("No model is installed yet: add one.")
+        else:
+            ui.modelSummary.text = entry.problem or summary(entry.card)
+
+    def _on_add(self) -> None:
+        path = qt.QFileDialog.getOpenFileName(
+            slicer.util.mainWindow(), _("Add a model"), "",
+            _("Models (*.safetensors *.pt *.pth *.ckpt);;All files (*)"),
+        )  # fmt: skip
+        if not path:
+            return
+        try:
+            dependencies.ensure()
+        except MedDPMError as error:
+            self._ui.modelSummary.text = str(error)
+            return
+        self.stop()
+        self._adding = python_process(self._owner)
+        self._adding.finished.connect(self._on_added)
+        self._adding.start(python_program(), ["-c", _ADD, path])
+        self._ui.addModelButton.enabled = False
+        self._ui.modelSummary.text = _("Checking {path} ...").format(path=path)
+
+    def _on_added(self, code: int) -> None:
+        process, self._adding = self._adding, None
+        self._ui.addModelButton.enabled = True
+        if process is None:
+            return
+        lines = process.readAllStandardOutput().data().decode("utf-8", "replace").splitlines()
+        fault = process.readAllStandardError().data().decode("utf-8", "replace").strip().splitlines()
+        process.deleteLater()
+        if code == 0 and lines:
+            self.fill(lines[-1])
+        else:
+            self._ui.modelSummary.text = fault[-1] if fault else _("The model could not be added: try again.")
+
+    def _on_remove(self) -> None:
+        entry = self.entry
+        question = _('Delete the model "{name}" ({path}) from this computer?').format(name=entry.name, path=entry.path)
+        if not slicer.util.confirmOkCancelDisplay(question, _("Remove model")):
+            return
+        try:
+            ModelStore().remove(entry.name)
+        except MedDPMError as error:
+            self._ui.modelSummary.text = str(error)
+            return
+        self.fill()
+
+    def _on_about(self) -> None:
+        show_text(self.card.title, self.card.describe())
+
+
+def summary(card: Card) -> str:
+    """One line on a model: contrasts, grid, spacing, labels."""
+    spacing = " x ".join(f"{mm:g}" for mm in card.grid.spacing)
+    return _("{modalities}; {size} voxels of {spacing} mm; {count} labels ({scheme})").format(
+        modalities=", ".join(name.upper() for name in card.modalities),
+        size=" x ".join(map(str, card.grid.size)), spacing=spacing, count=len(card.scheme.labels),
+        scheme=card.scheme.title,
+    )  # fmt: skip
+
+
+def _installed() -> list[ModelEntry]:
+    try:
+        return ModelStore().list()
+    except ModuleNotFoundError:  # a package that says where a user's data lies is not installed yet
+        return ModelStore(BUNDLED_MODELS).list()

@@ -1,0 +1,128 @@
+"""How is it made? The third section: settings, one button, progress."""
+
+from __future__ import annotations
+
+import secrets
+
+import qt
+from slicer.i18n import tr as _
+
+from MedDPMLib.card import Card
+from MedDPMLib.errors import MedDPMError
+from MedDPMLib.scene import dependencies
+from MedDPMLib.scene.generator import Generator, Order
+from MedDPMLib.scene.panel.text_window import show_text
+from MedDPMLib.scene.worker_client import WorkerClient
+
+#: Seeds fit into the box; half of them, so that the seeds of further samples do, too.
+_SEEDS = 2**30
+
+
+class RunSection:
+    """``make_order(seeds)`` gives an order of the panel's current choices, ``None`` for their own seeds."""
+
+    def __init__(self, ui, generator: Generator, client: WorkerClient, make_order) -> None:
+        self._ui, self._generator, self._client, self._make_order = ui, generator, client, make_order
+        self._boxes: dict[str, qt.QCheckBox] = {}
+        ui.generateButton.clicked.connect(self._on_button)
+        ui.installButton.clicked.connect(self._on_install)
+        ui.releaseButton.clicked.connect(client.stop)
+        ui.logButton.clicked.connect(self._on_log)
+        client.state_changed.connect(self._show_worker)
+        generator.progressed.connect(self._on_progress)
+        generator.ended.connect(self._on_ended)
+        self._show_running(False)
+        self._show_worker()
+
+    def disconnect(self) -> None:
+        """Lets go of generator and client."""
+        self._client.state_changed.disconnect(self._show_worker)
+        self._generator.progressed.disconnect(self._on_progress)
+        self._generator.ended.disconnect(self._on_ended)
+
+    # Modalities --------------------------------------------------------------------------------------
+
+    def show_modalities(self, card: Card | None, left_out, on_change) -> None:
+        """A box for each of the model's modalities, ticked unless it is in ``left_out``; ``on_change(left_out)``."""
+        layout = self._ui.modalitiesLayout if hasattr(self._ui, "modalitiesLayout") else None
+        layout = layout or self._ui.modalitiesPlace.layout()
+        while layout.count():
+            layout.takeAt(0).widget().deleteLater()
+        self._boxes = {}
+
+        def changed(checked=None):
+            on_change([name for name, box in self._boxes.items() if not box.checked])
+
+        for name in card.modalities if card is not None else ():
+            box = qt.QCheckBox(name.upper())
+            box.checked = name not in left_out
+            box.toolTip = _("Keep this contrast")
+            box.toggled.connect(changed)
+            layout.addWidget(box)
+            self._boxes[name] = box
+        self._ui.generateButton.enabled = card is not None
+
+    # Running -----------------------------------------------------------------------------------------
+
+    def start(self, order: Order) -> None:
+        """Begins, or says why not."""
+        self._ui.messageLabel.text = ""
+        try:
+            dependencies.ensure()
+            self._generator.start(order)
+        except MedDPMError as error:
+            self._say(str(error))
+            return
+        self._show_running(True)
+
+    def _on_button(self) -> None:
+        if self._generator.order is not None:
+            self._generator.cancel()
+            return
+        try:
+            order = self._make_order(None)
+        except MedDPMError as error:
+            self._say(str(error))
+            return
+        self.start(order)
+
+    def _on_progress(self, text: str, part: float) -> None:
+        self._show_running(True)
+        self._ui.progressBar.value = round(1000 * part)
+        self._ui.statusLabel.text = text
+
+    def _on_ended(self, message: str | None) -> None:
+        self._show_running(False)
+        self._say(message or "")
+
+    def _say(self, message: str) -> None:
+        self._ui.messageLabel.text = message
+
+    def _show_running(self, running: bool) -> None:
+        ui = self._ui
+        ui.generateButton.text = _("Cancel") if running else _("Generate")
+        ui.generateButton.toolTip = _("Stop; what is finished stays") if running else _("Make images from the mask")
+        ui.progressBar.visible = running
+        ui.statusLabel.visible = running
+        if not running:
+            ui.progressBar.value = 0
+
+    def _show_worker(self) -> None:
+        self._ui.releaseButton.enabled = self._client.running
+
+    # Tools -------------------------------------------------------------------------------------------
+
+    def _on_install(self) -> None:
+        try:
+            dependencies.ensure()
+        except MedDPMError as error:
+            self._say(str(error))
+        else:
+            self._say(_("All packages are installed."))
+
+    def _on_log(self) -> None:
+        show_text(_("MedDPM log"), "\n".join([dependencies.describe(), "", *self._client.log]))
+
+
+def new_seed() -> int:
+    return secrets.randbelow(_SEEDS)

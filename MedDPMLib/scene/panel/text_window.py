@@ -1,0 +1,24 @@
+"""A window with text to be read and copied, beside which the work goes on."""
+
+from __future__ import annotations
+
+import qt
+import slicer
+
+
+def show_text(title: str, text: str) -> qt.QDialog:
+    """Opens a window called ``title`` with ``text``, which can be selected and copied."""
+    window = qt.QDialog(slicer.util.mainWindow())
+    window.setWindowTitle(title)
+    window.setAttribute(qt.Qt.WA_DeleteOnClose)
+    field = qt.QPlainTextEdit()
+    field.setReadOnly(True)
+    field.setPlainText(text)
+    font = qt.QFont("monospace")
+    font.setStyleHint(qt.QFont.TypeWriter)
+    field.setFont(font)
+    layout = qt.QVBoxLayout(window)
+    layout.addWidget(field)
+    window.resize(860, 560)
+    window.show()
+    return window

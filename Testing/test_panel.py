@@ -1,0 +1,367 @@
+"""The panel as a user drives it: on the headless bench, with a real worker process and a tiny model."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from bench import dialogs, packages, start_application
+from bench.fixtures import application  # noqa: F401
+from conftest import small_card, write_small_model
+
+start_application()
+
+import qt  # noqa: E402
+import slicer  # noqa: E402
+
+from MedDPMLib.labels import load_scheme  # noqa: E402
+from MedDPMLib.scene import volumes  # noqa: E402
+from MedDPMLib.scene.generator import spoken_time  # noqa: E402
+from MedDPMLib.scene.painting import stamp_tumour  # noqa: E402
+from MedDPMLib.scene.worker_client import WorkerClient  # noqa: E402
+
+MODULE = Path(__file__).parents[1] / "MedDPM" / "MedDPM.py"
+SCHEME = load_scheme("anatomy")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def models(tmp_path_factory):
+    """A model folder with one tiny model, for the panel and its workers, and one thread for each of them."""
+    folder = tmp_path_factory.mktemp("models")
+    write_small_model(folder / "small.safetensors", small_card(SCHEME))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MEDDPM_MODELS", str(folder))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield folder
+
+
+@pytest.fixture
+def panel(application):  # noqa: F811
+    """The panel, opened on an empty scene with the tiny model chosen. Afterwards nothing of it may be left."""
+    application.moduleManager().load(MODULE)
+    slicer.util.selectModule("MedDPM")
+    widget = slicer.util.getModuleWidget("MedDPM")
+    widget.models.choose("small")
+    yield widget
+    application.moduleManager().unload("MedDPM")
+    assert not widget.logic.client.running
+    assert session_folders() == []
+
+
+def session_folders():
+    return sorted(Path(slicer.app.temporaryPath).glob("MedDPM-*"))
+
+
+def wait_until(condition, seconds=90.0):
+    """Runs the event loop until ``condition``; the longest time in milliseconds that it was blocked."""
+    clock, blocked, last = time.monotonic, 0.0, time.monotonic()
+    end = last + seconds
+    while not condition() and clock() < end:
+        slicer.app.processEvents(qt.QEventLoop.AllEvents, 5)
+        now = clock()
+        blocked, last = max(blocked, now - last), now
+    assert condition()
+    return 1000 * blocked
+
+
+def start_from_template(panel, name="ventricles-medium"):
+    panel.ui.templateBox.currentIndex = panel.ui.templateBox.findData(name)
+    panel.ui.templateButton.click()
+    return panel.ui.segmentationSelector.currentNode()
+
+
+def generate(panel):
+    panel.ui.generateButton.click()
+    assert panel.ui.generateButton.text == "Cancel", panel.ui.messageLabel.text
+    wait_until(lambda: panel.logic.generator.order is None)
+    slicer.app.processEvents()
+
+
+def process_lives(pid):
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] != "Z"
+
+
+def worker_pid(panel):
+    wait_until(lambda: panel.logic.client._pid is not None)
+    return panel.logic.client._pid
+
+
+# The story -------------------------------------------------------------------------------------------
+
+
+def test_from_an_empty_scene_to_volumes_in_place(panel):
+    assert "T1, T2" in panel.ui.modelSummary.text and "16 x 16 x 16" in panel.ui.modelSummary.text
+    segmentation = start_from_template(panel)
+    assert sorted(panel.mask.table.values()) == sorted(SCHEME.values)
+    assert panel.mask.editor.segmentationNode() is segmentation
+    panel.ui.qualityBox.currentIndex = 0
+    previews = []
+    panel.logic.client.received.connect(lambda event: previews.append(type(event).__name__))
+    generate(panel)
+    assert panel.ui.messageLabel.text == "" and panel.ui.generateButton.text == "Generate"
+    assert "Preview" in previews
+    made = volumes.results()
+    assert [node.GetName() for node in made] == [
+        f"{segmentation.GetName()} {modality} (synthetic, seed 0)" for modality in ("t1", "t2")
+    ]
+    for node, modality in zip(made, ("t1", "t2"), strict=True):
+        record = volumes.record_of(node)
+        assert (record["modality"], record["steps"], record["sampler"]) == (modality, 2, "ddim")
+        assert node.GetNodeReference(volumes.SEGMENTATION_ROLE) is segmentation
+    bounds, mask_bounds = np.zeros(6), np.zeros(6)
+    made[0].GetRASBounds(bounds)
+    segmentation.GetRASBounds(mask_bounds)
+    middle, mask_middle = (b.reshape(3, 2).mean(axis=1) for b in (bounds, mask_bounds))
+    assert np.abs(middle - mask_middle).max() < 12  # the model's grid is placed on the brain
+    red = slicer.app.layoutManager().sliceWidget("Red")
+    assert red.mrmlSliceCompositeNode().GetBackgroundVolumeID() == made[0].GetID()
+    assert panel.mask.editor.sourceVolumeNode() is made[0]
+    assert panel.ui.resultsList.count == 2
+    # Again with the same seed: the same image.
+    generate(panel)
+    again = volumes.results()[2]
+    assert np.array_equal(slicer.util.arrayFromVolume(made[0]), slicer.util.arrayFromVolume(again))
+
+
+def test_cancel_answers_at_once_and_the_next_run_works(panel):
+    start_from_template(panel)
+    panel.ui.stepsBox.value = 50
+    panel.ui.generateButton.click()
+    wait_until(lambda: "Step" in panel.ui.statusLabel.text)
+    pid = worker_pid(panel)
+    clicked = time.monotonic()
+    panel.ui.generateButton.click()
+    assert time.monotonic() - clicked < 0.5
+    assert panel.ui.generateButton.text == "Generate" and panel.ui.progressBar.isHidden()
+    slicer.app.processEvents()
+    assert volumes.results() == [] and panel.ui.resultsList.count == 0
+    panel.ui.stepsBox.value = 2
+    generate(panel)
+    assert worker_pid(panel) == pid and len(volumes.results()) == 2
+
+
+def test_second_samples_and_left_out_modalities(panel):
+    start_from_template(panel)
+    boxes = panel.run._boxes
+    boxes["t1"].checked = False
+    panel.ui.samplesBox.value, panel.ui.seedBox.value, panel.ui.stepsBox.value = 2, 7, 2
+    generate(panel)
+    assert [(volumes.record_of(n)["modality"], volumes.record_of(n)["seed"]) for n in volumes.results()] == [
+        ("t2", 7), ("t2", 8),
+    ]  # fmt: skip
+    boxes["t2"].checked = False
+    panel.ui.generateButton.click()
+    assert "no modality" in panel.ui.messageLabel.text and panel.ui.generateButton.text == "Generate"
+
+
+# What goes wrong -------------------------------------------------------------------------------------
+
+
+def test_without_a_segmentation_it_says_so(panel):
+    panel.ui.generateButton.click()
+    assert "start from a template" in panel.ui.messageLabel.text
+    assert not panel.logic.client.running
+
+
+def test_an_empty_segmentation_is_refused(panel):
+    node = panel.ui.segmentationSelector.addNode()
+    panel.ui.generateButton.click()
+    assert panel.ui.messageLabel.text and node.GetName() in panel.ui.messageLabel.text
+    assert not panel.logic.client.running
+    assert not panel.ui.addMissingButton.isHidden()
+    panel.ui.addMissingButton.click()
+    assert sorted(panel.mask.table.values()) == sorted(SCHEME.values) and panel.ui.addMissingButton.isHidden()
+    panel.ui.generateButton.click()
+    assert "reference geometry" in panel.ui.messageLabel.text
+
+
+def test_a_killed_worker_is_told_and_the_next_run_works(panel):
+    start_from_template(panel)
+    panel.ui.stepsBox.value = 50
+    panel.ui.generateButton.click()
+    wait_until(lambda: "Step" in panel.ui.statusLabel.text)
+    os.kill(worker_pid(panel), 9)
+    wait_until(lambda: panel.ui.messageLabel.text != "", 10)
+    assert "press Generate again" in panel.ui.messageLabel.text and panel.ui.generateButton.text == "Generate"
+    assert session_folders() == [] and volumes.results() == []
+    panel.ui.stepsBox.value = 2
+    generate(panel)
+    assert len(volumes.results()) == 2
+
+
+def test_a_stopped_worker_is_replaced_with_what_was_asked(panel, monkeypatch):
+    """A worker that hangs (here: stopped by a signal) is noticed, killed, and said so."""
+    import signal
+
+    from MedDPMLib.scene import worker_client
+
+    monkeypatch.setattr(worker_client, "_SILENCE", 0.5)
+    start_from_template(panel)
+    panel.ui.stepsBox.value = 50
+    panel.ui.generateButton.click()
+    wait_until(lambda: "Step" in panel.ui.statusLabel.text)
+    pid = worker_pid(panel)
+    panel.logic.client._pulse.interval = 100
+    os.kill(pid, signal.SIGSTOP)
+    wait_until(lambda: panel.ui.messageLabel.text != "", 10)
+    assert "has not answered" in panel.ui.messageLabel.text
+    assert not process_lives(pid) and session_folders() == []
+
+
+def test_the_segmentation_is_deleted_while_it_runs(panel):
+    segmentation = start_from_template(panel)
+    panel.ui.stepsBox.value = 20
+    panel.ui.generateButton.click()
+    wait_until(lambda: "Step" in panel.ui.statusLabel.text)
+    slicer.mrmlScene.RemoveNode(segmentation)
+    wait_until(lambda: panel.logic.generator.order is None)
+    assert panel.ui.messageLabel.text == "" and len(volumes.results()) == 2
+    assert panel.mask.table == {}
+
+
+def test_missing_packages_are_asked_for_once(panel):
+    start_from_template(panel)
+    packages.hidden.update({"torch", "nibabel"})
+    try:
+        dialogs.reply_with(qt.QMessageBox.Cancel)
+        panel.ui.generateButton.click()
+        assert "nothing was installed" in panel.ui.messageLabel.text and not packages.installed
+        dialogs.reply_with(qt.QMessageBox.Ok)
+        panel.ui.installButton.click()
+        assert packages.installed == ["torch>=2.5", "nibabel>=5.2"]
+        assert len([shown for shown in dialogs.shown if shown.kind == "question"]) == 2
+    finally:
+        packages.hidden.clear()
+        packages.installed.clear()
+
+
+# Nothing is left behind ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", ["scene", "module", "released"])
+def test_no_process_and_no_file_outlives_its_use(panel, application, end):  # noqa: F811
+    start_from_template(panel)
+    panel.ui.stepsBox.value = 50
+    panel.ui.generateButton.click()
+    wait_until(lambda: "Step" in panel.ui.statusLabel.text)
+    pid = worker_pid(panel)
+    assert process_lives(pid) and len(session_folders()) == 1
+    if end == "scene":
+        application.close_scene()
+    elif end == "module":
+        slicer.util.reloadScriptedModule("MedDPM")
+    else:
+        panel.ui.generateButton.click()
+        panel.ui.releaseButton.click()
+    assert not process_lives(pid) and session_folders() == []
+    application.processEvents()
+
+
+# Choices ---------------------------------------------------------------------------------------------
+
+
+def test_choices_come_back_with_the_scene(panel, application, tmp_path):  # noqa: F811
+    segmentation = start_from_template(panel)
+    name, ui = segmentation.GetName(), panel.ui
+    ui.qualityBox.currentIndex, ui.seedBox.value, ui.samplesBox.value = 0, 77, 3
+    ui.autoBox.checked, ui.stampSlider.value = True, 9.0
+    panel.run._boxes["t1"].checked = False
+    first = ui.labelTable.cellWidget(0, 1)
+    first.currentIndex = 0  # not used
+    table = panel.mask.table
+    assert len(table) == len(SCHEME.values) - 1
+    assert slicer.util.saveScene(str(tmp_path / "scene.mrb"))
+    application.close_scene()
+    assert ui.seedBox.value == 0 and ui.segmentationSelector.currentNode() is None
+    assert panel.run._boxes["t1"].checked
+    slicer.util.loadScene(str(tmp_path / "scene.mrb"))
+    application.processEvents()
+    assert (ui.qualityBox.currentIndex, ui.seedBox.value, ui.samplesBox.value) == (0, 77, 3)
+    assert ui.autoBox.checked and ui.stampSlider.value == 9.0 and not panel.run._boxes["t1"].checked
+    assert ui.segmentationSelector.currentNode().GetName() == name
+    assert panel.mask.table == table
+
+
+def test_an_edit_makes_the_image_again_in_the_same_volume(panel):
+    segmentation = start_from_template(panel)
+    panel.ui.stepsBox.value = 2
+    generate(panel)
+    nodes = volumes.results()
+    before = slicer.util.arrayFromVolume(nodes[0]).copy()
+    panel.ui.autoBox.checked = True
+    center = (28.0, 22.0, 25.0)
+    stamp_tumour(segmentation, panel.mask.table, SCHEME, center, 20.0)
+    wait_until(lambda: panel.logic.generator.order is not None, 5)
+    wait_until(lambda: panel.logic.generator.order is None)
+    assert volumes.results() == nodes
+    assert not np.array_equal(before, slicer.util.arrayFromVolume(nodes[0]))
+    assert volumes.record_of(nodes[0])["seed"] == 0
+
+
+def test_results_are_exported_deleted_and_made_again(panel, tmp_path):
+    start_from_template(panel)
+    panel.ui.stepsBox.value = 2
+    generate(panel)
+    results = panel.ui.resultsList
+    results.selectAll()
+    folder = tmp_path / "söme where"
+    folder.mkdir()
+    dialogs.reply_with(str(folder))
+    panel.ui.exportButton.click()
+    assert "Written" in panel.ui.resultMessage.text
+    assert sorted(path.suffix for path in folder.iterdir()) == [".gz", ".gz", ".json", ".json"]
+    panel.ui.compareButton.click()
+    views = slicer.app.layoutManager()
+    shown = [views.sliceWidget(f"Compare{n}").mrmlSliceCompositeNode().GetBackgroundVolumeID() for n in (1, 2)]
+    assert shown == [node.GetID() for node in volumes.results()]
+    results.clearSelection()
+    results.item(1).setSelected(True)
+    node = panel.results.chosen()[0]
+    array = slicer.util.arrayFromVolume(node).copy()
+    slicer.util.arrayFromVolume(node)[:] = 0
+    panel.ui.regenerateButton.click()
+    wait_until(lambda: panel.logic.generator.order is None)
+    assert np.array_equal(slicer.util.arrayFromVolume(node), array)
+    slicer.app.processEvents()
+    panel.ui.deleteButton.click()
+    assert results.count == 1 and len(volumes.results()) == 1
+
+
+def test_the_event_loop_is_not_blocked(panel):
+    start_from_template(panel)
+    panel.ui.stepsBox.value = 30
+    panel.ui.generateButton.click()
+    worst = wait_until(lambda: panel.logic.generator.order is None)
+    print(f"longest gap of the event loop: {worst:.1f} ms")
+    assert worst < 50
+
+
+def test_the_self_test_passes(panel):
+    slicer.app.moduleManager().module("MedDPM").self().runTest()
+
+
+# Smaller things --------------------------------------------------------------------------------------
+
+
+def test_time_is_spoken():
+    assert [spoken_time(s) for s in (0.2, 59.4, 59.6, 150, 4000)] == [
+        "0 s", "59 s", "about 1 min", "about 2 min", "about 1 h 7 min",
+    ]  # fmt: skip
+
+
+def test_a_program_that_cannot_be_started_is_told(application, monkeypatch):  # noqa: F811
+    from MedDPMLib.scene import worker_client
+
+    monkeypatch.setattr(worker_client, "python_program", lambda: "/nowhere/PythonSlicer")
+    client, messages = WorkerClient(), []
+    client.failed.connect(messages.append)
+    client.load("small")
+    wait_until(lambda: messages, 5)
+    assert "cannot be started" in messages[0] and not client.running and session_folders() == []
