@@ -43,6 +43,37 @@ class MedDPM(ScriptedLoadableModule):
         parent.acknowledgementText = _(
             "The method is Med-DDPM (Dorjsembe et al., 2024): a diffusion model that is told the mask at every step."
         )
+        slicer.app.connect("startupCompleted()", registerSampleData)
+
+
+def registerSampleData():
+    """Offers the bundled templates as segmentations in the module Sample Data; nothing is downloaded."""
+    import SampleData
+
+    from MedDPMLib.templates import templates
+
+    icon = os.path.join(os.path.dirname(os.path.abspath(__file__)), "Resources", "Icons", "MedDPM.png")
+    for template in templates():
+        SampleData.SampleDataLogic.registerCustomSampleDataSource(
+            category="MedDPM",
+            sampleName=template.title,
+            uris=template.path.as_uri(),
+            fileNames=template.path.name,
+            nodeNames=template.title,
+            thumbnailFileName=icon,
+            customDownloader=lambda source, name=template.name: addTemplate(name),
+        )
+
+
+def addTemplate(name):
+    """The bundled template called ``name`` as a segmentation in the scene, with the labels of its own scheme."""
+    from MedDPMLib.scene import dependencies
+    from MedDPMLib.scene.painting import add_segmentation
+    from MedDPMLib.templates import find_template, load_template
+
+    dependencies.ensure()
+    mask = load_template(name)
+    return add_segmentation(mask.volume, mask.scheme, find_template(name).title)
 
 
 class Quality(enum.Enum):
@@ -265,11 +296,12 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onAgain(self, node):
         from MedDPMLib.errors import MedDPMError
+        from MedDPMLib.scene.panel.telling import say
 
         try:
             order = self.logic.makeOrderAgain(node)
         except MedDPMError as error:
-            self.ui.resultMessage.text = str(error)
+            say(self.ui.resultMessage, str(error))
             return
         self.run.start(order)
 

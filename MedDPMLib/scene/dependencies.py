@@ -78,8 +78,9 @@ def _install_torch() -> None:
 
 
 def _met(requirement: str) -> bool:
-    if hasattr(slicer, "packaging"):  # Slicer 5.11 and later
-        return slicer.packaging.pip_check(requirement)
+    slicer_packaging = _packaging()
+    if slicer_packaging is not None:
+        return slicer_packaging.pip_check(requirement)
     from packaging.requirements import Requirement
 
     wanted = Requirement(requirement)
@@ -90,8 +91,18 @@ def _met(requirement: str) -> bool:
 
 
 def _pip_install(requirements: list[str]) -> None:
-    if hasattr(slicer, "packaging"):
-        slicer.packaging.pip_install(requirements)
+    packaging = _packaging()
+    if packaging is not None:
+        packaging.pip_install(requirements)
     else:
         for requirement in requirements:
             slicer.util.pip_install(requirement)
+
+
+def _packaging():
+    """``slicer.packaging``, which Slicer has since 5.11."""
+    try:
+        from slicer import packaging
+    except ImportError:
+        return None
+    return packaging

@@ -15,7 +15,7 @@ from MedDPMLib.errors import MedDPMError
 from MedDPMLib.geometry import Geometry
 from MedDPMLib.scene import volumes
 from MedDPMLib.scene.segmentation import read_labels
-from MedDPMLib.scene.views import show_background
+from MedDPMLib.scene.views import show_background, show_outline
 from MedDPMLib.scene.worker_client import Signal, WorkerClient
 from MedDPMLib.volume import Volume
 from MedDPMLib.worker.protocol import Cancelled, Error, Event, Preview, Progress, Result
@@ -58,6 +58,8 @@ class Generator:
         self.latest: Order | None = None
         #: The nodes made by the latest order, by seed and modality.
         self.made: dict[tuple[int, str], slicer.vtkMRMLScalarVolumeNode] = {}
+        #: What looks odd about the mask of the latest order, in sentences.
+        self.notes: list[str] = []
         self._id: str | None = None
         self._preview: slicer.vtkMRMLScalarVolumeNode | None = None
         self._background_before: str | None = None
@@ -93,7 +95,7 @@ class Generator:
         cold = not self.client.running
         self._id = self.client.generate(np.ascontiguousarray(labels.array), **settings)
         self.order = self.latest = order
-        self.made = {}
+        self.made, self.notes = {}, list(labels.notes)
         self.progressed.emit(_("Starting PyTorch") if cold else _("Waiting for the worker"), 0.0)
 
     def cancel(self) -> None:
@@ -124,7 +126,10 @@ class Generator:
         elif isinstance(event, Preview):
             self._show_preview(event)
         elif isinstance(event, Result):
-            self._keep(event)
+            try:
+                self._keep(event)
+            except MedDPMError as error:
+                self._end(str(error))
         elif isinstance(event, Error):
             self._end(event.message)
         elif isinstance(event, Cancelled):
@@ -136,8 +141,12 @@ class Generator:
 
     def _show_preview(self, event: Preview) -> None:
         modality = self.order.modalities[0]
-        arrays = self.client.read({modality: event.files[modality]})
-        self.client.discard(event.files)
+        try:
+            arrays = self.client.read({modality: event.files[modality]})
+        except MedDPMError:  # the request has ended meanwhile, and with it its previews
+            return
+        finally:
+            self.client.discard(event.files)
         volume = Volume(arrays[modality], _geometry(event, arrays[modality]))
         node = self._preview
         if _in_scene(node):
@@ -148,12 +157,14 @@ class Generator:
         self._preview.SetSaveWithScene(False)
         if self._background_before is None:
             self._background_before = _background() or ""
-        show_background(self._preview, fit=not self._background_before)
+        self._show(self._preview, first=not self._background_before)
 
     def _keep(self, event: Result) -> None:
         order, seed = self.order, self.order.seeds[event.sample - 1]
         arrays = self.client.read(event.files)
         background = order.card.intensity_range[0]
+        # The first says how the values were read, which the panel has decided itself.
+        self.notes += [note for note in event.record["notes"][1:] if note not in self.notes]
         for modality in order.modalities:
             volume = Volume(arrays[modality], _geometry(event, arrays[modality]))
             window = volumes.fitting_window(_thinned(volume), background)
@@ -168,7 +179,7 @@ class Generator:
         first = self.made[seed, order.modalities[0]]
         shown_before = self._background_before or _background()
         self._remove_preview()
-        show_background(first, fit=not shown_before)
+        self._show(first, first=not shown_before)
         self._background_before = first.GetID()
         for modality in order.modalities:
             self.added.emit(self.made[seed, modality])
@@ -186,6 +197,13 @@ class Generator:
                 show_background(before, fit=False)
         self._background_before = None
         self.ended.emit(message)
+
+    def _show(self, node: slicer.vtkMRMLScalarVolumeNode, first: bool) -> None:
+        """The ``first`` image in the views: brought into view, and the mask becomes an outline over it."""
+        show_background(node, fit=first)
+        segmentation = self._segmentation()
+        if first and segmentation is not None:
+            show_outline(segmentation, True)
 
     def _remove_preview(self) -> None:
         node, self._preview = self._preview, None

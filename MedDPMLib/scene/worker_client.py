@@ -269,8 +269,7 @@ class WorkerClient:
         if isinstance(event, Progress) and id in self._wanted:
             self._unfinished.clear()  # requests are carried out one after the other
             self._waiting.stop()
-        if id not in self._wanted:
-            self._unfinished.discard(id)
+        if id not in self._wanted:  # cancelled: its step may still be computed
             self.discard(getattr(event, "files", {}))
             return
         last = isinstance(event, Result) and event.sample == event.samples
@@ -303,6 +302,9 @@ class WorkerClient:
 
     def _on_waited(self) -> None:
         """A step that nobody wants any more holds up what is wanted: with another worker it begins sooner."""
+        if self.ready is None:  # it is PyTorch that takes long
+            self._waiting.start()
+            return
         self.log.append("the worker is replaced: a cancelled step takes too long")
         self._replacing = True
         self._unsent = list(self._wanted.values())

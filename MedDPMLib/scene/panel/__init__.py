@@ -1,1 +1,1 @@
-"""The sections of the panel, from top to bottom: model, mask, generate, results. The module's form gives the widgets."""
+"""The sections of the panel from top to bottom: model, mask, run, results. The module's form gives the widgets."""

@@ -10,6 +10,7 @@ from slicer.i18n import tr as _
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.labels import LabelScheme
 from MedDPMLib.scene import dependencies, painting
+from MedDPMLib.scene.panel.telling import say
 from MedDPMLib.scene.segmentation import missing_labels, set_label, table_of
 from MedDPMLib.scene.worker_client import Signal
 from MedDPMLib.templates import find_template, load_template, templates
@@ -65,6 +66,7 @@ class MaskSection:
         ui.brainButton.clicked.connect(self._on_brain)
         ui.stampButton.clicked.connect(self._on_stamp)
         ui.brainSelector.currentNodeChanged.connect(self._on_brain_volume)
+        say(ui.maskMessage, "")
         self._fill_table()
 
     # What is chosen ----------------------------------------------------------------------------------
@@ -135,7 +137,7 @@ class MaskSection:
         self.editor.setSegmentationNode(None)
         self.editor.removeViewObservations()
         self.set_segmentation(None)
-        self._ui.maskMessage.text = ""
+        say(self._ui.maskMessage, "")
 
     # The table ---------------------------------------------------------------------------------------
 
@@ -188,9 +190,9 @@ class MaskSection:
     def _attempt(self, action) -> None:
         """Does it, and says below the editor what went wrong or what was found."""
         try:
-            self._ui.maskMessage.text = action() or ""
+            say(self._ui.maskMessage, action() or "")
         except MedDPMError as error:
-            self._ui.maskMessage.text = str(error)
+            say(self._ui.maskMessage, str(error))
 
     def _on_template(self) -> None:
         self._attempt(self._start_from_template)

@@ -9,7 +9,7 @@ from slicer.i18n import tr as _
 from MedDPMLib.card import Card
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.scene import dependencies
-from MedDPMLib.scene.panel.text_window import show_text
+from MedDPMLib.scene.panel.telling import show_text
 from MedDPMLib.scene.worker_client import Signal, python_process, python_program
 from MedDPMLib.store import BUNDLED_MODELS, ModelEntry, ModelStore
 
@@ -78,9 +78,8 @@ class ModelSection:
         if name in names:
             self._ui.modelBox.currentIndex = names.index(name)
         elif name:
-            self._ui.modelSummary.text = _('The model "{name}" is not installed: add it, or go on with this one.').format(
-                name=name
-            )
+            text = _('The model "{name}" is not installed: add it, or go on with this one.')
+            self._ui.modelSummary.text = text.format(name=name)
 
     def stop(self) -> None:
         """Ends what still runs."""

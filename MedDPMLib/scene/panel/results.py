@@ -15,6 +15,7 @@ from vtk.util.numpy_support import numpy_to_vtk
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.record import write_result
 from MedDPMLib.scene import volumes
+from MedDPMLib.scene.panel.telling import say
 from MedDPMLib.scene.views import compare, show_background, show_outline
 from MedDPMLib.scene.worker_client import Signal
 from MedDPMLib.volume import Volume
@@ -55,6 +56,7 @@ class ResultsSection:
         ui.regenerateButton.clicked.connect(self._on_again)
         ui.deleteButton.clicked.connect(self._on_delete)
         ui.exportButton.clicked.connect(self._on_export)
+        say(ui.resultMessage, "")
         self.fill()
 
     def refresh(self) -> None:
@@ -129,13 +131,14 @@ class ResultsSection:
                 stem = _file_stem(f"{record['mask']['name']}_seed{record['seed']}")
                 written += write_result(folder, stem, _Export(modality, volumes.result_volume(node), record))
         except MedDPMError as error:
-            self._ui.resultMessage.text = str(error)
+            say(self._ui.resultMessage, str(error))
         except OSError as error:
-            self._ui.resultMessage.text = _("{folder} cannot be written to ({reason}): choose another folder").format(
+            say(self._ui.resultMessage, _("{folder} cannot be written to ({reason}): choose another folder").format(
                 folder=folder, reason=error.strerror
-            )
+            ))
         else:
-            self._ui.resultMessage.text = _("Written: {files}").format(files=", ".join(path.name for path in written))
+            names = ", ".join(path.name for path in written)
+            say(self._ui.resultMessage, _("Written: {files}").format(files=names))
 
 
 def _describe(node: slicer.vtkMRMLScalarVolumeNode, record: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ from MedDPMLib.card import Card
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.scene import dependencies
 from MedDPMLib.scene.generator import Generator, Order
-from MedDPMLib.scene.panel.text_window import show_text
+from MedDPMLib.scene.panel.telling import say, show_text
 from MedDPMLib.scene.worker_client import WorkerClient
 
 #: Seeds fit into the box; half of them, so that the seeds of further samples do, too.
@@ -26,13 +26,14 @@ class RunSection:
         self._boxes: dict[str, qt.QCheckBox] = {}
         ui.generateButton.clicked.connect(self._on_button)
         ui.installButton.clicked.connect(self._on_install)
-        ui.releaseButton.clicked.connect(client.stop)
+        ui.releaseButton.clicked.connect(self._on_release)
         ui.logButton.clicked.connect(self._on_log)
         client.state_changed.connect(self._show_worker)
         generator.progressed.connect(self._on_progress)
         generator.ended.connect(self._on_ended)
         self._show_running(False)
         self._show_worker()
+        self._say("")
 
     def disconnect(self) -> None:
         """Lets go of generator and client."""
@@ -44,10 +45,11 @@ class RunSection:
 
     def show_modalities(self, card: Card | None, left_out, on_change) -> None:
         """A box for each of the model's modalities, ticked unless it is in ``left_out``; ``on_change(left_out)``."""
-        layout = self._ui.modalitiesLayout if hasattr(self._ui, "modalitiesLayout") else None
-        layout = layout or self._ui.modalitiesPlace.layout()
+        layout = self._ui.modalitiesPlace.layout()
         while layout.count():
-            layout.takeAt(0).widget().deleteLater()
+            box = layout.takeAt(0).widget()
+            box.hide()
+            box.deleteLater()
         self._boxes = {}
 
         def changed(checked=None):
@@ -66,7 +68,7 @@ class RunSection:
 
     def start(self, order: Order) -> None:
         """Begins, or says why not."""
-        self._ui.messageLabel.text = ""
+        self._say("")
         try:
             dependencies.ensure()
             self._generator.start(order)
@@ -93,10 +95,10 @@ class RunSection:
 
     def _on_ended(self, message: str | None) -> None:
         self._show_running(False)
-        self._say(message or "")
+        self._say(message or "\n".join(self._generator.notes))
 
     def _say(self, message: str) -> None:
-        self._ui.messageLabel.text = message
+        say(self._ui.messageLabel, message)
 
     def _show_running(self, running: bool) -> None:
         ui = self._ui
@@ -119,6 +121,10 @@ class RunSection:
             self._say(str(error))
         else:
             self._say(_("All packages are installed."))
+
+    def _on_release(self) -> None:
+        self._generator.cancel()
+        self._client.stop()
 
     def _on_log(self) -> None:
         show_text(_("MedDPM log"), "\n".join([dependencies.describe(), "", *self._client.log]))

@@ -1,9 +1,15 @@
-"""A window with text to be read and copied, beside which the work goes on."""
+"""How is the user told something? In a line of the panel that is there when it says something, or in a window."""
 
 from __future__ import annotations
 
 import qt
 import slicer
+
+
+def say(line: qt.QLabel, text: str) -> None:
+    """Shows ``text`` in the ``line``; without text it takes no space."""
+    line.text = text
+    line.visible = bool(text)
 
 
 def show_text(title: str, text: str) -> qt.QDialog:
