@@ -49,8 +49,8 @@ def table_of(segmentation: slicer.vtkMRMLSegmentationNode, scheme: LabelScheme) 
         chosen = vtk.reference("")
         if core.GetSegment(id_).GetTag(_LABEL_TAG + scheme.name, chosen):
             table.pop(id_, None)
-            if int(chosen) in scheme.values:
-                table[id_] = int(chosen)
+            if int(chosen.get()) in scheme.values:
+                table[id_] = int(chosen.get())
     return table
 
 

@@ -92,7 +92,8 @@ class MaskSection:
             for event in (events.SegmentAdded, events.SegmentRemoved, events.SegmentModified):
                 self._observe(segmentation.GetSegmentation(), event, self._on_segments)
             self._observe(segmentation.GetSegmentation(), events.SourceRepresentationModified, self._on_edit)
-        self.editor.setSegmentationNode(segmentation)
+        if self.editor.mrmlSegmentEditorNode() is not None:  # else :meth:`enter` does it
+            self.editor.setSegmentationNode(segmentation)
         self._fill_table()
 
     def forget(self) -> None:
@@ -134,9 +135,8 @@ class MaskSection:
         self.editor.removeViewObservations()
 
     def close_scene(self) -> None:
-        self.editor.setSegmentationNode(None)
-        self.editor.removeViewObservations()
         self.set_segmentation(None)
+        self.editor.removeViewObservations()
         say(self._ui.maskMessage, "")
 
     # The table ---------------------------------------------------------------------------------------
