@@ -413,9 +413,8 @@ class MedDPMTest(ScriptedLoadableModuleTest):
         ui.generateButton.click()
         self.assertEqual(ui.generateButton.text, _("Cancel"), ui.messageLabel.text)
         self.waitUntil(lambda: widget.logic.generator.order is None, 600)
-        self.assertEqual(ui.messageLabel.text, "")
         made = volumes.results()
-        self.assertEqual(len(made), len(widget.models.card.modalities))
+        self.assertEqual(len(made), len(widget.models.card.modalities), ui.messageLabel.text)
         for node in made:
             self.assertEqual(volumes.record_of(node)["seed"], 0)
         background = slicer.app.layoutManager().sliceWidget("Red").mrmlSliceCompositeNode().GetBackgroundVolumeID()
