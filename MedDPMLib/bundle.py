@@ -52,12 +52,8 @@ def write_bundle(
     except MedDPMError as error:
         raise MedDPMError(f"{path} is not written: {error}") from None
     with written_whole(path) as temporary:
-        try:
-            safetensors.torch.save_file(stored, temporary, {_CARD_KEY: card.to_json()})
-        except safetensors.SafetensorError as error:
-            raise MedDPMError(
-                f"{path} cannot be written ({error}): free some space or choose another folder"
-            ) from error
+        # save_file would put a file of its own, readable by its owner alone, in the place of the temporary one.
+        temporary.write_bytes(safetensors.torch.save(stored, {_CARD_KEY: card.to_json()}))
 
 
 def read_card(path: str | os.PathLike) -> Card:

@@ -89,9 +89,17 @@ def test_the_same_seed_gives_the_same_volume_and_another_another(bundle):
     assert np.array_equal(first, again) and not np.array_equal(first, other)
 
 
-def test_generation_is_the_free_sampler_over_the_free_denoiser(bundle):
+def test_generation_is_the_free_sampler_over_the_free_denoiser(tmp_path):
     """generate() in float32 equals sample() over model.denoiser: one way of doing it, two doors."""
-    model, mask = load_model(bundle), checked(brats_mask())
+    card = dataclasses.replace(
+        small_card("noise"), network={"kind": "unet", "base": 32, "multipliers": [1, 1], "blocks": 1, "attention": [2]}
+    )
+    torch.manual_seed(2)
+    network = build_network(card.network_description)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    write_bundle(tmp_path / "unet.safetensors", card, network.state_dict())
+    model, mask = load_model(tmp_path / "unet.safetensors"), checked(brats_mask())
     condition = torch.from_numpy(model.card.scheme.one_hot(mask.volume.array)).float()[None]
     expected = sample(
         model.denoiser,
@@ -105,6 +113,23 @@ def test_generation_is_the_free_sampler_over_the_free_denoiser(bundle):
     result = generate(model, mask, seed=7, steps=10, sampler="ddim", precision="float32")
     np.testing.assert_allclose(result["t1"].array, expected[0], atol=2e-3)
     np.testing.assert_allclose(result["flair"].array, expected[1], atol=2e-3)
+
+
+def test_the_compact_network_leaves_no_pattern_of_its_blocks(tmp_path):
+    """A network that adds a constant to a high-pass sub-band checkers every 2 x 2 x 2 block; the volume shows none."""
+    network = build_network(small_card().network_description)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+        network.trust.fill_(-60)
+        network.out.bias[2 * 1] = 0.5  # sub-band 1 (high-pass along W) of the first modality
+        network.out.bias[2 * 6 + 1] = 0.5  # sub-band 6 (high-pass along D and H) of the second
+    x, condition = torch.zeros(1, 2, 16, 16, 24), torch.zeros(1, 4, 16, 16, 24)
+    assert network(x, torch.tensor([5]), condition).abs().min() > 0.1
+    write_bundle(tmp_path / "checkered.safetensors", small_card(), network.state_dict())
+    result = generate(load_model(tmp_path / "checkered.safetensors"), checked(brats_mask()), steps=3)
+    for volume in result.values():
+        np.testing.assert_allclose(volume.array, 0, atol=1e-3)
 
 
 def test_one_hot_order_is_x_then_labels_in_the_published_layout(bundle):
