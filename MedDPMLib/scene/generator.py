@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import qt
 import slicer
 from slicer.i18n import tr as _
 
@@ -46,13 +48,13 @@ class Order:
 class Generator:
     """Carries out one order at a time.
 
-    Signals: ``progressed`` (text, part done from 0 to 1), ``added`` (node of a result), ``ended`` (a sentence if
-    something went wrong, else None). The nodes may go or be renamed while it runs; what was made stays.
+    Signals: ``progressed`` (text, part done from 0 to 1), ``ended`` (a sentence if something went wrong, else None).
+    The nodes may go or be renamed while it runs; what was made stays.
     """
 
     def __init__(self, client: WorkerClient) -> None:
         self.client = client
-        self.progressed, self.added, self.ended = Signal(), Signal(), Signal()
+        self.progressed, self.ended = Signal(), Signal()
         #: The order that is carried out, None if none is, and the latest.
         self.order: Order | None = None
         self.latest: Order | None = None
@@ -63,6 +65,11 @@ class Generator:
         self._id: str | None = None
         self._preview: slicer.vtkMRMLScalarVolumeNode | None = None
         self._background_before: str | None = None
+        self._arrived: deque[tuple[Result, str]] = deque()
+        self._next = qt.QTimer()
+        self._next.setSingleShot(True)
+        self._next.interval = 0
+        self._next.timeout.connect(self._keep_next)
         client.received.connect(self._on_event)
         client.failed.connect(self._on_failed)
 
@@ -91,7 +98,7 @@ class Generator:
             "preview_every": int(order.preview),  # the next one waits until this one was read
         }
         if self.order is not None:
-            self.client.cancel(self._id)
+            self._drop()
         cold = not self.client.running
         self._id = self.client.generate(np.ascontiguousarray(labels.array), **settings)
         self.order = self.latest = order
@@ -101,7 +108,7 @@ class Generator:
     def cancel(self) -> None:
         """Ends the order that runs, at once."""
         if self.order is not None:
-            self.client.cancel(self._id)
+            self._drop()
             self._end(None)
 
     @property
@@ -112,9 +119,17 @@ class Generator:
     def forget(self) -> None:
         """Lets go of everything in the scene, which is about to be closed."""
         if self.order is not None:
-            self.client.cancel(self._id)
+            self._drop()
         self.order = self.latest = self._id = self._preview = self._background_before = None
         self.made = {}
+
+    def _drop(self) -> None:
+        """Nothing more of the order that runs is wanted."""
+        self.client.cancel(self._id)
+        for event, modality in self._arrived:
+            self.client.discard({modality: event.files[modality]})
+        self._arrived.clear()
+        self._next.stop()
 
     # What comes from the worker ----------------------------------------------------------------------
 
@@ -126,10 +141,8 @@ class Generator:
         elif isinstance(event, Preview):
             self._show_preview(event)
         elif isinstance(event, Result):
-            try:
-                self._keep(event)
-            except MedDPMError as error:
-                self._end(str(error))
+            self._arrived.extend((event, modality) for modality in self.order.modalities)
+            self._next.start()
         elif isinstance(event, Error):
             self._end(event.message)
         elif isinstance(event, Cancelled):
@@ -159,30 +172,42 @@ class Generator:
             self._background_before = _background() or ""
         self._show(self._preview, first=not self._background_before)
 
-    def _keep(self, event: Result) -> None:
+    def _keep_next(self) -> None:
+        """Takes one volume of a result into the scene; the event loop runs before the next."""
+        event, modality = self._arrived.popleft()
+        try:
+            self._keep(event, modality)
+        except MedDPMError as error:
+            self._end(str(error))
+            return
+        if modality == self.order.modalities[-1]:
+            self._on_sample(event)
+        if self._arrived:
+            self._next.start()
+
+    def _keep(self, event: Result, modality: str) -> None:
         order, seed = self.order, self.order.seeds[event.sample - 1]
-        arrays = self.client.read(event.files)
-        background = order.card.intensity_range[0]
-        # The first says how the values were read, which the panel has decided itself.
+        array = self.client.read({modality: event.files[modality]})[modality]
+        volume = Volume(array, _geometry(event, array))
+        node = order.into.get((seed, modality))
+        if _in_scene(node):
+            volumes.update_volume(node, volume)
+        else:
+            window = volumes.fitting_window(_thinned(volume), order.card.intensity_range[0])
+            name = volumes.result_name(self._name(), modality, seed)
+            node = volumes.add_volume(volume, name, self._segmentation(), window=window)
+        volumes.set_record(node, {"modality": modality, **event.record})
+        self.made[seed, modality] = node
+
+    def _on_sample(self, event: Result) -> None:
+        """All volumes of a sample are in the scene."""
+        # The first note says how the values were read, which the panel has decided itself.
         self.notes += [note for note in event.record["notes"][1:] if note not in self.notes]
-        for modality in order.modalities:
-            volume = Volume(arrays[modality], _geometry(event, arrays[modality]))
-            window = volumes.fitting_window(_thinned(volume), background)
-            node = order.into.get((seed, modality))
-            if _in_scene(node):
-                volumes.update_volume(node, volume)
-            else:
-                name = volumes.result_name(self._name(), modality, seed)
-                node = volumes.add_volume(volume, name, self._segmentation(), window=window)
-            volumes.set_record(node, {"modality": modality, **event.record})
-            self.made[seed, modality] = node
-        first = self.made[seed, order.modalities[0]]
+        first = self.made[self.order.seeds[event.sample - 1], self.order.modalities[0]]
         shown_before = self._background_before or _background()
         self._remove_preview()
         self._show(first, first=not shown_before)
         self._background_before = first.GetID()
-        for modality in order.modalities:
-            self.added.emit(self.made[seed, modality])
         if event.sample == event.samples:
             self._end(None)
 
@@ -190,6 +215,8 @@ class Generator:
 
     def _end(self, message: str | None) -> None:
         self.order = self._id = None
+        self._arrived.clear()
+        self._next.stop()
         if self._preview is not None:
             self._remove_preview()
             before = slicer.mrmlScene.GetNodeByID(self._background_before or "")
