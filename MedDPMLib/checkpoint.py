@@ -166,13 +166,18 @@ def _expectation() -> str:
 
 
 def _with_schedule(card: Card, tables: Mapping[str, Tensor]) -> Card:
-    """``card`` with the noise schedule that the file's ``tables`` are of; as it is if there are none."""
+    """``card`` with the noise schedule that the file's ``tables`` are of; as it is if there are none.
+
+    A table that cannot be one of any schedule counts as absent; one of an unknown schedule is refused.
+    """
     tables = {name: tables[name].float() for name in ("betas", "alphas_cumprod") if name in tables}
     for name, table in tables.items():
         if table.ndim != 1 or not 1 <= len(table) <= MAX_TIMESTEPS:
             raise MedDPMError(
                 f'the noise schedule\'s "{name}" has the shape {tuple(table.shape)}, not one value a timestep'
             )
+    # No beta or alpha_bar is 0 or less, 1 or more: such a table is a placeholder of a file made from names and shapes.
+    tables = {name: table for name, table in tables.items() if not ((table <= 0) | (table >= 1)).any()}
     for schedule in [make_schedule(name, len(t)) for t in list(tables.values())[:1] for name in schedule_names()]:
         own = {"betas": schedule.betas, "alphas_cumprod": schedule.alpha_bar}
         if all(t.shape == own[n].shape and (t - own[n]).abs().max() < _TABLE_TOLERANCE for n, t in tables.items()):

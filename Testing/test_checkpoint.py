@@ -127,8 +127,8 @@ def test_the_files_noise_schedule_decides(tmp_path, name, timesteps):
     [
         ({"betas": torch.linspace(0.1, 0.2, 250)}, "unknown noise schedule.*250 values from 0.1 to 0.2"),
         ({"betas": torch.full((250,), float("nan"))}, "unknown noise schedule"),
-        ({"alphas_cumprod": torch.linspace(1, 0, 250)}, "unknown noise schedule"),
-        ({"alphas_cumprod": torch.ones(249)}, "unknown noise schedule"),
+        ({"alphas_cumprod": torch.linspace(0.9, 0.1, 250)}, "unknown noise schedule"),
+        ({"alphas_cumprod": torch.full((249,), 0.5)}, "unknown noise schedule"),
         ({"betas": torch.zeros(5, 5)}, "one value a timestep"),
         ({"betas": torch.zeros(0)}, "one value a timestep"),
         ({"betas": torch.zeros(1).expand(10**9)}, "one value a timestep"),
@@ -137,6 +137,13 @@ def test_the_files_noise_schedule_decides(tmp_path, name, timesteps):
 def test_an_unknown_noise_schedule_is_refused(tmp_path, change, message):
     with pytest.raises(MedDPMError, match=message):
         read_checkpoint(saved(tmp_path / "a.pt", {**tables(), **flat_state(WHOLE_HEAD), **change}))
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, -3.0, 7.0])
+def test_tables_that_hold_no_schedule_count_as_absent(tmp_path, value):
+    placeholders = {name: torch.full((250,), value) for name in checkpoint._TABLES}
+    state = flat_state(WHOLE_HEAD)
+    assert_is(saved(tmp_path / "a.pt", {**placeholders, **state}), WHOLE_HEAD, state)
 
 
 def changed(**change) -> dict:
