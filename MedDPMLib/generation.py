@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import time
 from collections.abc import Callable
@@ -59,11 +60,12 @@ def generate(
     """
     if space not in SPACES:
         raise MedDPMError(f'there is no space "{space}": use {" or ".join(SPACES)}')
+    seed = _whole("seed", seed)
     if not 0 <= seed < 2**63:
         raise MedDPMError(f"the seed is a whole number from 0 to 2^63 - 1, not {seed}")
     card = model.card
     standard = card.qualities["standard"]
-    steps = standard["steps"] if steps is None else steps
+    steps = standard["steps"] if steps is None else _whole("number of steps", steps)
     sampler = standard["sampler"] if sampler is None else sampler
     mask = as_mask(mask, model)
     fitted = fit(mask, card.grid)
@@ -77,6 +79,14 @@ def generate(
     )  # fmt: skip
     geometry = mask.volume.geometry if space == "mask" else fitted.geometry
     return Generated(volumes(card, images, fitted.geometry, geometry), record)
+
+
+def _whole(what: str, value: object) -> int:
+    """``value`` as Python's own integer, which generators and JSON need; those of numpy count."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise MedDPMError(f"the {what} is a whole number, not {value!r:.50}") from None
 
 
 def as_mask(mask: str | os.PathLike | Mask | Volume, model: Model) -> Mask:

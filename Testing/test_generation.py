@@ -89,6 +89,16 @@ def test_the_same_seed_gives_the_same_volume_and_another_another(bundle):
     assert np.array_equal(first, again) and not np.array_equal(first, other)
 
 
+def test_numbers_of_numpy_are_whole_numbers_and_others_are_told(bundle, tmp_path):
+    model, mask = load_model(bundle), checked(brats_mask())
+    generated = generate(model, mask, seed=np.int64(5), steps=np.int32(2))
+    assert np.array_equal(generated["t1"].array, generate(model, mask, seed=5, steps=2)["t1"].array)
+    write_result(tmp_path, "case", generated)
+    for wrong in ({"seed": 1.5}, {"seed": None}, {"steps": 2.0}, {"steps": "3"}):
+        with pytest.raises(MedDPMError, match="is a whole number, not"):
+            generate(model, mask, **wrong)
+
+
 def test_generation_is_the_free_sampler_over_the_free_denoiser(tmp_path):
     """generate() in float32 equals sample() over model.denoiser: one way of doing it, two doors."""
     card = dataclasses.replace(
