@@ -329,7 +329,9 @@ def written_whole(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Taken at once, so that a folder without permission is told before anything is computed for it.
         os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+        mode = temporary.stat().st_mode
         yield temporary
+        temporary.chmod(mode)  # some writers put a file of their own there, for its owner's eyes only
         os.replace(temporary, path)
     except OSError as error:
         reason = error.strerror or _first_line(error)

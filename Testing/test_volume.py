@@ -578,3 +578,15 @@ def test_a_volume_of_microscopic_size_takes_no_time():
     grid = oriented("LPS", (20, 20, 20), (2, 2, 2))
     assert not resample_labels(tiny, grid, [1, 2]).array.any()
     assert np.isfinite(resample_image(tiny, grid, fill=-1).array).all()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
+def test_what_is_written_can_be_read_by_those_whom_the_user_lets(tmp_path):
+    before = os.umask(0o027)
+    try:
+        with written_whole(tmp_path / "a.json") as temporary:
+            temporary.unlink()  # as writers do that move a private file of their own there
+            temporary.touch(0o600)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.json").stat().st_mode & 0o777 == 0o640
