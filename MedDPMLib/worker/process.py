@@ -247,14 +247,21 @@ class Worker:
             os._exit(0)
 
     def _end_with_signals(self) -> None:
-        """Lets a thread wait for the signals that end a process: Python's own handlers wait for the step to end."""
+        """Lets a thread wait for the signals that end a process: Python's own handlers wait for the step to end.
+
+        Handlers rather than a mask: libraries have threads by now that no mask of this one reaches, and a signal with
+        its default action, delivered to one of them, would end the process with its files left behind.
+        """
         if sys.platform == "win32":  # where there are none: the client closes standard input
             return
-        signals = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
-        signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # in this thread and all that it starts
+        told, telling = os.pipe()
+        os.set_blocking(telling, False)
+        signal.set_wakeup_fd(telling)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda *_: None)
 
         def wait() -> None:
-            signal.sigwait(signals)
+            os.read(told, 1)
             self._end()
 
         threading.Thread(target=wait, name="signals", daemon=True).start()
