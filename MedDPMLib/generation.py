@@ -94,8 +94,12 @@ def as_mask(mask: str | os.PathLike | Mask | Volume, model: Model) -> Mask:
     scheme = model.card.scheme
     if isinstance(mask, Volume):
         return Mask.from_volume(mask, scheme)
-    if not isinstance(mask, Mask):
+    if isinstance(mask, (str, os.PathLike)):
         return read_mask(mask, scheme)
+    if not isinstance(mask, Mask):
+        raise MedDPMError(
+            f"a mask is a file, a Volume or a Mask, not a {type(mask).__name__}: an array has no geometry"
+        )
     if mask.scheme != scheme:
         raise MedDPMError(
             f'{mask.name} is a mask of the scheme "{mask.scheme.name}",'
@@ -170,10 +174,13 @@ def _memory_explained(model: Model, execution: Execution):
 
 
 def _memory_message(model: Model, execution: Execution, found: str) -> str:
-    needs = {str(dtype).removeprefix("torch."): model.memory_needed(dtype) for dtype in (torch.bfloat16, torch.float32)}
+    needs = ", ".join(
+        f"{_gigabytes(model.memory_needed(dtype))} in {str(dtype).removeprefix('torch.')}"
+        for dtype in (torch.bfloat16, torch.float32)
+    )
     return (
         f"there is not enough memory on {execution.device} for {model.card.name} in {execution.precision} ({found}):"
-        f" it takes about {', '.join(f'{_gigabytes(need)} in {name}' for name, need in needs.items())};"
+        f" beside PyTorch itself it takes about {needs};"
         " close other programs, choose another precision or device, or a model with a smaller grid"
     )
 

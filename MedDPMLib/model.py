@@ -41,15 +41,28 @@ class Model:
         """``denoiser(x, t, condition)``: the noise in x_t, float32.
 
         x (B, C, D, H, W), t (B,) integer, condition (B, K, D, H, W) in the card's mask encoding, all on the
-        network's device. For :func:`MedDPMLib.samplers.sample` with ``prediction="noise"``.
+        network's device. For :func:`MedDPMLib.samplers.sample` with ``prediction="noise"``. Raises
+        :class:`MedDPMError` for arrays of other shapes and for timesteps outside 0 to T - 1.
         """
 
         @torch.no_grad()
         def predict_noise(x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+            self._check_input(x, t, condition)
             predicted = self.network(x.float(), t, condition.float())
             return self.schedule.noise_from(predicted, x, t, self.card.prediction)
 
         return predict_noise
+
+    def _check_input(self, x: Tensor, t: Tensor, condition: Tensor) -> None:
+        channels, labels = len(self.card.modalities), len(self.card.scheme.labels)
+        if x.ndim != 5 or x.shape[1] != channels:
+            raise MedDPMError(f"x is (B, {channels}, D, H, W) for {self.card.name}, not {tuple(x.shape)}")
+        if condition.shape != (len(x), labels, *x.shape[2:]):
+            expected = (len(x), labels, *x.shape[2:])
+            raise MedDPMError(f"the condition is {expected} for this x, not {tuple(condition.shape)}")
+        last = self.schedule.timesteps - 1
+        if t.shape != (len(x),) or t.is_floating_point() or not ((t >= 0) & (t <= last)).all():
+            raise MedDPMError(f"t is {len(x)} whole number(s) from 0 to {last}, not {t.tolist()}")
 
     def prepared(self, execution: Execution) -> nn.Module:
         """The network on the device and in the precision of ``execution``, channels last; kept for the next call."""
@@ -79,6 +92,8 @@ def load_model(model: str | os.PathLike | Model) -> Model:
 
     if isinstance(model, Model):
         return model
+    if not isinstance(model, (str, os.PathLike)):
+        raise MedDPMError(f"a model is given by its name or file, not by a {type(model).__name__}")
     entry = ModelStore().find(model)
     card, state = load_card_and_state(entry.path)
     network = build_network(card.network_description)

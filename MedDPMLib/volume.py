@@ -98,7 +98,10 @@ def check_readable(path: Path) -> str:
         raise MedDPMError(f"{path} cannot be opened ({error.strerror}): check the path and its permissions") from error
     suffix = volume_suffix(path)
     if suffix is None:
-        raise MedDPMError(f"{path} is not a volume that can be read: use one of {', '.join(SUFFIXES)}")
+        raise MedDPMError(
+            f"{path} is not a volume that can be read: use one of {', '.join(SUFFIXES)}"
+            " (3D Slicer or dcm2niix convert DICOM)"
+        )
     return suffix
 
 

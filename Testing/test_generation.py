@@ -149,6 +149,32 @@ def test_one_hot_order_is_x_then_labels_in_the_published_layout(bundle):
     assert noise.shape == x.shape and noise.dtype == torch.float32
 
 
+@pytest.mark.parametrize(
+    ("x", "t", "labels", "says"),
+    [
+        ((2, 3, 16, 16, 16), [0, 1], (2, 4, 16, 16, 16), "x is"),
+        ((2, 16, 16, 16), [0, 1], (2, 4, 16, 16, 16), "x is"),
+        ((2, 2, 16, 16, 16), [0, 1], (2, 3, 16, 16, 16), "condition is"),
+        ((2, 2, 16, 16, 16), [0, 1], (1, 4, 16, 16, 16), "condition is"),
+        ((2, 2, 16, 16, 16), [0], (2, 4, 16, 16, 16), "t is 2 whole"),
+        ((2, 2, 16, 16, 16), [0, -1], (2, 4, 16, 16, 16), "from 0 to 249"),
+        ((2, 2, 16, 16, 16), [0, 250], (2, 4, 16, 16, 16), "from 0 to 249"),
+        ((2, 2, 16, 16, 16), [0.5, 1.0], (2, 4, 16, 16, 16), "whole"),
+    ],
+)
+def test_the_denoiser_checks_what_it_is_given(bundle, x, t, labels, says):
+    with pytest.raises(MedDPMError, match=says):
+        load_model(bundle).denoiser(torch.zeros(x), torch.tensor(t), torch.zeros(labels))
+
+
+def test_what_is_neither_mask_nor_model_is_refused(bundle):
+    for wrong in (np.zeros((4, 4, 4)), None, 3):
+        with pytest.raises(MedDPMError, match="a mask is a file"):
+            generate(load_model(bundle), wrong)
+        with pytest.raises(MedDPMError, match="name or file"):
+            load_model(wrong)
+
+
 def test_space_mask_puts_the_volume_on_the_masks_grid(bundle):
     matrix = np.diag([1.0, -1.0, 1.5, 1.0])
     matrix[:3, 3] = [-20, 30, 5]

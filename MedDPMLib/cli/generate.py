@@ -145,7 +145,7 @@ class Batch:
         if self.skipped:
             parts.append(f"{self.skipped} skipped, because finished before")
         if self.failed:
-            parts.append(f"{self.failed} masks could not be used")
+            parts.append(f"{self.failed} {'mask' if self.failed == 1 else 'masks'} could not be used")
         return f"{', '.join(parts)}; results in {self.out}"
 
 

@@ -160,8 +160,8 @@ class WaveletUNet3d(nn.Module):
     def denoise_shifted(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         """:meth:`forward`, averaged over shifts of image and labels by one voxel along two axes: for the last step.
 
-        Each answer carries a faint pattern of the 2 x 2 x 2 blocks of the Haar split; a shift by a voxel turns its sign,
-        and over the four shifts of :data:`_SHIFTS` it cancels (cycle spinning, Coifman and Donoho 1995).
+        Each answer carries a faint pattern of the 2 x 2 x 2 blocks of the Haar split; a shift by a voxel turns its
+        sign, and over the four shifts of :data:`_SHIFTS` it cancels (cycle spinning, Coifman and Donoho 1995).
         """
         total = torch.zeros_like(x, dtype=torch.float32)
         for shift in _SHIFTS:
