@@ -8,8 +8,8 @@ import torch
 
 from MedDPMLib.errors import MedDPMError
 
-#: The name of each precision and the types it goes by elsewhere.
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+#: Short names that are common elsewhere.
 _ALIASES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 PRECISIONS = ("auto", *_DTYPES)
 
