@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from MedDPMLib import __version__
-from MedDPMLib.cli import demo, fidelity, generate, models, training
+from MedDPMLib.cli import demo, fidelity, generate, models, prepare, training
 from MedDPMLib.cli.output import complain
 from MedDPMLib.errors import MedDPMError
 
@@ -69,6 +69,6 @@ def options(
 app.command()(demo.demo)
 app.command()(generate.generate)
 app.add_typer(models.app, name="models")
-app.command()(training.prepare)
+app.command()(prepare.prepare)
 app.command()(training.train)
 app.command()(fidelity.fidelity)
