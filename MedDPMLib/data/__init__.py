@@ -1,0 +1,17 @@
+"""Which cases are trained on, and how is each one varied?"""
+
+from MedDPMLib.data.cases import Case, read_dataset, smoothed_for
+from MedDPMLib.data.samples import BALANCE, Sample, VariedCases
+from MedDPMLib.data.variation import Part, Variation, draw_variation
+
+__all__ = [
+    "BALANCE",
+    "Case",
+    "Part",
+    "Sample",
+    "Variation",
+    "VariedCases",
+    "draw_variation",
+    "read_dataset",
+    "smoothed_for",
+]

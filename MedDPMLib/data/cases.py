@@ -1,0 +1,191 @@
+"""Which cases are trained on?
+
+A dataset is decoded once: each case becomes two plain arrays beside the dataset, which are mapped into memory. A
+patch reads its part only, every process of a machine shares the pages, and a dataset may be larger than the memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+from MedDPMLib.errors import MedDPMError
+from MedDPMLib.volume import read_volume, written_whole
+
+#: The folder in a dataset for what is decoded.
+_DECODED = "decoded"
+
+#: Header rounding; what lies further outside of [-1, 1] was not normalised.
+_RANGE_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Case:
+    """``image`` (C, D, H, W) floating point in [-1, 1], ``labels`` (D, H, W) uint8; ``spacing`` (i, j, k) in mm."""
+
+    name: str
+    image: Tensor
+    labels: Tensor
+    spacing: tuple[float, float, float]
+
+
+def read_dataset(folder: str | os.PathLike, modalities: Sequence[str], *, scheme: str | None = None) -> DecodedCases:
+    """The cases of the nnU-Net raw dataset in ``folder``, in the order of their names.
+
+    Its channels must be ``modalities``, in this order, its labels those of ``scheme`` (where both say), and its
+    cases must have one size and spacing; else, and for a case that cannot be read, :class:`MedDPMError` is raised.
+    What is decoded is kept in ``folder``, or in the user's cache where ``folder`` cannot be written.
+    """
+    folder = Path(folder)
+    try:
+        description = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+        names = [name for _, name in sorted(description["channel_names"].items(), key=lambda item: int(item[0]))]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise MedDPMError(f"{folder} is not a prepared dataset ({error}): make one with meddpm prepare") from error
+    if names != list(modalities):
+        raise MedDPMError(f"{folder} holds {', '.join(map(str, names))}, the recipe asks for {', '.join(modalities)}")
+    said = description.get("label_scheme", scheme)
+    if scheme is not None and said != scheme:
+        raise MedDPMError(f'{folder} has the labels of the scheme "{said}", the recipe asks for "{scheme}"')
+    cases = [path.name.removesuffix(".nii.gz") for path in sorted((folder / "labelsTr").glob("*.nii.gz"))]
+    if not cases:
+        raise MedDPMError(f"{folder} has no case in labelsTr: prepare one with meddpm prepare")
+    cache = _cache_folder(folder)
+    # Decompressing takes the time, and that leaves the interpreter free.
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        decoded = list(pool.map(lambda name: _decode(folder, name, len(names), cache), cases))
+    first = decoded[0]
+    for other in decoded[1:]:
+        if (other.size, other.spacing) != (first.size, first.spacing):
+            raise MedDPMError(
+                f"{folder}: {first.name} has {first.told_grid} and {other.name} {other.told_grid}: prepare them anew"
+            )
+    return DecodedCases(decoded)
+
+
+class DecodedCases(Dataset):
+    """The :class:`Case` of each index, mapped into memory when it is asked for. Cheap to send to another process."""
+
+    def __init__(self, decoded: Sequence[_Decoded]) -> None:
+        self._decoded = list(decoded)
+
+    def __len__(self) -> int:
+        return len(self._decoded)
+
+    def __getitem__(self, index: int) -> Case:
+        return self._decoded[index].open()
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """Where a case's arrays lie: ``image`` (C, D, H, W) float16 and ``labels`` (D, H, W) uint8 as ``.npy``."""
+
+    name: str
+    image: Path
+    labels: Path
+    size: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+
+    @property
+    def told_grid(self) -> str:
+        return f"{' x '.join(map(str, self.size))} voxels of {' x '.join(f'{s:.4g}' for s in self.spacing)} mm"
+
+    def open(self) -> Case:
+        # Copy on write: whatever is done to the tensors stays in this process.
+        image, labels = (torch.from_numpy(np.load(path, mmap_mode="c")) for path in (self.image, self.labels))
+        return Case(self.name, image, labels, self.spacing)
+
+
+def _cache_folder(folder: Path) -> Path:
+    """The folder for what is decoded of the dataset in ``folder``."""
+    beside = folder / _DECODED
+    try:
+        beside.mkdir(exist_ok=True)
+        if os.access(beside, os.W_OK):
+            return beside
+    except OSError:
+        pass
+    import platformdirs
+
+    key = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+    return Path(platformdirs.user_cache_dir("meddpm", appauthor=False)) / _DECODED / key
+
+
+# MONAI's PersistentDataset does the same, but loads a whole case for each patch, and a run that was killed while it
+# moved a file from the temporary folder leaves a damaged one that ends every later run.
+def _decode(folder: Path, name: str, channels: int, cache: Path) -> _Decoded:
+    """Writes the arrays of the case ``name`` into ``cache``, unless they are there for these very files."""
+    labels_path = folder / "labelsTr" / f"{name}.nii.gz"
+    image_paths = [folder / "imagesTr" / f"{name}_{index:04d}.nii.gz" for index in range(channels)]
+    try:
+        stamps = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in (labels_path, *image_paths)]
+    except OSError as error:
+        raise MedDPMError(
+            f"{error.filename} cannot be read ({error.strerror}): prepare the case {name} anew"
+        ) from error
+    key = hashlib.sha256(repr(stamps).encode()).hexdigest()[:16]
+    own = cache / name
+    image, labels, about = (own / f"{key}.{what}" for what in ("image.npy", "labels.npy", "json"))
+    if not about.is_file():
+        case = _read_case(labels_path, image_paths, name)
+        for path, tensor in ((image, case.image), (labels, case.labels)):
+            with written_whole(path) as temporary:
+                np.save(temporary, tensor.numpy())
+        with written_whole(about) as temporary:
+            temporary.write_text(json.dumps({"size": case.labels.shape[::-1], "spacing": case.spacing}))
+        for old in own.iterdir():  # of files that have changed since
+            if not old.name.startswith((key, ".")):
+                old.unlink(missing_ok=True)
+    said = json.loads(about.read_text())
+    return _Decoded(name, image, labels, tuple(said["size"]), tuple(said["spacing"]))
+
+
+def _read_case(labels_path: Path, image_paths: Sequence[Path], name: str) -> Case:
+    labels = read_volume(labels_path)
+    stacked = np.empty((len(image_paths), *labels.array.shape), np.float16)
+    for channel, path in zip(stacked, image_paths, strict=True):
+        image = read_volume(path)
+        if not image.geometry.is_close(labels.geometry):
+            raise MedDPMError(f"{path} does not lie on the grid of its labels, {labels_path}: prepare {name} anew")
+        low, high = float(image.array.min()), float(image.array.max())
+        if low < -1 - _RANGE_TOLERANCE or high > 1 + _RANGE_TOLERANCE:
+            raise MedDPMError(f"{path} has intensities from {low:g} to {high:g}, not -1 to 1: use meddpm prepare")
+        channel[:] = image.array
+    values = labels.array
+    if values.min() < 0 or values.max() > 255:
+        raise MedDPMError(f"{labels_path} has values from {values.min():g} to {values.max():g}, not labels of 0 to 255")
+    spacing = tuple(round(float(s), 6) for s in labels.geometry.spacing)
+    return Case(name, torch.from_numpy(stacked), torch.from_numpy(values.astype(np.uint8)), spacing)
+
+
+def smoothed_for(case: Case, shape: Sequence[int]) -> Case:
+    """``case`` with the image blurred to the resolution of a grid of ``shape`` (D, H, W) over the same box.
+
+    A Gaussian takes the point spread from one source voxel to one target voxel (full width at half maximum),
+    so that a coarser grid sees what a scanner with larger voxels would.
+    """
+    image = case.image
+    for axis, target in enumerate(shape):
+        ratio = image.shape[axis + 1] / target
+        if ratio > 1:
+            sigma = (ratio**2 - 1) ** 0.5 / 2.355
+            reach = int(np.ceil(3 * sigma))
+            kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma) ** 2)
+            window = [1, 1, 1]
+            window[axis] = 2 * reach + 1
+            padding = [0] * 6
+            padding[2 * (2 - axis)] = padding[2 * (2 - axis) + 1] = reach
+            padded = F.pad(image[:, None].float(), padding, mode="replicate")
+            image = F.conv3d(padded, (kernel / kernel.sum()).view(1, 1, *window))[:, 0]
+    return replace(case, image=image.to(case.image.dtype))

@@ -1,0 +1,44 @@
+"""What is worked out of each case once, as MONAI's transforms: only training imports MONAI."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from monai.transforms import Transform
+from monai.transforms.utils import map_classes_to_indices
+
+from MedDPMLib.data.cases import Case, smoothed_for
+
+#: So many voxels of each kind, evenly spread, are remembered to choose a patch's middle from.
+_MOST_CANDIDATES = 4096
+
+
+class Smoothed(Transform):
+    """See :func:`smoothed_for`."""
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        self.shape = shape
+
+    def __call__(self, case: Case) -> Case:
+        return smoothed_for(case, self.shape)
+
+
+class PatchMiddles(Transform):
+    """Flat indices into a case's labels: of voxels of the ``tumour`` (values), the brain, and the brain's box."""
+
+    def __init__(self, tumour: Sequence[int]) -> None:
+        self.tumour = torch.tensor(tumour, dtype=torch.uint8)
+
+    def __call__(self, case: Case) -> list[torch.Tensor]:
+        kinds = torch.zeros((3, *case.labels.shape), dtype=torch.bool)
+        kinds[0] = torch.isin(case.labels, self.tumour)
+        kinds[1] = case.labels > 0
+        box = []
+        for axis in range(3):
+            others = [other for other in range(3) if other != axis]
+            filled = torch.nonzero(kinds[1].any(dim=others[1]).any(dim=others[0])).flatten()
+            # Without any label the whole grid is the box.
+            box.append(slice(int(filled[0]), int(filled[-1]) + 1) if len(filled) else slice(None))
+        kinds[2][tuple(box)] = True
+        return map_classes_to_indices(kinds, max_samples_per_class=_MOST_CANDIDATES)
