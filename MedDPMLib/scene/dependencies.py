@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
-import importlib.util
 
 import slicer
 
@@ -19,7 +19,8 @@ TORCH = ">=2.5"
 
 def missing() -> list[str]:
     """The requirements that are not met, PyTorch ("torch") first."""
-    found = [] if _torch_installed() else ["torch"]
+    # Not by PyTorchUtilsLogic.torchInstalled(), which imports it: the application would stand still for seconds.
+    found = [] if _met(f"torch{TORCH}") else ["torch"]
     return found + [requirement for requirement in REQUIREMENTS.values() if not _met(requirement)]
 
 
@@ -56,14 +57,6 @@ def describe() -> str:
     lines = [application, *(f"{name} {version}" for name, version in versions().items())]
     lines += [f"missing: {requirement}" for requirement in missing()]
     return "\n".join(lines)
-
-
-def _torch_installed() -> bool:
-    try:
-        from PyTorchUtils import PyTorchUtilsLogic
-    except ImportError:  # PyTorch can be there without the extension
-        return importlib.util.find_spec("torch") is not None
-    return PyTorchUtilsLogic.torchInstalled()
 
 
 def _install_torch() -> None:
