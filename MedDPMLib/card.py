@@ -90,6 +90,12 @@ class Card:
     limitations: str
     #: ``sampler`` and ``steps`` for each of :data:`QUALITIES`; None stands for :func:`default_qualities`.
     qualities: dict[str, dict] | None = None
+    #: Whether three more condition channels follow the labels: where each voxel lies on the grid, see
+    #: :func:`MedDPMLib.masks.condition`.
+    positions: bool = False
+    #: Share of the training in which all labels were taken away. Above 0, the model knows what it draws without
+    #: labels, and can be guided towards them (Ho and Salimans 2022, arXiv 2207.12598).
+    label_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         check_name(self.name, '"name"')
@@ -101,6 +107,10 @@ class Card:
             raise MedDPMError('"grid" must be a grid')
         if self.prediction not in PREDICTIONS:
             raise MedDPMError(f'"prediction" must be one of {", ".join(PREDICTIONS)}, not {self.prediction!r:.50}')
+        if not isinstance(self.positions, bool):
+            raise MedDPMError(f'"positions" must be true or false, not {self.positions!r:.50}')
+        if not 0 <= _finite('"label_dropout"', self.label_dropout) < 1:
+            raise MedDPMError(f'"label_dropout" must be at least 0 and below 1, not {self.label_dropout:g}')
         schedule = _table("schedule", self.schedule, ("name", "timesteps"))
         check_name(schedule["name"], '"schedule": "name"')
         timesteps = _whole('"schedule": "timesteps"', schedule["timesteps"], 1, MAX_TIMESTEPS)
@@ -120,7 +130,8 @@ class Card:
     @property
     def network_description(self) -> dict:
         """What :func:`MedDPMLib.networks.build_network` takes: :attr:`network` with its channels."""
-        channels = {"image_channels": len(self.modalities), "condition_channels": len(self.scheme.labels)}
+        condition = len(self.scheme.labels) + (3 if self.positions else 0)
+        channels = {"image_channels": len(self.modalities), "condition_channels": condition}
         return {**self.network, **channels}
 
     def to_json(self) -> str:
@@ -152,7 +163,9 @@ class Card:
             raise MedDPMError(f"the model card has format {version}, made by a newer version of MedDPM: update MedDPM")
         known = [field.name for field in fields(cls)]
         try:
-            values = _table("the model card", data, ("format", *known), optional=("qualities",))
+            values = _table(
+                "the model card", data, ("format", *known), optional=("qualities", "positions", "label_dropout")
+            )
             del values["format"]
             values["scheme"] = LabelScheme.from_dict(values["scheme"])
             values["grid"] = _grid(values["grid"])
@@ -172,6 +185,7 @@ class Card:
             "Qualities": "; ".join(f"{name}: {q['sampler']}, {q['steps']} steps" for name, q in self.qualities.items()),
             "Network": f"{self.network['kind']} ({numbers}), predicts {self.prediction}",
             "Schedule": f"{self.schedule['name']}, {self.schedule['timesteps']} timesteps",
+            "Guidance": "can be guided towards its labels" if self.label_dropout else "none: trained with labels only",
             "Training": self.training,
             "Data": "; ".join(
                 f"{data['name']} ({data['cases'] or 'an unstated number of'} cases; licence: {data['licence']})"

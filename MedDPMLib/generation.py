@@ -17,13 +17,16 @@ from MedDPMLib.errors import MedDPMError, OutOfMemory
 from MedDPMLib.geometry import Geometry
 from MedDPMLib.masks import Fitted, Mask, condition, fit, read_mask
 from MedDPMLib.model import Model
-from MedDPMLib.networks.wavelet import WaveletUNet3d
+from MedDPMLib.networks.denoiser import Denoiser
 from MedDPMLib.record import make_record
 from MedDPMLib.samplers import sample
 from MedDPMLib.volume import Volume, resample_image
 
 #: Where the result lies: on the model's own grid, or resampled onto the mask's.
 SPACES = ("model", "mask")
+
+#: Beyond this an image is nothing but contrast.
+MAX_GUIDANCE = 20.0
 
 #: (step from 1, steps, current estimate of x0 (1, C, D, H, W)) after every step; what it raises ends the run.
 Progress = Callable[[int, int, Tensor], None]
@@ -46,6 +49,7 @@ def generate(
     sampler: str | None = None,
     device: str | torch.device = "auto",
     precision: str = "auto",
+    guidance: float = 1.0,
     space: str = "model",
     progress: Progress | None = None,
 ) -> Generated:
@@ -53,8 +57,9 @@ def generate(
 
     ``mask`` is a file, a :class:`Volume` of labels or a checked :class:`Mask`. ``steps`` and ``sampler`` (one of
     :data:`MedDPMLib.samplers.METHODS`) default to the card's quality "standard". The same seed gives the same
-    volumes on the same device. ``space`` is one of :data:`SPACES`; voxels of the mask's grid that the model's
-    does not reach are background.
+    volumes on the same device. ``guidance`` above 1 draws the labels more strongly than they were learnt, at twice the
+    work for each step (see :func:`check_guidance`). ``space`` is one of :data:`SPACES`; voxels of the mask's grid that
+    the model's does not reach are background.
 
     Raises :class:`MedDPMError` for whatever is wrong with mask or settings, and :class:`OutOfMemory`.
     """
@@ -67,15 +72,16 @@ def generate(
     standard = card.qualities["standard"]
     steps = standard["steps"] if steps is None else _whole("number of steps", steps)
     sampler = standard["sampler"] if sampler is None else sampler
+    guidance = check_guidance(card, guidance)
     mask = as_mask(mask, model)
     fitted = fit(mask, card.grid)
     execution = choose_execution(device, precision)
     started = time.perf_counter()
     with _memory_explained(model, execution):
-        images = _sample(model, fitted, execution, seed, steps, sampler, progress)
+        images = _sample(model, fitted, execution, seed, steps, sampler, guidance, progress)
     record = make_record(
         model=model, mask=mask, fitted=fitted, execution=execution, seed=seed, steps=steps, sampler=sampler,
-        space=space, seconds=time.perf_counter() - started,
+        guidance=guidance, space=space, seconds=time.perf_counter() - started,
     )  # fmt: skip
     geometry = mask.volume.geometry if space == "mask" else fitted.geometry
     return Generated(volumes(card, images, fitted.geometry, geometry), record)
@@ -108,32 +114,41 @@ def as_mask(mask: str | os.PathLike | Mask | Volume, model: Model) -> Mask:
     return mask
 
 
+def check_guidance(card: Card, guidance: float) -> float:
+    """``guidance`` if the model of ``card`` can be guided so: 1 is no guidance, another needs ``label_dropout``.
+
+    Raises :class:`MedDPMError` otherwise, and outside 0 to :data:`MAX_GUIDANCE`.
+    """
+    try:
+        guidance = float(guidance)
+    except (TypeError, ValueError):
+        raise MedDPMError(f"the guidance is a number from 0 to {MAX_GUIDANCE:g}, not {guidance!r:.50}") from None
+    if not 0 <= guidance <= MAX_GUIDANCE:
+        raise MedDPMError(f"the guidance is a number from 0 to {MAX_GUIDANCE:g}, not {guidance:g}")
+    if guidance != 1 and not card.label_dropout:
+        raise MedDPMError(
+            f"the model {card.name} cannot be guided, because it was trained with labels only: leave the guidance at 1"
+        )
+    return guidance
+
+
 def _sample(
-    model: Model, fitted: Fitted, execution: Execution, seed: int, steps: int, sampler: str, progress: Progress | None
+    model: Model,
+    fitted: Fitted,
+    execution: Execution,
+    seed: int,
+    steps: int,
+    sampler: str,
+    guidance: float,
+    progress: Progress | None,
 ) -> Tensor:
     """The images (C, D, H, W), float32 on the CPU."""
     card = model.card
-    network = model.prepared(execution)
-    labels = torch.from_numpy(condition(fitted.labels, card.scheme, card.mask_encoding))[None]
-    labels = labels.to(execution.device, execution.dtype)
-
-    if isinstance(network, WaveletUNet3d):  # the condition's share of the work is done once
-        with torch.no_grad():
-            encoded = network.encode_condition(labels)
-
-    asked = 0
-
-    def predict(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        nonlocal asked
-        asked += 1
-        x = x.to(execution.dtype)
-        if not isinstance(network, WaveletUNet3d):
-            return network(x, t, labels)
-        return network.denoise_shifted(x, t, labels) if asked == steps else network.denoise(x, t, encoded)
-
+    labels = condition(fitted.labels, card.scheme, card.mask_encoding, positions=card.positions)
+    labels = torch.from_numpy(labels)[None].to(execution.device, execution.dtype)
     # Noise from a generator of the CPU is the same for every device.
     images = sample(
-        predict,
+        _predictor(model.prepared(execution), card, labels, guidance),
         labels,
         model.schedule,
         shape=(1, len(card.modalities), *fitted.labels.shape),
@@ -144,6 +159,28 @@ def _sample(
         progress=progress,
     )
     return images[0].cpu()
+
+
+def _predictor(
+    network: Denoiser, card: Card, labels: Tensor, guidance: float
+) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """``network`` with the share of ``labels`` (1, K, D, H, W) in its work done once, guided if that is asked for."""
+    dtype = labels.dtype
+    with torch.no_grad():
+        encoded = network.encode_condition(labels)
+        if guidance == 1:
+            return lambda x, t, labels: network.denoise(x.to(dtype), t, encoded)
+        nothing = labels.clone()
+        nothing[:, : len(card.scheme.labels)] = card.mask_encoding[0]
+        unlabelled = network.encode_condition(nothing)
+
+    def predict(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        """Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598), in whatever the network predicts."""
+        x = x.to(dtype)
+        without = network.denoise(x, t, unlabelled).float()
+        return torch.lerp(without, network.denoise(x, t, encoded).float(), guidance)
+
+    return predict
 
 
 def volumes(card: Card, images: Tensor, geometry: Geometry, wanted: Geometry) -> dict[str, Volume]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -174,17 +175,27 @@ def _fit(mask: Mask, grid: Grid) -> Fitted:
     return Fitted(fitted, placed, outside, tuple(notes))
 
 
-def condition(labels: np.ndarray, scheme: LabelScheme, encoding: tuple[float, float]) -> np.ndarray:
+def condition(
+    labels: np.ndarray, scheme: LabelScheme, encoding: tuple[float, float], *, positions: bool = False
+) -> np.ndarray:
     """The network's condition, float32 (K, D, H, W), for ``labels`` (D, H, W) in the values of ``scheme``.
 
     ``encoding`` (low, high) is what a channel holds where its label is not and where it is. The background
-    has no channel.
+    has no channel. With ``positions`` three channels follow, :func:`voxel_positions`, and K is the number of labels
+    and three.
     """
     low, high = encoding
     channels = scheme.one_hot(labels).astype(np.float32)
     channels *= high - low
     channels += low
-    return channels
+    return np.concatenate([channels, voxel_positions(labels.shape)]) if positions else channels
+
+
+def voxel_positions(shape: Sequence[int]) -> np.ndarray:
+    """(3, D, H, W) float32: where each voxel's centre lies along i, j and k, the whole grid of ``shape`` (D, H, W)
+    reaching from -1 to 1. A patch of the grid has the same patch of this array."""
+    axes = [(2 * np.arange(side, dtype=np.float32) + 1) / side - 1 for side in shape]
+    return np.stack(np.meshgrid(*axes, indexing="ij")[::-1])
 
 
 # Measuring -------------------------------------------------------------------------------------------

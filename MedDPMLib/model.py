@@ -8,12 +8,13 @@ import os
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from MedDPMLib.card import Card
 from MedDPMLib.device import Execution
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.networks import build_network
+from MedDPMLib.networks.denoiser import Denoiser
 from MedDPMLib.schedule import NoiseSchedule, make_schedule
 
 
@@ -24,7 +25,7 @@ class Model:
     :attr:`denoiser` predicts the noise, whatever the network does.
     """
 
-    def __init__(self, card: Card, network: nn.Module, hash: str) -> None:
+    def __init__(self, card: Card, network: Denoiser, hash: str) -> None:
         self.card = card
         self.hash = hash
         self.schedule: NoiseSchedule = make_schedule(**card.schedule)
@@ -34,7 +35,7 @@ class Model:
                 f" its schedule has {self.schedule.timesteps}"
             )
         self.network = network.eval().requires_grad_(False)
-        self._prepared: tuple[Execution, nn.Module] | None = None
+        self._prepared: tuple[Execution, Denoiser] | None = None
 
     @property
     def denoiser(self) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
@@ -54,7 +55,8 @@ class Model:
         return predict_noise
 
     def _check_input(self, x: Tensor, t: Tensor, condition: Tensor) -> None:
-        channels, labels = len(self.card.modalities), len(self.card.scheme.labels)
+        described = self.card.network_description
+        channels, labels = described["image_channels"], described["condition_channels"]
         if x.ndim != 5 or x.shape[1] != channels:
             raise MedDPMError(f"x is (B, {channels}, D, H, W) for {self.card.name}, not {tuple(x.shape)}")
         if condition.shape != (len(x), labels, *x.shape[2:]):
@@ -64,7 +66,7 @@ class Model:
         if t.shape != (len(x),) or t.is_floating_point() or not ((t >= 0) & (t <= last)).all():
             raise MedDPMError(f"t is {len(x)} whole number(s) from 0 to {last}, not {t.tolist()}")
 
-    def prepared(self, execution: Execution) -> nn.Module:
+    def prepared(self, execution: Execution) -> Denoiser:
         """The network on the device and in the precision of ``execution``, channels last; kept for the next call."""
         if self._prepared is None or self._prepared[0] != execution:
             self._prepared = None  # the old copy goes before the new one comes

@@ -25,7 +25,16 @@ _PACKAGES = ("torch", "numpy", "SimpleITK", "nibabel", "safetensors")
 
 
 def describe_run(
-    *, card: Card, model_hash: str, mask: Mask, execution: Execution, seed: int, steps: int, sampler: str, space: str
+    *,
+    card: Card,
+    model_hash: str,
+    mask: Mask,
+    execution: Execution,
+    seed: int,
+    steps: int,
+    sampler: str,
+    guidance: float,
+    space: str,
 ) -> dict[str, Any]:
     """The part of a record that decides what a volume looks like: where it is equal, the volumes are."""
     return {
@@ -34,6 +43,7 @@ def describe_run(
         "seed": seed,
         "sampler": sampler,
         "steps": steps,
+        "guidance": guidance,
         "precision": execution.precision,
         "device": execution.device.type,
         "space": space,
@@ -42,12 +52,12 @@ def describe_run(
 
 def make_record(
     *, model: Model, mask: Mask, fitted: Fitted, execution: Execution, seed: int, steps: int, sampler: str,
-    space: str, seconds: float,
+    guidance: float, space: str, seconds: float,
 ) -> dict[str, Any]:  # fmt: skip
     """The record of one run, plain data for JSON."""
     run = describe_run(
         card=model.card, model_hash=model.hash, mask=mask, execution=execution, seed=seed, steps=steps, sampler=sampler,
-        space=space,
+        guidance=guidance, space=space,
     )  # fmt: skip
     return {
         "description": SYNTHETIC,

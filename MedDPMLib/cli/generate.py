@@ -13,6 +13,7 @@ import typer
 
 from MedDPMLib.cli.options import (
     DeviceOption,
+    GuidanceOption,
     LabelsOption,
     ModelOption,
     OutOption,
@@ -43,6 +44,7 @@ def generate(
     quality: QualityOption = "standard",
     sampler: SamplerOption = None,
     steps: StepsOption = None,
+    guidance: GuidanceOption = 1.0,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
     space: Annotated[
@@ -66,7 +68,7 @@ def generate(
     from MedDPMLib.store import ModelStore
 
     entry = ModelStore().find(model)
-    settings = check_settings(entry.card, quality, sampler, steps, device, precision, space)
+    settings = check_settings(entry.card, quality, sampler, steps, device, precision, guidance, space)
     check_writable(out)
     batch = Batch(entry, settings, out, labels, brain_from)
     seeds = range(seed, seed + samples)
@@ -110,7 +112,8 @@ class Batch:
             stem, doing = f"{mask.name}_seed{seed}", f"{mask.name}, seed {seed}"
             run = describe_run(
                 card=card, model_hash=self.entry.hash, mask=mask, execution=settings.execution, seed=seed,
-                steps=settings.steps, sampler=settings.sampler, space=settings.space,
+                steps=settings.steps, sampler=settings.sampler, guidance=settings.guidance,
+                space=settings.space,
             )  # fmt: skip
             if is_finished(self.out, stem, card.modalities, run):
                 self.skipped += 1

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 BUNDLED_MODEL = "brain-anatomy"
 
 
-def _model_names(incomplete: str) -> list[str]:
+def model_names(incomplete: str) -> list[str]:
     from MedDPMLib.store import ModelStore
 
     return sorted({entry.name for entry in ModelStore().list() if entry.name.startswith(incomplete)})
@@ -25,9 +25,9 @@ def _model_names(incomplete: str) -> list[str]:
 
 ModelOption = Annotated[
     str,
-    typer.Option("--model", help="Installed model, bundle file or official checkpoint.", autocompletion=_model_names),
+    typer.Option("--model", help="Installed model, bundle file or official checkpoint.", autocompletion=model_names),
 ]
-ModelArgument = Annotated[str, typer.Argument(metavar="NAME", help="Installed model.", autocompletion=_model_names)]
+ModelArgument = Annotated[str, typer.Argument(metavar="NAME", help="Installed model.", autocompletion=model_names)]
 OutOption = Annotated[Path, typer.Option("--out", help="Folder for the results; made if it is not there.")]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same volume.")]
 QualityOption = Annotated[
@@ -42,6 +42,9 @@ SamplerOption = Annotated[
     str | None, typer.Option("--sampler", help="dpm-solver++, ddim or ddpm, instead of the quality's.")
 ]
 StepsOption = Annotated[int | None, typer.Option("--steps", help="Denoising steps, instead of the quality's.")]
+GuidanceOption = Annotated[
+    float, typer.Option("--guidance", help="Above 1 the labels are drawn more strongly, at twice the time.")
+]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
 PrecisionOption = Annotated[str, typer.Option("--precision", help="auto, float32, bfloat16 or float16.")]
 LabelsOption = Annotated[
@@ -57,6 +60,7 @@ class Settings:
     sampler: str
     steps: int
     execution: Execution
+    guidance: float
     space: str
 
     def keywords(self) -> dict:
@@ -66,18 +70,26 @@ class Settings:
             "steps": self.steps,
             "device": self.execution.device,
             "precision": self.execution.precision,
+            "guidance": self.guidance,
             "space": self.space,
         }
 
 
 def check_settings(
-    card: Card, quality: str, sampler: str | None, steps: int | None, device: str, precision: str, space: str = "model"
+    card: Card,
+    quality: str,
+    sampler: str | None,
+    steps: int | None,
+    device: str,
+    precision: str,
+    guidance: float = 1.0,
+    space: str = "model",
 ) -> Settings:
     """The settings that the options ask for; :class:`MedDPMError` for what the model or the machine cannot do."""
     if quality not in QUALITIES:
         raise MedDPMError(f'there is no quality "{quality}": use {", ".join(QUALITIES)}')
     from MedDPMLib.device import choose_execution
-    from MedDPMLib.generation import SPACES
+    from MedDPMLib.generation import SPACES, check_guidance
     from MedDPMLib.samplers import METHODS, timestep_grid
 
     recommended = card.qualities[quality]
@@ -88,4 +100,4 @@ def check_settings(
     timestep_grid(card.schedule["timesteps"], steps)
     if space not in SPACES:
         raise MedDPMError(f'there is no space "{space}": use {" or ".join(SPACES)}')
-    return Settings(sampler, steps, choose_execution(device, precision), space)
+    return Settings(sampler, steps, choose_execution(device, precision), check_guidance(card, guidance), space)

@@ -11,9 +11,9 @@ import inspect
 from collections.abc import Mapping
 
 import torch
-from torch import nn
 
 from MedDPMLib.errors import MedDPMError
+from MedDPMLib.networks.denoiser import Denoiser
 
 #: Module and class of each kind; imported when asked for.
 _KINDS = {
@@ -29,8 +29,8 @@ _MAX_NUMBER = 4096
 _MAX_LENGTH = 16
 
 
-def build_network(description: Mapping[str, object]) -> nn.Module:
-    """A network with fresh float32 weights on the CPU: ``network(x (B,C,D,H,W), t (B,), condition (B,K,D,H,W))``.
+def build_network(description: Mapping[str, object]) -> Denoiser:
+    """A network with fresh float32 weights on the CPU.
 
     Raises :class:`MedDPMError` for an unknown kind, for numbers that make no network, and for a network of more
     than :data:`MAX_PARAMETERS` parameters, before any memory is taken.
@@ -78,7 +78,7 @@ def shape_mismatch(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, 
     return "; ".join(parts) or None
 
 
-def _constructor(description: Mapping[str, object]) -> tuple[type[nn.Module], dict[str, object]]:
+def _constructor(description: Mapping[str, object]) -> tuple[type[Denoiser], dict[str, object]]:
     """The class of a description and its keyword arguments, each a whole number or a tuple of such."""
     kind = description.get("kind")
     if not isinstance(kind, str) or kind not in _KINDS:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from MedDPMLib.errors import MedDPMError
+from MedDPMLib.networks.denoiser import Denoiser
 
 #: Groups of every GroupNorm; each level's channels must be a multiple.
 GROUPS = 32
@@ -24,7 +25,7 @@ GROUPS = 32
 _MAX_PERIOD = 1000
 
 
-class UNet3d(nn.Module):
+class UNet3d(Denoiser):
     """Predicts the noise in ``x`` from the noisy image, the timestep and the label channels.
 
     Args:
@@ -113,11 +114,30 @@ class UNet3d(nn.Module):
         ``side_multiple``.
         """
         self._check_input(x, t, condition)
-        dtype = self.time_embed[0].weight.dtype
-        embedding = self.time_embed(timestep_embedding(t, self.base).to(dtype))
-        h = torch.cat([x, condition], dim=1).to(dtype)
-        skips = []
-        for step in self.input_blocks:
+        h = torch.cat([x, condition], dim=1).to(self._stem.weight.dtype)
+        return self._after_stem(self._stem(h), t)
+
+    def encode_condition(self, condition: Tensor) -> Tensor:
+        """The condition's share of the first convolution, (B, base, D, H, W)."""
+        return self._stem_of(condition, slice(self.image_channels, None))
+
+    def denoise(self, x: Tensor, t: Tensor, encoded: Tensor) -> Tensor:
+        bias = self._stem.bias[:, None, None, None]
+        return self._after_stem(self._stem_of(x, slice(self.image_channels)) + encoded + bias, t)
+
+    @property
+    def _stem(self) -> nn.Conv3d:
+        return self.input_blocks[0][0]
+
+    def _stem_of(self, inputs: Tensor, channels: slice) -> Tensor:
+        """The first convolution of the input ``channels`` alone, without bias."""
+        weight = self._stem.weight[:, channels]
+        return F.conv3d(inputs.to(weight.dtype), weight, padding=1)
+
+    def _after_stem(self, h: Tensor, t: Tensor) -> Tensor:
+        embedding = self.time_embed(timestep_embedding(t, self.base).to(h.dtype))
+        skips = [h]
+        for step in self.input_blocks[1:]:
             h = step(h, embedding)
             skips.append(h)
         h = self.middle_block(h, embedding)

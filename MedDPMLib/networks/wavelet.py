@@ -1,49 +1,87 @@
-"""The compact network of the bundled models: a U-Net on the Haar sub-bands of image and labels.
+"""The compact network of the bundled models: a U-Net on the wavelet sub-bands of the image.
 
-One orthonormal Haar split turns every channel into eight sub-bands at half the resolution (the front end of
-wavelet diffusion, Friedrich et al. 2024, arXiv 2402.19043), so that no convolution runs on the full grid,
-and nothing is lost: labels keep their one-voxel detail, unit-variance noise stays unit-variance noise.
+One level of the CDF 9/7 wavelet (Cohen, Daubechies and Feauveau 1992; JPEG 2000's) splits every channel into eight
+sub-bands at half the resolution, as wavelet diffusion does with Haar's (Friedrich et al. 2024, arXiv 2402.19043), so
+that no convolution runs on the full grid, and nothing is lost. Its filters overlap: errors of the network are smooth,
+where Haar's show as a grid of 2 x 2 x 2 blocks.
+
+Nothing in the network looks at a volume as a whole (it normalises each voxel for itself), so it can learn from patches
+and draw whole volumes.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from MedDPMLib.errors import MedDPMError
+from MedDPMLib.networks.denoiser import Denoiser
 
-_GROUPS = 8
+_WIDTH_MULTIPLE = 8
 _TIME_WIDTH = 192
 _EMBEDDING_WIDTH = 64
 #: Standard deviation of the network's error that :attr:`trust` starts from, for sub-bands with 0, 1, 2 and 3 high-pass
 #: axes. Smaller than measured, because what is trusted too far stays in the image as grain.
 _TYPICAL_ERROR = (0.08, 0.03, 0.012, 0.006)
 
-#: Along D, H, W: every sub-band with one or two high-pass axes changes sign in half of them.
-_SHIFTS = ((0, 0, 0), (1, 1, 0), (1, 0, 1), (0, 1, 1))
+#: The four lifting steps of CDF 9/7, alternately into the odd and into the even samples, and the scale that makes it
+#: nearly orthonormal (Daubechies and Sweldens 1998).
+_LIFTING = (-1.586134342059924, -0.052980118572961, 0.882911075530934, 0.443506852043971)
+_SCALE = 1.149604398860241
 
 
-def haar_split(x: Tensor) -> Tensor:
-    """Orthonormal 3-D Haar analysis: (B, C, D, H, W), even sides, to (B, 8 C, D/2, H/2, W/2).
+@lru_cache(maxsize=64)
+def wavelet_matrix(side: int) -> Tensor:
+    """(side, side), float64: rows 0 to side / 2 - 1 are the low-pass, the others the high-pass filters of CDF 9/7.
+
+    ``side`` is even. The signal is continued beyond its ends by reflection, without repeating the end.
+    """
+    even, odd = torch.eye(side, dtype=torch.float64).unflatten(0, (-1, 2)).unbind(1)
+    for number, weight in enumerate(_LIFTING):
+        if number % 2 == 0:  # an odd sample lies between its even one and the next; beyond the last is its reflection
+            odd = odd + weight * (even + torch.cat([even[1:], even[-1:]]))
+        else:
+            even = even + weight * (odd + torch.cat([odd[:1], odd[:-1]]))
+    return torch.cat([even * _SCALE, odd / _SCALE])
+
+
+@lru_cache(maxsize=64)
+def _transform(side: int, inverse: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # what is kept must serve in training too
+        matrix = wavelet_matrix(side)
+        return (torch.linalg.inv(matrix) if inverse else matrix).to(device, dtype)
+
+
+def _along_each_axis(x: Tensor, inverse: bool) -> Tensor:
+    """``x`` (B, C, D, H, W) with the transform, or its inverse, applied along D, H and W, as matrix products."""
+    depth, height, width = (_transform(side, inverse, x.dtype, x.device) for side in x.shape[2:])
+    x = x @ width.T
+    x = height @ x
+    return (depth @ x.flatten(3)).view_as(x)
+
+
+def wavelet_split(x: Tensor) -> Tensor:
+    """CDF 9/7 analysis in three dimensions: (B, C, D, H, W), even sides, to (B, 8 C, D/2, H/2, W/2).
 
     Sub-band ``b`` of channel ``c`` is channel ``b * C + c``; bit 2, 1, 0 of ``b`` says high-pass along D, H, W.
+    Nearly orthonormal: white noise of unit variance stays so, to about a tenth.
     """
-    for axis in (4, 3, 2):
-        even, odd = x.unflatten(axis, (-1, 2)).unbind(axis + 1)
-        x = torch.cat([even + odd, even - odd], dim=1)
-    return x * math.sqrt(0.125)
+    batch, channels, depth, height, width = x.shape
+    bands = _along_each_axis(x.contiguous(), inverse=False)
+    bands = bands.view(batch, channels, 2, depth // 2, 2, height // 2, 2, width // 2)
+    return bands.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(batch, 8 * channels, depth // 2, height // 2, width // 2)
 
 
-def haar_merge(x: Tensor) -> Tensor:
-    """The inverse of :func:`haar_split`: (B, 8 C, D/2, H/2, W/2) to (B, C, D, H, W)."""
-    for axis in (2, 3, 4):
-        low, high = x.chunk(2, dim=1)
-        x = torch.stack([low + high, low - high], dim=axis + 1).flatten(axis, axis + 1)
-    return x * math.sqrt(0.125)
+def wavelet_merge(bands: Tensor) -> Tensor:
+    """The inverse of :func:`wavelet_split`: (B, 8 C, D/2, H/2, W/2) to (B, C, D, H, W)."""
+    batch, channels, depth, height, width = bands.shape
+    x = bands.reshape(batch, 2, 2, 2, channels // 8, depth, height, width).permute(0, 4, 1, 5, 2, 6, 3, 7)
+    return _along_each_axis(x.reshape(batch, channels // 8, 2 * depth, 2 * height, 2 * width), inverse=True)
 
 
 def timestep_features(t: Tensor, width: int) -> Tensor:
@@ -53,21 +91,28 @@ def timestep_features(t: Tensor, width: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
-class _Block(nn.Module):
-    """Two convolutions with a residual connection; the timestep enters as a bias between them (Ho et al. 2020)."""
+class _ChannelNorm(nn.LayerNorm):
+    """Normalises the channels of each voxel of (B, C, D, H, W), whatever lies around it."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+class _Block(nn.Module):
+    """Normalisation, two convolutions and a residual connection (Liu et al. 2022, arXiv 2201.03545, has one of each);
+    the timestep enters as a bias between the convolutions (Ho et al. 2020)."""
+
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(_GROUPS, inputs)
-        self.conv1 = nn.Conv3d(inputs, outputs, 3, padding=1)
-        self.time = nn.Linear(_TIME_WIDTH, outputs)
-        self.norm2 = nn.GroupNorm(_GROUPS, outputs)
-        self.conv2 = _zero(nn.Conv3d(outputs, outputs, 3, padding=1))
-        self.shortcut = nn.Identity() if inputs == outputs else nn.Conv3d(inputs, outputs, 1)
+        self.norm = _ChannelNorm(width)
+        self.conv1 = nn.Conv3d(width, width, 3, padding=1)
+        self.time = nn.Linear(_TIME_WIDTH, width)
+        self.conv2 = _zero(nn.Conv3d(width, width, 3, padding=1))
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x))) + self.time(time)[:, :, None, None, None]
-        return self.shortcut(x) + self.conv2(F.silu(self.norm2(h)))
+        h = self.conv1(self.norm(x))
+        h = _silu(_add(h, self.time(time)[:, :, None, None, None]))
+        return _add(self.conv2(h), x)
 
 
 def _zero(layer: nn.Module) -> nn.Module:
@@ -77,12 +122,19 @@ def _zero(layer: nn.Module) -> nn.Module:
     return layer
 
 
-class WaveletUNet3d(nn.Module):
-    """Predicts from ``(x (B, C, D, H, W), t (B,), condition (B, K, D, H, W))`` a (B, C, D, H, W) tensor.
+# What a convolution has just made is nobody else's: without gradients it is changed in place.
 
-    What it predicts (noise, x0 or v) is the model card's affair. D, H and W are multiples of 2 to the
-    number of ``channels``; voxel positions on the grid, in [-1, 1] along each axis, are further channels, because
-    where a structure lies says how it looks.
+
+def _add(fresh: Tensor, other: Tensor) -> Tensor:
+    return fresh + other if torch.is_grad_enabled() else fresh.add_(other)
+
+
+def _silu(fresh: Tensor) -> Tensor:
+    return F.silu(fresh, inplace=not torch.is_grad_enabled())
+
+
+class WaveletUNet3d(Denoiser):
+    """A U-Net on sub-bands. D, H and W are multiples of 2 to the number of ``channels``.
 
     ``channels`` are the widths at 1/2, 1/4, 1/8, ... of the grid. The output is a blend of the network's estimate
     and of ``x`` itself: where the image is almost clean it is better than any estimate, where it is noise it is
@@ -90,60 +142,50 @@ class WaveletUNet3d(nn.Module):
     the weight of ``x``.
     """
 
-    #: Values alive at the peak of inference for each voxel of the grid, measured; see MedDPMLib.model.
     values_per_voxel = 120
 
     def __init__(
         self,
         image_channels: int,
         condition_channels: int,
-        channels: Sequence[int] = (48, 64, 96, 128),
+        channels: Sequence[int] = (48, 80, 112, 112),
         timesteps: int = 250,
     ) -> None:
         super().__init__()
-        if any(width % _GROUPS for width in channels):
-            raise MedDPMError(f"the widths {tuple(channels)} of a wavelet U-Net must be multiples of {_GROUPS}")
+        if any(width % _WIDTH_MULTIPLE for width in channels):
+            raise MedDPMError(f"the widths {tuple(channels)} of a wavelet U-Net must be multiples of {_WIDTH_MULTIPLE}")
+        self.side_multiple = 2 ** len(channels)
         self.time = nn.Sequential(nn.Linear(64, _TIME_WIDTH), nn.SiLU(), nn.Linear(_TIME_WIDTH, _TIME_WIDTH), nn.SiLU())
         self.image_stem = nn.Conv3d(8 * image_channels, channels[0], 3, padding=1)
-        self.embedding = nn.Conv3d(8 * condition_channels + 3, _EMBEDDING_WIDTH, 1)
+        self.embedding = nn.Conv3d(condition_channels, _EMBEDDING_WIDTH, 2, stride=2)
         # Of all labels one is present at a voxel: the usual scale, for dense inputs, would drown them in the noise.
         if not self.embedding.weight.is_meta:  # drawing numbers there would import torch's compiler, for seconds
-            nn.init.normal_(self.embedding.weight, std=0.5)
+            nn.init.normal_(self.embedding.weight, std=0.18)
         self.condition_stem = nn.Conv3d(_EMBEDDING_WIDTH, channels[0], 3, padding=1, bias=False)
-        self.down = nn.ModuleList(_Block(width, width) for width in channels[:-1])
-        self.widen = nn.ModuleList(
-            nn.Conv3d(a, b, 2, stride=2) for a, b in zip(channels[:-1], channels[1:], strict=True)
-        )
-        self.middle = nn.ModuleList(_Block(channels[-1], channels[-1]) for _ in range(2))
-        self.narrow = nn.ModuleList(nn.Conv3d(b, a, 1) for a, b in zip(channels[:-1], channels[1:], strict=True))
-        self.up = nn.ModuleList(_Block(2 * width, width) for width in channels[:-1])
-        self.out_norm = nn.GroupNorm(_GROUPS, channels[0])
+        self.down = nn.ModuleList(_Block(width) for width in channels[:-1])
+        pairs = list(zip(channels[:-1], channels[1:], strict=True))
+        self.widen = nn.ModuleList(nn.Conv3d(a, b, 2, stride=2) for a, b in pairs)
+        self.middle = nn.ModuleList(_Block(channels[-1]) for _ in range(2))
+        self.narrow = nn.ModuleList(nn.Conv3d(b, a, 1) for a, b in pairs)
+        self.up = nn.ModuleList(_Block(width) for width in channels[:-1])
+        self.out_norm = _ChannelNorm(channels[0])
         self.out = _zero(nn.Conv3d(channels[0], 8 * image_channels, 3, padding=1))
         self.timesteps = timesteps
         self.trust = nn.Parameter(torch.zeros(timesteps, 8 * image_channels))
-        self.trust_by_noise(torch.linspace(1, 0, timesteps + 2)[1:-1])
-
-    def forward(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        return self.denoise(x, t, self.encode_condition(condition))
+        self.start_training(torch.linspace(1, 0, timesteps + 2)[1:-1])
 
     def encode_condition(self, condition: Tensor) -> Tensor:
-        """The condition's share of the first convolution, (B, channels[0], D/2, H/2, W/2): the same at every step."""
-        factor = 2 ** (len(self.down) + 1)
-        if any(side % factor for side in condition.shape[2:]):
+        """The condition's share of the first convolution, (B, channels[0], D/2, H/2, W/2)."""
+        if any(side % self.side_multiple for side in condition.shape[2:]):
             sides = tuple(condition.shape[2:])
-            raise MedDPMError(f"this wavelet U-Net needs sides that are multiples of {factor}, not {sides}")
-        dtype = self.out.weight.dtype
-        bands = haar_split(condition.to(dtype))
-        positions = _positions(bands.shape[2:], condition.device).to(dtype).expand(len(condition), -1, -1, -1, -1)
-        embedded = self.embedding(_channels_last(torch.cat([bands, positions], dim=1)))
-        return self.condition_stem(embedded)
+            raise MedDPMError(f"this wavelet U-Net needs sides that are multiples of {self.side_multiple}, not {sides}")
+        return self.condition_stem(F.silu(self.embedding(_channels_last(condition.to(self.out.weight.dtype)))))
 
     def denoise(self, x: Tensor, t: Tensor, encoded: Tensor) -> Tensor:
-        """:meth:`forward` with the condition already encoded."""
         dtype = self.out.weight.dtype
         time = self.time(timestep_features(t, 64).to(dtype))
-        bands = haar_split(x.to(dtype))
-        h = self.image_stem(_channels_last(bands)) + encoded
+        bands = _channels_last(wavelet_split(x.to(dtype)))
+        h = _add(self.image_stem(bands), encoded)
         skips = []
         for block, widen in zip(self.down, self.widen, strict=True):
             h = block(h, time)
@@ -152,27 +194,14 @@ class WaveletUNet3d(nn.Module):
         for block in self.middle:
             h = block(h, time)
         for block, narrow in zip(reversed(self.up), reversed(self.narrow), strict=True):
-            h = F.interpolate(narrow(h), scale_factor=2.0, mode="nearest")
-            h = block(torch.cat([h, skips.pop()], dim=1), time)
+            h = _add(F.interpolate(narrow(h), scale_factor=2.0, mode="nearest"), skips.pop())
+            h = block(h, time)
         estimate = self.out(F.silu(self.out_norm(h)))
-        return haar_merge(torch.lerp(estimate, bands, self.trust[t].sigmoid()[:, :, None, None, None]))
-
-    def denoise_shifted(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        """:meth:`forward`, averaged over shifts of image and labels by one voxel along two axes: for the last step.
-
-        Each answer carries a faint pattern of the 2 x 2 x 2 blocks of the Haar split; a shift by a voxel turns its
-        sign, and over the four shifts of :data:`_SHIFTS` it cancels (cycle spinning, Coifman and Donoho 1995).
-        """
-        total = torch.zeros_like(x, dtype=torch.float32)
-        for shift in _SHIFTS:
-            back = tuple(-step for step in shift)
-            answer = self(x.roll(shift, (2, 3, 4)), t, condition.roll(shift, (2, 3, 4)))
-            total += answer.float().roll(back, (2, 3, 4))
-        return total / len(_SHIFTS)
+        return wavelet_merge(torch.lerp(estimate, bands, self.trust[t].sigmoid()[:, :, None, None, None]))
 
     @torch.no_grad()
-    def trust_by_noise(self, alpha_bar: Tensor) -> None:
-        """Starts :attr:`trust` from the noise in x at each timestep, ``alpha_bar`` (timesteps,): before training.
+    def start_training(self, alpha_bar: Tensor) -> None:
+        """Starts :attr:`trust` from the noise in x at each timestep, ``alpha_bar`` (timesteps,).
 
         Of two estimates of x0, the network's with an error of :data:`_TYPICAL_ERROR` and x with its noise, the best
         blend weighs each with the inverse of its variance.
@@ -189,9 +218,3 @@ class WaveletUNet3d(nn.Module):
 
 def _channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last_3d)
-
-
-def _positions(shape: Sequence[int], device: torch.device) -> Tensor:
-    """(1, 3, D, H, W): the middle of each voxel along W, H and D, the whole grid being [-1, 1]."""
-    axes = [(2 * torch.arange(n, device=device) + 1) / n - 1 for n in shape]
-    return torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1])[None]

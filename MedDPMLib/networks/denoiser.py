@@ -1,0 +1,34 @@
+"""What does every network of this package offer?"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+
+class Denoiser(nn.Module, ABC):
+    """``network(x (B, C, D, H, W), t (B,), condition (B, K, D, H, W))`` is a (B, C, D, H, W) tensor.
+
+    What it predicts (noise, x0 or v) is the model card's affair. The condition stays the same at every step of the
+    sampling, so its share of the work can be done once: :meth:`encode_condition`, then :meth:`denoise` at each step.
+    """
+
+    #: Every side of a volume must be a multiple of this.
+    side_multiple: int
+    #: Values alive at the peak of inference for each voxel of the grid, measured; see MedDPMLib.model.
+    values_per_voxel: float
+
+    @abstractmethod
+    def encode_condition(self, condition: Tensor) -> Tensor:
+        """What :meth:`denoise` needs of ``condition`` (B, K, D, H, W); its shape is the network's own."""
+
+    @abstractmethod
+    def denoise(self, x: Tensor, t: Tensor, encoded: Tensor) -> Tensor:
+        """The prediction (B, C, D, H, W) for ``x`` (B, C, D, H, W) at timestep ``t`` (B,)."""
+
+    def forward(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        return self.denoise(x, t, self.encode_condition(condition))
+
+    def start_training(self, alpha_bar: Tensor) -> None:
+        """Sets what fresh weights have to know of the schedule ``alpha_bar`` (T,); nothing in most networks."""
