@@ -6,6 +6,7 @@ import argparse
 import faulthandler
 from pathlib import Path
 
+from MedDPMLib.allocator import keep_freed_memory
 from MedDPMLib.worker.process import Worker, take_channels
 from MedDPMLib.worker.session import Session
 
@@ -21,6 +22,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     faulthandler.enable()  # a crash of a library says where, on standard error
+    keep_freed_memory()
     requests, events = take_channels()
     Worker(requests, events, Session(options.session), options.idle).run()
 
