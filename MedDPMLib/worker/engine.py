@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from MedDPMLib.allocator import hand_back_freed_memory
 from MedDPMLib.errors import MedDPMError, OutOfMemory
 from MedDPMLib.geometry import Geometry
 from MedDPMLib.volume import Volume
@@ -68,6 +69,7 @@ class Engine:
         """Gives the model's memory back."""
         self._model = self._file = None
         gc.collect()
+        hand_back_freed_memory()
         try:
             import torch
         except ImportError:
