@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from MedDPMLib.errors import MedDPMError
+from MedDPMLib.geometry import Grid
 from MedDPMLib.volume import read_volume, written_whole
 
 #: The folder in a dataset for what is decoded.
@@ -28,6 +29,9 @@ _DECODED = "decoded"
 
 #: Header rounding; what lies further outside of [-1, 1] was not normalised.
 _RANGE_TOLERANCE = 1e-3
+
+#: Relative difference of two spacings that is header rounding.
+_SPACING_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -40,12 +44,15 @@ class Case:
     spacing: tuple[float, float, float]
 
 
-def read_dataset(folder: str | os.PathLike, modalities: Sequence[str], *, scheme: str | None = None) -> DecodedCases:
+def read_dataset(
+    folder: str | os.PathLike, modalities: Sequence[str], *, scheme: str | None = None, grid: Grid | None = None
+) -> DecodedCases:
     """The cases of the nnU-Net raw dataset in ``folder``, in the order of their names.
 
-    Its channels must be ``modalities``, in this order, its labels those of ``scheme`` (where both say), and its
-    cases must have one size and spacing; else, and for a case that cannot be read, :class:`MedDPMError` is raised.
-    What is decoded is kept in ``folder``, or in the user's cache where ``folder`` cannot be written.
+    Its channels must be ``modalities``, in this order, its labels those of ``scheme`` (where it says which), and its
+    cases must have the size, spacing and orientation of ``grid`` (without it: one and the same); else, and for a case
+    that cannot be read, :class:`MedDPMError` is raised. What is decoded is kept in ``folder``, or in the user's cache
+    where ``folder`` cannot be written.
     """
     folder = Path(folder)
     try:
@@ -65,13 +72,24 @@ def read_dataset(folder: str | os.PathLike, modalities: Sequence[str], *, scheme
     # Decompressing takes the time, and that leaves the interpreter free.
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         decoded = list(pool.map(lambda name: _decode(folder, name, len(names), cache), cases))
-    first = decoded[0]
-    for other in decoded[1:]:
-        if (other.size, other.spacing) != (first.size, first.spacing):
+    expected, by = (decoded[0].grid, decoded[0].name) if grid is None else (grid, "the recipe")
+    for one in decoded:
+        if not _same_grid(one.grid, expected):
             raise MedDPMError(
-                f"{folder}: {first.name} has {first.told_grid} and {other.name} {other.told_grid}: prepare them anew"
+                f"{folder}: {one.name} has {_told(one.grid)}, {by} {_told(expected)}: prepare the cases anew, or"
+                " choose the recipe that fits"
             )
     return DecodedCases(decoded)
+
+
+def _same_grid(one: Grid, other: Grid) -> bool:
+    same = one.size == other.size and one.orientation == other.orientation
+    return same and np.allclose(one.spacing, other.spacing, rtol=_SPACING_TOLERANCE)
+
+
+def _told(grid: Grid) -> str:
+    spacing = " x ".join(f"{s:.4g}" for s in grid.spacing)
+    return f"{' x '.join(map(str, grid.size))} voxels of {spacing} mm in {grid.orientation}"
 
 
 class DecodedCases(Dataset):
@@ -94,17 +112,12 @@ class _Decoded:
     name: str
     image: Path
     labels: Path
-    size: tuple[int, int, int]
-    spacing: tuple[float, float, float]
-
-    @property
-    def told_grid(self) -> str:
-        return f"{' x '.join(map(str, self.size))} voxels of {' x '.join(f'{s:.4g}' for s in self.spacing)} mm"
+    grid: Grid
 
     def open(self) -> Case:
         # Copy on write: whatever is done to the tensors stays in this process.
         image, labels = (torch.from_numpy(np.load(path, mmap_mode="c")) for path in (self.image, self.labels))
-        return Case(self.name, image, labels, self.spacing)
+        return Case(self.name, image, labels, self.grid.spacing)
 
 
 def _cache_folder(folder: Path) -> Path:
@@ -138,20 +151,22 @@ def _decode(folder: Path, name: str, channels: int, cache: Path) -> _Decoded:
     own = cache / name
     image, labels, about = (own / f"{key}.{what}" for what in ("image.npy", "labels.npy", "json"))
     if not about.is_file():
-        case = _read_case(labels_path, image_paths, name)
-        for path, tensor in ((image, case.image), (labels, case.labels)):
+        stacked, values, grid = _read_arrays(labels_path, image_paths, name)
+        for path, array in ((image, stacked), (labels, values)):
             with written_whole(path) as temporary:
-                np.save(temporary, tensor.numpy())
+                np.save(temporary, array)
         with written_whole(about) as temporary:
-            temporary.write_text(json.dumps({"size": case.labels.shape[::-1], "spacing": case.spacing}))
+            temporary.write_text(json.dumps(vars(grid)))
         for old in own.iterdir():  # of files that have changed since
             if not old.name.startswith((key, ".")):
                 old.unlink(missing_ok=True)
     said = json.loads(about.read_text())
-    return _Decoded(name, image, labels, tuple(said["size"]), tuple(said["spacing"]))
+    grid = Grid(tuple(said["size"]), tuple(said["spacing"]), said["orientation"])
+    return _Decoded(name, image, labels, grid)
 
 
-def _read_case(labels_path: Path, image_paths: Sequence[Path], name: str) -> Case:
+def _read_arrays(labels_path: Path, image_paths: Sequence[Path], name: str) -> tuple[np.ndarray, np.ndarray, Grid]:
+    """Image (C, D, H, W) float16, labels (D, H, W) uint8, and the grid they lie on, wherever it was placed."""
     labels = read_volume(labels_path)
     stacked = np.empty((len(image_paths), *labels.array.shape), np.float16)
     for channel, path in zip(stacked, image_paths, strict=True):
@@ -166,7 +181,7 @@ def _read_case(labels_path: Path, image_paths: Sequence[Path], name: str) -> Cas
     if values.min() < 0 or values.max() > 255:
         raise MedDPMError(f"{labels_path} has values from {values.min():g} to {values.max():g}, not labels of 0 to 255")
     spacing = tuple(round(float(s), 6) for s in labels.geometry.spacing)
-    return Case(name, torch.from_numpy(stacked), torch.from_numpy(values.astype(np.uint8)), spacing)
+    return stacked, values.astype(np.uint8), Grid(labels.geometry.size, spacing, labels.geometry.orientation)
 
 
 def smoothed_for(case: Case, shape: Sequence[int]) -> Case:
