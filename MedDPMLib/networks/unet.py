@@ -71,31 +71,31 @@ class UNet3d(Denoiser):
         skips = [base]
         for level, width in enumerate(widths):
             for _ in range(blocks):
-                layers: list[nn.Module] = [_ResidualBlock(channels, width, time_channels)]
+                layers: list[nn.Module] = [ResidualBlock(channels, width, time_channels)]
                 channels = width
                 if 2**level in attention:
-                    layers.append(_Attention(channels))
+                    layers.append(Attention(channels))
                 self.input_blocks.append(_Step(*layers))
                 skips.append(channels)
             if level < len(widths) - 1:
-                self.input_blocks.append(_Step(_Downsample(channels)))
+                self.input_blocks.append(_Step(Downsample(channels)))
                 skips.append(channels)
 
         self.middle_block = _Step(
-            _ResidualBlock(channels, channels, time_channels),
-            _Attention(channels),
-            _ResidualBlock(channels, channels, time_channels),
+            ResidualBlock(channels, channels, time_channels),
+            Attention(channels),
+            ResidualBlock(channels, channels, time_channels),
         )
 
         self.output_blocks = nn.ModuleList()
         for level, width in reversed(list(enumerate(widths))):
             for block in range(blocks + 1):
-                layers = [_ResidualBlock(channels + skips.pop(), width, time_channels)]
+                layers = [ResidualBlock(channels + skips.pop(), width, time_channels)]
                 channels = width
                 if 2**level in attention:
-                    layers.append(_Attention(channels))
+                    layers.append(Attention(channels))
                 if level > 0 and block == blocks:
-                    layers.append(_Upsample(channels))
+                    layers.append(Upsample(channels))
                 self.output_blocks.append(_Step(*layers))
 
         self.out = nn.Sequential(
@@ -113,7 +113,7 @@ class UNet3d(Denoiser):
         Raises :class:`MedDPMError` for another number of channels and for a side that is no multiple of
         ``side_multiple``.
         """
-        self._check_input(x, t, condition)
+        self.check_input(x, t, condition)
         h = torch.cat([x, condition], dim=1).to(self._stem.weight.dtype)
         return self._after_stem(self._stem(h), t)
 
@@ -145,7 +145,7 @@ class UNet3d(Denoiser):
             h = step(torch.cat([h, skips.pop()], dim=1), embedding)
         return self.out(h)
 
-    def _check_input(self, x: Tensor, t: Tensor, condition: Tensor) -> None:
+    def check_input(self, x: Tensor, t: Tensor, condition: Tensor) -> None:
         batch, sides = x.shape[0], tuple(x.shape[2:])
         if x.ndim != 5 or x.shape[1] != self.image_channels:
             raise MedDPMError(
@@ -181,11 +181,11 @@ class _Step(nn.Sequential):
 
     def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
         for layer in self:
-            h = layer(h, embedding) if isinstance(layer, _ResidualBlock) else layer(h)
+            h = layer(h, embedding) if isinstance(layer, ResidualBlock) else layer(h)
         return h
 
 
-class _ResidualBlock(nn.Module):
+class ResidualBlock(nn.Module):
     """Two normalised convolutions; the timestep's embedding is added between them."""
 
     def __init__(self, channels: int, width: int, time_channels: int) -> None:
@@ -205,7 +205,7 @@ class _ResidualBlock(nn.Module):
         return self.skip_connection(h) + self.out_layers(self.in_layers(h) + shift)
 
 
-class _Attention(nn.Module):
+class Attention(nn.Module):
     """Self-attention with one head over all voxels."""
 
     def __init__(self, channels: int) -> None:
@@ -221,7 +221,7 @@ class _Attention(nn.Module):
         return (voxels + self.proj_out(attended.transpose(1, 2))).view_as(h)
 
 
-class _Downsample(nn.Module):
+class Downsample(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.op = nn.Conv3d(channels, channels, 3, stride=2, padding=1)
@@ -230,7 +230,7 @@ class _Downsample(nn.Module):
         return self.op(h)
 
 
-class _Upsample(nn.Module):
+class Upsample(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv3d(channels, channels, 3, padding=1)
