@@ -185,17 +185,22 @@ def condition(
     and three.
     """
     low, high = encoding
-    channels = scheme.one_hot(labels).astype(np.float32)
-    channels *= high - low
-    channels += low
-    return np.concatenate([channels, voxel_positions(labels.shape)]) if positions else channels
+    one_hot = scheme.one_hot(labels)
+    channels = np.empty((len(one_hot) + (3 if positions else 0), *labels.shape), np.float32)
+    for channel, present in zip(channels, one_hot, strict=False):
+        np.copyto(channel, present)
+        channel *= high - low
+        channel += low
+    if positions:
+        channels[len(one_hot) :] = voxel_positions(labels.shape)
+    return channels
 
 
 def voxel_positions(shape: Sequence[int]) -> np.ndarray:
     """(3, D, H, W) float32: where each voxel's centre lies along i, j and k, the whole grid of ``shape`` (D, H, W)
     reaching from -1 to 1. A patch of the grid has the same patch of this array."""
     axes = [(2 * np.arange(side, dtype=np.float32) + 1) / side - 1 for side in shape]
-    return np.stack(np.meshgrid(*axes, indexing="ij")[::-1])
+    return np.stack(np.broadcast_arrays(*np.meshgrid(*axes, indexing="ij", sparse=True))[::-1])
 
 
 # Measuring -------------------------------------------------------------------------------------------

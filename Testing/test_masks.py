@@ -210,6 +210,18 @@ def test_the_condition_has_a_channel_for_each_label_and_none_for_the_background(
         np.testing.assert_array_equal(channel, np.where(labels == value, high, low))
 
 
+def test_positions_say_where_a_voxel_lies_on_the_grid():
+    """After the labels, along i, j and k: the middles of the voxels, the grid's faces being at -1 and 1."""
+    labels = np.ones((2, 4, 8), np.uint8)
+    channels = condition(labels, BRATS, (-1, 1), positions=True)
+    np.testing.assert_array_equal(channels[:4], condition(labels, BRATS, (-1, 1)))
+    i, j, k = channels[4:]
+    np.testing.assert_allclose(i[1, 2], [-0.875, -0.625, -0.375, -0.125, 0.125, 0.375, 0.625, 0.875])
+    np.testing.assert_allclose(j[1, :, 5], [-0.75, -0.25, 0.25, 0.75])
+    np.testing.assert_allclose(k[:, 3, 5], [-0.5, 0.5])
+    assert (i == i[:1, :1]).all() and (j == j[:1, :, :1]).all() and (k == k[:, :1, :1]).all()
+
+
 # Reading ---------------------------------------------------------------------------------------------
 
 
