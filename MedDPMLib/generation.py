@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +16,7 @@ from MedDPMLib.card import Card
 from MedDPMLib.device import Execution, choose_execution, free_memory
 from MedDPMLib.errors import MedDPMError, OutOfMemory
 from MedDPMLib.geometry import Geometry
-from MedDPMLib.masks import Fitted, Mask, condition, fit, read_mask
+from MedDPMLib.masks import Fitted, Mask, condition, fit, read_mask, voxel_positions
 from MedDPMLib.model import Model
 from MedDPMLib.networks.denoiser import Denoiser
 from MedDPMLib.record import make_record
@@ -144,8 +145,7 @@ def _sample(
 ) -> Tensor:
     """The images (C, D, H, W), float32 on the CPU."""
     card = model.card
-    labels = condition(fitted.labels, card.scheme, card.mask_encoding, positions=card.positions)
-    labels = torch.from_numpy(labels)[None].to(execution.device, execution.dtype)
+    labels = condition_tensor(card, fitted.labels, execution)
     # Noise from a generator of the CPU is the same for every device.
     images = sample(
         _predictor(model.prepared(execution), card, labels, guidance),
@@ -159,6 +159,21 @@ def _sample(
         progress=progress,
     )
     return images[0].cpu()
+
+
+def condition_tensor(card: Card, labels: np.ndarray, execution: Execution) -> Tensor:
+    """:func:`MedDPMLib.masks.condition` of ``labels`` (D, H, W) for a model's ``card``: (1, K, D, H, W).
+
+    Made section by section, because the whole in float32 would be the largest array of a run.
+    """
+    channels = card.network_description["condition_channels"]
+    made = torch.empty(1, channels, *labels.shape, dtype=execution.dtype, device=execution.device)
+    count = len(card.scheme.labels)
+    for k, section in enumerate(labels):
+        made[0, :count, k] = torch.from_numpy(condition(section[None], card.scheme, card.mask_encoding)[:, 0])
+    if card.positions:
+        made[0, count:] = torch.from_numpy(voxel_positions(labels.shape))
+    return made
 
 
 def _predictor(
