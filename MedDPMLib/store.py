@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from MedDPMLib.bundle import SUFFIX, bundle_hash, read_bundle, read_card, write_bundle
 from MedDPMLib.card import Card, check_name
 from MedDPMLib.errors import MedDPMError
+from MedDPMLib.paths import reachable
 from MedDPMLib.volume import written_whole
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class ModelStore:
     """The bundled models and those in ``folder`` (None: MEDDPM_MODELS, else the user's data folder)."""
 
     def __init__(self, folder: str | os.PathLike | None = None) -> None:
-        self.folder = Path(folder) if folder is not None else _user_folder()
+        self.folder = reachable(folder if folder is not None else _user_folder())
 
     def list(self) -> list[ModelEntry]:
         """The bundled models, then the user's, each by name. Broken ones too: see :attr:`ModelEntry.problem`."""
@@ -83,7 +84,7 @@ class ModelStore:
         entries = [entry for entry in self.list() if entry.name == str(name_or_path)]
         if entries:
             return entries[-1]
-        path = Path(name_or_path)
+        path = reachable(name_or_path)
         if path.is_file():
             return ModelEntry(path.stem, path, bundled=False)
         names = sorted({entry.name for entry in self.list()})
@@ -97,7 +98,7 @@ class ModelStore:
         A bundle is copied as it is, a checkpoint becomes a bundle with the same weights; either is checked
         first. Raises :class:`MedDPMError` if it is broken, and if a different model has that name already.
         """
-        path = Path(path)
+        path = reachable(path)
         card, state = load_card_and_state(path)
         name = check_name(card.name if name is None else name)
         target = self.folder / f"{name}{SUFFIX}"

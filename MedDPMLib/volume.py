@@ -13,6 +13,7 @@ import numpy as np
 
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.geometry import Geometry
+from MedDPMLib.paths import reachable
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 #: Read through SimpleITK, whose world is LPS.
@@ -326,16 +327,16 @@ def written_whole(path: Path) -> Iterator[Path]:
     short, for systems that limit the length of paths. An ``OSError`` in the block (no space, no permission)
     becomes :class:`MedDPMError`.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{secrets.token_hex(4)}{volume_suffix(path) or path.suffix}")
+    target = reachable(path)
+    temporary = target.with_name(f".{secrets.token_hex(4)}{volume_suffix(target) or target.suffix}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         # Taken at once, so that a folder without permission is told before anything is computed for it.
         os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
         mode = temporary.stat().st_mode
         yield temporary
         temporary.chmod(mode)  # some writers put a file of their own there, for its owner's eyes only
-        os.replace(temporary, path)
+        os.replace(temporary, target)
     except OSError as error:
         reason = error.strerror or _first_line(error)
         raise MedDPMError(f"{path} cannot be written ({reason}): free some space or choose another folder") from error

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import small_geometry, small_labels
+from conftest import small_card, small_geometry, small_labels, write_small_model
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -287,6 +287,22 @@ def test_settings_reach_the_generation(worker, small_model, brats, labels):
     assert (record["precision"], record["device"], record["space"]) == ("bfloat16", "cpu", "mask")
 
 
+def test_guidance_reaches_the_generation(worker, tmp_path, brats, labels):
+    card = dataclasses.replace(small_card(brats), label_dropout=0.1)
+    path = write_small_model(tmp_path / "guided.safetensors", card)
+    mask = Mask.from_volume(Volume(labels, small_geometry()), brats, numbering=brats.own_numbering)
+    model = MedDPMLib.load_model(path)
+    found = {}
+    for guidance in (1.0, 2.5):
+        request = worker.generate(path, labels, steps=2, precision="float32", guidance=guidance)
+        [result] = answered(worker, request)
+        assert result.record["guidance"] == guidance
+        found[guidance] = fetched(worker, result)["t1"]
+        expected = MedDPMLib.generate(model, mask, steps=2, precision="float32", guidance=guidance)
+        np.testing.assert_array_equal(found[guidance], expected["t1"].array)
+    assert not np.array_equal(found[1.0], found[2.5])
+
+
 def test_previews_are_the_forming_volume(worker, small_model, brats, labels):
     model = MedDPMLib.load_model(small_model)
     mask = Mask.from_volume(Volume(labels, small_geometry()), brats, numbering=brats.own_numbering)
@@ -358,8 +374,6 @@ def test_load_and_unload(worker, small_model, labels):
 
 
 def test_a_model_that_was_replaced_is_read_again(worker, tmp_path, brats, labels):
-    from conftest import small_card, write_small_model
-
     path = tmp_path / "changing.safetensors"
     found = []
     for seed in (1, 2):
@@ -477,6 +491,8 @@ def test_lines_that_are_no_request_are_answered(worker):
         (line(type="generate", **mask, seeds=[True]), "x", "seeds"),
         (line(type="generate", **mask, steps=0), "x", "steps"),
         (line(type="generate", **mask, preview_every=-1), "x", "preview_every"),
+        (line(type="generate", **mask, guidance=-1), "x", "guidance"),
+        (line(type="generate", **mask, guidance="2"), "x", "guidance"),
     ]
     for sent, id, says in cases:
         worker.send(sent)
@@ -516,6 +532,7 @@ def test_arrays_and_settings_that_cannot_be_used_are_told_in_a_sentence(worker, 
         (request(device="cuda:63"), "cuda:63"),
         (request(precision="float8"), "float8"),
         (request(space="world"), "world"),
+        (request(guidance=2), "cannot be guided"),
     ]
     for sent, says in cases:
         worker.send(sent)
@@ -657,8 +674,25 @@ def test_events_are_put_together_from_pieces(cuts):
 def test_a_broken_line_does_not_take_the_next_with_it():
     reader = EventReader()
     with pytest.raises(ProtocolError):
-        list(reader.feed(b"broken\n" + encode(Bye(reason="idle"))))
+        list(reader.feed(b"{broken\n" + encode(Bye(reason="idle"))))
     assert list(reader.feed(b"")) == [Bye(reason="idle")]
+
+
+def test_what_a_launcher_prints_before_the_first_event_is_passed_over():
+    reader = EventReader()
+    hello = Hello(pid=1, versions={})
+    assert list(reader.feed("Slicer läuft\n\r\n[1] starting\n".encode() + encode(hello))) == [hello]
+    assert reader.passed_over == ["Slicer läuft", "[1] starting"]
+    with pytest.raises(ProtocolError, match="not JSON"):
+        list(reader.feed(b"a library talks\n"))
+
+
+def test_output_without_end_of_line_is_not_collected_for_ever():
+    reader = EventReader()
+    with pytest.raises(ProtocolError, match="longer than"):
+        for _ in range(40):
+            list(reader.feed(b"x" * 100_000))
+    assert list(reader.feed(b"\n" + encode(Bye(reason="idle")))) == [Bye(reason="idle")]
 
 
 def test_a_worker_of_another_protocol_is_recognised_by_its_hello():
@@ -710,7 +744,7 @@ def test_a_session_removes_its_own_files_and_no_others(tmp_path):
 
 def test_an_array_that_cannot_be_written_leaves_nothing(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(MedDPMError, match="cannot be written"):
+    with pytest.raises(MedDPMError, match="temporary folder .* cannot be written to"):
         Session(tmp_path / "file").write("mask", np.arange(3))
     with pytest.raises(ValueError):
         Session(tmp_path).write("mask", np.array([{}], dtype=object))

@@ -54,7 +54,10 @@ class Engine:
     def start(self) -> Ready:
         """Imports what the first request needs. Raises ImportError for a package that is missing."""
         for module in _NEEDED:
-            importlib.import_module(module)
+            try:
+                importlib.import_module(module)
+            except OSError as error:  # PyTorch loads its libraries itself, and raises this where one is missing
+                raise ImportError(str(error), name="torch") from error
         from MedDPMLib.device import choose_execution
 
         execution = choose_execution()
@@ -97,7 +100,7 @@ class Engine:
                 report.begin(sample)
                 generated = generate(
                     model, mask, seed=seed, steps=steps, sampler=request.sampler, device=request.device,
-                    precision=request.precision, space=request.space, progress=report.step,
+                    precision=request.precision, guidance=request.guidance, space=request.space, progress=report.step,
                 )  # fmt: skip
                 volumes = {name: generated[name] for name in wanted}
                 result = Result(

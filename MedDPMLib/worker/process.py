@@ -57,6 +57,8 @@ def take_channels() -> tuple[BinaryIO, BinaryIO]:
     """Standard input and output for the protocol alone.
 
     From then on what any library or child process prints goes to standard error, and nothing reads requests away.
+    On Windows this is also what lets libraries be imported at all: many look at the standard handles when they are
+    loaded, and would wait there for the thread that waits for a request on the same pipe.
     """
     sys.stdout.flush()
     requests, events = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
@@ -64,7 +66,20 @@ def take_channels() -> tuple[BinaryIO, BinaryIO]:
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.close(nothing)
+    if sys.platform == "win32":
+        _name_standard_handles()
     return requests, events
+
+
+def _name_standard_handles() -> None:
+    """Has Windows itself, beside the C runtime of this Python, take what lies at 0 and 1 for the standard handles."""
+    import ctypes
+    import msvcrt
+
+    set_handle = ctypes.windll.kernel32.SetStdHandle
+    set_handle.argtypes = [ctypes.c_uint32, ctypes.c_void_p]
+    for descriptor, name in ((0, -10), (1, -11)):  # STD_INPUT_HANDLE, STD_OUTPUT_HANDLE
+        set_handle(name & 0xFFFFFFFF, msvcrt.get_osfhandle(descriptor))
 
 
 class Worker:

@@ -105,6 +105,7 @@ _MATRIX = _Check("a 4 x 4 matrix of finite numbers", _is_matrix)
 _SEED = _Check("a whole number from 0 to 2^63 - 1", lambda value: _is_whole(value, 0, 2**63 - 1))
 _COUNT = _Check("a whole number from 0", lambda value: _is_whole(value, 0))
 _POSITIVE = _Check("a whole number from 1", lambda value: _is_whole(value, 1))
+_GUIDANCE = _Check("a number from 0", lambda value: _is_number(value) and value >= 0)
 _SECONDS = _Check("a number of seconds from 0", lambda value: _is_number(value) and value >= 0)
 _TABLE = _Check("a table", lambda value: isinstance(value, dict))
 
@@ -151,6 +152,7 @@ class Generate(Request):
     sampler: str | None = _field(_or_none(_TEXT), default=None)
     device: str = _field(_TEXT, default="auto")
     precision: str = _field(_TEXT, default="auto")
+    guidance: float = _field(_GUIDANCE, default=1.0)
     space: str = _field(_TEXT, default="model")
     modalities: list[str] | None = _field(_or_none(_list_of(_TEXT, 1, 16)), default=None)
     preview_every: int = _field(_COUNT, default=0)
@@ -359,13 +361,23 @@ class EventReader:
 
     def __init__(self) -> None:
         self._rest = b""
+        self._begun = False
+        #: Lines that came before the first event and are none: what started the worker may print, too.
+        self.passed_over: list[str] = []
 
     def feed(self, data: bytes) -> Iterator[Event]:
         """The events that are whole now. After a :class:`ProtocolError`, ``feed(b"")`` goes on with the next line."""
         self._rest += data
         while b"\n" in self._rest:
             line, self._rest = self._rest.split(b"\n", 1)
-            yield decode_event(line)
+            if self._begun or line.startswith(b"{"):
+                self._begun = True
+                yield decode_event(line)
+            elif line.strip():
+                self.passed_over.append(line.decode("utf-8", "replace").strip())
+        if len(self._rest) > LONGEST_LINE:
+            self._rest = b""
+            raise ProtocolError(f"the line is longer than {LONGEST_LINE:,} bytes")
 
 
 def _parse(line: bytes) -> dict[str, Any]:

@@ -10,11 +10,11 @@ import os
 import secrets
 import threading
 from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 
 from MedDPMLib.errors import MedDPMError
+from MedDPMLib.paths import reachable
 from MedDPMLib.volume import written_whole
 
 #: The session's files, and what is left of one whose writing was interrupted.
@@ -28,7 +28,7 @@ class Session:
     """The files in ``folder``."""
 
     def __init__(self, folder: str | os.PathLike) -> None:
-        self.folder = Path(folder)
+        self.folder = reachable(folder)
         self._writing = threading.Lock()
 
     def write(self, kind: str, array: np.ndarray) -> str:
@@ -37,8 +37,16 @@ class Session:
         Raises :class:`MedDPMError` if there is no space or no permission.
         """
         name = f"{kind}-{secrets.token_hex(8)}.npy"
-        with self._writing, written_whole(self.folder / name) as temporary:
-            np.save(temporary, array, allow_pickle=False)
+        try:
+            with self._writing, written_whole(self.folder / name) as temporary:
+                np.save(temporary, array, allow_pickle=False)
+        except MedDPMError as error:
+            # numpy says how many numbers it could not write, and not why.
+            reason = getattr(error.__cause__, "strerror", None) or "no space left"
+            raise MedDPMError(
+                f"the temporary folder {self.folder.parent} cannot be written to ({reason}): free some space there, or"
+                " choose another in the application's settings (in 3D Slicer: Modules, Temporary directory)"
+            ) from error
         return name
 
     def read(self, name: str) -> np.ndarray:
