@@ -123,6 +123,7 @@ BAD_FIELDS = [
     ("mask_encoding", [0]), ("mask_encoding", [0, float("inf")]), ("mask_encoding", [float("nan"), 1]),
     ("intensity_range", [1, 1]), ("intensity_range", "wide"), ("schedule", {"name": "cosine"}), ("schedule", None),
     ("schedule", {"name": "cosine", "timesteps": 0}), ("schedule", {"name": "cosine", "timesteps": 10**8}),
+    ("positions", 1), ("label_dropout", 1.0), ("label_dropout", -0.1), ("label_dropout", "some"),
     ("prediction", "future"), ("prediction", ["x0"]), ("training_data", []), ("training_data", [{"name": "a"}]),
     ("training_data", [{"name": "a", "licence": "b", "cases": -1}]), ("qualities", {"draft": {}}), ("qualities", []),
     ("qualities", {name: {"sampler": "ddpm", "steps": 251} for name in card_module.QUALITIES}),
@@ -137,20 +138,25 @@ def test_a_bad_field_is_named(field, value):
         Card.from_json(json.dumps(data))
 
 
+#: What may be left out, and what it stands for then.
+OPTIONAL = {"qualities": CARD.qualities, "positions": False, "label_dropout": 0.0}
+
+
 def test_missing_and_unknown_fields_are_named():
     data = json.loads(CARD.to_json())
     for field in data:
-        if field != "qualities":
+        if field not in OPTIONAL:
             with pytest.raises(MedDPMError, match=field):
                 Card.from_json(json.dumps({key: value for key, value in data.items() if key != field}))
     with pytest.raises(MedDPMError, match="colour"):
         Card.from_json(json.dumps({**data, "colour": "red"}))
 
 
-def test_qualities_may_be_left_out():
+@pytest.mark.parametrize("field", OPTIONAL)
+def test_what_may_be_left_out_has_a_default(field):
     data = json.loads(CARD.to_json())
-    del data["qualities"]
-    assert Card.from_json(json.dumps(data)) == CARD
+    del data[field]
+    assert getattr(Card.from_json(json.dumps(data)), field) == OPTIONAL[field]
 
 
 def test_a_newer_card_asks_for_an_update():

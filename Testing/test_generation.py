@@ -20,8 +20,9 @@ from MedDPMLib.device import choose_execution
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.geometry import Geometry, Grid
 from MedDPMLib.labels import load_scheme
-from MedDPMLib.masks import Mask
+from MedDPMLib.masks import Mask, condition
 from MedDPMLib.networks import build_network
+from MedDPMLib.networks.denoiser import Denoiser
 from MedDPMLib.record import is_finished, sidecar, write_result
 from MedDPMLib.samplers import sample
 from MedDPMLib.volume import Volume, read_volume
@@ -110,10 +111,10 @@ def test_generation_is_the_free_sampler_over_the_free_denoiser(tmp_path):
         torch.nn.init.normal_(parameter, std=0.05)
     write_bundle(tmp_path / "unet.safetensors", card, network.state_dict())
     model, mask = load_model(tmp_path / "unet.safetensors"), checked(brats_mask())
-    condition = torch.from_numpy(model.card.scheme.one_hot(mask.volume.array)).float()[None]
+    labels = torch.from_numpy(model.card.scheme.one_hot(mask.volume.array)).float()[None]
     expected = sample(
         model.denoiser,
-        condition,
+        labels,
         model.schedule,
         shape=(1, 2, *mask.volume.array.shape),
         method="ddim",
@@ -125,21 +126,48 @@ def test_generation_is_the_free_sampler_over_the_free_denoiser(tmp_path):
     np.testing.assert_allclose(result["flair"].array, expected[1], atol=2e-3)
 
 
-def test_the_compact_network_leaves_no_pattern_of_its_blocks(tmp_path):
-    """A network that adds a constant to a high-pass sub-band checkers every 2 x 2 x 2 block; the volume shows none."""
-    network = build_network(small_card().network_description)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.zero_()
-        network.trust.fill_(-60)
-        network.out.bias[2 * 1] = 0.5  # sub-band 1 (high-pass along W) of the first modality
-        network.out.bias[2 * 6 + 1] = 0.5  # sub-band 6 (high-pass along D and H) of the second
-    x, condition = torch.zeros(1, 2, 16, 16, 24), torch.zeros(1, 4, 16, 16, 24)
-    assert network(x, torch.tensor([5]), condition).abs().min() > 0.1
-    write_bundle(tmp_path / "checkered.safetensors", small_card(), network.state_dict())
-    result = generate(load_model(tmp_path / "checkered.safetensors"), checked(brats_mask()), steps=3)
-    for volume in result.values():
-        np.testing.assert_allclose(volume.array, 0, atol=1e-3)
+def random_bundle(path, **changes):
+    """A bundle of the small card with ``changes``, whose random weights listen to image, labels and places."""
+    card = dataclasses.replace(small_card(), **changes)
+    torch.manual_seed(3)
+    network = build_network(card.network_description)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    write_bundle(path, card, network.state_dict())
+    return path
+
+
+@pytest.mark.parametrize("positions", [False, True])
+def test_guidance_is_the_difference_that_labels_make_made_larger(tmp_path, positions):
+    """Against the formula over the free denoiser; without labels means their channels empty, places known."""
+    model = load_model(random_bundle(tmp_path / "b.safetensors", positions=positions, label_dropout=0.1))
+    mask = checked(brats_mask())
+    full = torch.from_numpy(condition(mask.volume.array, mask.scheme, (0, 1), positions=positions))[None]
+    empty = full.clone()
+    empty[:, :4] = 0
+
+    def guided(x, t, _):
+        without, given = model.denoiser(x, t, empty), model.denoiser(x, t, full)
+        return without + 2.5 * (given - without)
+
+    expected = sample(
+        guided, full, model.schedule, shape=(1, 2, 16, 16, 24), method="ddim", steps=4,
+        generator=torch.Generator().manual_seed(7),
+    )[0]  # fmt: skip
+    settings = {"seed": 7, "steps": 4, "sampler": "ddim", "precision": "float32"}
+    result = generate(model, mask, guidance=2.5, **settings)
+    np.testing.assert_allclose(result["t1"].array, expected[0], atol=2e-3)
+    assert result.record["guidance"] == 2.5
+    plain = generate(model, mask, **settings)
+    assert plain.record["guidance"] == 1 and not np.allclose(plain["t1"].array, result["t1"].array, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("guidance", "says"), [(2.0, "cannot be guided"), (-1, "from 0 to 20"), (float("nan"), "0 to 20"), ("much", "much")]
+)
+def test_guidance_that_cannot_be_is_told(bundle, guidance, says):
+    with pytest.raises(MedDPMError, match=says):
+        generate(load_model(bundle), checked(brats_mask()), guidance=guidance, steps=2)
 
 
 def test_one_hot_order_is_x_then_labels_in_the_published_layout(bundle):
@@ -240,10 +268,14 @@ def test_memory_is_checked_before_and_explained(bundle, monkeypatch):
 def test_memory_that_runs_out_is_explained(bundle):
     model = load_model(bundle)
 
-    def greedy(x, t, condition):
-        return torch.empty(2**50)
+    class Greedy(Denoiser):
+        def encode_condition(self, condition):
+            return condition
 
-    model.prepared = lambda execution: greedy
+        def denoise(self, x, t, encoded):
+            return torch.empty(2**50)
+
+    model.prepared = lambda execution: Greedy()
     with pytest.raises(MedDPMError, match="it ran out"):
         generate(model, checked(brats_mask()))
 

@@ -60,6 +60,15 @@ def test_bands_say_what_they_promise():
         assert bands.argmax() == 2 * band + 1 and (bands > 1e-4).sum() == 1
 
 
+def test_smooth_images_live_in_the_low_band():
+    """So a network that knows nothing of the high bands draws no grid of blocks."""
+    axes = [torch.linspace(-1, 1, n) for n in (32, 48, 64)]
+    x = torch.stack(torch.meshgrid(*axes, indexing="ij")).prod(dim=0)[None, None]
+    bands = wavelet_split(x)
+    bands[:, 1:] = 0
+    torch.testing.assert_close(wavelet_merge(bands)[..., 8:-8, 8:-8, 8:-8], x[..., 8:-8, 8:-8, 8:-8], atol=1e-5, rtol=0)
+
+
 def test_white_noise_stays_white():
     x = torch.randn(1, 1, 64, 64, 64, generator=torch.Generator().manual_seed(1))
     assert ((wavelet_split(x).std(dim=(0, 2, 3, 4)) - 1).abs() < 0.1).all()
