@@ -40,6 +40,7 @@ class Order:
     sampler: str | None = None
     device: str = "auto"
     precision: str = "auto"
+    guidance: float = 1.0
     space: str = "model"
     preview: bool = True
     into: dict[tuple[int, str], slicer.vtkMRMLScalarVolumeNode] = field(default_factory=dict)
@@ -76,12 +77,13 @@ class Generator:
     def start(self, order: Order) -> None:
         """Begins; an order that still runs gives way.
 
-        Raises :class:`MedDPMError` for a mask that cannot be used, with everything left as it was.
+        Raises :class:`MedDPMError` for a mask that cannot be used or kept, and if no worker can be started, with
+        everything left as it was.
         """
         if order.segmentation is None:
-            raise MedDPMError("no segmentation is chosen: choose one, or start from a template")
+            raise MedDPMError(_("no segmentation is chosen: choose one, or start from a template"))
         if not order.modalities:
-            raise MedDPMError("no modality is chosen: choose at least one")
+            raise MedDPMError(_("no modality is chosen: choose at least one"))
         labels = read_labels(order.segmentation, order.table, order.card.scheme)
         settings: dict[str, Any] = {
             "model": order.card.name,
@@ -93,14 +95,16 @@ class Generator:
             "sampler": order.sampler,
             "device": order.device,
             "precision": order.precision,
+            "guidance": order.guidance,
             "space": order.space,
             "modalities": list(order.modalities),
             "preview_every": int(order.preview),  # the next one waits until this one was read
         }
+        cold = not self.client.running
+        id = self.client.generate(np.ascontiguousarray(labels.array), **settings)
         if self.order is not None:
             self._drop()
-        cold = not self.client.running
-        self._id = self.client.generate(np.ascontiguousarray(labels.array), **settings)
+        self._id = id
         self.order = self.latest = order
         self.made, self.notes = {}, list(labels.notes)
         self.progressed.emit(_("Starting PyTorch") if cold else _("Waiting for the worker"), 0.0)
@@ -118,10 +122,13 @@ class Generator:
 
     def forget(self) -> None:
         """Lets go of everything in the scene, which is about to be closed."""
-        if self.order is not None:
+        running = self.order is not None
+        if running:
             self._drop()
         self.order = self.latest = self._id = self._preview = self._background_before = None
-        self.made = {}
+        self.made, self.notes = {}, []
+        if running:
+            self.ended.emit(None)
 
     def _drop(self) -> None:
         """Nothing more of the order that runs is wanted."""
@@ -206,8 +213,9 @@ class Generator:
         first = self.made[self.order.seeds[event.sample - 1], self.order.modalities[0]]
         shown_before = self._background_before or _background()
         self._remove_preview()
-        self._show(first, first=not shown_before)
-        self._background_before = first.GetID()
+        if _in_scene(first):  # else it was deleted while the rest of the sample came
+            self._show(first, first=not shown_before)
+            self._background_before = first.GetID()
         if event.sample == event.samples:
             self._end(None)
 
@@ -215,6 +223,7 @@ class Generator:
 
     def _end(self, message: str | None) -> None:
         self.order = self._id = None
+        self.made = {key: node for key, node in self.made.items() if _in_scene(node)}
         self._arrived.clear()
         self._next.stop()
         if self._preview is not None:
