@@ -160,7 +160,7 @@ class WaveletUNet3d(Denoiser):
         self.embedding = nn.Conv3d(condition_channels, _EMBEDDING_WIDTH, 2, stride=2)
         # Of all labels one is present at a voxel: the usual scale, for dense inputs, would drown them in the noise.
         if not self.embedding.weight.is_meta:  # drawing numbers there would import torch's compiler, for seconds
-            nn.init.normal_(self.embedding.weight, std=0.18)
+            nn.init.normal_(self.embedding.weight, std=0.5)
         self.condition_stem = nn.Conv3d(_EMBEDDING_WIDTH, channels[0], 3, padding=1, bias=False)
         self.down = nn.ModuleList(_Block(width) for width in channels[:-1])
         pairs = list(zip(channels[:-1], channels[1:], strict=True))
