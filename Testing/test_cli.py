@@ -74,7 +74,7 @@ def test_version_and_help(meddpm):
     assert meddpm("--version").stdout.strip() == f"meddpm {__version__}"
     result = meddpm("--help")
     assert result.returncode == 0
-    for command in ("demo", "generate", "models", "prepare", "train", "fidelity"):
+    for command in ("demo", "generate", "models", "prepare", "train", "fidelity", "benchmark"):
         assert re.search(rf"\b{command}\b", result.stdout)
     assert meddpm("models").returncode == 2, "a group alone shows its help, as an error"
 
@@ -532,60 +532,6 @@ def test_the_bundled_demo_fits_a_small_machine(meddpm, tmp_path):
     assert {path.name for path in (tmp_path / "demo").glob("*.nii.gz")} == {
         "demo_mask.nii.gz", "demo_t1.nii.gz", "demo_t1ce.nii.gz", "demo_t2.nii.gz", "demo_flair.nii.gz",
     }  # fmt: skip
-
-
-def test_fidelity_prints_a_table_and_writes_the_same_figures(meddpm, small_model, small_mask, tmp_path, brats):
-    # A "real" brain that is exactly what the model makes: all differences are zero.
-    generated = generate(load_model(small_model), small_mask)
-    for modality, volume in generated.items():
-        write_nifti(tmp_path / f"real_{modality}.nii.gz", volume)
-    real = [part for modality in generated for part in ("--real", f"{modality}=real_{modality}.nii.gz")]
-    result = meddpm("fidelity", small_mask, "--model", small_model, *real, "--json", "figures.json")
-    assert result.returncode == 0, result.stderr
-    figures = json.loads((tmp_path / "figures.json").read_text())
-    present = [label.name for label in brats.labels if (small_labels(brats) == label.value).any()]
-    assert len(present) == 3
-    assert [(mean["modality"], mean["label"]) for mean in figures["means"]] == [
-        (modality, label) for modality in ("t1", "t2") for label in present
-    ]
-    assert all(mean["difference"] == 0 for mean in figures["means"])
-    assert figures["correlation"] == pytest.approx({"t1": 1, "t2": 1})
-    for mean in figures["means"]:
-        assert any(
-            mean["label"] in line and f"{mean['synthetic']:.3f}" in line and str(mean["voxels"]) in line
-            for line in result.stdout.splitlines()
-        )
-
-    result = meddpm("fidelity", small_mask, "--model", small_model, *real[:2])
-    assert result.returncode == 2 and "--real is missing for t2" in one_sentence(result)
-    result = meddpm("fidelity", small_mask, "--model", small_model, "--real", "t9=x.nii")
-    assert result.returncode == 2 and "give each of t1, t2 once" in one_sentence(result)
-
-
-def test_fidelity_composes_anatomy_tumour_and_brain(meddpm, tmp_path, brats):
-    anatomy = load_scheme("anatomy")
-    model = write_small_model(tmp_path / "anatomy.safetensors", small_card(anatomy))
-    tumour = small_labels(brats)
-    structures = np.where((tumour > 0) & (np.indices(tumour.shape)[0] < 8), 1, 0).astype(np.uint8)
-    write_nifti(tmp_path / "structures.nii.gz", Volume(structures, small_geometry()))
-    write_nifti(tmp_path / "seg.nii.gz", Volume(tumour, small_geometry()))
-    image = np.where(tumour > 0, np.random.default_rng(0).uniform(0, 1, tumour.shape), -1).astype(np.float32)
-    write_nifti(tmp_path / "image.nii.gz", Volume(image, small_geometry()))
-    result = meddpm(
-        "fidelity", "structures.nii.gz", "--tumour", "seg.nii.gz", "--model", model,
-        "--real", "t1=image.nii.gz", "--real", "t2=image.nii.gz", "--json", "figures.json",
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    figures = json.loads((tmp_path / "figures.json").read_text())
-    counts = {mean["label"]: mean["voxels"] for mean in figures["means"] if mean["modality"] == "t1"}
-    expected = {}
-    for label in brats.tumour:
-        if (tumour == label.value).any():
-            expected[label.name] = int((tumour == label.value).sum())
-    brain = tumour == brats.rest.value
-    expected[anatomy.label_by_value(1).name] = int((brain & (structures == 1)).sum())
-    expected[anatomy.rest.name] = int((brain & (structures == 0)).sum())
-    assert {name.casefold(): n for name, n in counts.items()} == {name.casefold(): n for name, n in expected.items()}
 
 
 # Training --------------------------------------------------------------------------------------------

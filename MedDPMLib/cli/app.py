@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from MedDPMLib import __version__
-from MedDPMLib.cli import demo, fidelity, generate, models, prepare, training
+from MedDPMLib.cli import benchmark, demo, fidelity, generate, models, prepare, training
 from MedDPMLib.cli.output import complain
 from MedDPMLib.errors import MedDPMError
 
@@ -72,3 +72,4 @@ app.add_typer(models.app, name="models")
 app.command()(prepare.prepare)
 app.command()(training.train)
 app.command()(fidelity.fidelity)
+app.add_typer(benchmark.app, name="benchmark")

@@ -1,31 +1,46 @@
-"""meddpm fidelity: a brain made from a real brain's mask, beside that brain."""
+"""meddpm fidelity: brains made from a real brain's mask, beside that brain."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from MedDPMLib.cli.options import (
     DeviceOption,
+    GuidanceOption,
     LabelsOption,
-    ModelOption,
     PrecisionOption,
     QualityOption,
     SamplerOption,
     SeedOption,
+    Settings,
     StepsOption,
     check_settings,
+    model_names,
 )
-from MedDPMLib.cli.output import print_table, show_progress
+from MedDPMLib.cli.output import Progress, print_table, show_progress
 from MedDPMLib.errors import MedDPMError
+
+if TYPE_CHECKING:
+    from MedDPMLib.card import Card
+    from MedDPMLib.compare import Likeness
+    from MedDPMLib.fidelity import Fidelity
+    from MedDPMLib.masks import Mask
+    from MedDPMLib.volume import Volume
 
 
 def fidelity(
     mask: Annotated[Path, typer.Argument(help="The mask of a real brain that the model was not trained on.")],
-    model: ModelOption,
+    model: Annotated[
+        list[str],
+        typer.Option(
+            "--model", help="Model by name or file; given several times, side by side.", autocompletion=model_names
+        ),
+    ],
     real: Annotated[
         list[str],
         typer.Option("--real", metavar="MODALITY=IMAGE", help="The real image of each modality: --real t1=FILE ..."),
@@ -37,68 +52,165 @@ def fidelity(
         ),
     ] = None,
     labels: LabelsOption = None,
+    samples: Annotated[
+        int, typer.Option("--samples", min=1, help="Volumes to average the figures over, with seeds from --seed on.")
+    ] = 1,
     seed: SeedOption = 0,
     quality: QualityOption = "standard",
     sampler: SamplerOption = None,
     steps: StepsOption = None,
+    guidance: GuidanceOption = 1.0,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
+    pairs: Annotated[
+        bool, typer.Option("--pairs", help="Compare voxel by voxel with the real image too (MSE, MS-SSIM).")
+    ] = False,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the figures to a JSON file too.")
     ] = None,
 ) -> None:
-    """Measure how well labels keep their look: mean intensity inside each label, synthetic against real."""
+    """Measure how well labels keep their look: mean intensity inside each label, synthetic against real.
+
+    With several models, their figures stand side by side: in the same mask, from the same seeds.
+    """
     from MedDPMLib.store import ModelStore
 
-    card = ModelStore().find(model).card
-    images = _real_images(real, card.modalities)
-    settings = check_settings(card, quality, sampler, steps, device, precision)
-
-    from MedDPMLib import generate, load_model
-    from MedDPMLib.fidelity import mask_fidelity
-    from MedDPMLib.masks import Mask, fit, read_mask
-    from MedDPMLib.prepare import compose_anatomy
-    from MedDPMLib.volume import Volume, read_volume, resample_image, written_whole
-
-    if tumour is None:
-        painted = read_mask(mask, card.scheme, numbering=labels)
-    else:
-        composed = compose_anatomy(read_volume(mask), list(images.values()), read_volume(tumour))
-        painted = Mask.from_volume(
-            composed, card.scheme, name=mask.name, source=str(mask), numbering=card.scheme.own_numbering
-        )
-    with show_progress(settings.steps, "generating") as progress:
-        generated = generate(
-            load_model(model),
-            painted,
-            seed=seed,
-            progress=lambda *_: progress.advance("generating"),
-            **settings.keywords(),
-        )
-    fitted = fit(painted, card.grid)
-    on_grid = {
-        modality: resample_image(image, fitted.geometry, fill=float(image.array.min()))
-        for modality, image in images.items()
-    }
-    result = mask_fidelity(generated, on_grid, Volume(fitted.labels, fitted.geometry), card.scheme)
+    cards = [ModelStore().find(name).card for name in model]
+    images = _real_images(real, list(dict.fromkeys(modality for card in cards for modality in card.modalities)))
+    settings = [check_settings(card, quality, sampler, steps, device, precision, guidance) for card in cards]
+    painted = [_mask(mask, card, tumour, labels, images) for card in cards]
+    seeds = range(seed, seed + samples)
+    with show_progress(sum(of_model.steps for of_model in settings) * samples, "generating") as progress:
+        results = [
+            _measure(name, card, of_model, one, images, seeds, pairs, progress)
+            for name, card, of_model, one in zip(model, cards, settings, painted, strict=True)
+        ]
 
     if json_file is not None:
+        from MedDPMLib.volume import written_whole
+
         with written_whole(json_file) as temporary:
-            temporary.write_text(json.dumps({**generated.record, **result.to_dict()}, indent=2) + "\n")
-    print_table(
-        ["modality", "label", "voxels", "synthetic", "real", "difference"],
-        [
-            [m.modality, m.label, str(m.voxels), f"{m.synthetic:.3f}", f"{m.real:.3f}", f"{m.difference:+.3f}"]
-            for m in result.means
-        ],
-        numeric=[2, 3, 4, 5],
+            temporary.write_text(json.dumps({"models": [result.to_dict() for result in results]}, indent=2) + "\n")
+    _print_means(results)
+    _print_summary(results, list(images))
+    if pairs:
+        typer.echo("MSE and MS-SSIM ask for that one brain: of two models with equal means, the more varied one loses.")
+
+
+@dataclass(frozen=True)
+class _Result:
+    """What was measured of one model: the figures averaged over its seeds, and those of each seed."""
+
+    name: str
+    records: list[dict]
+    average: Fidelity
+    of_seeds: list[Fidelity]
+    #: By modality, for each seed; empty where it was not asked for.
+    likeness: list[dict[str, Likeness]]
+
+    def correlations(self, modality: str) -> list[float]:
+        return [one.correlation[modality] for one in self.of_seeds if one.correlation[modality] is not None]
+
+    def to_dict(self) -> dict:
+        seeds = [
+            {"seed": record["seed"], "record": record, **one.to_dict()}
+            for record, one in zip(self.records, self.of_seeds, strict=True)
+        ]
+        for entry, pairs in zip(seeds, self.likeness, strict=False):
+            entry["pairs"] = {modality: asdict(pair) for modality, pair in pairs.items()}
+        return {"model": self.name, **self.average.to_dict(), "seeds": seeds}
+
+
+def _mask(path: Path, card: Card, tumour: Path | None, numbering: str | None, images: dict[str, Volume]) -> Mask:
+    from MedDPMLib.masks import Mask, read_mask
+    from MedDPMLib.prepare import compose_anatomy
+    from MedDPMLib.volume import read_volume
+
+    if tumour is None:
+        return read_mask(path, card.scheme, numbering=numbering)
+    composed = compose_anatomy(read_volume(path), list(images.values()), read_volume(tumour))
+    return Mask.from_volume(
+        composed, card.scheme, name=path.name, source=str(path), numbering=card.scheme.own_numbering
     )
-    for modality, correlation in result.correlation.items():
-        known = "too few labels" if correlation is None else f"{correlation:.3f}"
-        typer.echo(f"correlation over labels, {modality}: {known}")
 
 
-def _real_images(options: list[str], modalities: tuple[str, ...]) -> dict:
+def _measure(
+    name: str, card: Card, settings: Settings, mask: Mask, images: dict[str, Volume], seeds: range, pairs: bool,
+    progress: Progress,
+) -> _Result:  # fmt: skip
+    from MedDPMLib import generate, load_model
+    from MedDPMLib.fidelity import average, mask_fidelity, paired_likeness
+    from MedDPMLib.masks import fit
+    from MedDPMLib.volume import Volume, resample_image
+
+    fitted = fit(mask, card.grid)
+    labels = Volume(fitted.labels, fitted.geometry)
+    on_grid = {
+        modality: resample_image(images[modality], fitted.geometry, fill=float(images[modality].array.min()))
+        for modality in card.modalities
+    }
+    model = load_model(name)
+    records, results, likeness = [], [], []
+    for seed in seeds:
+        doing = f"{card.name}, seed {seed}"
+        generated = generate(
+            model, mask, seed=seed, progress=lambda *_, doing=doing: progress.advance(doing), **settings.keywords()
+        )
+        records.append(generated.record)
+        results.append(mask_fidelity(generated, on_grid, labels, card.scheme))
+        if pairs:
+            likeness.append(paired_likeness(generated, on_grid, labels))
+    return _Result(name, records, average(results), results, likeness)
+
+
+def _print_means(results: list[_Result]) -> None:
+    """Every label's mean; the models side by side, each with its difference from the real mean."""
+    several = len(results) > 1
+    headings = ["modality", "label", "voxels", "real"]
+    for result in results:
+        headings += [result.name, "difference"] if several else ["synthetic", "difference"]
+    by_label = [{(mean.modality, mean.label): mean for mean in result.average.means} for result in results]
+    rows = []
+    for key in dict.fromkeys(key for table in by_label for key in table):
+        found = [table.get(key) for table in by_label]
+        first = next(mean for mean in found if mean)
+        row = [*key, str(first.voxels), f"{first.real:.3f}"]
+        for mean in found:
+            row += [f"{mean.synthetic:.3f}", f"{mean.difference:+.3f}"] if mean else ["", ""]
+        rows.append(row)
+    print_table(headings, rows, numeric=range(2, len(headings)))
+
+
+def _print_summary(results: list[_Result], modalities: list[str]) -> None:
+    """A line for each modality and model: correlation and difference, and the likeness where it was asked for."""
+    headings = ["modality", "model", "correlation over labels", "mean |difference|"]
+    if any(result.likeness for result in results):
+        headings += ["MSE", "MS-SSIM"]
+    rows = []
+    for modality in modalities:
+        for result in results:
+            if modality not in result.average.correlation:
+                continue
+            row = [
+                modality, result.name, _with_range(result.correlations(modality)),
+                f"{result.average.mean_difference(modality):.3f}",
+            ]  # fmt: skip
+            if result.likeness:
+                row.append(_with_range([pair[modality].mse for pair in result.likeness]))
+                row.append(_with_range([pair[modality].ms_ssim for pair in result.likeness]))
+            rows.append(row)
+    print_table(headings, rows, numeric=range(2, len(headings)))
+
+
+def _with_range(figures: list[float]) -> str:
+    """The mean, and over several seeds the lowest and highest."""
+    if not figures:
+        return "too few labels"
+    mean = f"{sum(figures) / len(figures):.3f}"
+    return mean if len(figures) == 1 else f"{mean} ({min(figures):.3f} to {max(figures):.3f})"
+
+
+def _real_images(options: list[str], modalities: list[str]) -> dict[str, Volume]:
     """The images by modality, in the order of ``modalities``."""
     from MedDPMLib.volume import read_volume
 

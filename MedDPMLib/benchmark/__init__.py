@@ -1,0 +1,1 @@
+"""How fast is it here, and what do fewer steps cost? What ``meddpm benchmark`` measures."""

@@ -1,0 +1,73 @@
+"""How fast could it be? What the device reaches in a large matrix product, and what a step asks of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from MedDPMLib.networks import build_network
+
+#: Sides of the matrices: large enough that more does not help.
+_SIDE = {"cpu": 2048, "cuda": 8192, "mps": 4096}
+#: What other work of the machine takes away should be taken away here as well: so not the blink of one product.
+_SECONDS = 0.3
+
+
+class Ceiling:
+    """Measures, whenever asked, how many floating-point operations a second ``device`` does in a matrix product."""
+
+    def __init__(self, device: torch.device, side: int | None = None) -> None:
+        self.device = device
+        side = side or _SIDE[device.type]
+        self._matrices = {
+            "bfloat16": torch.randn(side, side, device=device).bfloat16(),
+            "float32": torch.randn(side // 2, side // 2, device=device),  # slower: a smaller one takes as long
+        }
+        self.measure()  # the first product of a process takes longer
+
+    def measure(self) -> dict[str, float]:
+        """FLOP/s by precision ("bfloat16", "float32"). The higher one is the ceiling of the device."""
+        return {name: self._rate(matrix) for name, matrix in self._matrices.items()}
+
+    def _rate(self, matrix: torch.Tensor) -> float:
+        done, started = 0, time.perf_counter()
+        while True:
+            torch.mm(matrix, matrix)
+            synchronize(self.device)
+            done += 1
+            seconds = time.perf_counter() - started
+            if seconds > _SECONDS:
+                return done * 2 * len(matrix) ** 3 / seconds
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits until ``device`` has done what it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def step_flops(description: Mapping[str, object], shape: tuple[int, int, int], *, encoded: bool) -> int:
+    """Floating-point operations of one step of the described network on a grid (D, H, W), in products.
+
+    Convolutions, matrix products and attention are counted, a multiplication and an addition as two. With ``encoded``
+    the condition's share is left out, as in every step after the first. Nothing is computed: all tensors are PyTorch's
+    "meta" ones.
+    """
+    with torch.device("meta"), torch.no_grad():
+        network = build_network(description).eval()
+        x = torch.empty(1, description["image_channels"], *shape)
+        condition = torch.empty(1, description["condition_channels"], *shape)
+        t = torch.zeros(1, dtype=torch.int64)
+        condition = network.encode_condition(condition)
+        counter = FlopCounterMode(display=False)
+        with counter:
+            if encoded:
+                network.denoise(x, t, condition)
+            else:
+                network(x, t, torch.empty(1, description["condition_channels"], *shape))
+    return counter.get_total_flops()

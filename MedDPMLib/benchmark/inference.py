@@ -1,0 +1,263 @@
+"""How long does a volume take here, the plain way and ours, side by side?
+
+Every way has a process of its own: its peak memory is its own, and nothing that one has warmed helps another. The
+processes take their steps in turn, a large matrix product among them, so that whatever else the machine does slows
+all of them alike. What is quoted are ratios.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import statistics
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+
+from MedDPMLib.benchmark.ceiling import step_flops
+from MedDPMLib.benchmark.machine import describe_machine, load
+from MedDPMLib.benchmark.subject import RANDOM, load_subject
+from MedDPMLib.benchmark.ways import WAYS, Order, measure_ceiling, measure_way
+from MedDPMLib.device import choose_execution
+from MedDPMLib.model import Model
+
+#: A run whose rest would take longer is stopped, and its time extrapolated.
+_PATIENCE = 60.0
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One way of making a volume with one network on one device. Times in seconds, memory in bytes.
+
+    A ``problem`` is a sentence about why nothing was measured; the figures are None then.
+    """
+
+    model: str
+    way: str
+    #: Size of the grid in (i, j, k) and whether the weights are trained or random.
+    grid: tuple[int, int, int]
+    weights: str
+    sampler: str
+    steps: int
+    device: str
+    precision: str | None = None
+    problem: str | None = None
+    #: Loading the model and laying out its weights.
+    load_seconds: float | None = None
+    #: The first step with all that goes before it; the median of the others.
+    first_seconds: float | None = None
+    step_seconds: float | None = None
+    #: Processor time of a step, all cores together: other work on the machine hardly changes it. None on a GPU.
+    step_cpu_seconds: float | None = None
+    #: How many steps the median is of.
+    measured_steps: int | None = None
+    #: A volume, without loading; whether it was worked out from the measured steps.
+    volume_seconds: float | None = None
+    extrapolated: bool | None = None
+    peak_bytes: int | None = None
+    #: Floating-point operations of a step, and their rate as a share of the ceiling.
+    step_flops: int | None = None
+    of_ceiling: float | None = None
+    #: Share of a step's time in convolutions, matrix products and attention, and their rate as a share of the ceiling.
+    products: float | None = None
+    products_of_ceiling: float | None = None
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """All that one run measured: ``ceiling`` is by device FLOP/s by precision."""
+
+    machine: dict
+    before: dict
+    after: dict
+    share: float
+    ceiling: dict[str, dict[str, float]]
+    measurements: tuple[Measurement, ...]
+
+    def to_dict(self) -> dict:
+        """As plain data for JSON, with the ratios to the plain way."""
+        data = {name: getattr(self, name) for name in ("machine", "before", "after", "share", "ceiling")}
+        data["measurements"] = [{**asdict(one), **self.ratios(one)} for one in self.measurements]
+        return data
+
+    def ratios(self, one: Measurement) -> dict[str, float | None]:
+        """How many times faster ``one`` is than the plain way, for a step and a volume, and its share of the memory."""
+        plain = next(
+            (m for m in self.measurements if (m.model, m.device, m.way) == (one.model, one.device, "plain")), None
+        )
+        if plain is None or plain.problem or one.problem:
+            return dict.fromkeys(("step_ratio", "step_cpu_ratio", "volume_ratio", "memory_ratio"))
+        on_cpu = plain.step_cpu_seconds and one.step_cpu_seconds
+        return {
+            "step_ratio": plain.step_seconds / one.step_seconds,
+            "step_cpu_ratio": plain.step_cpu_seconds / one.step_cpu_seconds if on_cpu else None,
+            "volume_ratio": plain.volume_seconds / one.volume_seconds,
+            "memory_ratio": one.peak_bytes / plain.peak_bytes,
+        }
+
+
+def phases(steps: int) -> int:
+    """How often :func:`benchmark` reports for each model and device."""
+    return len(WAYS) * (steps + 3)
+
+
+def benchmark(
+    names: Sequence[str],
+    devices: Sequence[str],
+    *,
+    share: float = 1.0,
+    steps: int = 3,
+    report: Callable[[str], None] = lambda doing: None,
+) -> Benchmark:
+    """Measures the models called ``names`` on ``devices``; ``report`` is told what is being done.
+
+    ``share`` scales the sides of every grid, for machines that are too small; ``steps`` are measured of each way beside
+    the first one, more only where the whole volume takes less than a minute. Raises :class:`MedDPMError` for unknown
+    names and devices before anything is measured.
+    """
+    models = {name: load_subject(name, share) for name in names}
+    devices = list(dict.fromkeys(str(choose_execution(device).device) for device in devices))
+    before = load()
+    measurements, ceilings = [], {}
+    for device in devices:
+        rates = []
+        with _Process(measure_ceiling, device) as ceiling:
+            ceiling.begin()
+            for name, model in models.items():
+                of_model, found = _measure(model, name, device, share, steps, ceiling, report)
+                measurements += of_model
+                rates += found
+        ceilings[device] = {name: statistics.median(rate[name] for rate in rates) for name in rates[0]}
+    return Benchmark(describe_machine(), before, load(), share, ceilings, tuple(measurements))
+
+
+def _measure(
+    model: Model,
+    name: str,
+    device: str,
+    share: float,
+    steps: int,
+    ceiling: _Process,
+    report: Callable[[str], None],
+) -> tuple[list[Measurement], list[dict[str, float]]]:
+    """All ways of one model on one device, their steps in turn, and what the ceiling was meanwhile."""
+    rates = []
+    with ExitStack() as stack:
+        ways = {}
+        for way in WAYS:
+            report(f"{name}, {way}: loading and first step")
+            ways[way] = stack.enter_context(_Process(measure_way, Order(name, way, device, share)))
+            ways[way].begin()
+        for number in range(1, steps + 1):
+            for way, process in ways.items():
+                report(f"{name}, {way}: step {number} of {steps}")
+                rates.append(ceiling.go())
+                process.go()
+        for way, process in ways.items():
+            report(f"{name}, {way}: profile")
+            process.go("profile")
+            report(f"{name}, {way}: the rest")
+            process.end()
+    peak = statistics.median(max(rate.values()) for rate in rates)
+    summaries = [_summary(model, name, way, device, process, peak) for way, process in ways.items()]
+    return [*summaries, _draft(summaries[-1], model)], rates
+
+
+class _Process:
+    """A process that measures on command; see :mod:`MedDPMLib.benchmark.ways` for what it is told and answers."""
+
+    def __init__(self, target: Callable, order: object) -> None:
+        context = multiprocessing.get_context("spawn")  # a forked one would inherit memory and threads
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=target, args=(theirs, order), daemon=True)
+        self.process.start()
+        theirs.close()
+        #: What it measured, at its end; or why it measured nothing.
+        self.result: dict | None = None
+        self.problem: str | None = None
+        self._paused: dict | None = None
+
+    def __enter__(self) -> _Process:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.connection.close()
+        self.process.kill()
+        self.process.join()
+
+    def begin(self) -> None:
+        """Waits for the first pause."""
+        self._await()
+
+    def go(self, command: str = "go") -> dict | None:
+        """Has it do a step more, if it is not at its end; returns what it says at the pause that follows."""
+        if self._paused is not None:
+            self.connection.send(command)
+            self._await()
+        return self._paused
+
+    def end(self) -> None:
+        """Lets it finish its volume if that takes less than a minute, otherwise stops it."""
+        if self._paused is not None:
+            rest = (self._paused["steps"] - self._paused["step"]) * self._paused["seconds"]
+            self.go("finish" if rest < _PATIENCE else "stop")
+
+    def _await(self) -> None:
+        try:
+            kind, message = self.connection.recv()
+        except EOFError:
+            kind, message = "failed", "its process was ended from outside, most likely for lack of memory"
+        self._paused = message if kind == "step" else None
+        if kind == "done":
+            self.result = message
+        if kind == "failed":
+            self.problem = message
+
+
+def _summary(model: Model, name: str, way: str, device: str, process: _Process, ceiling: float) -> Measurement:
+    card = model.card
+    settings = card.qualities.get(way) or {"sampler": "ddpm", "steps": model.schedule.timesteps}
+    weights = "random" if model.hash == RANDOM else "trained"
+    about = {"model": name, "way": way, "grid": card.grid.size, "weights": weights, "device": device, **settings}
+    if process.problem:
+        return Measurement(**about, problem=process.problem)
+    found = process.result
+    first = found["step_seconds"][0]
+    # The first step has all that goes before it, and the last may do more than the others.
+    others = slice(1, -1 if found["finished"] else None)
+    measured = found["step_seconds"][others] or [first]
+    step = statistics.median(measured)
+    cpu = statistics.median(found["step_cpu_seconds"][others] or found["step_cpu_seconds"][:1])
+    if found["finished"]:
+        profiled = settings["steps"] - len(found["step_seconds"])
+        volume = sum(found["step_seconds"]) + profiled * step + found["last_seconds"]
+    else:
+        # What comes before the first step is nothing beside hundreds of them, but something beside twenty.
+        volume = (step if way == "plain" else first) + (settings["steps"] - 1) * step
+    flops = step_flops(card.network_description, card.grid.shape, encoded=way != "plain")
+    of_ceiling = flops / step / ceiling
+    products = found["products"]
+    return Measurement(
+        **about,
+        precision=found["precision"],
+        load_seconds=found["load_seconds"],
+        first_seconds=first,
+        step_seconds=step,
+        step_cpu_seconds=cpu if device == "cpu" else None,
+        measured_steps=len(measured),
+        volume_seconds=volume,
+        extrapolated=not found["finished"],
+        peak_bytes=found["peak_bytes"],
+        step_flops=flops,
+        of_ceiling=of_ceiling,
+        products=products,
+        products_of_ceiling=of_ceiling / products if products else None,
+    )
+
+
+def _draft(standard: Measurement, model: Model) -> Measurement:
+    """What follows for the quality "draft", which takes fewer of the same steps."""
+    quality = model.card.qualities["draft"]
+    if standard.problem:
+        return replace(standard, way="draft", **quality)
+    volume = standard.first_seconds + (quality["steps"] - 1) * standard.step_seconds
+    return replace(standard, way="draft", **quality, volume_seconds=volume, extrapolated=True)

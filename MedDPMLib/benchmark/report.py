@@ -1,0 +1,74 @@
+"""How are measurements told? As the rows of a table, and the sentences that belong under it."""
+
+from __future__ import annotations
+
+from MedDPMLib.benchmark.inference import Benchmark, Measurement
+
+HEADINGS = (
+    "network", "device", "way", "precision", "steps", "s/step", "CPU s/step", "s/volume", "faster", "memory", "of plain",
+    "of ceiling", "products", "of ceiling",
+)  # fmt: skip
+NUMERIC = tuple(range(4, len(HEADINGS)))
+
+
+def rows(result: Benchmark) -> list[list[str]]:
+    """A row for each measurement, under :data:`HEADINGS`."""
+    return [_row(one, result.ratios(one)) for one in result.measurements]
+
+
+def _row(one: Measurement, ratios: dict[str, float | None]) -> list[str]:
+    about = [one.model, one.device, one.way, one.precision or "", str(one.steps)]
+    if one.problem:
+        return [*about, *[""] * (len(HEADINGS) - len(about))]
+    return [
+        *about,
+        f"{one.step_seconds:.3g}",
+        f"{one.step_cpu_seconds:.3g}" if one.step_cpu_seconds else "",
+        ("~" if one.extrapolated else "") + _seconds(one.volume_seconds),
+        "" if one.way == "plain" else f"{ratios['volume_ratio']:.3g}x" if ratios["volume_ratio"] else "?",
+        f"{one.peak_bytes / 2**30:.2f} GiB",
+        "" if one.way == "plain" else f"{ratios['memory_ratio']:.0%}" if ratios["memory_ratio"] else "?",
+        f"{one.of_ceiling:.0%}",
+        f"{one.products:.0%}" if one.products else "",
+        f"{one.products_of_ceiling:.0%}" if one.products else "",
+    ]
+
+
+def remarks(result: Benchmark) -> list[str]:
+    """What must be known to read the table."""
+    found = [
+        f"{device}: the ceiling is {max(rates.values()) / 1e12:.3g} TFLOP/s, measured in between ("
+        + ", ".join(f"{name} {rate / 1e12:.3g}" for name, rate in rates.items())
+        + ")."
+        for device, rates in result.ceiling.items()
+    ]
+    found.append(
+        "plain: float32, channels first, every step of the schedule by ancestral sampling. faster: a volume against it."
+    )
+    if any(one.extrapolated for one in result.measurements):
+        found.append(
+            "~: worked out from the measured steps, not run to the end; draft takes fewer of the steps of standard."
+        )
+    if result.share != 1:
+        found.append(f"Grids are scaled down: {result.share:g} of each side.")
+    random = [one.model for one in result.measurements if one.weights == "random"]
+    if random:
+        names = ", ".join(dict.fromkeys(random))
+        found.append(f"{names}: random weights, because none are installed; times do not depend on them.")
+    found.append("products: the share of a step in convolutions, matrix products and attention, and their speed.")
+    found += [
+        f"{one.model}, {one.way} on {one.device} was not measured: {one.problem}"
+        for one in result.measurements
+        if one.problem
+    ]
+    machine, before, after = result.machine, result.before, result.after
+    found.append(
+        f"{machine['processor']}, {machine['threads']} threads ({', '.join(machine['features']) or 'no fast bfloat16'})"
+        f", PyTorch {machine['versions']['torch']}. Other work kept {before['busy']:.0%} of the cores busy before and"
+        f" {after['busy']:.0%} after: compare ratios, not seconds."
+    )
+    return found
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.3g}" if seconds < 100 else f"{seconds:,.0f}"

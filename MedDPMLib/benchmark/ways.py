@@ -1,0 +1,210 @@
+"""What is timed? One way of making a volume, in a process of its own, step by step as it is told.
+
+A process that measures answers every command with one message. It runs to the first pause, after the first step, on
+its own; then "go" is one step more, "profile" one step under PyTorch's profiler, "finish" the rest without a pause,
+and "stop" ends it. The messages are ("step", {...}), ("done", {...}) at the end, and ("failed", sentence).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+
+import torch
+from torch import Tensor
+
+from MedDPMLib.allocator import keep_freed_memory
+from MedDPMLib.benchmark.ceiling import Ceiling, synchronize
+from MedDPMLib.benchmark.machine import peak_memory
+from MedDPMLib.benchmark.subject import load_subject, painted_ball
+from MedDPMLib.device import choose_execution, free_memory
+from MedDPMLib.errors import MedDPMError, OutOfMemory
+from MedDPMLib.generation import generate
+from MedDPMLib.masks import condition, fit
+from MedDPMLib.model import Model
+from MedDPMLib.samplers import sample
+
+#: The plain way, and ours in the card's quality "standard".
+WAYS = ("plain", "standard")
+
+#: What the profiler calls convolutions, matrix products and attention; a part of the name is enough.
+_PRODUCTS = ("conv", "mm", "linear", "scaled_dot_product")
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a process is to measure: one of :data:`WAYS` for a model, its grid's sides scaled by ``share``."""
+
+    model: str
+    way: str
+    device: str
+    share: float = 1.0
+
+
+class Pace:
+    """Progress of a run that takes its steps on command, and how long each took: by the clock, and of all cores."""
+
+    def __init__(self, connection: Connection, device: torch.device) -> None:
+        self.connection, self.device = connection, device
+        self.seconds: list[float] = []
+        self.cpu_seconds: list[float] = []
+        self.products: float | None = None
+        self._finishing = False
+        self._profiler: torch.profiler.profile | None = None
+        self._start()
+
+    def __call__(self, step: int, steps: int, x0: Tensor) -> None:
+        synchronize(self.device)
+        if self._profiler is None:
+            self.seconds.append(time.perf_counter() - self._started)
+            self.cpu_seconds.append(time.process_time() - self._cpu_started)
+        else:  # a step under the profiler is slower, its time does not count
+            with _silence():
+                self._profiler.stop()
+            self.products = share_of_products(self._profiler)
+            self._profiler = None
+        if step < steps and not self._finishing:
+            self._await_command(step, steps)
+        self._start()
+
+    def _start(self) -> None:
+        self._started, self._cpu_started = time.perf_counter(), time.process_time()
+
+    def _await_command(self, step: int, steps: int) -> None:
+        self.connection.send(("step", {"step": step, "steps": steps, "seconds": self.seconds[-1]}))
+        command = self.connection.recv()
+        if command == "stop":
+            raise _Stopped
+        self._finishing = command == "finish"
+        if command == "profile":
+            activities = [torch.profiler.ProfilerActivity.CPU]
+            if self.device.type == "cuda":
+                activities.append(torch.profiler.ProfilerActivity.CUDA)
+            self._profiler = torch.profiler.profile(activities=activities)
+            with _silence():
+                self._profiler.start()
+
+    def since_last_step(self) -> float:
+        synchronize(self.device)
+        return time.perf_counter() - self._started
+
+
+class _Stopped(Exception):
+    """Ends a run from within, when enough was measured."""
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keeps off the terminal what the profiler writes there past Python."""
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nothing:
+        os.dup2(nothing.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def share_of_products(profiler: torch.profiler.profile) -> float | None:
+    """The share of the profiled time that convolutions, matrix products and attention took.
+
+    None where the profiler saw none by name, as in a captured graph.
+    """
+    averages = profiler.key_averages()
+    times = {event.key: event.self_device_time_total for event in averages}
+    if not any(times.values()):
+        times = {event.key: event.self_cpu_time_total for event in averages}
+    products = sum(time for key, time in times.items() if any(name in key for name in _PRODUCTS))
+    return products / sum(times.values()) if products else None
+
+
+def measure_way(connection: Connection, order: Order) -> None:
+    """What the process of ``order`` does; see the module."""
+    try:
+        if order.way != "plain":
+            keep_freed_memory()  # as the command line and the worker do
+        started = time.perf_counter()
+        model = load_subject(order.model, order.share)
+        execution = choose_execution(order.device, "float32" if order.way == "plain" else "auto")
+        if order.way == "plain":
+            _check_memory(model, execution.device)
+            model.network.to(execution.device)
+        else:
+            model.prepared(execution)
+        loaded = time.perf_counter() - started
+        pace = Pace(connection, execution.device)
+        finished = True
+        try:
+            if order.way == "plain":
+                _plain(model, execution.device, pace)
+            else:
+                generate(
+                    model, painted_ball(model.card), device=execution.device, precision=execution.precision,
+                    progress=pace, **model.card.qualities[order.way],
+                )  # fmt: skip
+        except _Stopped:
+            finished = False
+        connection.send((
+            "done",
+            {
+                "precision": execution.precision,
+                "reason": execution.reason,
+                "device": str(execution.device),
+                "load_seconds": loaded,
+                "step_seconds": pace.seconds,
+                "step_cpu_seconds": pace.cpu_seconds,
+                "last_seconds": pace.since_last_step() if finished else None,
+                "finished": finished,
+                "products": pace.products,
+                "peak_bytes": peak_memory(execution.device),
+            },
+        ))  # fmt: skip
+    except EOFError:  # whoever asked is gone
+        return
+    except (MedDPMError, MemoryError, torch.OutOfMemoryError) as error:
+        connection.send(("failed", str(error) or "it ran out of memory"))
+
+
+def measure_ceiling(connection: Connection, device: str) -> None:
+    """The process that measures the device's ceiling at every "go", until "stop"."""
+    ceiling = Ceiling(choose_execution(device).device)
+    try:
+        while True:
+            connection.send(("step", ceiling.measure()))
+            if connection.recv() == "stop":
+                connection.send(("done", {}))
+                return
+    except EOFError:
+        return
+
+
+def _plain(model: Model, device: torch.device, pace: Pace) -> Tensor:
+    """How the published code samples: every step of the schedule, the whole network in float32, channels first."""
+    card = model.card
+    fitted = fit(painted_ball(card), card.grid)
+    labels = condition(fitted.labels, card.scheme, card.mask_encoding, positions=card.positions)
+    return sample(
+        model.network,
+        torch.from_numpy(labels)[None].to(device),
+        model.schedule,
+        shape=(1, len(card.modalities), *fitted.labels.shape),
+        method="ddpm",
+        steps=model.schedule.timesteps,
+        generator=torch.Generator().manual_seed(0),
+        prediction=card.prediction,
+        progress=pace,
+    )
+
+
+def _check_memory(model: Model, device: torch.device) -> None:
+    """Refuses the plain way where it cannot fit: a machine that swaps, or ends processes, measures nothing."""
+    needed, free = model.memory_needed(torch.float32), free_memory(device)
+    if free is not None and needed > free:
+        raise OutOfMemory(
+            f"it takes about {needed / 1e9:.0f} GB of memory and {free / 1e9:.0f} GB are free: scale the grid down"
+        )

@@ -1,0 +1,204 @@
+"""What the benchmark says: counted operations against closed forms, and a whole run on a tiny model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import small_card
+
+from MedDPMLib.benchmark import inference, ways
+from MedDPMLib.benchmark.ceiling import Ceiling, step_flops
+from MedDPMLib.benchmark.inference import Benchmark, Measurement, benchmark
+from MedDPMLib.benchmark.machine import describe_machine, load, peak_memory
+from MedDPMLib.benchmark.report import HEADINGS, remarks, rows
+from MedDPMLib.benchmark.subject import RANDOM, all_names, load_subject, painted_ball, scaled_grid
+from MedDPMLib.benchmark.ways import share_of_products
+from MedDPMLib.card import official_cards
+from MedDPMLib.errors import MedDPMError
+from MedDPMLib.geometry import Grid
+from MedDPMLib.masks import fit
+from MedDPMLib.model import load_model
+
+CPU = torch.device("cpu")
+
+
+# What is measured ------------------------------------------------------------------------------------
+
+
+def test_the_published_networks_need_the_operations_that_are_known():
+    """5.5 T and 21.3 T multiplications and additions a step, as they are known of the published code."""
+    for card, expected in zip(official_cards(), (21.3e12, 5.5e12), strict=True):
+        assert step_flops(card.network_description, card.grid.shape, encoded=False) == pytest.approx(expected, rel=0.02)
+
+
+def test_operations_grow_with_the_voxels_and_the_condition_is_counted_once(brats):
+    description = small_card(brats).network_description
+    flops = [step_flops(description, (side, 16, 16), encoded=False) for side in (16, 32, 48)]
+    # The timestep's layers do not grow.
+    assert flops[2] - flops[1] == flops[1] - flops[0] > 0.9 * flops[0]
+    assert step_flops(description, (16, 16, 16), encoded=True) < flops[0]
+
+
+def test_the_ceiling_is_a_rate():
+    slow, fast = Ceiling(CPU, side=128).measure(), Ceiling(CPU, side=512).measure()
+    assert slow.keys() == fast.keys() == {"bfloat16", "float32"}
+    assert all(1e7 < rate < 1e15 for rates in (slow, fast) for rate in rates.values())
+
+
+@pytest.mark.parametrize("size", [(192, 192, 144), (128, 128, 128), (48, 33, 17)])
+@pytest.mark.parametrize("share", [0.01, 0.25, 0.5])
+def test_a_scaled_grid_fits_the_network_and_covers_the_same(size, share):
+    grid = Grid(size, (1.0, 1.5, 2.0), "LPS")
+    scaled = scaled_grid(grid, share, 16)
+    assert all(side % 16 == 0 and side >= 16 for side in scaled.size)
+    np.testing.assert_allclose(np.multiply(scaled.size, scaled.spacing), np.multiply(grid.size, grid.spacing))
+    for side, was in zip(scaled.size, grid.size, strict=True):
+        assert abs(side - share * was) <= 8 or side == 16
+
+
+def test_the_ball_has_every_label_of_every_scheme():
+    for card in official_cards():
+        card = replace(card, grid=scaled_grid(card.grid, 0.25, 16))
+        mask = painted_ball(card)
+        assert set(np.unique(mask.volume.array)) == {0, *card.scheme.values}
+        np.testing.assert_array_equal(fit(mask, card.grid).labels, mask.volume.array)
+
+
+def test_a_published_network_without_weights_gets_random_ones(meddpm):
+    assert {card.name for card in official_cards()} < set(all_names())
+    model = load_subject("med-ddpm-whole-head", share=0.25)
+    assert model.hash == RANDOM and model.card.grid.size == (32, 32, 32)
+    assert all(parameter.any() for parameter in model.network.parameters())
+    with pytest.raises(MedDPMError, match="no model"):
+        load_subject("nothing")
+    with pytest.raises(MedDPMError, match="share of the grid"):
+        load_subject("med-ddpm-whole-head", share=2)
+
+
+def test_the_machine_is_plain_data():
+    machine = json.loads(json.dumps({**describe_machine(), "load": load()}))
+    assert machine["logical_cores"] >= machine["cores"] >= 1 and machine["processor"]
+    assert 0 <= machine["load"]["busy"] <= 1 and machine["load"]["free_bytes"] < machine["memory_bytes"]
+
+
+def test_the_peak_is_a_peak():
+    before = peak_memory(CPU)
+    held = np.ones(300_000_000, np.uint8)
+    during = peak_memory(CPU)
+    del held
+    # The kernel brings its count of a thread's pages up to date now and then.
+    assert during > max(before, 300_000_000) - 2**20
+    assert peak_memory(CPU) > during - 2**20
+
+
+def test_the_share_of_products_is_found():
+    a, image = torch.randn(256, 256), torch.randn(1, 4, 16, 16, 16)
+    conv = torch.nn.Conv3d(4, 4, 3)
+
+    def profiled(work) -> float | None:
+        with ways._silence(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+            with torch.no_grad():
+                work()
+        return share_of_products(profiler)
+
+    assert profiled(lambda: [a @ a for _ in range(20)]) > 0.9
+    assert profiled(lambda: [conv(image) for _ in range(5)]) > 0.8
+    assert profiled(lambda: [a.exp() for _ in range(5)]) is None
+    assert 0.01 < profiled(lambda: [a.exp() @ a for _ in range(20)]) < 0.99
+
+
+# What is told ----------------------------------------------------------------------------------------
+
+
+def measurement(way: str, **figures) -> Measurement:
+    known = {
+        "model": "net", "grid": (16, 16, 16), "weights": "trained", "sampler": "ddpm", "steps": 250, "device": "cpu",
+        "precision": "float32", "load_seconds": 1.0, "first_seconds": 2.0, "step_seconds": 4.0, "step_cpu_seconds": 8.0,
+        "measured_steps": 3, "volume_seconds": 1000.0, "extrapolated": True, "peak_bytes": 4 * 2**30,
+        "step_flops": 10**12, "of_ceiling": 0.25, "products": 0.5, "products_of_ceiling": 0.5,
+    }  # fmt: skip
+    return Measurement(way=way, **known | figures)
+
+
+def result(*measurements: Measurement, share: float = 1.0) -> Benchmark:
+    quiet = {"busy": 0.0, "average": 0.0, "free_bytes": 2**34}
+    return Benchmark(
+        describe_machine(), quiet, quiet, share, {"cpu": {"bfloat16": 1e12, "float32": 2e11}}, measurements
+    )
+
+
+def test_ratios_are_to_the_plain_way_of_the_same_network_and_device():
+    ours = measurement(
+        "standard", steps=20, step_seconds=1.0, step_cpu_seconds=1.6, volume_seconds=20.0, peak_bytes=2**30
+    )
+    elsewhere = replace(ours, device="cuda")
+    found = result(measurement("plain"), ours, elsewhere, replace(ours, model="other"))
+    assert found.ratios(ours) == {"step_ratio": 4, "step_cpu_ratio": 5, "volume_ratio": 50, "memory_ratio": 0.25}
+    assert set(found.ratios(elsewhere).values()) == set(found.ratios(found.measurements[3]).values()) == {None}
+    row = dict(zip(HEADINGS[:11], rows(found)[1][:11], strict=True))
+    assert row["faster"] == "50x" and row["of plain"] == "25%" and row["memory"] == "1.00 GiB"
+    assert all(len(row) == len(HEADINGS) for row in rows(found))
+
+
+def test_what_could_not_be_measured_is_told():
+    broken = Measurement(
+        model="net", way="plain", grid=(16, 16, 16), weights="random", sampler="ddpm", steps=250, device="cpu",
+        problem="there is too little memory",
+    )  # fmt: skip
+    found = result(broken, measurement("standard"), share=0.5)
+    told = "\n".join(remarks(found))
+    for part in (
+        "net, plain on cpu was not measured: there is too little memory",
+        "random weights",
+        "0.5 of each side",
+    ):
+        assert part in told
+    assert json.loads(json.dumps(found.to_dict()))["measurements"][1]["volume_ratio"] is None
+    assert all(len(row) == len(HEADINGS) for row in rows(found))
+
+
+# A whole run -----------------------------------------------------------------------------------------
+
+
+def test_a_run_measures_both_ways(small_model, monkeypatch):
+    told = []
+    found = benchmark([str(small_model)], ["cpu"], steps=2, report=told.append)
+    card = load_model(small_model).card
+    plain, standard, draft = found.measurements
+    assert [one.way for one in found.measurements] == ["plain", "standard", "draft"]
+    assert (plain.sampler, plain.steps, plain.precision) == ("ddpm", 50, "float32")
+    assert {"sampler": standard.sampler, "steps": standard.steps} == card.qualities["standard"]
+    assert {"sampler": draft.sampler, "steps": draft.steps} == card.qualities["draft"]
+    # Fifty steps of a tiny network are quicker than patience lasts: everything is run to its end but the draft.
+    assert [one.extrapolated for one in found.measurements] == [False, False, True]
+    assert plain.measured_steps == 50 - 3 and standard.measured_steps == 1
+    for one in found.measurements:
+        assert one.problem is None and one.weights == "trained" and one.grid == (16, 16, 16)
+        assert 0 < one.step_seconds < one.volume_seconds and one.peak_bytes > 50e6
+        assert one.of_ceiling > 0
+    assert 0 < plain.products < 1 and plain.products_of_ceiling == pytest.approx(plain.of_ceiling / plain.products)
+    assert plain.step_flops == step_flops(card.network_description, (16, 16, 16), encoded=False)
+    assert standard.step_flops == step_flops(card.network_description, (16, 16, 16), encoded=True)
+    assert len(told) == inference.phases(2)
+
+
+def test_the_command_tells_and_writes(meddpm, small_model, tmp_path, monkeypatch):
+    # The way there is what is tested: another process for every way is not needed for that.
+    found = result(measurement("plain"), measurement("standard", volume_seconds=10.0))
+    asked = {}
+
+    def measured(names, devices, **options):
+        asked.update(names=names, devices=devices, **options)
+        return found
+
+    monkeypatch.setattr(inference, "benchmark", measured)
+    told = meddpm("benchmark", "generate", "--model", small_model, "--device", "cpu", "--quick", "--json", "out.json")
+    assert told.returncode == 0, told.stderr
+    assert asked["names"] == [str(small_model)] and (asked["share"], asked["steps"]) == (0.25, 1)
+    assert "100x" in told.stdout and "compare ratios" in told.stdout
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert written["measurements"][1]["volume_ratio"] == 100
