@@ -1,0 +1,21 @@
+"""How do folders of cases become a dataset to train on?"""
+
+from MedDPMLib.prepare.cases import compose_anatomy
+from MedDPMLib.prepare.dataset import DatasetSettings, Report, write_dataset
+from MedDPMLib.prepare.normalise import NORMALISATIONS, normalise
+from MedDPMLib.prepare.sources import CaseFiles, find_cases
+from MedDPMLib.prepare.standard import STANDARDS, Standard, standard
+
+__all__ = [
+    "NORMALISATIONS",
+    "STANDARDS",
+    "CaseFiles",
+    "DatasetSettings",
+    "Report",
+    "Standard",
+    "compose_anatomy",
+    "find_cases",
+    "normalise",
+    "standard",
+    "write_dataset",
+]

@@ -1,0 +1,247 @@
+"""How is a dataset written, by several processes, so that it can be continued?
+
+It has nnU-Net's raw layout: ``imagesTr/CASE_0000.nii.gz`` (a file for each modality), ``labelsTr/CASE.nii.gz`` and
+``dataset.json``. Beside these ``cases.csv`` is the table of what was found, and ``prepared/CASE.json`` what each case
+was made of. A case's label file is written last: where it is, and its source is unchanged, the case is done.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import re
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import connection, get_context, parent_process
+from pathlib import Path
+
+from MedDPMLib.errors import MedDPMError
+from MedDPMLib.labels import load_scheme
+from MedDPMLib.prepare.cases import prepare_case
+from MedDPMLib.prepare.normalise import NORMALISATIONS
+from MedDPMLib.prepare.sources import CaseFiles
+from MedDPMLib.prepare.standard import Standard, standard
+from MedDPMLib.volume import write_nifti, written_whole
+
+TABLE = "cases.csv"
+_RECORDS = "prepared"
+
+#: Changes when the same source gives another dataset than before.
+_VERSION = 1
+
+_TEMPORARY = re.compile(r"\.[0-9a-f]{8}\..+")
+
+
+@dataclass(frozen=True)
+class DatasetSettings:
+    """What a dataset is made of, the same for all its cases.
+
+    ``anatomy`` is a folder of ``CASE_anatomy.nii.gz``; ``numbering`` says what the values of segmentations mean, if
+    neither layout nor values do.
+    """
+
+    scheme: str
+    modalities: tuple[str, ...]
+    anatomy: Path | None = None
+    numbering: str | None = None
+    normalisation: str = NORMALISATIONS[0]
+
+    def __post_init__(self) -> None:
+        known = standard(self.scheme).modalities
+        if not self.modalities or not set(self.modalities) <= set(known):
+            raise MedDPMError(
+                f'"{",".join(self.modalities)}" are not modalities of the scheme "{self.scheme}": use one or several of'
+                f" {', '.join(known)}"
+            )
+        if self.normalisation not in NORMALISATIONS:
+            raise MedDPMError(
+                f'there is no normalisation "{self.normalisation}": use one of {", ".join(NORMALISATIONS)}'
+            )
+        if self.anatomy is not None and self.scheme != "anatomy":
+            raise MedDPMError(f'the scheme "{self.scheme}" has no structures: leave out --anatomy')
+        if self.numbering is not None:
+            load_scheme("brats" if self.anatomy else self.scheme).numbering(self.numbering)
+
+    @property
+    def standard(self) -> Standard:
+        return standard(self.scheme)
+
+    def description(self) -> dict:
+        """What ``dataset.json`` says, without the number of cases."""
+        scheme, grid = load_scheme(self.scheme), self.standard.grid
+        return {
+            "channel_names": {str(index): modality for index, modality in enumerate(self.modalities)},
+            "labels": {"background": 0} | {label.name: label.value for label in scheme.labels},
+            "file_ending": ".nii.gz",
+            "label_scheme": scheme.name,
+            "grid": {"size": list(grid.size), "spacing": list(grid.spacing), "orientation": grid.orientation},
+            "normalisation": self.normalisation,
+        }
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of a case: ``found`` is its row in the table, ``problem`` what is wrong with it, if anything;
+    ``was_done`` says that it had been prepared before."""
+
+    name: str
+    found: Mapping[str, str]
+    problem: str | None = None
+    was_done: bool = False
+
+
+def write_dataset(
+    cases: Sequence[CaseFiles], out: Path, settings: DatasetSettings, *, workers: int = 1
+) -> Iterator[Report]:
+    """Writes ``cases`` into the dataset ``out`` and yields a report on each, as it is done.
+
+    A case with a problem is left out. Cases that are done are not done again; those of earlier calls stay. Raises
+    :class:`MedDPMError` if ``out`` holds a dataset with other settings, cannot be written, or a process dies.
+    """
+    _begin(out, settings)
+    reports = []
+    for report in _in_processes(cases, out, settings, workers):
+        reports.append(report)
+        yield report
+    _describe(out, settings)
+    _write_table(out, settings, reports)
+
+
+def _in_processes(cases: Sequence[CaseFiles], out: Path, settings: DatasetSettings, workers: int) -> Iterator[Report]:
+    if min(workers, len(cases)) <= 1:
+        for case in cases:
+            yield _prepare(case, out, settings)
+        return
+    # Spawned, because a forked process can inherit a lock of SimpleITK's threads.
+    pool = ProcessPoolExecutor(min(workers, len(cases)), mp_context=get_context("spawn"), initializer=_become_worker)
+    try:
+        pending = [pool.submit(_prepare, case, out, settings) for case in cases]
+        for done in as_completed(pending):
+            yield done.result()
+    except BrokenProcessPool as error:
+        raise MedDPMError(
+            "a process ended while it prepared a case, most often for want of memory: use fewer --workers, the same"
+            " command goes on from here"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _become_worker() -> None:
+    import SimpleITK
+
+    SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # the other cores have a case of their own
+
+    def end_with_parent() -> None:
+        connection.wait([parent_process().sentinel])
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+# One case --------------------------------------------------------------------------------------------
+
+
+def _prepare(case: CaseFiles, out: Path, settings: DatasetSettings) -> Report:
+    found = {"case": case.name, "source": str(case.source), "layout": case.layout}
+    record, labels = out / _RECORDS / f"{case.name}.json", out / "labelsTr" / f"{case.name}.nii.gz"
+    images = [out / "imagesTr" / f"{case.name}_{index:04d}.nii.gz" for index in range(len(settings.modalities))]
+    try:
+        # A case with a problem has lost a file since it was done.
+        key = None if case.problem else _key(case, settings)
+        if (done := _done(record, labels)) and done["key"] == key:
+            return Report(case.name, done["found"], was_done=True)
+        # What is there is of another source, or was interrupted. The label file goes first, as it comes last.
+        for path in (labels, record, *images):
+            path.unlink(missing_ok=True)
+        prepared = prepare_case(
+            case,
+            settings.standard,
+            load_scheme(settings.scheme),
+            anatomy=settings.anatomy,
+            numbering=settings.numbering,
+            normalisation=settings.normalisation,
+        )
+    except MedDPMError as error:
+        return Report(case.name, found, str(error))
+    found |= prepared.found
+    for path, modality in zip(images, settings.modalities, strict=True):
+        write_nifti(path, prepared.images[modality])
+    with written_whole(record) as temporary:
+        temporary.write_text(json.dumps({"key": key, "found": found}, indent=1))
+    write_nifti(labels, prepared.labels)
+    return Report(case.name, found)
+
+
+def _key(case: CaseFiles, settings: DatasetSettings) -> str:
+    """What the case is made of: as long as this is the same, so is the result."""
+    paths = [*case.images.values(), *([case.segmentation] if case.segmentation.is_file() else [])]
+    if settings.anatomy is not None:
+        paths.append(settings.anatomy / f"{case.name}_anatomy.nii.gz")
+    stamps = []
+    for path in paths:
+        try:
+            stamps.append((str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns))
+        except OSError as error:
+            raise MedDPMError(f"{path} cannot be read ({error.strerror}): check the path") from error
+    said = sorted(case.labels.items()) if case.labels else None
+    made_of = [_VERSION, said, stamps, settings.anatomy is None, settings.numbering, settings.description()]
+    return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
+
+
+def _done(record: Path, labels: Path) -> dict | None:
+    """The record of a case that is done."""
+    try:
+        said = json.loads(record.read_text(encoding="utf-8"))
+        return said if labels.is_file() and {"key", "found"} <= said.keys() else None
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+# The dataset -----------------------------------------------------------------------------------------
+
+
+def _begin(out: Path, settings: DatasetSettings) -> None:
+    """Checks that ``out`` is of these settings, and clears what a process left that was ended half-way."""
+    path = out / "dataset.json"
+    if path.exists():
+        try:
+            said = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            said = {}
+        for name, value in settings.description().items():
+            if not isinstance(said, dict) or said.get(name) != value:
+                raise MedDPMError(f"{out} holds another dataset ({name} differs): choose another folder for this one")
+    for folder in ("imagesTr", "labelsTr", _RECORDS):
+        for left in (out / folder).glob(".*"):
+            if _TEMPORARY.fullmatch(left.name):
+                left.unlink(missing_ok=True)
+    _describe(out, settings)
+
+
+def _describe(out: Path, settings: DatasetSettings) -> None:
+    description = settings.description() | {"numTraining": len(list((out / "labelsTr").glob("*.nii.gz")))}
+    with written_whole(out / "dataset.json") as temporary:
+        temporary.write_text(json.dumps(description, indent=2))
+
+
+def _write_table(out: Path, settings: DatasetSettings, reports: Sequence[Report]) -> None:
+    """The table of all cases, those of earlier calls too: a row for each, with its problem if it has one."""
+    rows = {}
+    for path in (out / _RECORDS).glob("*.json"):
+        if done := _done(path, out / "labelsTr" / f"{path.stem}.nii.gz"):
+            rows[done["found"]["case"]] = {**done["found"], "problem": ""}
+    for report in reports:
+        rows[report.name] = {**report.found, "problem": report.problem or ""}
+    headings = ["case", "problem"]
+    for row in rows.values():
+        headings += [heading for heading in row if heading not in headings]
+    with written_whole(out / TABLE) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, headings, restval="")
+        writer.writeheader()
+        writer.writerows(row for _, row in sorted(rows.items()))

@@ -1,0 +1,305 @@
+"""Which cases does a folder hold? The layouts in which public data sets come are told apart by their files."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from MedDPMLib.errors import MedDPMError
+from MedDPMLib.labels import LabelScheme
+from MedDPMLib.volume import read_volume, volume_stem, volume_suffix
+
+#: What a modality is called in file names and channel lists: here and in BraTS to 2021, in BraTS 2023, elsewhere.
+_MODALITY_NAMES = {
+    "t1": ("t1", "t1n", "t1w"),
+    "t1ce": ("t1ce", "t1c", "t1gd"),
+    "t2": ("t2", "t2w"),
+    "flair": ("flair", "t2f", "t2flair"),
+}
+
+#: "BraTS20_Training_001_t1ce" (2018 to 2021) and "BraTS-GLI-00000-000-t1c" (2023): case and content.
+_BRATS_NAMES = (
+    re.compile(r"(?P<case>.+)_(?P<content>t1|t1ce|t2|flair|seg)", re.IGNORECASE),
+    re.compile(r"(?P<case>.+)-(?P<content>t1n|t1c|t2w|t2f|seg)", re.IGNORECASE),
+)
+
+#: How deep in a BraTS folder cases lie at most: HGG/CASE/FILE.
+_DEEPEST = 3
+
+_IMAGE_FOLDERS = ("image", "images", "img", "imgs")
+_MASK_FOLDERS = ("mask", "masks", "label", "labels", "seg", "segmentation", "segmentations")
+
+#: What may follow a pair's common name.
+_PAIR_ENDING = re.compile(r"[_-](image|img|mask|label|labels|seg|segmentation)$", re.IGNORECASE)
+
+_EXPECTED = (
+    "expected are BraTS cases (CASE_t1.nii.gz, CASE_t1ce, CASE_t2, CASE_flair, CASE_seg, or CASE-t1n and so on), an"
+    " nnU-Net raw dataset (dataset.json, imagesTr, labelsTr), Med-DDPM's folders (t1, t1ce, t2, flair, seg), or two"
+    " folders of pairs (image and mask)"
+)
+
+
+@dataclass(frozen=True)
+class CaseFiles:
+    """The files of one case: an image for each modality, and where the ``segmentation`` is or would be.
+
+    ``labels`` says what the segmentation's values mean (value of the scheme by value of the file) where the layout
+    tells; else the values speak for themselves. ``problem`` is what is wrong with it already.
+    """
+
+    name: str
+    layout: str
+    source: Path
+    images: Mapping[str, Path]
+    segmentation: Path
+    labels: Mapping[int, int] | None = None
+    problem: str | None = None
+
+
+def find_cases(sources: Sequence[Path], scheme: LabelScheme, modalities: Sequence[str]) -> list[CaseFiles]:
+    """All cases of ``sources``, by name. A case that lacks a file is among them, with its ``problem``.
+
+    Raises :class:`MedDPMError` for a source of no known layout, and for a case's name that is met twice.
+    """
+    found: dict[str, CaseFiles] = {}
+    for source in sources:
+        if not source.is_dir():
+            raise MedDPMError(f"{source} is not a folder: {_EXPECTED}")
+        for case in _cases_of(source, scheme, modalities):
+            # Some systems' files do not know capitals from small letters.
+            other = found.setdefault(case.name.casefold(), case)
+            if other is not case:
+                raise MedDPMError(
+                    f"the case {case.name} is there twice, in {other.source} and in {case.source}: rename one of them,"
+                    " or prepare one of them only"
+                )
+    return sorted(found.values(), key=lambda case: case.name)
+
+
+def _cases_of(source: Path, scheme: LabelScheme, modalities: Sequence[str]) -> list[CaseFiles]:
+    if (source / "dataset.json").is_file() and (source / "imagesTr").is_dir():
+        return list(_nnunet_cases(source, scheme, modalities))
+    for folder in (source, *(path for path in _entries(source) if path.is_dir())):
+        # Med-DDPM's own repository holds one folder for each of its networks.
+        if folder is not source and (scheme.name, folder.name) not in _MED_DDPM_PARTS:
+            continue
+        if (contrasts := _contrast_folders(folder)) is not None:
+            return list(_contrast_cases(folder, contrasts, modalities))
+        if (pair := _pair_folders(folder)) is not None:
+            return list(_paired_cases(folder, *pair, modalities))
+    if cases := list(_brats_cases(source, modalities)):
+        return cases
+    raise _unknown(source)
+
+
+_MED_DDPM_PARTS = {("brats", "brats2021"), ("anatomy", "brats2021"), ("whole-head", "whole_head")}
+
+
+# BraTS -----------------------------------------------------------------------------------------------
+
+
+def _brats_cases(source: Path, modalities: Sequence[str]) -> Iterator[CaseFiles]:
+    groups: dict[tuple[Path, str], dict[str, Path]] = {}
+    for path in _volumes_below(source, _DEEPEST):
+        for pattern in _BRATS_NAMES:
+            if match := pattern.fullmatch(volume_stem(path)):
+                content = _modality(match["content"]) or "seg"
+                groups.setdefault((path.parent, match["case"]), {})[content] = path
+                break
+    for (folder, name), files in sorted(groups.items()):
+        some = next(iter(files.values()))
+        separator, suffix = volume_stem(some)[len(name)], volume_suffix(some)
+        newer = separator == "-"
+        endings = {modality: _MODALITY_NAMES[modality][newer] for modality in modalities} | {"seg": "seg"}
+        wanted = {what: folder / f"{name}{separator}{ending}{suffix}" for what, ending in endings.items()}
+        yield _case(name, "BraTS", folder, files, wanted, modalities)
+
+
+# nnU-Net ---------------------------------------------------------------------------------------------
+
+
+def _nnunet_cases(source: Path, scheme: LabelScheme, modalities: Sequence[str]) -> Iterator[CaseFiles]:
+    description = source / "dataset.json"
+    try:
+        said = json.loads(description.read_text(encoding="utf-8"))
+        channels = {int(key): str(name) for key, name in (said.get("channel_names") or said["modality"]).items()}
+        labels = _nnunet_labels(said["labels"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise MedDPMError(
+            f"{description} is not nnU-Net's description of a dataset ({error!r:.100}): it needs channel_names and"
+            " labels"
+        ) from error
+    numbers = {}
+    for number, name in channels.items():
+        if modality := _modality(name):
+            numbers.setdefault(modality, number)
+    if len(channels) == len(modalities) == 1:
+        numbers = {modalities[0]: next(iter(channels))}
+    if missing := [modality for modality in modalities if modality not in numbers]:
+        raise MedDPMError(
+            f"{description} names the channels {', '.join(channels.values())}: {', '.join(missing)} is missing"
+        )
+    if said.get("label_scheme") == scheme.name:
+        meaning = {value: value for value in scheme.values}
+    else:
+        meaning = {value: _label_value(name, scheme, description) for value, name in labels.items()}
+    ending = str(said.get("file_ending", ".nii.gz"))
+    names = {path.name.removesuffix(ending) for path in _entries(source / "labelsTr") if path.name.endswith(ending)}
+    images = {path.name for path in _entries(source / "imagesTr") if path.name.endswith(ending)}
+    names |= {name.removesuffix(ending)[:-5] for name in images if re.fullmatch(r".+_\d{4}", name.removesuffix(ending))}
+    for name in sorted(names):
+        segmentation = source / "labelsTr" / f"{name}{ending}"
+        wanted = {modality: source / "imagesTr" / f"{name}_{n:04d}{ending}" for modality, n in numbers.items()}
+        files = {content: path for content, path in (wanted | {"seg": segmentation}).items() if path.is_file()}
+        case = _case(name, "nnU-Net raw dataset", source, files, wanted | {"seg": segmentation}, modalities)
+        yield replace(case, labels=meaning)
+
+
+def _nnunet_labels(said: Mapping) -> dict[int, str]:
+    """What each value of a segmentation is called, without the background.
+
+    ``said`` has values by name (version 2), names by value (version 1), or several values by the name of a region,
+    one inside the other: then a value is the smallest region that has it.
+    """
+    if all(re.fullmatch(r"\d+", str(key)) and isinstance(name, str) for key, name in said.items()):
+        said = {name: int(key) for key, name in said.items()}
+    regions = {str(name): value if isinstance(value, list) else [value] for name, value in said.items()}
+    labels = {}
+    for name in sorted(regions, key=lambda name: len(regions[name]), reverse=True):
+        for value in regions[name]:
+            labels[int(value)] = name
+    return {value: name for value, name in labels.items() if value > 0 and name != "ignore"}
+
+
+def _label_value(name: str, scheme: LabelScheme, description: Path) -> int:
+    plain = name.replace("_", " ").replace("-", " ")
+    # What is left of the core without the enhancing part.
+    aliases = {"tumor core": "necrosis", "tumour core": "necrosis"}
+    for attempt in (name, plain, aliases.get(plain.casefold(), plain)):
+        if label := scheme.label_by_name(attempt):
+            return label.value
+    known = ", ".join(label.name for label in scheme.labels)
+    raise MedDPMError(f'{description} names a label "{name}", which is none of the scheme "{scheme.name}": {known}')
+
+
+# Med-DDPM and pairs ----------------------------------------------------------------------------------
+
+
+def _contrast_folders(folder: Path) -> dict[str, Path] | None:
+    """The folders of ``folder`` by modality, and "seg", if it has a folder for each contrast."""
+    contrasts = {}
+    for path in _entries(folder):
+        content = "seg" if path.name.casefold() in _MASK_FOLDERS else _modality(path.name)
+        if path.is_dir() and content:
+            contrasts[content] = path
+    return contrasts if "seg" in contrasts and len(contrasts) > 1 else None
+
+
+def _contrast_cases(source: Path, contrasts: Mapping[str, Path], modalities: Sequence[str]) -> Iterator[CaseFiles]:
+    groups: dict[str, dict[str, Path]] = {}
+    for content, folder in contrasts.items():
+        for path in _volumes_below(folder, 1):
+            stem = volume_stem(path)
+            match = next((match for pattern in _BRATS_NAMES if (match := pattern.fullmatch(stem))), None)
+            groups.setdefault(match["case"] if match else stem, {})[content] = path
+    for name, files in sorted(groups.items()):
+        path = next(iter(files.values()))
+        with_ending = volume_stem(path) != name
+        wanted = {}
+        for what in (*modalities, "seg"):
+            ending = f"_{what}" if with_ending else ""
+            wanted[what] = contrasts.get(what, source / what) / f"{name}{ending}{volume_suffix(path)}"
+        yield _case(name, "Med-DDPM", source, files, wanted, modalities)
+
+
+def _pair_folders(folder: Path) -> tuple[Path, Path] | None:
+    by_name = {path.name.casefold(): path for path in _entries(folder) if path.is_dir()}
+    images = next((by_name[name] for name in _IMAGE_FOLDERS if name in by_name), None)
+    masks = next((by_name[name] for name in _MASK_FOLDERS if name in by_name), None)
+    return (images, masks) if images and masks else None
+
+
+def _paired_cases(source: Path, images: Path, masks: Path, modalities: Sequence[str]) -> Iterator[CaseFiles]:
+    groups: dict[str, dict[str, Path]] = {}
+    for path in _volumes_below(images, 1):
+        name, modality = _PAIR_ENDING.sub("", volume_stem(path)), None
+        match = re.fullmatch(r"(.+)[_-]([^_-]+)", name)
+        if match and (modality := _modality(match[2])):
+            name = match[1]
+        if modality is None and len(modalities) == 1:
+            modality = modalities[0]
+        groups.setdefault(name, {})[modality or volume_stem(path)] = path
+    for path in _volumes_below(masks, 1):
+        groups.setdefault(_PAIR_ENDING.sub("", volume_stem(path)), {})["seg"] = path
+    for name, files in sorted(groups.items()):
+        suffix = volume_suffix(next(iter(files.values())))
+        wanted = {what: images / f"{name}_{what}{suffix}" for what in modalities}
+        if len(modalities) == 1:
+            wanted = {modalities[0]: images / f"{name}{suffix}"}
+        yield _case(
+            name, "image and mask folders", source, files, wanted | {"seg": masks / f"{name}{suffix}"}, modalities
+        )
+
+
+# Shared ----------------------------------------------------------------------------------------------
+
+
+def _case(
+    name: str,
+    layout: str,
+    source: Path,
+    files: Mapping[str, Path],
+    wanted: Mapping[str, Path],
+    modalities: Sequence[str],
+) -> CaseFiles:
+    """The case of ``files`` (by modality and "seg"); ``wanted`` is where the layout would have each of them."""
+    images = {modality: files[modality] for modality in modalities if modality in files}
+    problem = None
+    if missing := [str(wanted[modality]) for modality in modalities if modality not in files]:
+        there = next(path for path in (*images.values(), *files.values()))
+        problem = f"{there} is there, and {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing"
+        if not images:
+            problem += ": a mask without its image is nothing to train on"
+    return CaseFiles(name, layout, source, images, files.get("seg", wanted["seg"]), problem=problem)
+
+
+def _modality(name: str) -> str | None:
+    wanted = name.strip().casefold().replace(" ", "")
+    return next((modality for modality, names in _MODALITY_NAMES.items() if wanted in names), None)
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What lies in ``folder``, in the order of names; nothing hidden."""
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise MedDPMError(f"{folder} cannot be read ({error.strerror}): check the path and its permissions") from error
+
+
+def _volumes_below(folder: Path, depth: int) -> Iterator[Path]:
+    for path in _entries(folder):
+        if path.is_dir():
+            if depth > 1:
+                yield from _volumes_below(path, depth - 1)
+        elif volume_suffix(path):
+            yield path
+
+
+def _unknown(source: Path) -> MedDPMError:
+    """What to say about a source without a known layout: most often it is masks alone."""
+    first = next(_volumes_below(source, _DEEPEST), None)
+    if first is None:
+        return MedDPMError(f"{source} holds no volumes: {_EXPECTED}")
+    try:
+        array = read_volume(first).array
+    except MedDPMError:
+        return MedDPMError(f"{source} is in none of the layouts that are known: {_EXPECTED}")
+    if array.dtype.kind in "bui" and array.max() <= 255 and array.min() >= 0 and len(set(array.flat[::97])) < 64:
+        return MedDPMError(
+            f"{source} holds masks without images ({first.name} is a map of labels): training needs the image of each"
+            f" mask; {_EXPECTED}"
+        )
+    return MedDPMError(f"{source} is in none of the layouts that are known: {_EXPECTED}")
