@@ -537,23 +537,6 @@ def test_the_bundled_demo_fits_a_small_machine(meddpm, tmp_path):
 # Training --------------------------------------------------------------------------------------------
 
 
-def test_preparing_tells_what_it_leaves_out(meddpm, tmp_path, brats):
-    geometry = small_geometry()
-    rng = np.random.default_rng(0)
-    for case in ("good", "broken"):
-        folder = tmp_path / "source" / case
-        for modality in ("t1", "t1ce", "t2", "flair"):
-            image = np.where(small_labels(brats) > 0, rng.uniform(1, 9, (SIDE,) * 3), 0)
-            write_nifti(folder / f"{case}_{modality}.nii.gz", Volume(image.astype(np.float32), geometry))
-        structures = (small_labels(brats) > 0).astype(np.uint8)
-        write_nifti(tmp_path / "anatomy" / f"{case}_anatomy.nii.gz", Volume(structures, geometry))
-    (tmp_path / "source" / "broken" / "broken_t2.nii.gz").unlink()
-    result = meddpm("prepare", "source", "--anatomy", "anatomy", "--out", "set")
-    assert result.returncode == 2 and "good prepared" in result.stdout
-    assert re.search("^broken is left out: .*broken_t2.nii.gz", one_sentence(result))
-    assert [path.name for path in (tmp_path / "set" / "labelsTr").iterdir()] == ["good.nii.gz"]
-
-
 RECIPE = """
 scheme = "brats"
 modalities = ["t1", "t2"]

@@ -1,9 +1,8 @@
-"""From case folders to a trained network: data, variation, recipe, training."""
+"""From a dataset to a trained network: recipe, training."""
 
 from __future__ import annotations
 
 import itertools
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,16 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from MedDPMLib.data import Case, draw_variation, read_dataset, smoothed_for
+from MedDPMLib.data import Case
 from MedDPMLib.device import choose_execution
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.geometry import Geometry
 from MedDPMLib.labels import load_scheme
-from MedDPMLib.prepare import compose_anatomy, normalise, prepare
 from MedDPMLib.recipe import DATASET_GRID, Augmentation, Stage, load_recipe, recipe_card, recipe_names
 from MedDPMLib.schedule import make_schedule
 from MedDPMLib.train import CHECKPOINT, Trainer, learning_rate, make_example, train
-from MedDPMLib.volume import Volume, write_nifti
 
 EXACT = choose_execution("cpu", "float32")
 STILL = Augmentation(
@@ -48,67 +44,6 @@ def small_recipe(**changes):
         training=replace(recipe.training, warm_up=2),
         **changes,
     )
-
-
-# Variation -------------------------------------------------------------------------------------------
-
-
-def test_no_variation_is_the_identity():
-    case = phantom()
-    image, labels = draw_variation(case, STILL, torch.Generator()).apply(case, case.labels.shape)
-    torch.testing.assert_close(image, case.image, atol=1e-5, rtol=0)
-    assert torch.equal(labels, case.labels)
-
-
-def test_a_flip_mirrors_left_and_right_only():
-    case = phantom()
-    image, labels = draw_variation(case, replace(STILL, flip=1), torch.Generator()).apply(case, case.labels.shape)
-    torch.testing.assert_close(image, case.image.flip(3), atol=1e-5, rtol=0)
-    assert torch.equal(labels, case.labels.flip(2))
-
-
-def test_the_same_generator_state_gives_the_same_variation():
-    case, settings = phantom(), load_recipe("brain-anatomy").augmentation
-    first, again, other = (
-        draw_variation(case, settings, torch.Generator().manual_seed(seed)).apply(case, (8, 12, 16))
-        for seed in (1, 1, 2)
-    )
-    assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
-    assert not torch.equal(first[0], other[0])
-
-
-def test_image_and_labels_move_together():
-    """A bright cube that is also a label: after any variation both are in the same place."""
-    labels = torch.zeros((48, 48, 48), dtype=torch.uint8)
-    labels[14:28, 20:34, 22:36] = 19
-    case = Case("cube", (labels[None] > 0).float() * 2 - 1, labels, (2.0, 2.0, 2.0))
-    settings = replace(load_recipe("brain-anatomy").augmentation, gamma=0, bias=0, elastic=1.0)
-    for seed in range(5):
-        image, varied = draw_variation(case, settings, torch.Generator().manual_seed(seed)).apply(case, (48, 48, 48))
-        bright, labelled = image[0] > 0, varied > 0
-        overlap = 2 * (bright & labelled).sum() / (bright.sum() + labelled.sum())
-        assert overlap > 0.9, seed
-
-
-def test_rotation_is_about_millimetres_not_about_the_box():
-    """In a box of unequal sides a rotated ball stays a ball: its volume is kept and its axes stay equal."""
-    k, j, i = np.mgrid[:40, :60, :80]
-    ball = ((k - 19.5) ** 2 + (j - 29.5) ** 2 + (i - 39.5) ** 2 < 12**2).astype(np.uint8)
-    case = Case("ball", torch.from_numpy(ball[None].astype(np.float32) * 2 - 1), torch.from_numpy(ball), (1.0,) * 3)
-    for seed in range(4):
-        settings = replace(STILL, rotation=40.0)
-        _, labels = draw_variation(case, settings, torch.Generator().manual_seed(seed)).apply(case, ball.shape)
-        spread = torch.nonzero(labels).float().std(dim=0)
-        assert abs(int(labels.sum()) / ball.sum() - 1) < 0.03
-        assert spread.max() / spread.min() < 1.03
-
-
-def test_smoothing_keeps_the_mean_and_only_coarser_axes():
-    case = phantom()
-    assert smoothed_for(case, case.labels.shape).image is case.image
-    smooth = smoothed_for(case, (16, 24, 16)).image
-    torch.testing.assert_close(smooth.mean(dim=3), case.image.mean(dim=3), atol=0.08, rtol=0)
-    assert smooth.std() < case.image.std()
 
 
 # Recipes ---------------------------------------------------------------------------------------------
@@ -147,69 +82,6 @@ def test_a_wrong_recipe_is_refused_in_a_sentence(tmp_path, old, new, says):
 def test_unknown_recipe_lists_what_there_is():
     with pytest.raises(MedDPMError, match="brain-anatomy"):
         load_recipe("nonsense")
-
-
-# Preparing -------------------------------------------------------------------------------------------
-
-
-def write_case(source: Path, anatomy: Path, name: str, matrix: np.ndarray, *, damaged=False) -> None:
-    rng = np.random.default_rng(3)
-    labels = np.zeros((60, 70, 80), np.uint8)
-    labels[10:50, 10:60, 10:70] = 1
-    labels[20:40, 20:50, 20:60] = 2
-    image = np.where(labels > 0, 100 * labels + rng.normal(0, 5, labels.shape), 0).astype(np.int16)
-    image[10:50, 10:60, 70] = 50  # brain without a structure
-    geometry = Geometry(labels.shape[::-1], matrix)
-    for modality in ("t1", "t2"):
-        write_nifti(source / name / f"{name}_{modality}.nii.gz", Volume(image, geometry))
-    tumour = np.zeros_like(labels)
-    tumour[25:30, 25:30, 25:30] = 4
-    tumour[25:30, 25:30, 30:33] = 1
-    write_nifti(source / name / f"{name}_seg.nii.gz", Volume(tumour, geometry))
-    write_nifti(anatomy / f"{name}_anatomy.nii.gz", Volume(labels, geometry))
-    if damaged:
-        (source / name / f"{name}_t2.nii.gz").write_bytes(b"broken")
-
-
-def test_preparing_a_folder_of_cases(tmp_path):
-    lps = np.diag([-1.0, -1.0, 1.0, 1.0])
-    write_case(tmp_path / "in", tmp_path / "anatomy", "one", lps)
-    write_case(tmp_path / "in", tmp_path / "anatomy", "two", np.eye(4))
-    write_case(tmp_path / "in", tmp_path / "anatomy", "bad", lps, damaged=True)
-    out = tmp_path / "out"
-    found = dict(prepare([tmp_path / "in"], out, anatomy=tmp_path / "anatomy", modalities=["t1", "t2"]))
-    assert found["one"] is None and found["two"] is None and "bad_t2.nii.gz" in found["bad"]
-    assert json.loads((out / "dataset.json").read_text())["numTraining"] == 2
-
-    one, two = read_dataset(out, ["t1", "t2"])
-    assert one.labels.shape == DATASET_GRID.shape
-    assert one.image.min() == -1 and one.image.max() == 1
-    counts = torch.bincount(one.labels.flatten(), minlength=22)
-    assert (counts[21], counts[19], counts[18]) == (125, 75, 40 * 50)
-    # The same voxels in another orientation are the same patient mirrored, in place.
-    assert torch.equal(two.labels.flip(1, 2).count_nonzero(), one.labels.count_nonzero())
-    with pytest.raises(MedDPMError, match="holds t1, t2, the recipe asks for t2"):
-        read_dataset(out, ["t2"])
-
-
-def test_composing_needs_one_grid():
-    def volume(size):
-        return Volume(np.ones((size,) * 3, np.uint8), Geometry((size,) * 3, np.eye(4)))
-
-    with pytest.raises(MedDPMError, match="one grid"):
-        compose_anatomy(volume(8), [volume(9)], None)
-
-
-def test_normalising_maps_the_brains_percentiles():
-    array = np.zeros((10, 10, 11), np.float32)
-    brain = np.zeros(array.shape, bool)
-    brain[:, :, 1:] = True
-    array[brain] = np.arange(1000) + 5000
-    scaled = normalise(Volume(array, Geometry((11, 10, 10), np.eye(4))), brain).array
-    assert (scaled[~brain] == -1).all()
-    assert abs(scaled[brain].mean()) < 1e-3 and scaled.max() == 1
-    with pytest.raises(MedDPMError, match="constant"):
-        normalise(Volume(np.ones_like(array), Geometry((11, 10, 10), np.eye(4))), brain)
 
 
 # Training --------------------------------------------------------------------------------------------
