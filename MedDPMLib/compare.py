@@ -27,6 +27,10 @@ class Likeness:
     ms_ssim: float
 
 
+#: The likeness of an image with itself.
+SAME = Likeness(mae=0.0, mse=0.0, ms_ssim=1.0)
+
+
 def likeness(first: np.ndarray, second: np.ndarray, inside: np.ndarray) -> Likeness:
     """Compares two images of one brain, ``inside``. The surroundings, alike in all images, do not count."""
     difference = first[inside].astype(np.float64) - second[inside]

@@ -45,6 +45,12 @@ class Fidelity:
         """How far apart the means are: the absolute difference, averaged over labels, each counted once."""
         return float(np.mean([abs(mean.difference) for mean in self.means if mean.modality == modality]))
 
+    def sd_difference(self, modality: str) -> float:
+        """The same for the deviations inside labels: how much smoother or rougher labels are."""
+        return float(
+            np.mean([abs(mean.synthetic_sd - mean.real_sd) for mean in self.means if mean.modality == modality])
+        )
+
     def to_dict(self) -> dict:
         """As plain data for JSON."""
         means = [{**vars(mean), "difference": mean.difference} for mean in self.means]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from MedDPMLib.benchmark.inference import Benchmark, Measurement
 
 HEADINGS = (
-    "network", "device", "way", "precision", "steps", "s/step", "CPU s/step", "s/volume", "faster", "memory", "of plain",
-    "of ceiling", "products", "of ceiling",
+    "network", "device", "way", "precision", "steps", "s/step", "CPU s/step", "s/volume", "faster", "memory",
+    "of plain", "of ceiling", "products", "of ceiling",
 )  # fmt: skip
 NUMERIC = tuple(range(4, len(HEADINGS)))
 

@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from MedDPMLib.cli.options import model_names
+from MedDPMLib.cli.options import (
+    BUNDLED_MODEL,
+    DeviceOption,
+    LabelsOption,
+    ModelOption,
+    OutOption,
+    PrecisionOption,
+    SeedOption,
+    model_names,
+)
 from MedDPMLib.cli.output import print_table, show_progress
+from MedDPMLib.errors import MedDPMError
+
+if TYPE_CHECKING:
+    from MedDPMLib.benchmark.steps import Row
 
 app = typer.Typer(no_args_is_help=True, help="Measure speed and memory on this machine, and what fewer steps cost.")
 
@@ -62,6 +75,118 @@ def generate(
     print_table(HEADINGS, rows(result), numeric=NUMERIC)
     for remark in remarks(result):
         typer.echo(remark)
+
+
+@app.command()
+def steps(
+    out: OutOption,
+    masks: Annotated[
+        list[Path] | None, typer.Argument(metavar="MASK", help="Mask files or folders; the bundled templates without.")
+    ] = None,
+    model: ModelOption = BUNDLED_MODEL,
+    step_counts: Annotated[
+        str | None,
+        typer.Option(
+            "--steps", metavar="N,N,...", help="Numbers of steps, each with its sampler if wanted: 4,20,20:ddim."
+        ),
+    ] = None,
+    guidance: Annotated[
+        str, typer.Option("--guidance", metavar="G,G,...", help="Strengths of guidance, for each number of steps.")
+    ] = "1",
+    samples: Annotated[
+        int, typer.Option("--samples", min=1, help="Volumes of each mask, with seeds from --seed on.")
+    ] = 2,
+    seed: SeedOption = 0,
+    labels: LabelsOption = None,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+) -> None:
+    """Compare few steps with many, at the same masks and seeds: what is lost, and what is gained in time.
+
+    The images of the most steps (the reference quality, if it is among them) are what the others are compared with.
+    Writes all volumes, steps.json with the figures by modality, and steps.png to look at. What was made before is not
+    made again: a run that was stopped goes on.
+    """
+    from MedDPMLib.cli.generate import check_writable, find_masks
+    from MedDPMLib.store import ModelStore
+
+    card = ModelStore().find(model).card
+    paths = find_masks(masks, out) if masks else []
+    check_writable(out)
+
+    from MedDPMLib import load_model
+    from MedDPMLib.benchmark.steps import STEPS, Study, reference_of
+    from MedDPMLib.benchmark.steps import settings as make_settings
+    from MedDPMLib.benchmark.strip import draw_strip
+    from MedDPMLib.device import choose_execution
+    from MedDPMLib.masks import read_mask
+    from MedDPMLib.templates import load_template, template_names
+    from MedDPMLib.volume import SYNTHETIC, written_whole
+
+    total = card.schedule["timesteps"]
+    counts = step_counts.split(",") if step_counts else [*(n for n in STEPS if n < total), total]
+    settings = make_settings(card, counts, _numbers(guidance))
+    painted = [read_mask(path, card.scheme, numbering=labels) for path in paths]
+    painted = painted or [load_template(name, card.scheme) for name in template_names()]
+    seeds = range(seed, seed + samples)
+    study = Study(load_model(model), painted, seeds, settings, out, choose_execution(device, precision))
+    with show_progress(sum(one.steps for one in settings) * len(painted) * samples, "generating") as progress:
+        study.make(lambda doing, done: progress.reach(progress.done + done, doing))
+    with show_progress(len(settings) * len(painted), "comparing") as progress:
+        rows = study.compare(progress.advance)
+
+    reference = reference_of(card, settings)
+    _write_json(
+        out / "steps.json",
+        {
+            "model": {"name": card.name, "hash": study.model.hash},
+            "masks": [mask.name for mask in painted],
+            "seeds": list(seeds),
+            "device": str(study.execution.device),
+            "precision": study.execution.precision,
+            "reference": reference.name,
+            "rows": [row.to_dict() for row in rows],
+        },
+    )
+    mask = study.example()
+    picture = draw_strip(
+        {one.name: study.volumes(one, mask, seed) for one in settings}, mask.volume, card.scheme,
+        caption=f"{SYNTHETIC}, {card.name}, {mask.name}, seed {seed}",
+    )  # fmt: skip
+    with written_whole(out / "steps.png") as temporary:
+        picture.save(temporary)
+    print_table(_STEPS_HEADINGS, [_steps_row(row) for row in rows], numeric=range(1, len(_STEPS_HEADINGS)))
+    typer.echo(f"Means over contrasts, {len(painted)} masks and {samples} seeds; the reference is {reference.name}.")
+    typer.echo("correlation, mean, sd: of intensities inside labels, against the reference of the same mask and seed.")
+    typer.echo("sharpness: gradient energy over the reference's. between seeds, sd: variety of the images of one mask.")
+    for path in (out / "steps.json", out / "steps.png"):
+        typer.echo(str(path))
+
+
+_STEPS_HEADINGS = (
+    "steps", "s/volume", "correlation", "|mean|", "|sd|", "MS-SSIM", "MAE", "sharpness", "between seeds", "sd tumour",
+    "sd brain",
+)  # fmt: skip
+
+
+def _steps_row(row: Row) -> list[str]:
+    figures = (
+        row.correlation, row.mean_difference, row.sd_difference, row.ms_ssim, row.mae, row.sharpness,
+        row.ms_ssim_between_seeds, row.sd_tumour, row.sd_brain,
+    )  # fmt: skip
+    return [row.setting.name, f"{row.seconds:.3g}", *map(_over_modalities, figures)]
+
+
+def _over_modalities(by_modality: dict[str, float | None]) -> str:
+    known = [value for value in by_modality.values() if value is not None]
+    return f"{sum(known) / len(known):.3f}" if known else ""
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(number) for number in text.split(",")]
+    except ValueError:
+        raise MedDPMError(f'"{text}" is no list of numbers: write 1,1.5,2') from None
 
 
 def _write_json(path: Path, data: dict) -> None:
