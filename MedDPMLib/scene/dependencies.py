@@ -4,98 +4,117 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+from subprocess import CalledProcessError
 
 import slicer
+from packaging.requirements import Requirement
+from slicer.i18n import tr as _
 
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.record import versions
 
-#: What the library needs beside what Slicer brings: import name and requirement.
+#: PyTorch comes from the extension of that name, which chooses the build for the computer.
+TORCH = "torch>=2.5"
+
+#: What the library needs beside PyTorch and what Slicer brings: distribution and requirement.
 REQUIREMENTS = {"nibabel": "nibabel>=5.2", "safetensors": "safetensors>=0.4.3", "platformdirs": "platformdirs>=4"}
 
-#: PyTorch comes from the extension of that name, which chooses the build for the computer.
-TORCH = ">=2.5"
+#: Installers let the event loop run: what happens meanwhile must not begin another installation.
+_installing = False
 
 
 def missing() -> list[str]:
-    """The requirements that are not met, PyTorch ("torch") first."""
-    # Not by PyTorchUtilsLogic.torchInstalled(), which imports it: the application would stand still for seconds.
-    found = [] if _met(f"torch{TORCH}") else ["torch"]
-    return found + [requirement for requirement in REQUIREMENTS.values() if not _met(requirement)]
+    """The requirements that are not met, PyTorch first.
+
+    By their metadata: an import (as in ``PyTorchUtilsLogic.torchInstalled``) takes seconds in which nothing moves.
+    """
+    return [requirement for requirement in (TORCH, *REQUIREMENTS.values()) if not _met(requirement)]
 
 
 def ensure() -> None:
     """Asks once for all that is missing and installs it.
 
-    Raises :class:`MedDPMError` if the user declines, if the PyTorch extension is missing, or if pip fails.
+    Raises :class:`MedDPMError` if the user declines, if the PyTorch extension is missing, if an installer fails, and
+    while an installation is under way.
     """
+    global _installing
     lacking = missing()
     if not lacking:
         return
-    names = ", ".join("PyTorch" if requirement == "torch" else requirement for requirement in lacking)
-    question = f"MedDPM needs Python packages that are not installed yet: {names}.\n\nInstall them now?"
-    if "torch" in lacking:
-        question += " PyTorch is large (200 MB to 3 GB), which can take several minutes."
-    if not slicer.util.confirmOkCancelDisplay(question, "MedDPM"):
-        raise MedDPMError(f"nothing was installed: MedDPM needs {names}")
+    if _installing:
+        raise MedDPMError(_("packages are being installed: wait until that is finished, then try again"))
+    names = ", ".join(lacking)
+    question = _("MedDPM needs Python packages that are not installed yet: {names}.\n\nInstall them now?")
+    if TORCH in lacking:
+        question += " " + _("PyTorch (torch) is large, 200 MB to 3 GB, which can take several minutes.")
+    if not slicer.util.confirmOkCancelDisplay(question.format(names=names), "MedDPM"):
+        raise MedDPMError(_("nothing was installed, and MedDPM needs {names}: try again and agree").format(names=names))
+    _installing = True
     try:
-        if lacking[0] == "torch":
-            _install_torch()
-            lacking = lacking[1:]
-        if lacking:
-            _pip_install(lacking)
-    except (RuntimeError, OSError, ImportError) as error:
-        raise MedDPMError(
-            f"the packages cannot be installed ({error!s:.200}): check the internet connection, then try again"
-        ) from error
-    importlib.invalidate_caches()
+        _install(lacking)
+    finally:
+        _installing = False
+    lacking = missing()
+    if lacking:
+        text = _("{names} was not installed, though no error was told: the Python console says more")
+        raise MedDPMError(text.format(names=", ".join(lacking)))
 
 
 def describe() -> str:
-    """What is installed, a line each: for the log."""
-    application = f"3D Slicer {slicer.app.applicationVersion} ({slicer.app.revision})"
-    lines = [application, *(f"{name} {version}" for name, version in versions().items())]
-    lines += [f"missing: {requirement}" for requirement in missing()]
+    """Of what is used here the version, place and state, a line each: for the log."""
+    lines = [
+        f"{slicer.app.applicationName} {slicer.app.applicationVersion} ({slicer.app.revision})",
+        *(f"{name} {version}" for name, version in versions().items()),
+        *(f"missing: {requirement}" for requirement in missing()),
+        f"temporary files in {slicer.app.temporaryPath}",
+    ]
     return "\n".join(lines)
+
+
+def _met(requirement: str) -> bool:
+    wanted = Requirement(requirement)
+    try:
+        # A preview of a version is that version: pip would install nothing in its place.
+        return wanted.specifier.contains(importlib.metadata.version(wanted.name), prereleases=True)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+
+
+def _install(requirements: list[str]) -> None:
+    """Raises :class:`MedDPMError`, whatever an installer raises."""
+    try:
+        if TORCH in requirements:
+            _install_torch()
+        others = [requirement for requirement in requirements if requirement != TORCH]
+        if others:
+            _pip_install(others)
+    except MedDPMError:
+        raise
+    except Exception as error:  # pip ends in CalledProcessError, the rest depends on extension and version
+        reason = f"{error!s:.200}"
+        if isinstance(error, CalledProcessError):
+            reason = _("pip ended with exit code {code}, the Python console says why").format(code=error.returncode)
+        text = _("the packages cannot be installed ({reason}): check the internet connection, then try again")
+        raise MedDPMError(text.format(reason=reason)) from error
+    finally:
+        importlib.invalidate_caches()
 
 
 def _install_torch() -> None:
     try:
         from PyTorchUtils import PyTorchUtilsLogic
     except ImportError as error:
-        raise MedDPMError(
-            "the extension PyTorch is not installed: install it in the Extensions Manager, then start 3D Slicer again"
-        ) from error
-    if PyTorchUtilsLogic().installTorch(askConfirmation=False, torchVersionRequirement=TORCH) is None:
-        raise MedDPMError("PyTorch was not installed: the module PyTorch Utils says why, and can install it")
-
-
-def _met(requirement: str) -> bool:
-    slicer_packaging = _packaging()
-    if slicer_packaging is not None:
-        return slicer_packaging.pip_check(requirement)
-    from packaging.requirements import Requirement
-
-    wanted = Requirement(requirement)
-    try:
-        return wanted.specifier.contains(importlib.metadata.version(wanted.name), prereleases=True)
-    except importlib.metadata.PackageNotFoundError:
-        return False
+        text = _("the extension PyTorch is not installed: get it in the Extensions Manager, then start 3D Slicer again")
+        raise MedDPMError(text) from error
+    wanted = TORCH.removeprefix("torch")
+    if PyTorchUtilsLogic().installTorch(askConfirmation=False, torchVersionRequirement=wanted) is None:
+        raise MedDPMError(_("PyTorch was not installed: the module PyTorch Utils says why, and can install it"))
 
 
 def _pip_install(requirements: list[str]) -> None:
-    packaging = _packaging()
-    if packaging is not None:
-        packaging.pip_install(requirements)
-    else:
-        for requirement in requirements:
-            slicer.util.pip_install(requirement)
-
-
-def _packaging():
-    """``slicer.packaging``, which Slicer has since 5.11."""
     try:
         from slicer import packaging
-    except ImportError:
-        return None
-    return packaging
+    except ImportError:  # before Slicer 5.11
+        slicer.util.pip_install(requirements)
+    else:  # shows the progress, and offers a restart where a package in use was replaced
+        packaging.pip_ensure(requirements, prompt_install=False, requester="MedDPM")

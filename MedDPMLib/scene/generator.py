@@ -184,9 +184,13 @@ class Generator:
         event, modality = self._arrived.popleft()
         try:
             self._keep(event, modality)
-        except MedDPMError as error:
-            self._end(str(error))
-            return
+        except Exception as error:
+            self._drop()
+            if isinstance(error, MedDPMError):
+                self._end(str(error))
+                return
+            self._end(_("the volume could not be taken into the scene: the Python console says why"))
+            raise
         if modality == self.order.modalities[-1]:
             self._on_sample(event)
         if self._arrived:

@@ -16,8 +16,16 @@ from packaging.utils import canonicalize_name
 
 #: Requirements (text) that a module asked to be installed, in that order.
 installed: list[str] = []
-#: Names of packages that are to be taken for missing.
+#: Names of packages that are to be taken for missing, by whoever asks for their metadata, too.
 hidden: set[str] = set()
+
+_version = importlib.metadata.version
+
+
+def _version_unless_hidden(name: str) -> str:
+    if canonicalize_name(name) in hidden:
+        raise importlib.metadata.PackageNotFoundError(name)
+    return _version(name)
 
 
 def packaging_module() -> types.ModuleType:
@@ -40,15 +48,16 @@ def packaging_module() -> types.ModuleType:
         installed.extend(texts)
         hidden.difference_update(canonicalize_name(Requirement(text).name) for text in texts)
 
-    def pip_ensure(requirements, requester=None, prompt=True, **_kwargs):
+    def pip_ensure(requirements, prompt_install=True, prompt_restart=True, requester=None, **_kwargs):
         unmet = _unmet(requirements)
         if not unmet:
             return
         question = f"{requester or 'A module'} needs Python packages: {', '.join(map(str, unmet))}. Install them?"
-        if prompt and not slicer.util.confirmOkCancelDisplay(question):
+        if prompt_install and not slicer.util.confirmOkCancelDisplay(question):
             raise RuntimeError("the installation was declined")
         pip_install(unmet)
 
+    importlib.metadata.version = _version_unless_hidden
     for function in (load_requirements, pip_check, pip_install, pip_ensure):
         setattr(module, function.__name__, function)
     return module
@@ -61,8 +70,6 @@ def _unmet(requirements) -> list[Requirement]:
 
 
 def _met(requirement: Requirement) -> bool:
-    if canonicalize_name(requirement.name) in hidden:
-        return False
     try:
         return requirement.specifier.contains(importlib.metadata.version(requirement.name), prereleases=True)
     except importlib.metadata.PackageNotFoundError:

@@ -10,7 +10,8 @@ from MedDPMLib.card import Card
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.scene import dependencies
 from MedDPMLib.scene.panel.telling import show_text
-from MedDPMLib.scene.worker_client import Signal, python_process, python_program
+from MedDPMLib.scene.processes import python_process, python_program
+from MedDPMLib.scene.worker_client import Signal
 from MedDPMLib.store import BUNDLED_MODELS, ModelEntry, ModelStore
 
 #: Installs a model in a process of its own: checking a checkpoint takes PyTorch and time.
