@@ -12,13 +12,14 @@ import statistics
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from typing import NamedTuple
 
 from MedDPMLib.benchmark.ceiling import step_flops
 from MedDPMLib.benchmark.machine import describe_machine, load
 from MedDPMLib.benchmark.subject import RANDOM, load_subject
 from MedDPMLib.benchmark.ways import WAYS, Order, measure_ceiling, measure_way
+from MedDPMLib.card import Card
 from MedDPMLib.device import choose_execution
-from MedDPMLib.model import Model
 
 #: A run whose rest would take longer is stopped, and its time extrapolated.
 _PATIENCE = 60.0
@@ -57,6 +58,8 @@ class Measurement:
     #: Floating-point operations of a step, and their rate as a share of the ceiling.
     step_flops: int | None = None
     of_ceiling: float | None = None
+    #: The same by processor time; an idle core, which costs none, does not show here.
+    of_ceiling_cpu: float | None = None
     #: Share of a step's time in convolutions, matrix products and attention, and their rate as a share of the ceiling.
     products: float | None = None
     products_of_ceiling: float | None = None
@@ -64,7 +67,8 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """All that one run measured: ``ceiling`` is by device FLOP/s by precision."""
+    """All that one run measured: ``ceiling`` is by device what
+    :meth:`MedDPMLib.benchmark.ceiling.Ceiling.measure` found, the medians."""
 
     machine: dict
     before: dict
@@ -114,7 +118,11 @@ def benchmark(
     the first one, more only where the whole volume takes less than a minute. Raises :class:`MedDPMError` for unknown
     names and devices before anything is measured.
     """
-    models = {name: load_subject(name, share) for name in names}
+    subjects = {}
+    for name in names:
+        model = load_subject(name, share)
+        subjects[name] = _Subject(name, model.card, "random" if model.hash == RANDOM else "trained")
+        del model  # its memory is not to be missed by those who measure
     devices = list(dict.fromkeys(str(choose_execution(device).device) for device in devices))
     before = load()
     measurements, ceilings = [], {}
@@ -122,17 +130,24 @@ def benchmark(
         rates = []
         with _Process(measure_ceiling, device) as ceiling:
             ceiling.begin()
-            for name, model in models.items():
-                of_model, found = _measure(model, name, device, share, steps, ceiling, report)
-                measurements += of_model
+            for subject in subjects.values():
+                of_subject, found = _measure(subject, device, share, steps, ceiling, report)
+                measurements += of_subject
                 rates += found
-        ceilings[device] = {name: statistics.median(rate[name] for rate in rates) for name in rates[0]}
+        ceilings[device] = _medians(rates)
     return Benchmark(describe_machine(), before, load(), share, ceilings, tuple(measurements))
 
 
+class _Subject(NamedTuple):
+    """A model to measure, the grid on its card scaled; its weights are "trained" or "random"."""
+
+    name: str
+    card: Card
+    weights: str
+
+
 def _measure(
-    model: Model,
-    name: str,
+    subject: _Subject,
     device: str,
     share: float,
     steps: int,
@@ -140,7 +155,7 @@ def _measure(
     report: Callable[[str], None],
 ) -> tuple[list[Measurement], list[dict[str, float]]]:
     """All ways of one model on one device, their steps in turn, and what the ceiling was meanwhile."""
-    rates = []
+    name, rates = subject.name, []
     with ExitStack() as stack:
         ways = {}
         for way in WAYS:
@@ -157,9 +172,12 @@ def _measure(
             process.go("profile")
             report(f"{name}, {way}: the rest")
             process.end()
-    peak = statistics.median(max(rate.values()) for rate in rates)
-    summaries = [_summary(model, name, way, device, process, peak) for way, process in ways.items()]
-    return [*summaries, _draft(summaries[-1], model)], rates
+    summaries = [_summary(subject, way, device, process, _medians(rates)) for way, process in ways.items()]
+    return [*summaries, _draft(summaries[-1], subject.card)], rates
+
+
+def _medians(rates: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {name: statistics.median(rate[name] for rate in rates) for name in rates[0]}
 
 
 class _Process:
@@ -213,11 +231,17 @@ class _Process:
             self.problem = message
 
 
-def _summary(model: Model, name: str, way: str, device: str, process: _Process, ceiling: float) -> Measurement:
-    card = model.card
-    settings = card.qualities.get(way) or {"sampler": "ddpm", "steps": model.schedule.timesteps}
-    weights = "random" if model.hash == RANDOM else "trained"
-    about = {"model": name, "way": way, "grid": card.grid.size, "weights": weights, "device": device, **settings}
+def _summary(subject: _Subject, way: str, device: str, process: _Process, ceiling: dict[str, float]) -> Measurement:
+    card = subject.card
+    settings = card.qualities.get(way) or {"sampler": "ddpm", "steps": card.schedule["timesteps"]}
+    about = {
+        "model": subject.name,
+        "way": way,
+        "grid": card.grid.size,
+        "weights": subject.weights,
+        "device": device,
+        **settings,
+    }
     if process.problem:
         return Measurement(**about, problem=process.problem)
     found = process.result
@@ -234,7 +258,8 @@ def _summary(model: Model, name: str, way: str, device: str, process: _Process, 
         # What comes before the first step is nothing beside hundreds of them, but something beside twenty.
         volume = (step if way == "plain" else first) + (settings["steps"] - 1) * step
     flops = step_flops(card.network_description, card.grid.shape, encoded=way != "plain")
-    of_ceiling = flops / step / ceiling
+    of_ceiling = flops / step / max(ceiling["bfloat16"], ceiling["float32"])
+    on_cpu = device == "cpu"
     products = found["products"]
     return Measurement(
         **about,
@@ -242,21 +267,22 @@ def _summary(model: Model, name: str, way: str, device: str, process: _Process, 
         load_seconds=found["load_seconds"],
         first_seconds=first,
         step_seconds=step,
-        step_cpu_seconds=cpu if device == "cpu" else None,
+        step_cpu_seconds=cpu if on_cpu else None,
         measured_steps=len(measured),
         volume_seconds=volume,
         extrapolated=not found["finished"],
         peak_bytes=found["peak_bytes"],
         step_flops=flops,
         of_ceiling=of_ceiling,
+        of_ceiling_cpu=flops / cpu / ceiling["per_cpu_second"] if on_cpu else None,
         products=products,
         products_of_ceiling=of_ceiling / products if products else None,
     )
 
 
-def _draft(standard: Measurement, model: Model) -> Measurement:
+def _draft(standard: Measurement, card: Card) -> Measurement:
     """What follows for the quality "draft", which takes fewer of the same steps."""
-    quality = model.card.qualities["draft"]
+    quality = card.qualities["draft"]
     if standard.problem:
         return replace(standard, way="draft", **quality)
     volume = standard.first_seconds + (quality["steps"] - 1) * standard.step_seconds

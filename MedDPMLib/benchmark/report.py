@@ -8,6 +8,8 @@ HEADINGS = (
     "network", "device", "way", "precision", "steps", "s/step", "CPU s/step", "s/volume", "faster", "memory",
     "of plain", "of ceiling", "products", "of ceiling",
 )  # fmt: skip
+#: Share of the cores that other work may take before times on the clock say little.
+_QUIET = 0.1
 NUMERIC = tuple(range(4, len(HEADINGS)))
 
 
@@ -37,9 +39,8 @@ def _row(one: Measurement, ratios: dict[str, float | None]) -> list[str]:
 def remarks(result: Benchmark) -> list[str]:
     """What must be known to read the table."""
     found = [
-        f"{device}: the ceiling is {max(rates.values()) / 1e12:.3g} TFLOP/s, measured in between ("
-        + ", ".join(f"{name} {rate / 1e12:.3g}" for name, rate in rates.items())
-        + ")."
+        f"{device}: the ceiling is {max(rates['bfloat16'], rates['float32']) / 1e12:.3g} TFLOP/s, measured in between"
+        f" (bfloat16 {rates['bfloat16'] / 1e12:.3g}, float32 {rates['float32'] / 1e12:.3g})."
         for device, rates in result.ceiling.items()
     ]
     found.append(
@@ -61,12 +62,26 @@ def remarks(result: Benchmark) -> list[str]:
         for one in result.measurements
         if one.problem
     ]
+    loaded = ", ".join(
+        f"{one.model} {one.load_seconds:.2g} s"
+        for one in result.measurements
+        if one.way == "standard" and not one.problem
+    )
+    if loaded:
+        found.append(f"Loading a model and laying out its weights is done once and does not count: {loaded}.")
     machine, before, after = result.machine, result.before, result.after
     found.append(
         f"{machine['processor']}, {machine['threads']} threads ({', '.join(machine['features']) or 'no fast bfloat16'})"
         f", PyTorch {machine['versions']['torch']}. Other work kept {before['busy']:.0%} of the cores busy before and"
         f" {after['busy']:.0%} after: compare ratios, not seconds."
     )
+    by_cpu = [
+        f"{one.model} {ratios['step_cpu_ratio']:.3g}x for a step, {one.of_ceiling_cpu:.0%} of the ceiling"
+        for one in result.measurements
+        if one.way == "standard" and (ratios := result.ratios(one))["step_cpu_ratio"]
+    ]
+    if by_cpu and max(before["busy"], after["busy"]) > _QUIET:
+        found.append(f"By processor time, which other work hardly changes, ours against plain: {'; '.join(by_cpu)}.")
     return found
 
 

@@ -7,6 +7,7 @@ and "stop" ends it. The messages are ("step", {...}), ("done", {...}) at the end
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -203,7 +204,9 @@ def _plain(model: Model, device: torch.device, pace: Pace) -> Tensor:
 
 def _check_memory(model: Model, device: torch.device) -> None:
     """Refuses the plain way where it cannot fit: a machine that swaps, or ends processes, measures nothing."""
-    needed, free = model.memory_needed(torch.float32), free_memory(device)
+    weights = sum(parameter.numel() for parameter in model.network.parameters())
+    needed = 4 * (weights + math.prod(model.card.grid.size) * model.network.values_per_voxel)
+    free = free_memory(device)
     if free is not None and needed > free:
         raise OutOfMemory(
             f"it takes about {needed / 1e9:.0f} GB of memory and {free / 1e9:.0f} GB are free: scale the grid down"
