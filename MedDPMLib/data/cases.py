@@ -115,8 +115,13 @@ class _Decoded:
     grid: Grid
 
     def open(self) -> Case:
-        # Copy on write: whatever is done to the tensors stays in this process.
-        image, labels = (torch.from_numpy(np.load(path, mmap_mode="c")) for path in (self.image, self.labels))
+        try:
+            # Copy on write: whatever is done to the tensors stays in this process.
+            image, labels = (torch.from_numpy(np.load(path, mmap_mode="c")) for path in (self.image, self.labels))
+        except (OSError, ValueError) as error:
+            raise MedDPMError(
+                f"{self.image.parent} is damaged ({error}): delete this folder, it is made anew"
+            ) from error
         return Case(self.name, image, labels, self.grid.spacing)
 
 

@@ -39,8 +39,8 @@ class Variation:
     def apply(self, case: Case, shape: Sequence[int], part: Part | None = None) -> tuple[Tensor, Tensor]:
         """The varied image (C, *shape), float32 in [-1, 1], and labels (*shape), uint8, on ``shape`` (D, H, W) voxels.
 
-        With ``part`` only this box of them, and only this box is computed: bit by bit the same as cutting it out of
-        the whole. Both are interpolated once: the image linearly, the labels to the nearest.
+        With ``part`` only this box of them, and only this box is computed: labels are exactly those of the whole, and
+        intensities too, but for the last bit. Both are interpolated once: the image linearly, labels to the nearest.
         """
         part = part or tuple(slice(0, side) for side in shape)
         grid = self._source_coordinates(shape, part)[None]
