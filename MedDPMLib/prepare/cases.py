@@ -14,7 +14,7 @@ from MedDPMLib.geometry import Geometry
 from MedDPMLib.labels import LabelScheme, load_scheme
 from MedDPMLib.masks import Mask, fit
 from MedDPMLib.prepare.normalise import normalise_onto
-from MedDPMLib.prepare.sources import CaseFiles
+from MedDPMLib.prepare.sources import BRATS, MED_DDPM, CaseFiles
 from MedDPMLib.prepare.standard import Standard
 from MedDPMLib.volume import Volume, read_volume
 
@@ -136,6 +136,8 @@ def _labels(
     """The case's label map in the values of ``scheme`` on its own grid, and notes."""
     if numbering is None and segmentation is not None and case.labels is not None:
         segmentation, numbering = _translated(segmentation, case), scheme.own_numbering
+    elif segmentation is not None and numbering is None and (anatomy or scheme.name == "brats"):
+        _check_brats(segmentation, case)
     if anatomy is not None:
         path = anatomy / f"{case.name}_anatomy.nii.gz"
         structures = reoriented(read_volume(path), standard.grid.orientation)
@@ -153,7 +155,7 @@ def _labels(
         labels = np.where(brain, scheme.rest.value, 0).astype(np.uint8)
         return _with_structures(Volume(labels, segmentation.geometry), scheme), ("no tumour",)
     if numbering is None:
-        numbering = _evident_numbering(segmentation, scheme)
+        numbering = _evident_numbering(segmentation, scheme, case)
     mask = Mask.from_volume(
         segmentation,
         scheme,
@@ -183,22 +185,24 @@ def _translated(segmentation: Volume, case: CaseFiles) -> Volume:
     return Volume(table[segmentation.array.astype(np.intp)], segmentation.geometry, segmentation.notes)
 
 
-def _evident_numbering(segmentation: Volume, scheme: LabelScheme) -> str | None:
-    """The numbering of a file without the label that would tell it: one label is too large for any other.
+def _check_brats(segmentation: Volume, case: CaseFiles) -> None:
+    """Refuses a value that is none of BraTS's: it could be one of another numbering, and the tumour be lost."""
+    highest = segmentation.array.max()
+    if case.layout in (BRATS, MED_DDPM) and highest > 4:
+        raise MedDPMError(f"{case.segmentation} has the value {highest:g}: BraTS's labels are 1 to 4")
 
-    In Med-DDPM's files 4 is the rest of the brain, in BraTS's the enhancing tumour: where 3 is absent, size tells.
-    """
+
+def _evident_numbering(segmentation: Volume, scheme: LabelScheme, case: CaseFiles) -> str | None:
+    """The numbering that more than the values present speaks for; None if these have to do."""
     values, counts = np.unique(segmentation.array, return_counts=True)
     volumes = {v: n * segmentation.geometry.voxel_volume for v, n in zip(values.tolist(), counts, strict=True) if v}
     if _structures(scheme) and not scheme.numbering(scheme.own_numbering).is_evident(volumes):
         raise MedDPMError(f"its mask {_NO_STRUCTURES}")
-    possible = [
-        numbering.name
-        for numbering in scheme.numberings
-        if numbering.explains(set(volumes))
-        and all(volumes.get(value, 0) <= limit for value, limit in numbering.largest_mm3)
-    ]
-    return possible[0] if len(possible) == 1 else None
+    # In Med-DDPM's files 4 is the rest of the brain, in BraTS's the enhancing tumour: where 3 is absent, size tells.
+    limits = [limit for numbering in scheme.numberings for limit in numbering.largest_mm3]
+    if case.layout == MED_DDPM and any(volumes.get(value, 0) > limit for value, limit in limits):
+        return "med-ddpm"
+    return None
 
 
 def _structures(scheme: LabelScheme) -> list[int]:

@@ -12,6 +12,9 @@ from MedDPMLib.errors import MedDPMError
 from MedDPMLib.labels import LabelScheme
 from MedDPMLib.volume import read_volume, volume_stem, volume_suffix
 
+#: The layouts.
+BRATS, NNUNET, MED_DDPM, PAIRS = "BraTS", "nnU-Net raw dataset", "Med-DDPM", "image and mask folders"
+
 #: What a modality is called in file names and channel lists: here and in BraTS to 2021, in BraTS 2023, elsewhere.
 _MODALITY_NAMES = {
     "t1": ("t1", "t1n", "t1w"),
@@ -115,7 +118,7 @@ def _brats_cases(source: Path, modalities: Sequence[str]) -> Iterator[CaseFiles]
         newer = separator == "-"
         endings = {modality: _MODALITY_NAMES[modality][newer] for modality in modalities} | {"seg": "seg"}
         wanted = {what: folder / f"{name}{separator}{ending}{suffix}" for what, ending in endings.items()}
-        yield _case(name, "BraTS", folder, files, wanted, modalities)
+        yield _case(name, BRATS, folder, files, wanted, modalities)
 
 
 # nnU-Net ---------------------------------------------------------------------------------------------
@@ -154,7 +157,7 @@ def _nnunet_cases(source: Path, scheme: LabelScheme, modalities: Sequence[str]) 
         segmentation = source / "labelsTr" / f"{name}{ending}"
         wanted = {modality: source / "imagesTr" / f"{name}_{n:04d}{ending}" for modality, n in numbers.items()}
         files = {content: path for content, path in (wanted | {"seg": segmentation}).items() if path.is_file()}
-        case = _case(name, "nnU-Net raw dataset", source, files, wanted | {"seg": segmentation}, modalities)
+        case = _case(name, NNUNET, source, files, wanted | {"seg": segmentation}, modalities)
         yield replace(case, labels=meaning)
 
 
@@ -212,7 +215,7 @@ def _contrast_cases(source: Path, contrasts: Mapping[str, Path], modalities: Seq
         for what in (*modalities, "seg"):
             ending = f"_{what}" if with_ending else ""
             wanted[what] = contrasts.get(what, source / what) / f"{name}{ending}{volume_suffix(path)}"
-        yield _case(name, "Med-DDPM", source, files, wanted, modalities)
+        yield _case(name, MED_DDPM, source, files, wanted, modalities)
 
 
 def _pair_folders(folder: Path) -> tuple[Path, Path] | None:
