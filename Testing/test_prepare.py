@@ -206,7 +206,7 @@ def test_every_layout_gives_the_same_dataset(tmp_path, small):
         datasets[layout] = contents(out)
     first = datasets["2021"]
     assert len(first) == 2 * 5
-    for layout, dataset in datasets.items():
+    for dataset in datasets.values():
         assert_same(first, dataset)
     # And it is what was drawn: the grid leaves room for the phantom, so nothing of it is lost.
     for seed in (1, 2):

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -135,6 +136,8 @@ def _in_processes(cases: Sequence[CaseFiles], out: Path, settings: DatasetSettin
 def _become_worker() -> None:
     import SimpleITK
 
+    # Ctrl-C reaches every process of a terminal: the command ends after the cases that are being prepared.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # the other cores have a case of their own
 
     def end_with_parent() -> None:
