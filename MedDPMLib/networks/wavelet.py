@@ -136,10 +136,12 @@ def _silu(fresh: Tensor) -> Tensor:
 class WaveletUNet3d(Denoiser):
     """A U-Net on sub-bands. D, H and W are multiples of 2 to the number of ``channels``.
 
-    ``channels`` are the widths at 1/2, 1/4, 1/8, ... of the grid. The output is a blend of the network's estimate
-    and of ``x`` itself: where the image is almost clean it is better than any estimate, where it is noise it is
-    worthless. How far it is trusted is learnt for each of the ``timesteps`` and sub-bands: :attr:`trust`, the logit of
-    the weight of ``x``.
+    ``channels`` are the widths at 1/2, 1/4, 1/8, ... of the grid. What labels alone say of the image, whatever the
+    noise, is the :attr:`prior`, made once from the labels around each voxel; the U-Net adds what the noisy image says.
+
+    The output is a blend of this estimate and of ``x`` itself: where the image is almost clean it is better than any
+    estimate, where it is noise it is worthless. How far it is trusted is learnt for each of the ``timesteps`` and
+    sub-bands: :attr:`trust`, the logit of the weight of ``x``.
     """
 
     values_per_voxel = 120
@@ -148,7 +150,7 @@ class WaveletUNet3d(Denoiser):
         self,
         image_channels: int,
         condition_channels: int,
-        channels: Sequence[int] = (48, 80, 112, 112),
+        channels: Sequence[int] = (48, 80, 112, 96),
         timesteps: int = 250,
     ) -> None:
         super().__init__()
@@ -161,7 +163,9 @@ class WaveletUNet3d(Denoiser):
         # Of all labels one is present at a voxel: the usual scale, for dense inputs, would drown them in the noise.
         if not self.embedding.weight.is_meta:  # drawing numbers there would import torch's compiler, for seconds
             nn.init.normal_(self.embedding.weight, std=0.5)
-        self.condition_stem = nn.Conv3d(_EMBEDDING_WIDTH, channels[0], 3, padding=1, bias=False)
+        self.surroundings = nn.ModuleList(nn.Conv3d(_EMBEDDING_WIDTH, _EMBEDDING_WIDTH, 3, padding=1) for _ in range(2))
+        self.condition_stem = nn.Conv3d(_EMBEDDING_WIDTH, channels[0], 1, bias=False)
+        self.prior = _zero(nn.Conv3d(_EMBEDDING_WIDTH, 8 * image_channels, 3, padding=1))
         self.down = nn.ModuleList(_Block(width) for width in channels[:-1])
         pairs = list(zip(channels[:-1], channels[1:], strict=True))
         self.widen = nn.ModuleList(nn.Conv3d(a, b, 2, stride=2) for a, b in pairs)
@@ -175,17 +179,21 @@ class WaveletUNet3d(Denoiser):
         self.start_training(torch.linspace(1, 0, timesteps + 2)[1:-1])
 
     def encode_condition(self, condition: Tensor) -> Tensor:
-        """The condition's share of the first convolution, (B, channels[0], D/2, H/2, W/2)."""
+        """The condition's share of the first convolution, and the prior; (B, channels[0] + 8 C, D/2, H/2, W/2)."""
         if any(side % self.side_multiple for side in condition.shape[2:]):
             sides = tuple(condition.shape[2:])
             raise MedDPMError(f"this wavelet U-Net needs sides that are multiples of {self.side_multiple}, not {sides}")
-        return self.condition_stem(F.silu(self.embedding(_channels_last(condition.to(self.out.weight.dtype)))))
+        h = _silu(self.embedding(_channels_last(condition.to(self.out.weight.dtype))))
+        for layer in self.surroundings:
+            h = _silu(layer(h))
+        return torch.cat([self.condition_stem(h), self.prior(h)], dim=1)
 
     def denoise(self, x: Tensor, t: Tensor, encoded: Tensor) -> Tensor:
         dtype = self.out.weight.dtype
         time = self.time(timestep_features(t, 64).to(dtype))
         bands = _channels_last(wavelet_split(x.to(dtype)))
-        h = _add(self.image_stem(bands), encoded)
+        condition, prior = encoded.tensor_split([self.out.in_channels], dim=1)
+        h = _add(self.image_stem(bands), condition)
         skips = []
         for block, widen in zip(self.down, self.widen, strict=True):
             h = block(h, time)
@@ -196,7 +204,7 @@ class WaveletUNet3d(Denoiser):
         for block, narrow in zip(reversed(self.up), reversed(self.narrow), strict=True):
             h = _add(F.interpolate(narrow(h), scale_factor=2.0, mode="nearest"), skips.pop())
             h = block(h, time)
-        estimate = self.out(F.silu(self.out_norm(h)))
+        estimate = _add(self.out(F.silu(self.out_norm(h))), prior)
         return wavelet_merge(torch.lerp(estimate, bands, self.trust[t].sigmoid()[:, :, None, None, None]))
 
     @torch.no_grad()
