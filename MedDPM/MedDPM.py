@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import enum
+import importlib
 import os
 import sys
+from contextlib import suppress
 from typing import Annotated
 
+import qt
 import slicer
 from slicer.i18n import tr as _
 from slicer.i18n import translate
@@ -25,8 +28,11 @@ except ModuleNotFoundError:  # run from the source tree: the library lies beside
     sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     import MedDPMLib
 
-#: The brain of medium width, for the sample data of the module and its test.
+#: The brain of medium width, for the module's test.
 _SAMPLE = "ventricles-medium"
+
+#: Milliseconds between opening the module, or choosing a model, and the start of the worker, which loads it meanwhile.
+_WARM_UP = 500
 
 
 class MedDPM(ScriptedLoadableModule):
@@ -69,11 +75,15 @@ def addTemplate(name):
     """The bundled template called ``name`` as a segmentation in the scene, with the labels of its own scheme."""
     from MedDPMLib.scene import dependencies
     from MedDPMLib.scene.painting import add_segmentation
+    from MedDPMLib.scene.views import show_background
+    from MedDPMLib.scene.volumes import add_sheet
     from MedDPMLib.templates import find_template, load_template
 
     dependencies.ensure()
     mask = load_template(name)
-    return add_segmentation(mask.volume, mask.scheme, find_template(name).title)
+    segmentation = add_segmentation(mask.volume, mask.scheme, find_template(name).title)
+    show_background(add_sheet(segmentation), fit=True)
+    return segmentation
 
 
 class Quality(enum.Enum):
@@ -146,6 +156,7 @@ class MedDPMParameterNode:
     steps: Annotated[int, WithinRange(0, 1000)] = 0
     device: Device = Device.Automatic
     precision: Precision = Precision.Automatic
+    guidance: Annotated[float, WithinRange(0, 20)] = 1.0
     outputGrid: OutputGrid = OutputGrid.Model
     stampRadius: Annotated[float, WithinRange(3, 40)] = 12.0
 
@@ -166,6 +177,10 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         from MedDPMLib.scene.views import SyntheticMarks
 
         ScriptedLoadableModuleWidget.setup(self)
+        # Here a wait is expected: while a library is loaded the application stands still.
+        for library in ("SimpleITK", "nibabel"):
+            with suppress(ImportError):  # asked for when it is needed
+                importlib.import_module(library)
         uiWidget = slicer.util.loadUI(self.resourcePath("UI/MedDPM.ui"))
         self.layout.addWidget(uiWidget)
         self.ui = slicer.util.childWidgetVariables(uiWidget)
@@ -176,9 +191,14 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.run = RunSection(self.ui, self.logic.generator, self.logic.client, self.makeOrder)
         self.results = ResultsSection(self.ui)
         self.marks = SyntheticMarks()
+        self._warmUp = qt.QTimer()
+        self._warmUp.setSingleShot(True)
+        self._warmUp.interval = _WARM_UP
+        self._warmUp.timeout.connect(self.onWarmUp)
         uiWidget.setMRMLScene(slicer.mrmlScene)
 
         self.models.changed.connect(self.onModelChanged)
+        self.models.removing.connect(self.onModelRemoving)
         self.mask.started.connect(self.onStartedFromTemplate)
         self.mask.edited.connect(self.onMaskEdited)
         self.results.again.connect(self.onAgain)
@@ -198,11 +218,12 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def cleanup(self):
         slicer.app.disconnect("aboutToQuit()", self.logic.stop)
         self.setParameterNode(None)
+        self._warmUp.stop()
         self.run.disconnect()
         self.logic.stop()
         self.models.stop()
         self.results.stop()
-        self.mask.forget()
+        self.mask.stop()
         self.marks.stop()
         self.removeObservers()
 
@@ -211,12 +232,15 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.initializeParameterNode()
         self.mask.enter()
         self.results.refresh()
+        self._warmUp.start()
 
     def exit(self):
+        self._warmUp.stop()
         self.mask.exit()
         self.setParameterNode(None)
 
     def onSceneStartClose(self, caller, event):
+        self._warmUp.stop()
         self.logic.stop()
         self.setParameterNode(None)
         self.mask.close_scene()
@@ -235,6 +259,7 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onNodeRemoved(self, caller, event):
         self.results.refresh()
+        self.mask.check_source()
 
     def initializeParameterNode(self):
         self.setParameterNode(self.logic.getParameterNode())
@@ -257,8 +282,22 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.mask.set_scheme(card.scheme if card is not None else None)
         leftOut = list(self._parameterNode.leftOut) if self._parameterNode is not None else []
         self.run.show_modalities(card, leftOut, self.onModalitiesChanged)
+        self.run.show_guidance(card)
         if self._parameterNode is not None and self.models.entry is not None:
             self._parameterNode.model = self.models.entry.name
+        if self.parent.isEntered:
+            self._warmUp.start()
+
+    def onModelRemoving(self):
+        if self.logic.generator.order is None:
+            self.logic.client.stop()  # no file can be removed on Windows while it is open
+
+    def onWarmUp(self):
+        """Starts the worker and has it load the model while the user paints; what is missing is asked for later."""
+        from MedDPMLib.scene import dependencies
+
+        if self.models.card is not None and not self.logic.client.busy and not dependencies.missing():
+            self.logic.client.load(self.models.entry.name)
 
     def onModalitiesChanged(self, leftOut):
         if self._parameterNode is not None:
@@ -269,7 +308,7 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onStartedFromTemplate(self, segmentation):
         self.ui.segmentationSelector.setCurrentNode(segmentation)
-        self.logic.client.load(self.models.entry.name)  # while the user paints
+        self._warmUp.start()
 
     # Generating
 
@@ -346,6 +385,7 @@ class MedDPMLogic(ScriptedLoadableModuleLogic):
             sampler=chosen.sampler.value or quality["sampler"],
             device=chosen.device.value,
             precision=chosen.precision.value,
+            guidance=chosen.guidance if card.label_dropout else 1.0,
             space=chosen.outputGrid.value,
             preview=chosen.livePreview,
             into=into or {},
@@ -374,6 +414,7 @@ class MedDPMLogic(ScriptedLoadableModuleLogic):
             seeds=[record["seed"]],
             steps=record["steps"],
             sampler=record["sampler"],
+            guidance=record["guidance"],
             space=record["space"],
             into={(record["seed"], record["modality"]): node},
         )
@@ -404,6 +445,7 @@ class MedDPMTest(ScriptedLoadableModuleTest):
         self.assertIsNotNone(widget.models.card, "no model is installed")
         ui.templateBox.currentIndex = ui.templateBox.findData(_SAMPLE)
         ui.templateButton.click()
+        self.waitUntil(lambda: not widget.mask.busy, 60)
         segmentation = ui.segmentationSelector.currentNode()
         self.assertIsNotNone(segmentation, ui.maskMessage.text)
         self.assertEqual(sorted(widget.mask.table.values()), sorted(widget.models.card.scheme.values))

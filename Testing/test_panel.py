@@ -1,5 +1,7 @@
 """The panel as a user drives it: on the headless bench, with a real worker process and a tiny model."""
 
+# ruff: noqa: F811 (fixtures are imported by their names)
+
 from __future__ import annotations
 
 import dataclasses
@@ -7,113 +9,40 @@ import os
 import signal
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
-from bench import dialogs, packages, start_application
-from bench.fixtures import application  # noqa: F401
+from bench import dialogs, packages
+from bench.driver import (  # noqa: F401
+    MODULE,
+    SCHEME,
+    application,
+    generate,
+    models,
+    panel,
+    process_lives,
+    session_folders,
+    start_from_template,
+    wait_until,
+    wait_until_painted,
+    worker_pid,
+)
 from conftest import small_card, write_small_model
 from test_packaging import cmake_list, files
 
-start_application()
+import qt  # isort: skip
+import slicer  # isort: skip
 
-import qt  # noqa: E402
-import slicer  # noqa: E402
-
-from MedDPMLib.card import QUALITIES  # noqa: E402
-from MedDPMLib.device import PRECISIONS  # noqa: E402
-from MedDPMLib.generation import SPACES  # noqa: E402
-from MedDPMLib.labels import load_scheme  # noqa: E402
-from MedDPMLib.samplers import METHODS  # noqa: E402
-from MedDPMLib.scene import dependencies, volumes, worker_client  # noqa: E402
-from MedDPMLib.scene.generator import spoken_time  # noqa: E402
-from MedDPMLib.scene.painting import stamp_tumour  # noqa: E402
-from MedDPMLib.scene.segmentation import painted_geometry, read_labels  # noqa: E402
-from MedDPMLib.scene.worker_client import WorkerClient  # noqa: E402
-from MedDPMLib.templates import templates  # noqa: E402
-
-MODULE = Path(__file__).parents[1] / "MedDPM" / "MedDPM.py"
-SCHEME = load_scheme("anatomy")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def models(tmp_path_factory):
-    """A model folder with one tiny model, for the panel and its workers, and one thread for each of them."""
-    folder = tmp_path_factory.mktemp("models")
-    write_small_model(folder / "small.safetensors", small_card(SCHEME))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MEDDPM_MODELS", str(folder))
-        patch.setenv("OMP_NUM_THREADS", "1")
-        yield folder
-
-
-@pytest.fixture
-def panel(application):  # noqa: F811
-    """The panel, opened on an empty scene with the tiny model chosen. Afterwards nothing of it may be left."""
-    application.moduleManager().load(MODULE)
-    slicer.util.selectModule("MedDPM")
-    widget = slicer.util.getModuleWidget("MedDPM")
-    widget.models.choose("small")
-    yield widget
-    application.moduleManager().unload("MedDPM")
-    assert not widget.logic.client.running
-    assert session_folders() == []
-
-
-def session_folders():
-    return sorted(Path(slicer.app.temporaryPath).glob("MedDPM-*"))
-
-
-def wait_until(condition, seconds=90.0):
-    """Runs the event loop until ``condition``; the longest time in milliseconds that one round took.
-
-    Time in which the system gave the processor to others is not the panel's, and left out.
-    """
-
-    def clock():
-        return time.monotonic() - int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
-
-    end, longest = time.monotonic() + seconds, 0.0
-    while not condition() and time.monotonic() < end:
-        started = clock()
-        slicer.app.processEvents(qt.QEventLoop.AllEvents)
-        longest = max(longest, clock() - started)
-        time.sleep(0.001)
-    assert condition()
-    return 1000 * longest
-
-
-def start_from_template(panel, name="ventricles-medium"):
-    panel.ui.templateBox.currentIndex = panel.ui.templateBox.findData(name)
-    panel.ui.templateButton.click()
-    wait_until_painted(panel)
-    return panel.ui.segmentationSelector.currentNode()
-
-
-def wait_until_painted(panel):
-    return wait_until(lambda: not panel.mask.busy)
-
-
-def generate(panel):
-    panel.ui.generateButton.click()
-    assert panel.ui.generateButton.text == "Cancel", panel.ui.messageLabel.text
-    wait_until(lambda: panel.logic.generator.order is None)
-    slicer.app.processEvents()
-
-
-def process_lives(pid):
-    try:
-        os.kill(pid, 0)
-    except OSError:
-        return False
-    return Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] != "Z"
-
-
-def worker_pid(panel):
-    wait_until(lambda: panel.logic.client.pid is not None)
-    return panel.logic.client.pid
-
+from MedDPMLib.card import QUALITIES
+from MedDPMLib.device import PRECISIONS
+from MedDPMLib.generation import MAX_GUIDANCE, SPACES
+from MedDPMLib.samplers import METHODS
+from MedDPMLib.scene import dependencies, volumes, worker_client
+from MedDPMLib.scene.generator import spoken_time
+from MedDPMLib.scene.painting import stamp_tumour
+from MedDPMLib.scene.segmentation import painted_geometry, read_labels
+from MedDPMLib.scene.worker_client import WorkerClient
+from MedDPMLib.templates import templates
 
 # The story -------------------------------------------------------------------------------------------
 
@@ -263,7 +192,7 @@ def test_missing_packages_are_asked_for_once(panel):
 
 
 @pytest.mark.parametrize("end", ["scene", "module", "released"])
-def test_no_process_and_no_file_outlives_its_use(panel, application, end):  # noqa: F811
+def test_no_process_and_no_file_outlives_its_use(panel, application, end):
     start_from_template(panel)
     panel.ui.stepsBox.value = 50
     panel.ui.generateButton.click()
@@ -284,7 +213,7 @@ def test_no_process_and_no_file_outlives_its_use(panel, application, end):  # no
 # Choices ---------------------------------------------------------------------------------------------
 
 
-def test_choices_come_back_with_the_scene(panel, application, tmp_path):  # noqa: F811
+def test_choices_come_back_with_the_scene(panel, application, tmp_path):
     segmentation = start_from_template(panel)
     name, ui = segmentation.GetName(), panel.ui
     ui.qualityBox.currentIndex, ui.seedBox.value, ui.samplesBox.value = 0, 77, 3
@@ -334,10 +263,22 @@ def test_results_are_exported_deleted_and_made_again(panel, tmp_path):
     panel.ui.exportButton.click()
     assert "Written" in panel.ui.resultMessage.text
     assert sorted(path.suffix for path in folder.iterdir()) == [".gz", ".gz", ".json", ".json"]
+    views, former = slicer.app.layoutManager(), slicer.app.layoutManager().layout
+    panel.ui.orientationBox.currentIndex = panel.ui.orientationBox.findData("Coronal")
+    assert not panel.ui.endCompareButton.enabled
     panel.ui.compareButton.click()
-    views = slicer.app.layoutManager()
-    shown = [views.sliceWidget(f"Compare{n}").mrmlSliceCompositeNode().GetBackgroundVolumeID() for n in (1, 2)]
-    assert shown == [node.GetID() for node in volumes.results()]
+    widgets = [views.sliceWidget(f"Compare{n}") for n in (1, 2)]
+    composites = [widget.mrmlSliceCompositeNode() for widget in widgets]
+    assert [c.GetBackgroundVolumeID() for c in composites] == [node.GetID() for node in volumes.results()]
+    assert all(c.GetLinkedControl() for c in composites) and views.layout != former
+    assert [widget.mrmlSliceNode().GetOrientation() for widget in widgets] == ["Coronal", "Coronal"]
+    display = panel.ui.segmentationSelector.currentNode().GetDisplayNode()
+    assert display.GetVisibility2DOutline() and not display.GetVisibility2DFill()
+    panel.ui.orientationBox.currentIndex = panel.ui.orientationBox.findData("Sagittal")
+    panel.ui.compareButton.click()
+    assert [widget.mrmlSliceNode().GetOrientation() for widget in widgets] == ["Sagittal", "Sagittal"]
+    panel.ui.endCompareButton.click()
+    assert views.layout == former and not panel.ui.endCompareButton.enabled
     results.clearSelection()
     results.item(1).setSelected(True)
     node = panel.results.chosen()[0]
@@ -378,11 +319,14 @@ def test_models_are_added_checked_and_removed(panel, tmp_path):
     for path in (bad, good):
         dialogs.reply_with(str(path))
         ui.addModelButton.click()
-        assert not ui.addModelButton.enabled
+        assert not ui.addModelButton.enabled and not ui.modelProgress.isHidden()
         wait_until(lambda: ui.addModelButton.enabled)
         if path is bad:
             assert "bad.safetensors" in ui.modelSummary.text and panel.models.entry.name == "small"
     assert ui.modelBox.currentText == "Another model" and panel.models.entry.name == "another"
+    assert "recognised as a MedDPM bundle" in ui.modelSummary.text and ui.modelProgress.isHidden()
+    shown = ui.modelBox.itemData(ui.modelBox.currentIndex, qt.Qt.ToolTipRole)
+    assert "T1, T2" in shown and "16 x 16 x 16" in shown and shown in ui.modelSummary.text
     assert panel._parameterNode.model == "another"
     ui.aboutModelButton.click()
     windows = [w for w in qt.QApplication.topLevelWidgets() if w.windowTitle == "Another model"]
@@ -422,11 +366,14 @@ def test_a_tumour_is_stamped_at_the_crosshair_and_can_be_undone(panel):
     crosshair.SetCrosshairRAS(28, 22, 25)
     panel.ui.stampSlider.value = 15
     panel.ui.stampButton.click()
-    assert panel.ui.maskMessage.text == "" and count() > 1000
+    assert not panel.ui.stampButton.enabled  # one at a time
+    wait_until_painted(panel)
+    assert panel.ui.stampButton.enabled and panel.ui.maskMessage.text == "" and count() > 1000
     panel.mask.editor.undo()
     assert count() == 0
     crosshair.SetCrosshairRAS(500, 0, 0)
     panel.ui.stampButton.click()
+    wait_until_painted(panel)
     assert "inside the brain" in panel.ui.maskMessage.text
 
 
@@ -440,14 +387,15 @@ def test_the_brain_is_filled_from_a_volume(panel):
     panel.ui.brainSelector.setCurrentNode(volume)
     before = np.count_nonzero(read_labels(segmentation, panel.mask.table, SCHEME).array)
     panel.ui.brainButton.click()
-    assert panel.ui.maskMessage.text
+    wait_until_painted(panel)
+    assert "taken from" in panel.ui.maskMessage.text
     assert np.count_nonzero(read_labels(segmentation, panel.mask.table, SCHEME).array) > before
 
 
 # Smaller things --------------------------------------------------------------------------------------
 
 
-def test_packages_are_installed_without_slicer_packaging(application, monkeypatch):  # noqa: F811
+def test_packages_are_installed_without_slicer_packaging(application, monkeypatch):
     """3D Slicer 5.10."""
     monkeypatch.delattr(slicer, "packaging")
     monkeypatch.setitem(sys.modules, "slicer.packaging", None)
@@ -472,18 +420,20 @@ def test_choices_name_what_there_is(panel):
     assert {choice.value for choice in module.Sampler} == {None, *METHODS}
     assert {choice.value for choice in module.Precision} == set(PRECISIONS)
     assert {choice.value for choice in module.OutputGrid} == set(SPACES)
+    assert (panel.ui.guidanceBox.minimum, panel.ui.guidanceBox.maximum) == (0, MAX_GUIDANCE)
     assert tuple(choice.value for choice in module.Quality) == QUALITIES
     for kind in (module.Sampler, module.Precision, module.OutputGrid, module.Quality, module.Device):
         assert all(kind.label(choice) for choice in kind)
 
 
-def test_templates_are_sample_data(panel, application):  # noqa: F811
+def test_templates_are_sample_data(panel, application):
     application.emit("startupCompleted()")
     sources = {source["sampleName"]: source for source in sys.modules["SampleData"].SampleDataLogic.sources}
     assert {template.title for template in templates()} <= set(sources)
     title = templates()[1].title
     node = sources[title]["customDownloader"](sources[title])
     assert node.GetName() == title and node.GetSegmentation().GetNumberOfSegments() == len(SCHEME.labels)
+    assert volumes.sheet_of(node) is not None
 
 
 def test_time_is_spoken():
@@ -492,7 +442,7 @@ def test_time_is_spoken():
     ]  # fmt: skip
 
 
-def test_a_program_that_cannot_be_started_is_told(application, monkeypatch):  # noqa: F811
+def test_a_program_that_cannot_be_started_is_told(application, monkeypatch):
     monkeypatch.setattr(worker_client, "python_program", lambda: "/nowhere/PythonSlicer")
     client, messages = WorkerClient(), []
     client.failed.connect(messages.append)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import slicer
+from slicer.i18n import tr as _
 
 from MedDPMLib.brain_area import brain_area
 from MedDPMLib.errors import MedDPMError
+from MedDPMLib.geometry import Geometry
 from MedDPMLib.labels import Label, LabelScheme
 from MedDPMLib.scene.images import oriented_image, volume_from_node
 from MedDPMLib.scene.segmentation import painted, painted_geometry, read_labels, reference_geometry
+from MedDPMLib.scene.turns import Work, at_once
 from MedDPMLib.tumour import paint_tumour
 from MedDPMLib.volume import Volume
 
@@ -75,9 +79,8 @@ def paint(
     if not logic.SetBinaryLabelmapToSegment(
         image, segmentation, segment_id, logic.MODE_MERGE_MASK, image.GetExtent(), False, over
     ):
-        raise MedDPMError(
-            f'the segment "{segment_id}" of "{segmentation.GetName()}" cannot be painted: see the error log'
-        )
+        text = _('the segment "{segment}" of "{segmentation}" cannot be painted: see the error log')
+        raise MedDPMError(text.format(segment=segment_id, segmentation=segmentation.GetName()))
     # Segments in the same image have given way already; those in others are erased.
     layer = segmentation.GetBinaryLabelmapInternalRepresentation(segment_id)
     rest = oriented_image(np.where(voxels, 0, 255).astype(np.uint8), lattice, first)
@@ -99,10 +102,23 @@ def fill_brain(
     ``table`` is segment ID to label value and has to name a segment for that label. Raises
     :class:`MedDPMError` if it does not, or if the image shows no brain (:func:`MedDPMLib.brain_area.brain_area`).
     """
+    return at_once(filling_brain(segmentation, table, scheme, image))
+
+
+def filling_brain(
+    segmentation: slicer.vtkMRMLSegmentationNode,
+    table: Mapping[str, int],
+    scheme: LabelScheme,
+    image: slicer.vtkMRMLScalarVolumeNode,
+) -> Work:
+    """The work of :func:`fill_brain`, in turns."""
     if scheme.rest is None:
-        raise MedDPMError(f'the scheme "{scheme.name}" has no label for the rest of the brain: choose another model')
+        text = _('the scheme "{scheme}" has no label for the rest of the brain: choose another model')
+        raise MedDPMError(text.format(scheme=scheme.name))
     segment_id = _segment_of(scheme.rest, table)
-    area, note = brain_area(volume_from_node(image), painted_geometry(segmentation))
+    volume = volume_from_node(image)
+    volume = Volume(volume.array.copy(), volume.geometry)  # the image may go while it is looked at
+    area, note = yield partial(brain_area, volume, painted_geometry(segmentation))
     others = {id_: value for id_, value in table.items() if id_ != segment_id}
     paint(segmentation, segment_id, area & ~painted(segmentation, others, scheme))
     return note
@@ -122,21 +138,41 @@ def stamp_tumour(
     Every segment of ``table`` gives way, so that what is under the tumour is gone as with the brush. Raises
     :class:`MedDPMError` if a part of the tumour has no segment, or if there is no brain at ``center``.
     """
+    at_once(stamping_tumour(segmentation, table, scheme, center, radius, seed=seed))
+
+
+def stamping_tumour(
+    segmentation: slicer.vtkMRMLSegmentationNode,
+    table: Mapping[str, int],
+    scheme: LabelScheme,
+    center: Iterable[float],
+    radius: float,
+    *,
+    seed: int = 0,
+) -> Work:
+    """The work of :func:`stamp_tumour`, in turns."""
     geometry = painted_geometry(segmentation)
     before = read_labels(segmentation, table, scheme).array
-    after = paint_tumour(before, geometry, scheme, np.array(tuple(center)), radius, seed=seed)
+    yield
+    center = np.array(tuple(center))
+    first, parts = yield partial(_tumour_parts, before, geometry, scheme, center, radius, seed)
+    places = [(_segment_of(label, table), voxels) for label, voxels in parts]
+    for segment_id, voxels in places:
+        paint(segmentation, segment_id, voxels, first=first, over=[id_ for id_ in table if id_ != segment_id])
+        yield
+
+
+def _tumour_parts(
+    before: np.ndarray, geometry: Geometry, scheme: LabelScheme, center: np.ndarray, radius: float, seed: int
+) -> tuple[tuple[int, ...], list[tuple[Label, np.ndarray]]]:
+    """What a tumour changes: the index (i, j, k) of a box, and in it the voxels (k, j, i) that each label gets."""
+    after = paint_tumour(before, geometry, scheme, center, radius, seed=seed)
     changed = before != after
-    parts = {
-        _segment_of(label, table): label.value for label in scheme.labels if (changed & (after == label.value)).any()
-    }
-    if not parts:
-        return
+    if not changed.any():
+        return (0, 0, 0), []
     box = tuple(slice(found.min(), found.max() + 1) for found in np.nonzero(changed))
-    first = [part.start for part in reversed(box)]
-    with slicer.util.NodeModify(segmentation):
-        for segment_id, value in parts.items():
-            voxels = changed[box] & (after[box] == value)
-            paint(segmentation, segment_id, voxels, first=first, over=[id_ for id_ in table if id_ != segment_id])
+    inside = [(label, changed[box] & (after[box] == label.value)) for label in scheme.labels]
+    return tuple(int(part.start) for part in reversed(box)), [(label, where) for label, where in inside if where.any()]
 
 
 def _segment(label: Label) -> slicer.vtkSegment:
@@ -164,4 +200,4 @@ def _segment_of(label: Label, table: Mapping[str, int]) -> str:
     for id_, value in table.items():
         if value == label.value:
             return id_
-    raise MedDPMError(f'no segment stands for "{label.name}": add the missing labels first')
+    raise MedDPMError(_('no segment stands for "{label}": add the missing labels first').format(label=label.name))

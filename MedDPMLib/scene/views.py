@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import slicer
 import vtk
 
-from MedDPMLib.scene.volumes import is_synthetic
+from MedDPMLib.scene.volumes import is_synthetic, sheet_of
 
 #: What stands at the upper edge of a slice view that shows a generated volume.
 MARK = "SYNTHETIC - not a patient"
@@ -15,8 +15,12 @@ MARK = "SYNTHETIC - not a patient"
 #: The four corners belong to Slicer's Data Probe, which rewrites them; the edges are free.
 _PLACE = vtk.vtkCornerAnnotation.UpperEdge
 
-#: Layouts of 2 to 9 axial views, numbered from here: above what Slicer and its extensions use.
+#: Layouts of 2 to 9 slice views, numbered from here: above what Slicer and its extensions use.
 _FIRST_LAYOUT = 73_000
+
+
+#: Orientations in which results can be compared, as Slicer calls them.
+ORIENTATIONS = ("Axial", "Sagittal", "Coronal")
 
 
 class SyntheticMarks:
@@ -24,19 +28,25 @@ class SyntheticMarks:
 
     def __init__(self) -> None:
         self._observed: list[tuple[vtk.vtkObject, int]] = []
+        self._layout = None
 
     def start(self) -> None:
         """Follows the slice views, also those that another layout brings."""
         self.stop()
-        slicer.app.layoutManager().layoutChanged.connect(self._follow)
-        self._follow()
+        self._layout = slicer.app.layoutManager()
+        if self._layout is not None:  # else the application has no window
+            self._layout.layoutChanged.connect(self._follow)
+            self._follow()
 
     def stop(self) -> None:
         """Takes all marks away."""
-        slicer.app.layoutManager().layoutChanged.disconnect(self._follow)
         self._release()
-        for view in _slice_views():
-            _set_mark(view, "")
+        if self._layout is None:
+            return
+        self._layout.layoutChanged.disconnect(self._follow)
+        self._layout = None
+        for widget in _slice_widgets():
+            _set_mark(widget.sliceView(), "")
 
     def _follow(self) -> None:
         self._release()
@@ -50,17 +60,31 @@ class SyntheticMarks:
         self._observed = []
 
     def _update(self, *_) -> None:
-        layout = slicer.app.layoutManager()
-        for name in layout.sliceViewNames():
-            widget = layout.sliceWidget(name)
+        for widget in _slice_widgets():
             composite = widget.mrmlSliceCompositeNode()
             shown = [slicer.mrmlScene.GetNodeByID(id_) for id_ in _volume_ids(composite) if id_]
             _set_mark(widget.sliceView(), MARK if any(map(is_synthetic, shown)) else "")
 
 
 def show_background(node: slicer.vtkMRMLVolumeNode, *, fit: bool) -> None:
-    """Makes ``node`` the background of the slice views, without what lay over it; ``fit`` brings it into view."""
+    """Makes ``node`` the background of the slice views, without what lay over it; ``fit`` brings it into view.
+
+    A mask is seen filled over its blank sheet, and becomes an outline when an image takes the sheet's place.
+    """
+    composites = slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")
+    before = {composite.GetBackgroundVolumeID() for composite in composites}
     slicer.util.setSliceViewerLayers(background=node, foreground=None, label=None, fit=fit)
+    for segmentation in slicer.util.getNodesByClass("vtkMRMLSegmentationNode"):
+        sheet = sheet_of(segmentation)
+        if sheet is not None and (sheet is node or sheet.GetID() in before):
+            show_outline(segmentation, sheet is not node)
+
+
+def shown_background() -> slicer.vtkMRMLVolumeNode | None:
+    """The background of the first slice view."""
+    for composite in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode"):
+        return slicer.mrmlScene.GetNodeByID(composite.GetBackgroundVolumeID() or "")
+    return None
 
 
 def show_outline(segmentation: slicer.vtkMRMLSegmentationNode, outline: bool) -> None:
@@ -70,8 +94,32 @@ def show_outline(segmentation: slicer.vtkMRMLSegmentationNode, outline: bool) ->
     display.SetVisibility2DOutline(True)
 
 
-def compare(nodes: Sequence[slicer.vtkMRMLVolumeNode]) -> None:
-    """Shows two to nine volumes in linked axial views side by side."""
+class Comparison:
+    """Two to nine volumes side by side in linked slice views, until :meth:`end` brings the former layout back."""
+
+    def __init__(self) -> None:
+        self._former: int | None = None
+
+    @property
+    def shown(self) -> bool:
+        """Whether the views are those of a comparison; another layout chosen in the application ends it, too."""
+        return self._former is not None and slicer.app.layoutManager().layout in _comparison_layouts()
+
+    def show(self, nodes: Sequence[slicer.vtkMRMLVolumeNode], orientation: str = ORIENTATIONS[0]) -> None:
+        """``orientation`` is one of :data:`ORIENTATIONS`."""
+        layout = slicer.app.layoutManager()
+        if layout.layout not in _comparison_layouts():
+            self._former = layout.layout
+        compare(nodes, orientation)
+
+    def end(self) -> None:
+        if self.shown:
+            slicer.app.layoutManager().setLayout(self._former)
+        self._former = None
+
+
+def compare(nodes: Sequence[slicer.vtkMRMLVolumeNode], orientation: str = ORIENTATIONS[0]) -> None:
+    """Shows two to nine volumes in linked views of one ``orientation`` side by side."""
     layout = slicer.app.layoutManager()
     names = [f"Compare{number}" for number in range(1, len(nodes) + 1)]
     layout_node = layout.layoutLogic().GetLayoutNode()
@@ -79,16 +127,20 @@ def compare(nodes: Sequence[slicer.vtkMRMLVolumeNode]) -> None:
     if not layout_node.IsLayoutDescription(identifier):
         layout_node.AddLayoutDescription(identifier, _side_by_side(names))
     layout.setLayout(identifier)
-    for name, node in zip(names, nodes, strict=True):
-        widget = layout.sliceWidget(name)
-        widget.mrmlSliceNode().SetOrientation("Axial")
-        composite = widget.mrmlSliceCompositeNode()
-        # One at a time: with linked control a new background would go to all of them.
-        composite.SetLinkedControl(False)
-        composite.SetBackgroundVolumeID(node.GetID())
+    widgets = [layout.sliceWidget(name) for name in names]
+    # One at a time: with linked control what is done to one view would go to all of them.
+    for widget in widgets:
+        widget.mrmlSliceCompositeNode().SetLinkedControl(False)
+    for widget, node in zip(widgets, nodes, strict=True):
+        widget.mrmlSliceNode().SetOrientation(orientation)
+        widget.mrmlSliceCompositeNode().SetBackgroundVolumeID(node.GetID())
         widget.sliceLogic().FitSliceToBackground()
-    for name in names:
-        layout.sliceWidget(name).mrmlSliceCompositeNode().SetLinkedControl(True)
+    for widget in widgets:
+        widget.mrmlSliceCompositeNode().SetLinkedControl(True)
+
+
+def _comparison_layouts() -> range:
+    return range(_FIRST_LAYOUT + 2, _FIRST_LAYOUT + 10)
 
 
 def _side_by_side(names: Sequence[str]) -> str:
@@ -104,9 +156,10 @@ def _side_by_side(names: Sequence[str]) -> str:
     return f'<layout type="vertical">{body}</layout>'
 
 
-def _slice_views() -> list:
+def _slice_widgets() -> list:
     layout = slicer.app.layoutManager()
-    return [layout.sliceWidget(name).sliceView() for name in layout.sliceViewNames()]
+    widgets = map(layout.sliceWidget, layout.sliceViewNames()) if layout is not None else ()
+    return [widget for widget in widgets if widget is not None]
 
 
 def _volume_ids(composite: slicer.vtkMRMLSliceCompositeNode) -> tuple[str | None, str | None]:

@@ -1,4 +1,4 @@
-"""How does a generated volume lie in the scene? Node, display, folder, and the mark that nobody was scanned."""
+"""How does a volume lie in the scene? A generated one with display, folder and mark, a blank one to paint over."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import slicer
 
 from MedDPMLib.scene.images import volume_from_node
+from MedDPMLib.scene.segmentation import reference_geometry
 from MedDPMLib.volume import SYNTHETIC, Volume
 
 #: Attribute "1" of every generated volume.
@@ -17,6 +18,9 @@ SYNTHETIC_ATTRIBUTE = "MedDPM.synthetic"
 RECORD_ATTRIBUTE = "MedDPM.record"
 #: Node reference to the segmentation it was made from.
 SEGMENTATION_ROLE = "MedDPM.segmentation"
+
+#: Attribute "1" of the blank volumes that segmentations are painted over.
+_SHEET_ATTRIBUTE = "MedDPM.sheet"
 
 #: Attribute of the subject hierarchy's folders that hold results.
 _FOLDER_ATTRIBUTE = "MedDPM.results"
@@ -103,6 +107,40 @@ def result_volume(node: slicer.vtkMRMLScalarVolumeNode) -> Volume:
     """A copy of a result's voxels and its place: what is written to a file."""
     volume = volume_from_node(node)
     return Volume(volume.array.copy(), volume.geometry)
+
+
+def add_sheet(segmentation: slicer.vtkMRMLSegmentationNode) -> slicer.vtkMRMLScalarVolumeNode:
+    """A blank volume on the reference geometry of ``segmentation``, whose source volume it becomes.
+
+    Slicer's Segment Editor paints over a volume only. Raises :class:`MedDPMError` without a reference geometry.
+    """
+    geometry = reference_geometry(segmentation)
+    name = slicer.mrmlScene.GenerateUniqueName(f"{segmentation.GetName()} (blank)")
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", name)
+    node.SetAttribute(_SHEET_ATTRIBUTE, "1")
+    node.CreateDefaultDisplayNodes()
+    node.GetDisplayNode().SetAndObserveColorNodeID("vtkMRMLColorTableNodeGrey")
+    set_window(node, (0, 1))
+    slicer.util.updateVolumeFromArray(node, np.zeros(geometry.shape, np.uint8))
+    node.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(geometry.ijk_to_ras))
+    node.SetAndObserveTransformNodeID(segmentation.GetTransformNodeID())
+    segmentation.SetReferenceImageGeometryParameterFromVolumeNode(node)
+    hierarchy = _hierarchy()
+    parent = hierarchy.GetItemParent(hierarchy.GetItemByDataNode(segmentation)) or hierarchy.GetSceneItemID()
+    hierarchy.SetItemParent(hierarchy.GetItemByDataNode(node), parent)
+    return node
+
+
+def sheet_of(segmentation: slicer.vtkMRMLSegmentationNode) -> slicer.vtkMRMLScalarVolumeNode | None:
+    """The blank volume that :func:`add_sheet` made for ``segmentation``, if it is still there."""
+    node = segmentation.GetNodeReference(segmentation.GetReferenceImageGeometryReferenceRole())
+    return node if node is not None and node.GetAttribute(_SHEET_ATTRIBUTE) == "1" else None
+
+
+def results_of(segmentation: slicer.vtkMRMLSegmentationNode) -> list[slicer.vtkMRMLScalarVolumeNode]:
+    """The finished volumes made from ``segmentation``, in the order in which they were made."""
+    found = (node for node in results() if node.GetNodeReference(SEGMENTATION_ROLE) is segmentation)
+    return [node for node in found if node.GetAttribute(RECORD_ATTRIBUTE)]
 
 
 def remove_result(node: slicer.vtkMRMLScalarVolumeNode) -> None:

@@ -72,7 +72,7 @@ class ctkCollapsibleButton(qt.QAbstractButton):
     def sizeHint(self):
         if self.collapsed or self.layout() is None:
             return qt.QSize(150, self._TITLE)
-        return self.layout().sizeHint()
+        return self.layout().totalSizeHint()
 
     def minimumSizeHint(self):
         return qt.QSize(0, self.sizeHint().height())

@@ -11,14 +11,44 @@ from bench.pythonqt import qt_module, standin
 qt = qt_module()
 
 
+class qSlicerSegmentEditorEffectFactory:
+    """Where effects are registered; here all of them are from the start."""
+
+    _instance = None
+
+    def __init__(self):
+        self._slots = []
+
+    @classmethod
+    def instance(cls):
+        cls._instance = cls._instance or cls()
+        return cls._instance
+
+    def connect(self, signal, slot):
+        assert signal == "effectRegistered(QString)"
+        self._slots.append(slot)
+        return True
+
+    def disconnect(self, signal, slot):
+        if slot not in self._slots:
+            return False
+        self._slots.remove(slot)
+        return True
+
+    def registerEffect(self, name):
+        for slot in list(self._slots):
+            slot(name)
+
+
 @standin
 class qMRMLSegmentEditorWidget(qMRMLWidget):
     """Selections, segment list, effects by name, undo.
 
     The list of segments and the row of effects are drawn so that a picture of the panel looks right; painting
     itself goes through the segmentation's own functions. As in Slicer, the selections live in the
-    vtkMRMLSegmentEditorNode, undo in a vtkSegmentationHistory, and using the widget before its parameter node
-    is set is an error.
+    vtkMRMLSegmentEditorNode, undo in a vtkSegmentationHistory, using the widget before its parameter node is set is
+    an error, a segmentation brings the volume of its reference geometry as source volume, a source volume is shown in
+    the views, and without one the effects are disabled.
     """
 
     currentSegmentIDChanged = Signal(str)
@@ -127,20 +157,28 @@ class qMRMLSegmentEditorWidget(qMRMLWidget):
                 segmentation.CreateDefaultDisplayNodes()
             self._node.SetSelectedSegmentID(self._ids()[0] if self._ids() else "")
             self.segmentationNodeChanged.emit(segmentation)
+            self.setActiveEffect(None)
+            if segmentation is not None:
+                role = slicer.vtkMRMLSegmentationNode.GetReferenceImageGeometryReferenceRole()
+                self._selectors["source"].setCurrentNode(segmentation.GetNodeReference(role))
         self.updateWidgetFromMRML()
 
     def setSourceVolumeNode(self, volume):
         if self._node is None:
             return
-        segmentation = self.segmentationNode()
-        if segmentation is not None and volume is not None:
-            role = slicer.vtkMRMLSegmentationNode.GetReferenceImageGeometryReferenceRole()
-            if segmentation.GetNodeReference(role) is None and not segmentation.GetSegmentation().GetNumberOfSegments():
-                segmentation.SetReferenceImageGeometryParameterFromVolumeNode(volume)
         if volume is not self._node.GetSourceVolumeNode():
             self._node.SetAndObserveSourceVolumeNode(volume)
+            self._show_source()
             self.sourceVolumeNodeChanged.emit(volume)
         self.updateWidgetFromMRML()
+
+    def _show_source(self):
+        volume = self._node.GetSourceVolumeNode()
+        for composite in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode") if volume is not None else ():
+            if volume.GetID() not in (composite.GetBackgroundVolumeID(), composite.GetForegroundVolumeID()):
+                composite.SetBackgroundVolumeID(volume.GetID())
+                composite.SetForegroundVolumeID(None)
+                composite.SetLabelVolumeID(None)
 
     def currentSegmentID(self):
         return (self._node.GetSelectedSegmentID() or "") if self._node is not None else ""
@@ -155,6 +193,7 @@ class qMRMLSegmentEditorWidget(qMRMLWidget):
         segmentation = self.segmentationNode()
         self._selectors["segmentation"].setCurrentNode(segmentation)
         self._selectors["source"].setCurrentNode(self.sourceVolumeNode())
+        self._effects.enabled = self.sourceVolumeNode() is not None
         if segmentation is not self._observed:
             for observed, tag in self._tags:
                 observed.RemoveObserver(tag)
@@ -196,6 +235,9 @@ class qMRMLSegmentEditorWidget(qMRMLWidget):
             self.setCurrentSegmentID(ids[row])
 
     # Effects and undo
+
+    def updateEffectList(self):
+        self._show_effects()
 
     def availableEffectNames(self):
         return list(self._EFFECTS)

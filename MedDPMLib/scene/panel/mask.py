@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import qt
 import slicer
 import vtk
@@ -9,9 +11,11 @@ from slicer.i18n import tr as _
 
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.labels import LabelScheme
-from MedDPMLib.scene import dependencies, painting
+from MedDPMLib.scene import dependencies, painting, volumes
 from MedDPMLib.scene.panel.telling import say
 from MedDPMLib.scene.segmentation import missing_labels, set_label, table_of
+from MedDPMLib.scene.turns import Turns, Work
+from MedDPMLib.scene.views import show_background, shown_background
 from MedDPMLib.scene.worker_client import Signal
 from MedDPMLib.templates import find_template, load_template, templates
 
@@ -38,11 +42,14 @@ class MaskSection:
         self._segmentation: slicer.vtkMRMLSegmentationNode | None = None
         self._observed: list[tuple[vtk.vtkObject, int]] = []
         self._stamps = 0
+        self._turns = Turns()
         self.editor = slicer.qMRMLSegmentEditorWidget()
         self.editor.maximumNumberOfUndoStates = 10
         self.editor.segmentationNodeSelectorVisible = False
         self.editor.setEffectNameOrder(_EFFECTS)
         self.editor.unorderedEffectsVisible = False
+        # Where the module is the first to be opened, effects are registered later.
+        slicer.qSlicerSegmentEditorEffectFactory.instance().connect("effectRegistered(QString)", self._on_effect)
         ui.editorPlace.layout().addWidget(self.editor)
         self._rest = qt.QTimer()
         self._rest.setSingleShot(True)
@@ -52,6 +59,10 @@ class MaskSection:
         self._refresh.setSingleShot(True)
         self._refresh.interval = 0
         self._refresh.timeout.connect(self._fill_table)
+        self._source = qt.QTimer()
+        self._source.setSingleShot(True)
+        self._source.interval = 0
+        self._source.timeout.connect(self._choose_source)
         for template in templates():
             ui.templateBox.addItem(template.title, template.name)
         table = ui.labelTable
@@ -68,6 +79,15 @@ class MaskSection:
         ui.brainSelector.currentNodeChanged.connect(self._on_brain_volume)
         say(ui.maskMessage, "")
         self._fill_table()
+        self._fold_labels()
+
+    def stop(self) -> None:
+        """Lets go of everything: the module is about to go."""
+        slicer.qSlicerSegmentEditorEffectFactory.instance().disconnect("effectRegistered(QString)", self._on_effect)
+        self.forget()
+
+    def _on_effect(self, name: str) -> None:
+        self.editor.updateEffectList()
 
     # What is chosen ----------------------------------------------------------------------------------
 
@@ -78,9 +98,15 @@ class MaskSection:
             return {}
         return table_of(self._segmentation, self._scheme)
 
+    @property
+    def busy(self) -> bool:
+        """Whether something is being painted that takes more than a moment."""
+        return self._turns.busy
+
     def set_scheme(self, scheme: LabelScheme | None) -> None:
         self._scheme = scheme
         self._fill_table()
+        self._fold_labels()
 
     def set_segmentation(self, segmentation: slicer.vtkMRMLSegmentationNode | None) -> None:
         if segmentation is self._segmentation:
@@ -94,7 +120,9 @@ class MaskSection:
             self._observe(segmentation.GetSegmentation(), events.SourceRepresentationModified, self._on_edit)
         if self.editor.mrmlSegmentEditorNode() is not None:  # else :meth:`enter` does it
             self.editor.setSegmentationNode(segmentation)
+            self.check_source()
         self._fill_table()
+        self._fold_labels()
 
     def forget(self) -> None:
         """Lets go of the segmentation, which may be about to go."""
@@ -104,6 +132,32 @@ class MaskSection:
         self._segmentation = None
         self._rest.stop()
         self._refresh.stop()
+        self._source.stop()
+        self._turns.stop()
+        self._show_busy()
+
+    def check_source(self) -> None:
+        """Sees to it, once the event loop comes round, that there is a volume to paint over."""
+        self._source.start()
+
+    def _choose_source(self) -> None:
+        """The newest result of this mask; else what the editor has; else what the views show; else a blank volume."""
+        segmentation, editor = self._segmentation, self.editor
+        if segmentation is None or editor.mrmlSegmentEditorNode() is None:
+            return
+        made, sheet = volumes.results_of(segmentation), volumes.sheet_of(segmentation)
+        source = editor.sourceVolumeNode()
+        if source is not None and (source is not sheet or not made):
+            return
+        if not made and sheet is None and shown_background() is not None:
+            editor.setSourceVolumeNode(shown_background())
+            return
+        try:
+            source = made[-1] if made else sheet or volumes.add_sheet(segmentation)
+        except MedDPMError:  # without a geometry; the editor asks for a source volume itself
+            return
+        editor.setSourceVolumeNode(source)
+        show_background(source, fit=not made and sheet is None)
 
     def _observe(self, observed: vtk.vtkObject, event: int, slot) -> None:
         self._observed.append((observed, observed.AddObserver(event, slot)))
@@ -128,6 +182,7 @@ class MaskSection:
         self.editor.setupViewObservations()
         self.editor.installKeyboardShortcuts()
         self.editor.updateWidgetFromMRML()
+        self.check_source()
 
     def exit(self) -> None:
         self.editor.setActiveEffect(None)
@@ -152,11 +207,8 @@ class MaskSection:
             item.setData(qt.Qt.DecorationRole, qt.QColor.fromRgbF(*segment.GetColor()))
             table.setItem(row, 0, item)
             table.setCellWidget(row, 1, self._label_box(id_, values))
-        self._show_missing(values)
-        ready = segmentation is not None and scheme is not None
-        ui.stampButton.enabled = ready
-        ui.templateButton.enabled = scheme is not None
-        self._on_brain_volume()
+        self._show_assigned(values)
+        self._show_busy()
 
     def _label_box(self, id_: str, values: dict[str, int]) -> qt.QComboBox:
         box = qt.QComboBox()
@@ -166,71 +218,113 @@ class MaskSection:
         box.currentIndex = box.findData(values[id_] if id_ in values else 0)
         box.toolTip = _("Which label of the model this segment is")
 
-        def choose(index):
-            self._choose_label(id_, box.itemData(index))
+        def choose(_changed=None):
+            self._choose_label(id_, box.currentData)
 
         box.currentIndexChanged.connect(choose)
         return box
 
     def _choose_label(self, id_: str, value: int) -> None:
         set_label(self._segmentation, id_, self._scheme, value)
-        self._show_missing(self.table)
+        self._show_assigned(self.table)
         self._rest.start()
 
-    def _show_missing(self, values: dict[str, int]) -> None:
-        missing = missing_labels(values, self._scheme) if self._segmentation and self._scheme else ()
-        self._ui.addMissingButton.visible = bool(missing)
-        self._ui.missingLabel.visible = bool(missing)
-        self._ui.missingLabel.text = _("No segment for: {labels}").format(
-            labels=", ".join(label.name for label in missing)
-        )
+    def _show_assigned(self, values: dict[str, int]) -> None:
+        """How far the labels are assigned, in the section's title, and what is missing."""
+        ui, section = self._ui, self._ui.labelsSection
+        if self._segmentation is None or self._scheme is None:
+            ui.addMissingButton.visible = ui.missingLabel.visible = False
+            section.text = _("Labels")
+            return
+        missing = missing_labels(values, self._scheme)
+        ui.addMissingButton.visible = ui.missingLabel.visible = bool(missing)
+        ui.missingLabel.text = _("No segment for: {labels}").format(labels=", ".join(label.name for label in missing))
+        count = len(self._scheme.labels)
+        text = _("Labels: {found} of {count} found").format(found=count - len(missing), count=count)
+        unused = self._segmentation.GetSegmentation().GetNumberOfSegments() - len(values)
+        if unused:
+            text += _(", {unused} segments not used").format(unused=unused)
+        section.text = text
+
+    def _fold_labels(self) -> None:
+        """Shows the table of another segmentation or model if there is something to look at."""
+        values, scheme, segmentation = self.table, self._scheme, self._segmentation
+        if segmentation is None or scheme is None:
+            self._ui.labelsSection.collapsed = True
+            return
+        unused = segmentation.GetSegmentation().GetNumberOfSegments() > len(values)
+        self._ui.labelsSection.collapsed = not unused and not missing_labels(values, scheme)
 
     # Painting ----------------------------------------------------------------------------------------
 
-    def _attempt(self, action) -> None:
-        """Does it, and says below the editor what went wrong or what was found."""
-        try:
-            say(self._ui.maskMessage, action() or "")
-        except MedDPMError as error:
-            say(self._ui.maskMessage, str(error))
+    def _begin(self, work: Work, done) -> None:
+        """Does ``work`` while the panel stays alive, and says below what went wrong."""
+        self._turns.start(work, lambda result: self._ended(done, result), self._failed)
+        self._show_busy()
+
+    def _ended(self, done, result) -> None:
+        self._show_busy()
+        say(self._ui.maskMessage, done(result) or "")
+
+    def _failed(self, error: Exception) -> None:
+        self._show_busy()
+        if not isinstance(error, MedDPMError):
+            raise error
+        say(self._ui.maskMessage, str(error))
+
+    def _show_busy(self) -> None:
+        """One thing at a time; a button says by itself that it works."""
+        ui, busy = self._ui, self._turns.busy
+        ready = self._segmentation is not None and self._scheme is not None and not busy
+        ui.templateButton.enabled = self._scheme is not None and not busy
+        ui.stampButton.enabled = ui.addMissingButton.enabled = ready
+        ui.brainButton.enabled = ready and ui.brainSelector.currentNode() is not None
 
     def _on_template(self) -> None:
-        self._attempt(self._start_from_template)
+        try:
+            dependencies.ensure()
+        except MedDPMError as error:
+            say(self._ui.maskMessage, str(error))
+            return
+        self._begin(_start(self._ui.templateBox.currentData, self._scheme), self._show_started)
 
-    def _start_from_template(self) -> None:
-        dependencies.ensure()
-        template = find_template(self._ui.templateBox.currentData)
-        mask = load_template(template.name, self._scheme)
-        node = painting.add_segmentation(mask.volume, self._scheme, template.title)
-        self.started.emit(node)
+    def _show_started(self, segmentation: slicer.vtkMRMLSegmentationNode) -> None:
+        self.started.emit(segmentation)
+        show_background(volumes.sheet_of(segmentation), fit=True)
 
     def _on_add_missing(self) -> None:
         self.editor.saveStateForUndo()
         painting.add_segments(self._segmentation, missing_labels(self.table, self._scheme))
         self._fill_table()
 
-    def _on_brain_volume(self, node=None) -> None:
-        ready = self._segmentation is not None and self._scheme is not None
-        self._ui.brainButton.enabled = ready and self._ui.brainSelector.currentNode() is not None
+    def _on_brain_volume(self, _node=None) -> None:
+        self._show_busy()
 
     def _on_brain(self) -> None:
-        self._attempt(self._fill_brain)
-
-    def _fill_brain(self) -> str:
         self.editor.saveStateForUndo()
         image = self._ui.brainSelector.currentNode()
-        return painting.fill_brain(self._segmentation, self.table, self._scheme, image)
+        work = painting.filling_brain(self._segmentation, self.table, self._scheme, image)
+        self._begin(work, lambda note: note)
 
     def _on_stamp(self) -> None:
-        self._attempt(self._stamp)
-
-    def _stamp(self) -> None:
         self.editor.saveStateForUndo()
-        radius = self._ui.stampSlider.value
-        painting.stamp_tumour(
-            self._segmentation, self.table, self._scheme, _crosshair(), radius, seed=self._stamps
+        work = painting.stamping_tumour(
+            self._segmentation, self.table, self._scheme, _crosshair(), self._ui.stampSlider.value, seed=self._stamps
         )
+        self._begin(work, self._count_stamp)
+
+    def _count_stamp(self, _nothing) -> None:
         self._stamps += 1  # each has its own outline
+
+
+def _start(name: str, scheme: LabelScheme) -> Work:
+    """A segmentation of the template called ``name``, with a blank volume to paint over."""
+    mask = yield partial(load_template, name, scheme)
+    segmentation = painting.add_segmentation(mask.volume, scheme, find_template(name).title)
+    yield
+    volumes.add_sheet(segmentation)
+    yield
+    return segmentation
 
 
 def _crosshair() -> tuple[float, float, float]:

@@ -14,24 +14,27 @@ from MedDPMLib.scene.processes import python_process, python_program
 from MedDPMLib.scene.worker_client import Signal
 from MedDPMLib.store import BUNDLED_MODELS, ModelEntry, ModelStore
 
-#: Installs a model in a process of its own: checking a checkpoint takes PyTorch and time.
+#: Installs a model in a process of its own: checking a checkpoint takes PyTorch and time. A bundle is copied as it is.
 _ADD = """
 import sys
+from MedDPMLib.bundle import bundle_hash
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.store import ModelStore
 try:
-    print(ModelStore().add(sys.argv[1]).name)
+    entry = ModelStore().add(sys.argv[1])
+    print("bundle" if bundle_hash(sys.argv[1]) == entry.hash else "checkpoint")
+    print(entry.name)
 except MedDPMError as error:
     sys.exit(str(error))
 """
 
 
 class ModelSection:
-    """Signal: ``changed`` when another model is chosen, by its name."""
+    """Signals: ``changed`` when another model is chosen, by its name; ``removing`` before a model's file is deleted."""
 
     def __init__(self, ui) -> None:
         self._ui = ui
-        self.changed = Signal()
+        self.changed, self.removing = Signal(), Signal()
         self._entries: list[ModelEntry] = []
         self._owner = qt.QObject()
         self._adding: qt.QProcess | None = None
@@ -39,6 +42,7 @@ class ModelSection:
         ui.addModelButton.clicked.connect(self._on_add)
         ui.removeModelButton.clicked.connect(self._on_remove)
         ui.aboutModelButton.clicked.connect(self._on_about)
+        ui.modelProgress.visible = False
         self.fill()
 
     @property
@@ -62,8 +66,9 @@ class ModelSection:
         box.clear()
         # Of two models with one name the user's own is meant, which comes last.
         self._entries = list({entry.name: entry for entry in _installed()}.values())
-        for entry in self._entries:
+        for index, entry in enumerate(self._entries):
             box.addItem(entry.card.title if entry.problem is None else _("{name} (broken)").format(name=entry.name))
+            box.setItemData(index, entry.problem or summary(entry.card), qt.Qt.ToolTipRole)
         names = [entry.name for entry in self._entries]
         box.currentIndex = names.index(chosen) if chosen in names else 0 if names else -1
         box.blockSignals(blocked)
@@ -94,14 +99,15 @@ class ModelSection:
         if self.entry is not None:
             self.changed.emit(self.entry.name)
 
-    def _show(self) -> None:
+    def _show(self, before: str = "") -> None:
+        """The chosen model in a line; ``before`` says what has happened to it."""
         ui, entry = self._ui, self.entry
         ui.removeModelButton.enabled = entry is not None and not entry.bundled
         ui.aboutModelButton.enabled = self.card is not None
         if entry is None:
             ui.modelSummary.text = _("No model is installed yet: add one.")
         else:
-            ui.modelSummary.text = entry.problem or summary(entry.card)
+            ui.modelSummary.text = before + (entry.problem or summary(entry.card))
 
     def _on_add(self) -> None:
         path = qt.QFileDialog.getOpenFileName(
@@ -119,27 +125,36 @@ class ModelSection:
         self._adding = python_process(self._owner)
         self._adding.finished.connect(self._on_added)
         self._adding.start(python_program(), ["-c", _ADD, path])
-        self._ui.addModelButton.enabled = False
+        self._show_adding(True)
         self._ui.modelSummary.text = _("Checking {path} ...").format(path=path)
 
     def _on_added(self, code: int) -> None:
         process, self._adding = self._adding, None
-        self._ui.addModelButton.enabled = True
+        self._show_adding(False)
         if process is None:
             return
         lines = process.readAllStandardOutput().data().decode("utf-8", "replace").splitlines()
         fault = process.readAllStandardError().data().decode("utf-8", "replace").strip().splitlines()
         process.deleteLater()
-        if code == 0 and lines:
-            self.fill(lines[-1])
+        if code == 0 and len(lines) >= 2:
+            kind, name = lines[-2:]
+            self.fill(name)
+            kinds = {"bundle": _("a MedDPM bundle"), "checkpoint": _("an official Med-DDPM checkpoint")}
+            self._show(_("Added; it was recognised as {kind}.").format(kind=kinds[kind]) + "\n")
         else:
             self._ui.modelSummary.text = fault[-1] if fault else _("The model could not be added: try again.")
+
+    def _show_adding(self, adding: bool) -> None:
+        ui = self._ui
+        ui.modelProgress.visible = adding
+        ui.addModelButton.enabled = ui.modelBox.enabled = not adding
 
     def _on_remove(self) -> None:
         entry = self.entry
         question = _('Delete the model "{name}" ({path}) from this computer?').format(name=entry.name, path=entry.path)
         if not slicer.util.confirmOkCancelDisplay(question, _("Remove model")):
             return
+        self.removing.emit()
         try:
             ModelStore().remove(entry.name)
         except MedDPMError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from MedDPMLib.errors import MedDPMError
 from MedDPMLib.record import write_result
 from MedDPMLib.scene import volumes
 from MedDPMLib.scene.panel.telling import say
-from MedDPMLib.scene.views import compare, show_background, show_outline
+from MedDPMLib.scene.views import ORIENTATIONS, Comparison, show_background, show_outline
 from MedDPMLib.scene.worker_client import Signal
 from MedDPMLib.volume import Volume
 
@@ -45,14 +46,19 @@ class ResultsSection:
     def __init__(self, ui) -> None:
         self._ui = ui
         self.again = Signal()
+        self._comparison = Comparison()
         self._refresh = qt.QTimer()
         self._refresh.setSingleShot(True)
         self._refresh.interval = 0
         self._refresh.timeout.connect(self.fill)
+        titles = {"Axial": _("axial"), "Sagittal": _("sagittal"), "Coronal": _("coronal")}
+        for orientation in ORIENTATIONS:
+            ui.orientationBox.addItem(titles[orientation], orientation)
         ui.resultsList.itemSelectionChanged.connect(self._on_selection)
         ui.resultsList.itemDoubleClicked.connect(self._on_double_click)
         ui.showButton.clicked.connect(self._on_show)
         ui.compareButton.clicked.connect(self._on_compare)
+        ui.endCompareButton.clicked.connect(self._on_end_compare)
         ui.regenerateButton.clicked.connect(self._on_again)
         ui.deleteButton.clicked.connect(self._on_delete)
         ui.exportButton.clicked.connect(self._on_export)
@@ -65,6 +71,7 @@ class ResultsSection:
 
     def stop(self) -> None:
         self._refresh.stop()
+        self._comparison.end()
 
     def fill(self) -> None:
         list_ = self._ui.resultsList
@@ -78,8 +85,8 @@ class ResultsSection:
             item = qt.QListWidgetItem(_describe(node, record))
             item.setIcon(qt.QIcon(_thumbnail(node)))
             item.setData(qt.Qt.UserRole, node.GetID())
-            item.setToolTip(_("{model}, {sampler}, {steps} steps. Synthetic: not an image of a patient.").format(
-                model=record["model"]["name"], sampler=record["sampler"], steps=record["steps"]))  # fmt: skip
+            item.setToolTip(_("Made by {model} in {seconds:.1f} s. Synthetic: not an image of a patient.").format(
+                model=record["model"]["name"], seconds=record["seconds"]))  # fmt: skip
             list_.addItem(item)
             item.setSelected(node.GetID() in chosen)
         list_.blockSignals(blocked)
@@ -95,6 +102,7 @@ class ResultsSection:
         ui.showButton.enabled = ui.regenerateButton.enabled = count == 1
         ui.compareButton.enabled = 2 <= count <= _MOST_COMPARED
         ui.deleteButton.enabled = ui.exportButton.enabled = count > 0
+        ui.endCompareButton.enabled = self._comparison.shown
 
     def _on_double_click(self, item) -> None:
         self._on_show()
@@ -108,7 +116,12 @@ class ResultsSection:
         for segmentation in {node.GetNodeReference(volumes.SEGMENTATION_ROLE) for node in nodes}:
             if segmentation is not None:
                 show_outline(segmentation, True)
-        compare(nodes)
+        self._comparison.show(nodes, self._ui.orientationBox.currentData)
+        self._on_selection()
+
+    def _on_end_compare(self) -> None:
+        self._comparison.end()
+        self._on_selection()
 
     def _on_again(self) -> None:
         for node in self.chosen()[:1]:
@@ -133,18 +146,25 @@ class ResultsSection:
         except MedDPMError as error:
             say(self._ui.resultMessage, str(error))
         except OSError as error:
-            say(self._ui.resultMessage, _("{folder} cannot be written to ({reason}): choose another folder").format(
-                folder=folder, reason=error.strerror
-            ))
+            text = _("{folder} cannot be written to ({reason}): choose another folder")
+            say(self._ui.resultMessage, text.format(folder=folder, reason=error.strerror))
         else:
             names = ", ".join(path.name for path in written)
             say(self._ui.resultMessage, _("Written: {files}").format(files=names))
 
 
 def _describe(node: slicer.vtkMRMLScalarVolumeNode, record: dict[str, Any]) -> str:
-    return _("{name}\nSeed {seed}, made in {seconds:.1f} s").format(
-        name=node.GetName(), seed=record["seed"], seconds=record["seconds"]
-    )
+    return _("{name}\n{time}, seed {seed}, {sampler} in {steps} steps").format(
+        name=node.GetName(), time=_time_of_day(record["created"]), seed=record["seed"], sampler=record["sampler"],
+        steps=record["steps"],
+    )  # fmt: skip
+
+
+def _time_of_day(created: str) -> str:
+    """When, on the clock here: the time, with the day if that was another."""
+    moment = datetime.fromisoformat(created).astimezone()
+    today = moment.date() == datetime.now().astimezone().date()
+    return moment.strftime("%H:%M" if today else "%Y-%m-%d %H:%M")
 
 
 def _file_stem(text: str) -> str:

@@ -64,6 +64,17 @@ class RunSection:
             self._boxes[name] = box
         self._ui.generateButton.enabled = card is not None
 
+    def show_guidance(self, card: Card | None) -> None:
+        """Guidance can be set for a model that was trained for it."""
+        box = self._ui.guidanceBox
+        box.enabled = card is not None and card.label_dropout > 0
+        box.toolTip = (
+            _("How strongly the image follows the mask: 1 is as learnt, more draws the labels more strongly and takes"
+              " twice the time")
+            if box.enabled
+            else _("This model cannot be guided: it was trained with labels only, never without")
+        )  # fmt: skip
+
     # Running -----------------------------------------------------------------------------------------
 
     def start(self, order: Order) -> None:

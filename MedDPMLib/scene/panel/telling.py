@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import qt
 import slicer
+from slicer.i18n import tr as _
 
 
 def say(line: qt.QLabel, text: str) -> None:
-    """Shows ``text`` in the ``line``; without text it takes no space."""
-    line.text = text
+    """Shows ``text`` in the ``line``, in the panel's words; without text it takes no space."""
+    line.text = in_panel_words(text)
     line.visible = bool(text)
+
+
+def in_panel_words(message: str) -> str:
+    """A ``message`` of the core, which names what mends it by the command line's options, for who has only buttons."""
+    message = message.replace("--brain-from IMAGE", _('"Brain from volume" in the section Mask'))
+    return message.replace(", or say with --labels that the file has another numbering", "")
 
 
 def show_text(title: str, text: str) -> qt.QDialog:

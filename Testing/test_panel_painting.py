@@ -1,0 +1,373 @@
+"""How the panel gets from an empty scene to a painted mask, and from a stroke to an image; on the headless bench."""
+
+# ruff: noqa: F811 (fixtures are imported by their names)
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from bench import packages
+from bench.driver import (  # noqa: F401
+    SCHEME,
+    application,
+    click_effect,
+    generate,
+    models,
+    panel,
+    start_from_template,
+    stroke,
+    wait_until,
+    wait_until_painted,
+)
+from conftest import small_card, write_small_model
+
+import qt  # isort: skip
+import slicer  # isort: skip
+
+from MedDPMLib.errors import MedDPMError
+from MedDPMLib.geometry import Geometry
+from MedDPMLib.labels import load_scheme
+from MedDPMLib.masks import Mask
+from MedDPMLib.scene import painting, volumes
+from MedDPMLib.scene.panel.telling import in_panel_words
+from MedDPMLib.scene.segmentation import read_labels, set_label
+from MedDPMLib.scene.turns import Turns, at_once
+from MedDPMLib.volume import Volume
+
+#: In the white matter of the template, RAS in mm.
+INSIDE = (28.0, 22.0, 25.0)
+
+#: Milliseconds for which the event loop may stand still.
+LONGEST = 50
+
+
+def background():
+    id_ = slicer.app.layoutManager().sliceWidget("Red").mrmlSliceCompositeNode().GetBackgroundVolumeID()
+    return slicer.mrmlScene.GetNodeByID(id_ or "")
+
+
+def put_crosshair(position):
+    node = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLCrosshairNode")
+    node = node or slicer.mrmlScene.AddNewNodeByClass("vtkMRMLCrosshairNode")
+    node.SetCrosshairRAS(position)
+
+
+# From nothing to an image ----------------------------------------------------------------------------
+
+
+def test_five_clicks_and_a_stroke_make_a_volume(panel):
+    """A model is chosen already; every click is a press of a button or on a row of a list."""
+    clicks = 0
+    panel.ui.templateButton.click()
+    clicks += 1
+    wait_until_painted(panel)
+    rows = panel.mask.editor.findChild(qt.QTableWidget)
+    row = next(r for r in range(rows.rowCount) if rows.item(r, 1).text() == "Enhancing tumour")
+    rows.setCurrentCell(row, 1)
+    clicks += 1
+    click_effect(panel, "Paint")
+    clicks += 1
+    stroke(panel, INSIDE, 9.0)
+    panel.ui.generateButton.click()
+    clicks += 1
+    wait_until(lambda: panel.logic.generator.order is None)
+    assert clicks <= 5
+    made = volumes.results()
+    assert [volumes.record_of(node)["modality"] for node in made] == ["t1", "t2"], panel.ui.messageLabel.text
+    segmentation = panel.ui.segmentationSelector.currentNode()
+    labels = read_labels(segmentation, panel.mask.table, SCHEME)
+    assert (labels.array == SCHEME.label_by_name("Enhancing tumour").value).sum() > 1000
+    painted = Mask.from_volume(labels, SCHEME, numbering=SCHEME.own_numbering)
+    assert volumes.record_of(made[0])["mask"]["hash"] == painted.hash
+    assert background() is made[0]
+
+
+def test_a_template_can_be_painted_on_at_once(panel):
+    """Slicer's Segment Editor disables its effects without a source volume: there is a blank one."""
+    segmentation = start_from_template(panel)
+    sheet = volumes.sheet_of(segmentation)
+    assert panel.mask.editor.sourceVolumeNode() is sheet and background() is sheet
+    assert not np.any(slicer.util.arrayFromVolume(sheet))
+    before = read_labels(segmentation, panel.mask.table, SCHEME)
+    placed = slicer.util.arrayFromVolume(sheet).shape
+    assert placed == before.array.shape and segmentation.GetDisplayNode().GetVisibility2DFill()
+    click_effect(panel, "Paint")
+    stroke(panel, INSIDE, 6.0)
+    after = read_labels(segmentation, panel.mask.table, SCHEME)
+    assert np.array_equal(after.geometry.ijk_to_ras, before.geometry.ijk_to_ras)
+    assert not np.array_equal(after.array, before.array)
+
+
+def test_the_sheet_makes_way_for_the_image_and_comes_back(panel):
+    segmentation = start_from_template(panel)
+    sheet, display = volumes.sheet_of(segmentation), segmentation.GetDisplayNode()
+    panel.ui.stepsBox.value = 2
+    generate(panel)
+    made = volumes.results()
+    assert background() is made[0] and panel.mask.editor.sourceVolumeNode() is made[0]
+    assert not display.GetVisibility2DFill() and display.GetVisibility2DOutline()
+    panel.ui.resultsList.selectAll()
+    panel.ui.deleteButton.click()
+    wait_until(lambda: panel.mask.editor.sourceVolumeNode() is sheet, 5)
+    assert background() is sheet and display.GetVisibility2DFill()
+    click_effect(panel, "Paint")
+
+
+def test_a_sheet_lies_where_a_moved_segmentation_lies(application):
+    moved = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode")
+    moved.SetMatrixTransformToParent(slicer.util.vtkMatrixFromArray(np.array(
+        [[0, -1, 0, 10], [1, 0, 0, -4], [0, 0, 1, 7], [0, 0, 0, 1]], float)))  # fmt: skip
+    labels = np.zeros((6, 5, 4), np.uint8)
+    labels[2:4, 1:3, 1:3] = SCHEME.rest.value
+    node = painting.add_segmentation(Volume(labels, Geometry((4, 5, 6), np.diag([2.0, 2, 3, 1]))), SCHEME, "Brain")
+    node.SetAndObserveTransformNodeID(moved.GetID())
+    before = read_labels(node, {SCHEME.rest.name: SCHEME.rest.value}, SCHEME)
+    sheet = volumes.add_sheet(node)
+    after = read_labels(node, {SCHEME.rest.name: SCHEME.rest.value}, SCHEME)
+    assert np.array_equal(after.array, before.array)
+    assert np.allclose(after.geometry.ijk_to_ras, before.geometry.ijk_to_ras)
+    bounds, mask_bounds = np.zeros(6), np.zeros(6)
+    sheet.GetRASBounds(bounds)
+    corners = before.geometry.to_ras(np.array([[-0.5] * 3, np.array(before.geometry.size) - 0.5]))
+    mask_bounds[0::2], mask_bounds[1::2] = corners.min(axis=0), corners.max(axis=0)
+    assert np.allclose(bounds, mask_bounds)
+
+
+def test_a_segmentation_of_the_user_s_own_is_painted_over_the_image_in_the_views(panel):
+    geometry = Geometry((20, 20, 20), np.diag([8.0, 8, 8, 1]))
+    scan = slicer.util.addVolumeFromArray(np.ones(geometry.shape, np.float32), geometry.ijk_to_ras, "scan")
+    slicer.util.setSliceViewerLayers(background=scan)
+    labels = np.zeros(geometry.shape, np.uint8)
+    labels[5:15, 5:15, 5:15] = SCHEME.rest.value
+    node = painting.add_segmentation(Volume(labels, geometry), SCHEME, "Own")
+    panel.ui.segmentationSelector.setCurrentNode(node)
+    wait_until(lambda: panel.mask.editor.sourceVolumeNode() is scan, 5)
+    assert background() is scan and volumes.sheet_of(node) is None
+
+
+def test_without_any_volume_a_chosen_segmentation_gets_a_sheet(panel):
+    labels = np.full((10, 10, 10), SCHEME.rest.value, np.uint8)
+    node = painting.add_segmentation(Volume(labels, Geometry((10, 10, 10), np.eye(4))), SCHEME, "Own")
+    panel.ui.segmentationSelector.setCurrentNode(node)
+    wait_until(lambda: panel.mask.editor.sourceVolumeNode() is not None, 5)
+    assert panel.mask.editor.sourceVolumeNode() is volumes.sheet_of(node) is background()
+
+
+def test_effects_that_come_later_are_listed(panel, monkeypatch):
+    listed = []
+    monkeypatch.setattr(type(panel.mask.editor), "updateEffectList", lambda editor: listed.append(editor))
+    slicer.qSlicerSegmentEditorEffectFactory.instance().registerEffect("Draw")
+    assert listed == [panel.mask.editor]
+
+
+# The event loop --------------------------------------------------------------------------------------
+
+
+def test_painting_does_not_block_the_event_loop(panel):
+    """Of three times the best: what blocks by itself blocks every time, what the machine does beside it does not."""
+    put_crosshair(INSIDE)
+    gaps = {"template": [], "stamp": []}
+    for _ in range(3):
+        panel.ui.templateButton.click()
+        gaps["template"].append(wait_until_painted(panel))
+        panel.ui.stampButton.click()
+        gaps["stamp"].append(wait_until_painted(panel))
+        assert panel.ui.maskMessage.text == ""
+    print(f"longest gaps of the event loop in ms: {gaps}")
+    assert all(min(times) < LONGEST for times in gaps.values())
+
+
+def test_work_in_turns_is_the_same_work(application):
+    def work(log):
+        log.append((yield lambda: 2))
+        log.append((yield))
+        try:
+            yield lambda: int("no number")
+        except ValueError:
+            log.append("told")
+        return sum((yield lambda: [1, 2, 3]) or ())
+
+    logs, turns, results, faults = ([], []), Turns(), [], []
+    assert at_once(work(logs[0])) == 6
+    turns.start(work(logs[1]), results.append, faults.append)
+    wait_until(lambda: not turns.busy, 5)
+    assert results == [6] and not faults and logs[0] == logs[1] == [2, None, "told"]
+
+    def bad():
+        yield lambda: slicer.util.getNode("nothing of this name")
+
+    with pytest.raises(slicer.util.MRMLNodeNotFoundException):
+        at_once(bad())
+    turns.start(bad(), results.append, faults.append)
+    wait_until(lambda: not turns.busy, 5)
+    assert isinstance(faults[0], slicer.util.MRMLNodeNotFoundException) and results == [6]
+
+
+def test_dropped_work_is_heard_of_no_more(application):
+    heard, turns = [], Turns()
+
+    def slow():
+        heard.append((yield lambda: time.sleep(0.2)))
+
+    def quick():
+        return (yield lambda: "quick")
+
+    turns.start(slow(), heard.append, heard.append)
+    slicer.app.processEvents()
+    turns.start(quick(), heard.append, heard.append)
+    wait_until(lambda: not turns.busy, 5)
+    end = time.monotonic() + 0.4
+    wait_until(lambda: time.monotonic() > end, 5)
+    assert heard == ["quick"]
+
+
+# Labels ----------------------------------------------------------------------------------------------
+
+
+def test_the_table_of_labels_opens_where_something_is_missing(panel):
+    segmentation = start_from_template(panel)
+    section, count = panel.ui.labelsSection, len(SCHEME.labels)
+    assert section.collapsed and section.text == f"Labels: {count} of {count} found"
+    first = segmentation.GetSegmentation().GetNthSegmentID(0)
+    set_label(segmentation, first, SCHEME, 0)
+    panel.ui.segmentationSelector.setCurrentNode(None)
+    assert section.collapsed
+    panel.ui.segmentationSelector.setCurrentNode(segmentation)
+    assert not section.collapsed and section.text == f"Labels: {count - 1} of {count} found, 1 segments not used"
+    assert not panel.ui.missingLabel.isHidden() and not panel.ui.addMissingButton.isHidden()
+
+
+def test_messages_name_what_is_in_the_panel():
+    """The core's messages name options of the command line; every one that a mask from the panel can meet."""
+    scheme = load_scheme("brats")
+    geometry = Geometry((20, 20, 20), np.diag([8.0, 8, 8, 1]))
+    told = []
+    for name in ("oedema", "necrosis"):
+        labels = np.zeros(geometry.shape, np.uint8)
+        labels[8:12, 8:12, 8:12] = scheme.label_by_name(name).value
+        with pytest.raises(MedDPMError) as caught:
+            Mask.from_volume(Volume(labels, geometry), scheme, numbering=scheme.own_numbering)
+        told.append(str(caught.value))
+    labels = np.zeros(geometry.shape, np.uint8)
+    labels[2:18, 2:18, 2:18] = SCHEME.label_by_name("Cerebral white matter").value
+    told += Mask.from_volume(Volume(labels, geometry), SCHEME, numbering=SCHEME.own_numbering).notes
+    assert any("--" in text for text in told)
+    for text in told:
+        assert "--" not in in_panel_words(text)
+    assert all("Brain from volume" in in_panel_words(text) for text in told if "--brain-from" in text)
+
+
+# Guidance --------------------------------------------------------------------------------------------
+
+
+def test_only_a_model_that_was_trained_for_it_is_guided(panel, models):
+    box, chosen = panel.ui.guidanceBox, panel.logic.getParameterNode()
+    assert not box.enabled and "cannot be guided" in box.toolTip
+    chosen.guidance = 3.0
+    segmentation = start_from_template(panel)
+    order = panel.makeOrder()
+    assert order.guidance == 1.0 and order.segmentation is segmentation
+    card = dataclasses.replace(small_card(SCHEME), name="guided", title="A guided model", label_dropout=0.1)
+    file = write_small_model(models / "guided.safetensors", card)
+    try:
+        panel.models.fill("guided")
+        assert box.enabled and "1 is as learnt" in box.toolTip and box.value == 3.0
+        panel.ui.stepsBox.value = 2
+        generate(panel)
+        assert volumes.record_of(volumes.results()[0])["guidance"] == 3.0, panel.ui.messageLabel.text
+    finally:
+        file.unlink()
+
+
+# The worker ------------------------------------------------------------------------------------------
+
+
+def test_the_worker_is_ready_before_the_first_click(panel):
+    loaded = []
+    panel.logic.client.received.connect(lambda event: loaded.append(type(event).__name__))
+    wait_until(lambda: loaded)
+    assert loaded == ["Loaded"] and panel.logic.generator.order is None
+    assert panel.ui.messageLabel.text == "" and panel.ui.generateButton.text == "Generate"
+    pid = panel.logic.client.pid
+    start_from_template(panel)
+    panel.ui.stepsBox.value = 2
+    generate(panel)
+    assert panel.logic.client.pid == pid and len(volumes.results()) == 2
+
+
+def test_no_worker_starts_by_itself_where_packages_are_missing(panel):
+    packages.hidden.add("torch")
+    try:
+        end = time.monotonic() + 1
+        wait_until(lambda: time.monotonic() > end, 5)
+        assert not panel.logic.client.running and panel.ui.messageLabel.text == ""
+    finally:
+        packages.hidden.clear()
+
+
+def test_the_newest_stroke_wins(panel):
+    """Strokes while an image is made that nobody wants any more: it gives way, the last stroke is what is seen."""
+    segmentation = start_from_template(panel)
+    panel.ui.seedBox.value, panel.ui.stepsBox.value, panel.ui.autoBox.checked = 5, 50, True
+    panel.ui.generateButton.click()
+    wait_until(lambda: "Step" in panel.ui.statusLabel.text)
+    first = panel.logic.generator.order
+    click_effect(panel, "Paint")
+    panel.mask.editor.setCurrentSegmentID("Necrosis")
+    stroke(panel, INSIDE, 12.0)
+    wait_until(lambda: panel.logic.generator.order not in (None, first), 10)
+    second = panel.logic.generator.order
+    panel.ui.stepsBox.value = 2
+    panel.mask.editor.setCurrentSegmentID("Enhancing tumour")
+    stroke(panel, (INSIDE[0], INSIDE[1] - 6, INSIDE[2]), 9.0)
+    wait_until(lambda: panel.logic.generator.order not in (None, second), 10)
+    wait_until(lambda: panel.logic.generator.order is None)
+    made = volumes.results()
+    labels = read_labels(segmentation, panel.mask.table, SCHEME)
+    newest = Mask.from_volume(labels, SCHEME, numbering=SCHEME.own_numbering)
+    assert [volumes.record_of(node)["mask"]["hash"] for node in made] == [newest.hash] * 2
+    assert {(volumes.record_of(node)["seed"], volumes.record_of(node)["steps"]) for node in made} == {(5, 2)}
+
+
+# Without what Slicer has not -------------------------------------------------------------------------
+
+
+def test_the_panel_opens_without_the_packages_that_it_installs():
+    """In a Slicer that has nothing but its own packages: the panel is there, and asks when something needs them."""
+    code = """
+        import sys
+        for name in ("torch", "nibabel", "safetensors", "platformdirs", "typer", "rich", "PIL"):
+            sys.modules[name] = None
+        from pathlib import Path
+        from bench import dialogs, packages, start_application
+        app = start_application()
+        import qt, slicer
+        packages.hidden.update({"torch", "nibabel", "safetensors", "platformdirs"})
+        app.moduleManager().load(Path("../MedDPM/MedDPM.py"))
+        slicer.util.selectModule("MedDPM")
+        ui = slicer.util.getModuleWidget("MedDPM").ui
+        assert ui.modelBox.count == 1 and "T1" in ui.modelSummary.text, ui.modelSummary.text
+        for button, line in ((ui.templateButton, ui.maskMessage), (ui.generateButton, ui.messageLabel)):
+            dialogs.reply_with(qt.QMessageBox.Cancel)
+            ui.segmentationSelector.addNode()
+            button.click()
+            assert "torch" in dialogs.shown[-1].text and "nothing was installed" in line.text, line.text
+        ui.logButton.click()
+        assert not app.errors, app.errors
+        app.moduleManager().unload("MedDPM")
+        app.quit()
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "MEDDPM_MODELS"}
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=300,
+        cwd=Path(__file__).parent, env=environment,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
