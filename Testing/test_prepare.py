@@ -8,7 +8,9 @@ import json
 import random
 import shutil
 import signal
+import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -788,6 +790,30 @@ def test_a_killed_preparation_goes_on_where_it_was(tmp_path, meddpm_process):
     assert table(out) == {
         name: row | {"source": str(Path("source"))} for name, row in table(tmp_path / "whole").items()
     }
+
+
+def test_a_process_that_dies_is_told(tmp_path):
+    write_heads(tmp_path / "source", 3)
+    cases = find_cases([tmp_path / "source"], WHOLE_HEAD, ("t1",))
+    chosen, over = DatasetSettings("whole-head", ("t1",)), threading.Event()
+
+    def kill_one() -> None:
+        while not over.is_set():
+            for child in psutil.Process().children():
+                with suppress(psutil.Error):
+                    if "spawn_main" in " ".join(child.cmdline()):
+                        child.kill()
+                        return
+            time.sleep(0.01)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    try:
+        with pytest.raises(MedDPMError, match="a process ended .* use fewer --workers"):
+            list(write_dataset(cases, tmp_path / "out", chosen, workers=2))
+    finally:
+        over.set()
+        killer.join()
 
 
 # The command -----------------------------------------------------------------------------------------
