@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import re
+import unittest
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -655,3 +658,24 @@ def test_mask_outline_leaves_the_volume_visible(application):  # noqa: F811
     views.show_outline(node, True)
     outlined = np.mean(view.picture() != bare)
     assert filled > 0.2 and 0.0005 < outlined < 0.1 * filled
+
+
+# Inside 3D Slicer --------------------------------------------------------------------------------------
+
+
+def test_the_self_tests_for_slicer_pass_here_too(application, monkeypatch):  # noqa: F811
+    """As ``slicer.testing.runUnitTest`` runs them."""
+    folder = Path(__file__).parent
+    cmake = (folder / "Python" / "CMakeLists.txt").read_text(encoding="utf-8")
+    scripts = sorted(path.name for path in (folder / "Python").glob("*.py"))
+    assert re.findall(r"slicer_add_python_unittest\(SCRIPT (\S+)\)", cmake) == scripts
+    application.moduleManager().load(folder.parent / "MedDPM" / "MedDPM.py")
+    monkeypatch.syspath_prepend(str(folder / "Python"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    for script in scripts:
+        suite = unittest.TestLoader().loadTestsFromName(script.removesuffix(".py"))
+        assert suite.countTestCases() > 5
+        result = unittest.TestResult()
+        suite.run(result)
+        assert result.wasSuccessful(), [trace for _, trace in result.errors + result.failures]
+    application.moduleManager().unload("MedDPM")
