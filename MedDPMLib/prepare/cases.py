@@ -29,6 +29,9 @@ _MOST_RINGING = 0.05
 #: A case of which the grid cuts off more than this part is not the brain that the grid was made for.
 _MOST_CUT = 0.05
 
+#: What is smaller, in mm^3, is no head.
+_SMALLEST_HEAD = 300_000.0
+
 _NO_STRUCTURES = "shows no structures of the brain: give the folder of CASE_anatomy.nii.gz with --anatomy"
 
 _OPPOSITE = dict(zip("RLAPSI", "LRPAIS", strict=True))
@@ -144,6 +147,8 @@ def _labels(
         modality, image = next(iter(images.items()))
         if not structures.geometry.is_close(image.geometry):
             raise MedDPMError(f"{path} and {case.images[modality]} do not lie on one grid: resample one of them first")
+        if numbering is None and segmentation is not None:
+            numbering = _evident_numbering(segmentation, load_scheme("brats"), case)
         return compose_anatomy(structures, list(images.values()), segmentation, numbering=numbering), ()
     if segmentation is None:
         image = next(iter(case.images.values()))
@@ -165,7 +170,9 @@ def _labels(
         brain_from=None if brain is None else Volume(brain.astype(np.uint8), segmentation.geometry),
     )
     labels = mask.volume.array
-    if brain is not None:
+    if brain is None:
+        _check_head(labels, segmentation.geometry, scheme, case)
+    else:
         # Not what was a hole in the brain: the published network's masks leave it out.
         labels[(segmentation.array == 0) & ~brain] = 0
     notes = [note for note in mask.notes if "brain area" not in note]
@@ -183,6 +190,16 @@ def _translated(segmentation: Volume, case: CaseFiles) -> Volume:
     for value in values[values > 0]:
         table[int(value)] = case.labels[int(value)]
     return Volume(table[segmentation.array.astype(np.intp)], segmentation.geometry, segmentation.notes)
+
+
+def _check_head(labels: np.ndarray, geometry: Geometry, scheme: LabelScheme, case: CaseFiles) -> None:
+    """Refuses a "head" that is no head: values 1 and 2 are the parts of a tumour in many files."""
+    volume = np.count_nonzero(labels == scheme.rest.value) * geometry.voxel_volume
+    if volume < _SMALLEST_HEAD:
+        raise MedDPMError(
+            f"{case.segmentation} has a {scheme.rest.name.lower()} (value {scheme.rest.value}) of only"
+            f" {describe_volume(volume)}: these are labels of another scheme, or the spacing in its header is wrong"
+        )
 
 
 def _check_brats(segmentation: Volume, case: CaseFiles) -> None:

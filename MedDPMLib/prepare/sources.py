@@ -32,6 +32,9 @@ _BRATS_NAMES = (
 #: How deep in a BraTS folder cases lie at most: HGG/CASE/FILE.
 _DEEPEST = 3
 
+#: The folder of Med-DDPM's repository that holds the cases of a scheme.
+_MED_DDPM_PARTS = {"brats": "brats2021", "anatomy": "brats2021", "whole-head": "whole_head"}
+
 _IMAGE_FOLDERS = ("image", "images", "img", "imgs")
 _MASK_FOLDERS = ("mask", "masks", "label", "labels", "seg", "segmentation", "segmentations")
 
@@ -85,9 +88,8 @@ def find_cases(sources: Sequence[Path], scheme: LabelScheme, modalities: Sequenc
 def _cases_of(source: Path, scheme: LabelScheme, modalities: Sequence[str]) -> list[CaseFiles]:
     if (source / "dataset.json").is_file() and (source / "imagesTr").is_dir():
         return list(_nnunet_cases(source, scheme, modalities))
-    for folder in (source, *(path for path in _entries(source) if path.is_dir())):
-        # Med-DDPM's own repository holds one folder for each of its networks.
-        if folder is not source and (scheme.name, folder.name) not in _MED_DDPM_PARTS:
+    for folder in (source, source / _MED_DDPM_PARTS.get(scheme.name, "")):
+        if not folder.is_dir():
             continue
         if (contrasts := _contrast_folders(folder)) is not None:
             return list(_contrast_cases(folder, contrasts, modalities))
@@ -98,25 +100,22 @@ def _cases_of(source: Path, scheme: LabelScheme, modalities: Sequence[str]) -> l
     raise _unknown(source)
 
 
-_MED_DDPM_PARTS = {("brats", "brats2021"), ("anatomy", "brats2021"), ("whole-head", "whole_head")}
-
-
 # BraTS -----------------------------------------------------------------------------------------------
 
 
 def _brats_cases(source: Path, modalities: Sequence[str]) -> Iterator[CaseFiles]:
-    groups: dict[tuple[Path, str], dict[str, Path]] = {}
+    groups: dict[tuple[Path, str], dict[str, list[Path]]] = {}
     for path in _volumes_below(source, _DEEPEST):
         for pattern in _BRATS_NAMES:
             if match := pattern.fullmatch(volume_stem(path)):
                 content = _modality(match["content"]) or "seg"
-                groups.setdefault((path.parent, match["case"]), {})[content] = path
+                groups.setdefault((path.parent, match["case"]), {}).setdefault(content, []).append(path)
                 break
     for (folder, name), files in sorted(groups.items()):
-        some = next(iter(files.values()))
+        some = next(iter(files.values()))[0]
         separator, suffix = volume_stem(some)[len(name)], volume_suffix(some)
-        newer = separator == "-"
-        endings = {modality: _MODALITY_NAMES[modality][newer] for modality in modalities} | {"seg": "seg"}
+        style = 1 if separator == "-" else 0
+        endings = {modality: _MODALITY_NAMES[modality][style] for modality in modalities} | {"seg": "seg"}
         wanted = {what: folder / f"{name}{separator}{ending}{suffix}" for what, ending in endings.items()}
         yield _case(name, BRATS, folder, files, wanted, modalities)
 
@@ -156,9 +155,9 @@ def _nnunet_cases(source: Path, scheme: LabelScheme, modalities: Sequence[str]) 
     for name in sorted(names):
         segmentation = source / "labelsTr" / f"{name}{ending}"
         wanted = {modality: source / "imagesTr" / f"{name}_{n:04d}{ending}" for modality, n in numbers.items()}
-        files = {content: path for content, path in (wanted | {"seg": segmentation}).items() if path.is_file()}
-        case = _case(name, NNUNET, source, files, wanted | {"seg": segmentation}, modalities)
-        yield replace(case, labels=meaning)
+        wanted["seg"] = segmentation
+        files = {content: [path] for content, path in wanted.items() if path.is_file()}
+        yield replace(_case(name, NNUNET, source, files, wanted, modalities), labels=meaning)
 
 
 def _nnunet_labels(said: Mapping) -> dict[int, str]:
@@ -202,14 +201,14 @@ def _contrast_folders(folder: Path) -> dict[str, Path] | None:
 
 
 def _contrast_cases(source: Path, contrasts: Mapping[str, Path], modalities: Sequence[str]) -> Iterator[CaseFiles]:
-    groups: dict[str, dict[str, Path]] = {}
+    groups: dict[str, dict[str, list[Path]]] = {}
     for content, folder in contrasts.items():
         for path in _volumes_below(folder, 1):
             stem = volume_stem(path)
             match = next((match for pattern in _BRATS_NAMES if (match := pattern.fullmatch(stem))), None)
-            groups.setdefault(match["case"] if match else stem, {})[content] = path
+            groups.setdefault(match["case"] if match else stem, {}).setdefault(content, []).append(path)
     for name, files in sorted(groups.items()):
-        path = next(iter(files.values()))
+        path = next(iter(files.values()))[0]
         with_ending = volume_stem(path) != name
         wanted = {}
         for what in (*modalities, "seg"):
@@ -226,7 +225,7 @@ def _pair_folders(folder: Path) -> tuple[Path, Path] | None:
 
 
 def _paired_cases(source: Path, images: Path, masks: Path, modalities: Sequence[str]) -> Iterator[CaseFiles]:
-    groups: dict[str, dict[str, Path]] = {}
+    groups: dict[str, dict[str, list[Path]]] = {}
     for path in _volumes_below(images, 1):
         name, modality = _PAIR_ENDING.sub("", volume_stem(path)), None
         match = re.fullmatch(r"(.+)[_-]([^_-]+)", name)
@@ -234,17 +233,15 @@ def _paired_cases(source: Path, images: Path, masks: Path, modalities: Sequence[
             name = match[1]
         if modality is None and len(modalities) == 1:
             modality = modalities[0]
-        groups.setdefault(name, {})[modality or volume_stem(path)] = path
+        groups.setdefault(name, {}).setdefault(modality or volume_stem(path), []).append(path)
     for path in _volumes_below(masks, 1):
-        groups.setdefault(_PAIR_ENDING.sub("", volume_stem(path)), {})["seg"] = path
+        groups.setdefault(_PAIR_ENDING.sub("", volume_stem(path)), {}).setdefault("seg", []).append(path)
     for name, files in sorted(groups.items()):
-        suffix = volume_suffix(next(iter(files.values())))
+        suffix = volume_suffix(next(iter(files.values()))[0])
         wanted = {what: images / f"{name}_{what}{suffix}" for what in modalities}
         if len(modalities) == 1:
             wanted = {modalities[0]: images / f"{name}{suffix}"}
-        yield _case(
-            name, "image and mask folders", source, files, wanted | {"seg": masks / f"{name}{suffix}"}, modalities
-        )
+        yield _case(name, PAIRS, source, files, wanted | {"seg": masks / f"{name}{suffix}"}, modalities)
 
 
 # Shared ----------------------------------------------------------------------------------------------
@@ -254,19 +251,24 @@ def _case(
     name: str,
     layout: str,
     source: Path,
-    files: Mapping[str, Path],
+    files: Mapping[str, Sequence[Path]],
     wanted: Mapping[str, Path],
     modalities: Sequence[str],
 ) -> CaseFiles:
     """The case of ``files`` (by modality and "seg"); ``wanted`` is where the layout would have each of them."""
-    images = {modality: files[modality] for modality in modalities if modality in files}
+    images = {modality: files[modality][0] for modality in modalities if modality in files}
+    segmentation = files.get("seg", [wanted["seg"]])[0]
     problem = None
+    for content in (*modalities, "seg"):
+        if len(files.get(content, ())) > 1:
+            problem = f"{' and '.join(map(str, files[content]))} are both there: leave one of them"
     if missing := [str(wanted[modality]) for modality in modalities if modality not in files]:
-        there = next(path for path in (*images.values(), *files.values()))
-        problem = f"{there} is there, and {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing"
+        there = [*images.values(), *(path for paths in files.values() for path in paths)]
+        problem = f"{there[0]} is there, and " if there else ""
+        problem += f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing"
         if not images:
             problem += ": a mask without its image is nothing to train on"
-    return CaseFiles(name, layout, source, images, files.get("seg", wanted["seg"]), problem=problem)
+    return CaseFiles(name, layout, source, images, segmentation, problem=problem)
 
 
 def _modality(name: str) -> str | None:
