@@ -342,6 +342,15 @@ def test_a_dataset_grows_by_further_sources_and_keeps_to_its_settings(tmp_path, 
         make([tmp_path / "a"], tmp_path / "out", "anatomy")
 
 
+def test_a_dataset_is_not_prepared_onto_itself(tmp_path, small):
+    write_brats(tmp_path / "source", [1])
+    make([tmp_path / "source"], tmp_path / "out")
+    before = contents(tmp_path / "out")
+    with pytest.raises(MedDPMError, match="lies in .*out itself: choose another folder"):
+        make([tmp_path / "out"], tmp_path / "out")
+    assert_same(contents(tmp_path / "out"), before)
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

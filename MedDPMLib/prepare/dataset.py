@@ -102,8 +102,13 @@ def write_dataset(
     """Writes ``cases`` into the dataset ``out`` and yields a report on each, as it is done.
 
     A case with a problem is left out. Cases that are done are not done again; those of earlier calls stay. Raises
-    :class:`MedDPMError` if ``out`` holds a dataset with other settings, cannot be written, or a process dies.
+    :class:`MedDPMError` if ``out`` holds a dataset with other settings or one of the cases themselves, if it cannot be
+    written, and if a process dies.
     """
+    for case in cases:
+        for path in (*case.images.values(), case.segmentation):
+            if out.resolve() in path.resolve().parents:
+                raise MedDPMError(f"{path} is to be prepared and lies in {out} itself: choose another folder for --out")
     _begin(out, settings)
     reports = []
     for report in _in_processes(cases, out, settings, workers):
