@@ -1,66 +1,128 @@
-"""With which settings is a model trained? A recipe is a TOML file; every field is required, so none is hidden."""
+"""With which settings is a model trained?
+
+A recipe is a TOML file. Every field that decides about the result is required, so none is hidden; any can be
+overridden (``training.learning_rate=1e-4``). The unit of training is the iteration: one step of the optimiser.
+"""
 
 from __future__ import annotations
 
-import math
 import os
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from MedDPMLib.card import Card
+from MedDPMLib.card import PREDICTIONS, Card
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.geometry import Grid
 from MedDPMLib.labels import load_scheme
-
-#: Every dataset lies on this grid; the grids of a recipe's stages span the same box.
-DATASET_GRID = Grid(size=(192, 192, 144), spacing=(1.0, 1.0, 1.0), orientation="LPS")
+from MedDPMLib.prepare.standard import standard
+from MedDPMLib.recipe_fields import (
+    checked,
+    number,
+    numbers,
+    one_of,
+    sides,
+    table,
+    text,
+    texts,
+    whole,
+    yes_or_no,
+)
 
 try:
     import tomllib
 except ModuleNotFoundError:  # Python 3.10
     import tomli as tomllib
 
+LOSSES = ("l1", "l2", "huber")
+OPTIMISERS = ("adam", "adamw")
+
+#: The tables of a recipe that say nothing about the weights that come out.
+_INDIFFERENT = ("monitor", "card")
+
+#: What a run's checkpoints depend on: with another of these they are of another model.
+_FIXED = ("scheme", "modalities", "prediction", "mask_encoding", "positions", "network", "schedule")
+
 
 @dataclass(frozen=True)
 class Stage:
-    """``iterations`` on a grid of ``size`` (i, j, k) voxels that spans the data's box."""
+    """``iterations`` on a grid of ``size`` (i, j, k) voxels that spans the dataset's box.
 
-    size: tuple[int, int, int]
-    iterations: int
+    Whole volumes are learnt from, or patches of ``patch`` (i, j, k) voxels of that grid; ``batch`` of them at a time.
+    """
+
+    size: tuple[int, int, int] = sides()
+    iterations: int = whole(1)
+    batch: int = whole(1)
+    patch: tuple[int, int, int] | None = sides(default=None)
+
+    @property
+    def learnt(self) -> tuple[int, int, int]:
+        """The voxels (i, j, k) of one example."""
+        return self.patch or self.size
 
 
 @dataclass(frozen=True)
 class Training:
-    """Optimisation: AdamW with linear warm-up and cosine decay, one volume an iteration."""
+    """Objective and optimisation; see :mod:`MedDPMLib.train.objective` for the terms of the loss."""
 
-    seed: int
-    learning_rate: float
-    final_learning_rate: float
-    warm_up: int
-    weight_decay: float
-    gradient_norm: float
-    ema: float
-    high_noise: float
-    sigma_floor: float
-    background_weight: float
-    tumour_weight: float
+    seed: int = whole(0)
+    #: One of :data:`LOSSES`, between what is predicted and what is true of ``loss_space``.
+    loss: str = one_of(*LOSSES)
+    loss_space: str = one_of(*PREDICTIONS)
+    #: Gamma of the min-SNR weighting (Hang et al. 2023, arXiv 2303.09556); 0 is without.
+    min_snr: float = number(0)
+    #: The loss at noise sigma counts 1 / max(sigma, floor) times; 1 is without.
+    sigma_floor: float = number(0, 1, open_low=True)
+    #: How much an error outside every label, and in a tumour, counts; 1 is as much as elsewhere.
+    background_weight: float = number(0)
+    tumour_weight: float = number(0)
+    #: t / T is drawn as 1 - r^p, r uniform: p above 1 draws high noise more often; 1 draws all alike.
+    high_noise: float = number(0, open_low=True)
+    optimiser: str = one_of(*OPTIMISERS)
+    learning_rate: float = number(0, open_low=True)
+    #: The learning rate falls along half a cosine to this share of itself; 1 is constant.
+    final_share: float = number(0, 1)
+    #: Iterations in which the learning rate rises linearly.
+    warm_up: int = whole(0)
+    weight_decay: float = number(0)
+    #: The gradient's norm is clipped to this; 0 is without.
+    gradient_norm: float = number(0)
+    #: Batches in one iteration; several processes share them.
+    accumulate: int = whole(1)
+    #: Decay of the moving average of the weights, which is what the model becomes; and from which iteration on.
+    ema: float = number(0, 1, open_high=True)
+    ema_start: int = whole(0)
+    #: Share of the cases that is not learnt from but measured on; 0 is none.
+    held_out: float = number(0, 1, open_high=True)
 
 
 @dataclass(frozen=True)
 class Augmentation:
     """How far a case is varied; lengths in mm, angles in degrees, deviations of normal distributions."""
 
-    flip: float
-    rotation: float
-    scaling: float
-    translation: float
-    elastic: float
-    elastic_points: int
-    gamma: float
-    bias: float
-    bias_points: int
+    flip: float = number(0, 1)
+    rotation: float = number(0)
+    scaling: float = number(0)
+    translation: float = number(0)
+    elastic: float = number(0)
+    elastic_points: int = whole(2, 64)
+    gamma: float = number(0)
+    bias: float = number(0)
+    bias_points: int = whole(2, 64)
+
+
+@dataclass(frozen=True)
+class Monitor:
+    """What is written down every so many iterations; 0 is never."""
+
+    #: A checkpoint, after which the run can go on; the last ``keep`` of them stay, and the best.
+    checkpoint_every: int = whole(1)
+    keep: int = whole(1)
+    #: A picture of what the model makes.
+    montage_every: int = whole(0)
 
 
 @dataclass(frozen=True)
@@ -68,21 +130,38 @@ class Recipe:
     """All that decides about a training run except the data."""
 
     name: str
-    scheme: str
-    modalities: tuple[str, ...]
-    prediction: str
-    mask_encoding: tuple[float, float]
-    network: dict[str, Any]
-    schedule: dict[str, Any]
+    scheme: str = text()
+    modalities: tuple[str, ...] = texts()
+    #: What the network predicts.
+    prediction: str = one_of(*PREDICTIONS)
+    mask_encoding: tuple[float, float] = numbers("two numbers, outside and inside of a label", 2)
+    #: Whether the network is told where each voxel lies, see :func:`MedDPMLib.masks.condition`.
+    positions: bool = yes_or_no()
+    #: Share of the examples without their labels, for guidance; see :attr:`MedDPMLib.card.Card.label_dropout`.
+    label_dropout: float = number(0, 1, open_high=True)
+    network: dict[str, Any] = table()
+    schedule: dict[str, Any] = table()
+    #: The texts of the model's card; :func:`recipe_card` adds the rest.
+    card: dict[str, Any] = table()
     training: Training
     stages: tuple[Stage, ...]
     augmentation: Augmentation
-    #: The texts of the model's card; :func:`recipe_card` adds the rest.
-    card: dict[str, Any]
+    monitor: Monitor
 
     @property
     def iterations(self) -> int:
         return sum(stage.iterations for stage in self.stages)
+
+    @property
+    def grid(self) -> Grid:
+        """The grid that the dataset lies on; the grids of all stages span its box."""
+        return standard(self.scheme).grid
+
+    def stage_grid(self, stage: Stage) -> Grid:
+        """The whole grid of ``stage``: the dataset's box in its voxels."""
+        lengths = [n * spacing for n, spacing in zip(self.grid.size, self.grid.spacing, strict=True)]
+        spacing = tuple(length / n for length, n in zip(lengths, stage.size, strict=True))
+        return Grid(stage.size, spacing, self.grid.orientation)
 
 
 def recipe_names() -> list[str]:
@@ -91,8 +170,13 @@ def recipe_names() -> list[str]:
     return sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".toml"))
 
 
-def load_recipe(name_or_path: str | os.PathLike) -> Recipe:
-    """The recipe of that name, or the one in that TOML file; :class:`MedDPMError` names the field at fault."""
+def load_recipe(name_or_path: str | os.PathLike, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of that name, or the one in that TOML file, with the fields of ``overrides`` changed.
+
+    An override is ``field=value`` with dots between table and field and TOML's values, a text without quotes where
+    it is clear: ``training.loss=l2``, ``stages.0.size=[96, 96, 72]``. :class:`MedDPMError` names the field at fault
+    and what it may be.
+    """
     path = Path(name_or_path)
     if path.suffix != ".toml":
         if str(name_or_path) not in recipe_names():
@@ -101,83 +185,150 @@ def load_recipe(name_or_path: str | os.PathLike) -> Recipe:
             )
         path = Path(str(files("MedDPMLib") / "resources" / "recipes" / f"{name_or_path}.toml"))
     try:
-        values = tomllib.loads(path.read_text())
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise MedDPMError(f"the recipe {path} cannot be read ({error.strerror}): check the path") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise MedDPMError(f"the recipe {path} is not TOML: {error}") from error
+    values = {"name": path.stem, **values}
+    for override in overrides:
+        _override(values, override)
     try:
-        return _recipe(path.stem, values)
+        return recipe_from(values)
     except MedDPMError as error:
         raise MedDPMError(f"{path}: {error}") from None
 
 
-def recipe_card(recipe: Recipe) -> Card:
-    """The card of a model trained by ``recipe``: it works on the last stage's grid."""
-    size = recipe.stages[-1].size
-    extent = [n * spacing for n, spacing in zip(DATASET_GRID.size, DATASET_GRID.spacing, strict=True)]
-    spacing = tuple(length / n for length, n in zip(extent, size, strict=True))
+def recipe_from(values: Mapping[str, Any]) -> Recipe:
+    """The recipe of the tables ``values``, as TOML gives them; :class:`MedDPMError` names the field at fault."""
+    made: dict[str, Any] = dict(values)
+    for name, kind in (("training", Training), ("augmentation", Augmentation), ("monitor", Monitor)):
+        if name in made:
+            made[name] = checked(kind, made[name], f"[{name}]")
+    if "stages" in made:
+        made["stages"] = _stages(made["stages"])
+    recipe = checked(Recipe, made, "the recipe")
+    recipe_card(recipe)  # what the card refuses is wrong in the recipe
+    return recipe
+
+
+def recipe_values(recipe: Recipe) -> dict[str, Any]:
+    """The tables of ``recipe`` as :func:`recipe_from` takes them."""
+    values = {name: _plain(value) for name, value in asdict(recipe).items()}
+    values["stages"] = [{name: side for name, side in stage.items() if side is not None} for stage in values["stages"]]
+    return values
+
+
+def recipe_toml(recipe: Recipe) -> str:
+    """``recipe`` as the text of a TOML file that :func:`load_recipe` reads."""
+    import tomli_w  # only training writes recipes
+
+    return tomli_w.dumps(recipe_values(recipe), multiline_strings=True)
+
+
+def recipe_changes(old: Recipe, new: Recipe) -> list[str]:
+    """What a run that was begun by ``old`` does differently by ``new``, a phrase for each field.
+
+    Raises :class:`MedDPMError` if they are not recipes of one and the same model, so that its weights do not fit.
+    """
+    before, after = _flat(recipe_values(old)), _flat(recipe_values(new))
+    changes = []
+    for name in sorted(before.keys() | after.keys()):
+        if before.get(name) == after.get(name) or name.split(".")[0] in (*_INDIFFERENT, "name"):
+            continue
+        change = f"{name} {before.get(name, 'unset')} becomes {after.get(name, 'unset')}"
+        if name.split(".")[0] in _FIXED:
+            raise MedDPMError(
+                f"the run was begun with another model ({change}): choose another run folder, or take this run's"
+                " model as the start of a new one with --init"
+            )
+        changes.append(change)
+    return changes
+
+
+def recipe_card(recipe: Recipe, *, training: str = "", training_data: Sequence[Mapping[str, Any]] = ()) -> Card:
+    """The card of a model trained by ``recipe``, on the last stage's grid.
+
+    ``training`` tells how it went; it follows what the recipe's own card says. ``training_data`` is taken unless
+    the recipe's card names its data itself.
+    """
+    given = dict(recipe.card)
+    sentences = [given.pop("training", ""), training]
+    data = given.pop("training_data", training_data) or [{"name": "none", "licence": "none", "cases": None}]
     try:
         return Card(
             name=recipe.name,
             network=recipe.network,
             scheme=load_scheme(recipe.scheme),
             modalities=recipe.modalities,
-            grid=Grid(size, spacing, DATASET_GRID.orientation),
+            grid=recipe.stage_grid(recipe.stages[-1]),
             mask_encoding=recipe.mask_encoding,
             intensity_range=(-1.0, 1.0),
             schedule=recipe.schedule,
             prediction=recipe.prediction,
-            **recipe.card,
+            positions=recipe.positions,
+            label_dropout=recipe.label_dropout,
+            training=" ".join(filter(None, sentences)) or "Not trained yet.",
+            training_data=tuple(data),
+            **given,
         )
     except TypeError as error:
         raise MedDPMError(f"[card] of the recipe {recipe.name} does not fit: {error}") from error
 
 
-def _recipe(name: str, values: dict[str, Any]) -> Recipe:
-    values = _checked("the recipe", Recipe, {"name": name, **values})
-    stages = [Stage(**_checked("[[stages]]", Stage, stage)) for stage in values["stages"]]
-    if not stages:
+def _stages(values: Any) -> tuple[Stage, ...]:
+    if not isinstance(values, (list, tuple)) or not values:
         raise MedDPMError("[[stages]] is empty: name at least one grid and its iterations")
+    stages = tuple(checked(Stage, stage, "[[stages]]") for stage in values)
     for stage in stages:
-        if len(stage.size) != 3 or not all(isinstance(side, int) and side > 0 for side in stage.size):
-            raise MedDPMError(f'[[stages]]: "size" must be three whole numbers above 0, not {stage.size}')
-    return Recipe(
-        **values
-        | {
-            "modalities": tuple(values["modalities"]),
-            "mask_encoding": tuple(map(float, values["mask_encoding"])),
-            "training": Training(**_checked("[training]", Training, values["training"])),
-            "stages": tuple(Stage(tuple(stage.size), stage.iterations) for stage in stages),
-            "augmentation": Augmentation(**_checked("[augmentation]", Augmentation, values["augmentation"])),
-        }
-    )
+        if any(part > whole for part, whole in zip(stage.learnt, stage.size, strict=True)):
+            raise MedDPMError(
+                f'[[stages]]: "patch" {list(stage.learnt)} does not fit into "size" {list(stage.size)}: make it smaller'
+            )
+    return stages
 
 
-def _checked(section: str, kind: type, values: dict[str, Any]) -> dict[str, Any]:
-    """``values`` if they are the fields of ``kind``, each of its type and no number below zero."""
-    if not isinstance(values, dict):
-        raise MedDPMError(f"{section} must be a table of fields, not {values!r:.50}")
-    expected = {field.name: str(field.type) for field in fields(kind)}
-    for name in sorted(set(values) - set(expected)):
-        raise MedDPMError(f'{section} has no field "{name}": it has {", ".join(sorted(expected))}')
-    for name, annotation in sorted(expected.items()):
-        if name not in values:
-            raise MedDPMError(f'{section} lacks the field "{name}"')
-        what, fits = _TYPES.get(annotation.partition("[")[0], ("a table", lambda value: isinstance(value, dict)))
-        if not fits(values[name]):
-            raise MedDPMError(f'{section}: "{name}" must be {what}, not {values[name]!r:.50}')
-    return values
+def _override(values: dict[str, Any], override: str) -> None:
+    """Changes one field of ``values``; whether the result is sound is checked with the rest."""
+    name, equals, written = override.partition("=")
+    name = name.strip()
+    if not equals or not name:
+        raise MedDPMError(f'"{override}" sets nothing: write field=value, as in training.learning_rate=1e-4')
+    try:
+        value = tomllib.loads(f"value = {written}")["value"]
+    except (tomllib.TOMLDecodeError, RecursionError):
+        value = written.strip()  # a text; where none is wanted, the field's rule says what is
+    place: Any = values
+    path = name.split(".")
+    for depth, key in enumerate(path):
+        if isinstance(place, list):
+            found = key.isdecimal() and int(key) < len(place)
+            known, key = f"0 to {len(place) - 1}", int(key) if found else key
+        else:
+            # A field that is not there yet may be one that need not be; what is unknown is refused with the rest.
+            found = isinstance(place, dict) and (key in place or depth == len(path) - 1)
+            known = ", ".join(map(str, place)) if isinstance(place, dict) else "a single value"
+        if not found:
+            raise MedDPMError(
+                f'{override}: there is no "{key}" in {".".join(path[:depth]) or "the recipe"}, but {known}'
+            )
+        if depth < len(path) - 1:
+            place = place[key]
+    place[key] = value
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf
+def _plain(value: Any) -> Any:
+    """``value`` with lists for tuples, all the way down."""
+    if isinstance(value, Mapping):
+        return {name: _plain(entry) for name, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 
 
-#: For the types of the fields above: what to call them, and how to tell them.
-_TYPES = {
-    "str": ("a text", lambda value: isinstance(value, str)),
-    "int": ("a whole number of at least 0", lambda value: isinstance(value, int) and _is_number(value)),
-    "float": ("a number of at least 0", _is_number),
-    "tuple": ("a list", lambda value: isinstance(value, (list, tuple))),
-}
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested tables by their dotted names; tables in a list count from 0."""
+    leaves = {}
+    pairs = values.items() if isinstance(values, dict) else ((str(n), entry) for n, entry in enumerate(values))
+    for name, value in pairs:
+        nested = isinstance(value, dict) or (isinstance(value, list) and any(isinstance(e, dict) for e in value))
+        leaves.update(_flat(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value})
+    return leaves

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from MedDPMLib.cli.options import ModelArgument
+from MedDPMLib.cli.options import ModelArgument, model_names
 from MedDPMLib.cli.output import print_table, size
 
 app = typer.Typer(no_args_is_help=True, help="List, show, import, export and remove models.")
@@ -60,13 +60,36 @@ def import_model(
 
 @app.command("export")
 def export_model(
-    model: ModelArgument,
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", help="Installed model, or the folder of a training run.", autocompletion=model_names
+        ),
+    ],
     path: Annotated[Path, typer.Argument(help="The file to write, or the folder to write it into.")],
+    best: Annotated[
+        bool, typer.Option("--best", help="Of a run: the weights that did best, instead of the newest.")
+    ] = False,
 ) -> None:
-    """Copy a model's bundle, to pass it on."""
+    """Copy a model's bundle, to pass it on; or make one of a training run, finished or not."""
+    if (Path(model) / "recipe.toml").is_file():
+        _export_run(Path(model), path, best)
+        return
     from MedDPMLib.store import ModelStore
 
     typer.echo(f"{ModelStore().export(model, path)}")
+
+
+def _export_run(run: Path, path: Path, best: bool) -> None:
+    from MedDPMLib.bundle import SUFFIX
+    from MedDPMLib.errors import MedDPMError
+    from MedDPMLib.train.export import export_run
+
+    target = path / f"{run.resolve().name}{SUFFIX}" if path.is_dir() else path
+    if target.exists():
+        raise MedDPMError(f"{target} exists already: choose another name")
+    export_run(run, target, best=best)
+    typer.echo(f"{target} written; meddpm models import {target} installs it")
 
 
 @app.command("remove")

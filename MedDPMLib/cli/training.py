@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import time
+from contextlib import nullcontext
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from MedDPMLib.cli.generate import check_writable
 from MedDPMLib.cli.options import DeviceOption, PrecisionOption
-from MedDPMLib.cli.output import show_progress
+from MedDPMLib.cli.output import complain, print_table, show_progress
+from MedDPMLib.errors import MedDPMError
+
+if TYPE_CHECKING:
+    from MedDPMLib.recipe import Recipe
+
+#: What training needs beside what generating needs: the extra "train".
+_NEEDED = {"accelerate": "accelerate", "monai": "monai", "tensorboard": "tensorboard", "tomli_w": "tomli-w"}
 
 
 def _recipe_names(incomplete: str) -> list[str]:
@@ -18,48 +31,147 @@ def _recipe_names(incomplete: str) -> list[str]:
     return [name for name in recipe_names() if name.startswith(incomplete)]
 
 
-_RECIPE_HELP = "A recipe that ships with MedDPM (brain-anatomy), or a TOML file."
-
-
 def train(
-    recipe: Annotated[str, typer.Argument(help=_RECIPE_HELP, autocompletion=_recipe_names)],
-    dataset: Annotated[Path, typer.Argument(help="A dataset of meddpm prepare.")],
-    run: Annotated[Path, typer.Option(help="Folder of this run; one that was stopped is continued.")],
-    export: Annotated[Path, typer.Option(metavar="FILE", help="The model bundle to write when training is done.")],
+    dataset: Annotated[Path | None, typer.Argument(help="A dataset of meddpm prepare.")] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="whole-head, brats, brain-anatomy, brain-brats, or a TOML file; without it that of the run.",
+            autocompletion=_recipe_names,
+        ),
+    ] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="Folder of this run; one that was stopped or killed goes on.")
+    ] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the recipe: training.learning_rate=1e-4"),
+    ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Begin with the weights of this bundle, checkpoint or installed model."),
+    ] = None,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
+    checkpointing: Annotated[
+        bool, typer.Option("--checkpointing", help="Recompute activations: less memory, a third more time.")
+    ] = False,
     compile_kernels: Annotated[
         bool, typer.Option("--compile", help="Fuse the network's kernels first: needs a minute and a C++ compiler.")
     ] = False,
+    shard: Annotated[
+        bool, typer.Option("--shard", help="Divide weights and optimiser among the processes of torchrun (FSDP).")
+    ] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Threads that make examples ahead.")] = 1,
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Train nothing: measure and print what would fit into the memory.")
+    ] = False,
 ) -> None:
-    """Train a model by a recipe and write it as a bundle, with its card.
+    """Train a model by a recipe.
 
-    Stopped with Ctrl-C and started again, it goes on from the last checkpoint.
+    Killed at any moment and started again with the same command, the run goes on from its last checkpoint and ends
+    with the same weights. Ctrl-C and SIGTERM write a checkpoint first. Several GPUs or machines:
+
+    torchrun --nproc-per-node 4 -m MedDPMLib train DATASET --recipe X --run RUN
+
+    `meddpm models export RUN FILE` makes a model of a run.
     """
-    from MedDPMLib.recipe import load_recipe, recipe_card
-
-    settings = load_recipe(recipe)
-    card = recipe_card(settings)
-    for folder in (run, export.parent):
-        check_writable(folder)
-
-    import torch
-
-    from MedDPMLib.bundle import write_bundle
-    from MedDPMLib.data import read_dataset
+    settings = _recipe(recipe, run, changes or [])
     from MedDPMLib.device import choose_execution
+
+    execution = choose_execution(device, precision)
+    if memory:
+        _print_memory(settings, execution.device)
+        return
+    if dataset is None or run is None:
+        raise MedDPMError(
+            "training needs a dataset and a folder for the run: meddpm train DATASET --recipe X --run RUN"
+        )
+    missing = [package for module, package in _NEEDED.items() if find_spec(module) is None]
+    if missing:
+        raise MedDPMError(f'training needs {", ".join(missing)} too: pip install "meddpm[train]"')
+    check_writable(run)
+
+    from MedDPMLib.data import read_dataset
+    from MedDPMLib.train import Stopped, StopRequest
     from MedDPMLib.train import train as train_network
 
-    cases = read_dataset(dataset, settings.modalities)
-    execution = choose_execution(device, precision)
-    with show_progress(settings.iterations, "training") as progress:
-        state = train_network(
-            settings,
-            cases,
-            run,
-            execution=execution,
-            report=lambda iteration, loss: progress.reach(iteration, f"training, loss {loss:.4f}"),
-            compile=compile_kernels,
-        )
-    write_bundle(export, card, state, dtype=torch.float16)
-    typer.echo(f"{export} written; meddpm models import {export} installs it")
+    cases = read_dataset(dataset, settings.modalities, scheme=settings.scheme)
+    main = os.environ.get("RANK", "0") == "0"
+    with StopRequest() as stop, show_progress(settings.iterations, "training") if main else nullcontext() as progress:
+        told = _Told(progress) if main else None
+        try:
+            story = train_network(
+                settings,
+                cases,
+                run,
+                execution=execution,
+                data=_data(dataset),
+                init=init,
+                checkpointing=checkpointing,
+                compile=compile_kernels,
+                shard=shard,
+                workers=workers,
+                report=told or (lambda iteration, loss: None),
+                tell=complain,
+                stop=stop,
+            )
+        except Stopped as stopped:
+            if main:
+                name = signal.Signals(stopped.signal).name
+                complain(
+                    f"stopped by {name} after iteration {stopped.iteration:,}, with a checkpoint of it;"
+                    " the same command goes on from here"
+                )
+            raise typer.Exit(128 + stopped.signal) from None
+    if main:
+        typer.echo(f"{run}: {story.iteration:,} iterations done; meddpm models export {run} FILE makes a model of them")
+
+
+class _Told:
+    """Loss (smoothed) and speed beside the bar."""
+
+    def __init__(self, progress) -> None:
+        self.progress = progress
+        self.loss: float | None = None
+        self.speed: float | None = None
+        self.last = time.monotonic()
+
+    def __call__(self, iteration: int, loss: float) -> None:
+        now = time.monotonic()
+        speed, self.last = 1 / max(now - self.last, 1e-9), now
+        self.loss = loss if self.loss is None else 0.95 * self.loss + 0.05 * loss
+        self.speed = speed if self.speed is None else 0.9 * self.speed + 0.1 * speed
+        pace = f"{self.speed:.2f} iterations/s" if self.speed > 1 else f"{1 / self.speed:.1f} s an iteration"
+        self.progress.reach(iteration, f"training, loss {self.loss:.4f}, {pace}")
+
+
+def _recipe(recipe: str | None, run: Path | None, changes: list[str]) -> Recipe:
+    from MedDPMLib.recipe import load_recipe, recipe_names
+
+    if recipe is not None:
+        return load_recipe(recipe, changes)
+    if run is not None and (run / "recipe.toml").is_file():
+        return load_recipe(run / "recipe.toml", changes)
+    raise MedDPMError(f"--recipe is missing: name one of {', '.join(recipe_names())}, or a .toml file")
+
+
+def _data(dataset: Path) -> dict:
+    """What the dataset says about itself: nnU-Net's optional fields."""
+    said = json.loads((dataset / "dataset.json").read_text(encoding="utf-8"))
+    return {"name": str(said.get("name") or dataset.resolve().name), "licence": said.get("licence")}
+
+
+def _print_memory(recipe: Recipe, device) -> None:
+    from MedDPMLib.device import free_memory
+    from MedDPMLib.train.memory import memory_table
+
+    free = free_memory(device)
+    rows = []
+    for need in memory_table(recipe, device):
+        fits = "?" if free is None else "yes" if need.bytes < free else "no"
+        grid = " x ".join(map(str, need.grid))
+        recomputed = "yes" if need.checkpointing else "no"
+        rows.append([grid, str(need.batch), need.precision, recomputed, f"{need.bytes / 1e9:.1f} GB", fits])
+    print_table(["grid", "batch", "precision", "--checkpointing", "memory", "fits now"], rows, numeric=[1, 4])
+    typer.echo("Measured on two small grids and continued in a straight line; PyTorch itself comes on top.")

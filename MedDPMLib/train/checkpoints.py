@@ -1,0 +1,81 @@
+"""Where does a run go on from?
+
+Checkpoints are written to a temporary name and moved, so that there is always a whole one: the last few, and the
+averaged weights that did best. A damaged one is told, and the one before it taken.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from MedDPMLib.errors import MedDPMError
+from MedDPMLib.volume import written_whole
+
+_PATTERN = "iteration-*.pt"
+
+
+class Checkpoints:
+    """The checkpoints in ``folder``, of which the last ``keep`` stay."""
+
+    def __init__(self, folder: Path, keep: int = 1) -> None:
+        self.folder, self.keep = folder, keep
+
+    @property
+    def best(self) -> Path:
+        """The averaged weights ("ema") with their "iteration" and "score"."""
+        return self.folder / "best.pt"
+
+    def paths(self) -> list[Path]:
+        """The newest first."""
+        return sorted(self.folder.glob(_PATTERN), reverse=True)
+
+    def save(self, state: dict[str, Any]) -> None:
+        with written_whole(self.folder / f"iteration-{state['iteration']:09d}.pt") as temporary:
+            torch.save(state, temporary)
+        for old in self.paths()[self.keep :]:
+            old.unlink()
+
+    def save_best(self, ema: dict[str, Any], iteration: int, score: float) -> None:
+        with written_whole(self.best) as temporary:
+            torch.save({"ema": ema, "iteration": iteration, "score": score}, temporary)
+
+    def load(self, tell: Callable[[str], None]) -> dict[str, Any] | None:
+        """The newest sound checkpoint, on the CPU; None if there is none yet. ``tell`` hears of damaged ones.
+
+        Raises :class:`MedDPMError` if there are some and all are damaged.
+        """
+        paths = self.paths()
+        for path in paths:
+            try:
+                return read(path)
+            except MedDPMError as error:
+                tell(f"{error}; the one before it is taken")
+        if paths:
+            raise MedDPMError(f"every checkpoint in {self.folder} is damaged: delete them to begin anew")
+        return None
+
+    def clean(self) -> None:
+        """Removes what a killed process has left half-written."""
+        for path in self.folder.glob(".*.pt"):
+            path.unlink(missing_ok=True)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The checkpoint at ``path``, on the CPU. Raises :class:`MedDPMError` for a damaged one."""
+    try:
+        # torch does not look at the archive's checksums.
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"{damaged} has another checksum")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict) or not {"iteration", "ema"} <= state.keys():
+            raise ValueError("it holds something else")
+        return state
+    except Exception as error:  # a damaged archive or pickle may raise anything
+        raise MedDPMError(f"the checkpoint {path} is damaged ({str(error):.80})") from error

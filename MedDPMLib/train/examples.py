@@ -1,0 +1,157 @@
+"""Which examples does an iteration learn from?
+
+Everything random about an example follows from the recipe's seed and the example's number. Iteration n takes the
+same examples whether the run was stopped before it or not, and however many processes share them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from itertools import islice
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Subset
+
+from MedDPMLib.data import Case, VariedCases
+from MedDPMLib.labels import load_scheme
+from MedDPMLib.masks import condition
+from MedDPMLib.recipe import Recipe, Stage
+
+T = TypeVar("T")
+
+#: Streams of random numbers; those of MedDPMLib.data are counted from 0.
+_NOISE, _HELD_OUT = 16, 17
+
+#: At so many noise levels each held-out case is measured.
+_LEVELS = 4
+
+
+@dataclass(frozen=True)
+class Example:
+    """One batch, float32: ``x0`` and ``noise`` (B, C, D, H, W), ``condition`` (B, K, D, H, W), ``t`` (B,) and
+    ``weight`` (B, 1, D, H, W), how much an error counts at each voxel; ``cases`` are the names."""
+
+    x0: Tensor
+    noise: Tensor
+    condition: Tensor
+    t: Tensor
+    weight: Tensor
+    cases: tuple[str, ...]
+
+    def to(self, device: torch.device) -> Example:
+        """The same on ``device``."""
+        moved = {name: value.to(device) for name, value in vars(self).items() if name != "cases"}
+        return Example(cases=self.cases, **moved)
+
+
+class Examples:
+    """The examples of one ``stage`` by their number, out of the varied ``cases``."""
+
+    def __init__(self, recipe: Recipe, stage: Stage, cases: Dataset | Sequence[Case]) -> None:
+        self.recipe = recipe
+        self.scheme = load_scheme(recipe.scheme)
+        self.timesteps = recipe.schedule["timesteps"]
+        size, patch = tuple(reversed(stage.size)), stage.patch and tuple(reversed(stage.patch))
+        self.varied = VariedCases(cases, recipe.augmentation, size, patch, self.scheme, recipe.training.seed)
+
+    def batch(self, numbers: Sequence[int], timesteps: Sequence[int] | None = None) -> Example:
+        """The examples of these ``numbers`` together, each as it is alone; at ``timesteps`` instead of drawn ones."""
+        timesteps = timesteps or [None] * len(numbers)
+        made = [self._example(number, t) for number, t in zip(numbers, timesteps, strict=True)]
+        joined = {entry.name: [getattr(example, entry.name) for example in made] for entry in fields(Example)}
+        cases = tuple(name for names in joined.pop("cases") for name in names)
+        return Example(cases=cases, **{name: torch.cat(tensors) for name, tensors in joined.items()})
+
+    def _example(self, number: int, timestep: int | None) -> Example:
+        recipe, settings = self.recipe, self.recipe.training
+        sample = self.varied[number]
+        generator = seeded(settings.seed, _NOISE, number)
+        r = torch.rand((1,), generator=generator, dtype=torch.float64)
+        t = ((1 - r**settings.high_noise) * self.timesteps).long().clamp(max=self.timesteps - 1)
+        if timestep is not None:
+            t = torch.tensor([timestep])
+        unlabelled = torch.rand((), generator=generator) < recipe.label_dropout
+        labels = torch.zeros_like(sample.labels) if unlabelled else sample.labels
+        encoded = torch.from_numpy(condition(labels.numpy(), self.scheme, recipe.mask_encoding))
+        if recipe.positions:
+            encoded = torch.cat([encoded, sample.positions])
+        weight = torch.full(sample.labels.shape, settings.background_weight)
+        weight[sample.labels > 0] = 1.0
+        for label in self.scheme.tumour:
+            weight[sample.labels == label.value] = settings.tumour_weight
+        noise = torch.randn(sample.image.shape, generator=generator)
+        return Example(sample.image[None], noise[None], encoded[None], t, weight[None, None], (sample.case,))
+
+
+def remaining_stages(recipe: Recipe, start: int) -> Iterator[tuple[Stage, range]]:
+    """The stages that are not over before iteration ``start``, counted from 0, with the iterations left of each."""
+    first = 0
+    for stage in recipe.stages:
+        left = range(max(start, first), first + stage.iterations)
+        if left:
+            yield stage, left
+        first += stage.iterations
+
+
+def batch_numbers(recipe: Recipe, iteration: int, process: int = 0, processes: int = 1) -> list[range]:
+    """The numbers of the examples in the batches of ``iteration``, counted from 0, that fall to ``process``.
+
+    The batches of an iteration are dealt out in turn; ``recipe.training.accumulate`` is a multiple of ``processes``.
+    """
+    accumulate = recipe.training.accumulate
+    number = begun = 0
+    for stage in recipe.stages:
+        if iteration < begun + stage.iterations:
+            number += (iteration - begun) * accumulate * stage.batch
+            batches = [range(number + n * stage.batch, number + (n + 1) * stage.batch) for n in range(accumulate)]
+            return batches[process::processes]
+        number += stage.iterations * accumulate * stage.batch
+        begun += stage.iterations
+    raise IndexError(f"the recipe has {begun} iterations, not {iteration + 1}")
+
+
+def split_cases(cases: Dataset | Sequence[Case], share: float, seed: int) -> tuple[Subset, Subset]:
+    """``cases`` to learn from and the ``share`` of them, at least one above 0, that is held out; chosen by ``seed``."""
+    count = min(max(1, round(share * len(cases))), len(cases) - 1) if share else 0
+    order = torch.randperm(len(cases), generator=seeded(seed, _HELD_OUT, 0)).tolist()
+    return Subset(cases, sorted(order[count:])), Subset(cases, sorted(order[:count]))
+
+
+def held_out_batches(recipe: Recipe, held_out: Subset) -> Iterator[Example]:
+    """The fixed examples to measure on: each held-out case on the last stage's grid, at timesteps from low to high."""
+    examples = Examples(recipe, recipe.stages[-1], held_out)
+    timesteps = recipe.schedule["timesteps"]
+    for number in range(len(held_out) * _LEVELS):
+        level = number // len(held_out)
+        yield examples.batch([number], [int((level + 0.5) / _LEVELS * timesteps)])
+
+
+def seeded(seed: int, stream: int, number: int) -> torch.Generator:
+    """A generator of its own for each ``number`` of each ``stream``."""
+    state = np.random.SeedSequence((seed, stream, number)).generate_state(1)
+    return torch.Generator().manual_seed(int(state[0]))
+
+
+def made_ahead(make: Callable[[T], Example], wanted: Iterable[T], workers: int) -> Iterator[Example]:
+    """``make`` of each of ``wanted``, in their order, made by so many ``workers`` while earlier ones are learnt from.
+
+    Workers are threads: PyTorch and numpy leave the interpreter free while they compute, nothing is copied between
+    processes (which takes shared memory that containers rarely have), and a volume lies in memory once.
+    """
+    pending = []
+    waiting = iter(wanted)
+    # One thread of its own for each, or its threads and those of the convolutions wait for each other.
+    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        try:
+            pending += [pool.submit(make, item) for item in islice(waiting, workers + 1)]
+            while pending:
+                made = pending.pop(0).result()
+                pending += [pool.submit(make, item) for item in islice(waiting, 1)]
+                yield made
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,64 @@
+"""What can be seen of a run while it goes on: scalars and pictures, for TensorBoard and as files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from MedDPMLib.data import Case
+from MedDPMLib.device import Execution
+from MedDPMLib.generation import generate
+from MedDPMLib.labels import load_scheme
+from MedDPMLib.masks import Mask
+from MedDPMLib.model import Model
+from MedDPMLib.montage import draw_montage
+from MedDPMLib.networks import build_network
+from MedDPMLib.recipe import Recipe, recipe_card
+from MedDPMLib.volume import SYNTHETIC, Volume, written_whole
+
+
+class Monitor:
+    """Writes into the folder of a ``run``; what an earlier process wrote after ``iteration`` is taken back."""
+
+    def __init__(self, run: Path, iteration: int) -> None:
+        self.run = run
+        self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=iteration + 1)
+
+    def scalars(self, iteration: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, iteration)
+
+    def montage(
+        self, recipe: Recipe, weights: Mapping[str, Tensor], case: Case, execution: Execution, iteration: int
+    ) -> Path:
+        """A picture of what the averaged ``weights`` make of the labels of ``case``, with seed 0 in draft quality."""
+        card = recipe_card(recipe)
+        scheme = load_scheme(recipe.scheme)
+        network = build_network(card.network_description)
+        network.load_state_dict(weights)
+        labels = Volume(case.labels.numpy().copy(), recipe.grid.centered_on(np.zeros(3)))
+        mask = Mask.from_volume(labels, scheme, name=case.name, numbering=scheme.own_numbering)
+        generated = generate(
+            Model(card, network, hash=""),
+            mask,
+            device=execution.device,
+            precision=execution.precision,
+            **card.qualities["draft"],
+        )
+        caption = f"{SYNTHETIC}, {recipe.name}, iteration {iteration:,}, labels of {case.name}"
+        picture = draw_montage(generated, labels, scheme, caption=caption)
+        path = self.run / "montages" / f"iteration-{iteration:09d}.png"
+        with written_whole(path) as temporary:
+            picture.save(temporary)
+        self._writer.add_image("montage", np.asarray(picture), iteration, dataformats="HWC")
+        return path
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()

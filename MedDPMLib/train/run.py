@@ -1,0 +1,281 @@
+"""How is a model trained, from the first iteration to the last, with all that may come between?"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch.utils.data import Dataset
+
+from MedDPMLib.data import Case
+from MedDPMLib.device import Execution
+from MedDPMLib.errors import MedDPMError
+from MedDPMLib.recipe import Recipe, recipe_changes
+from MedDPMLib.store import ModelStore, load_card_and_state
+from MedDPMLib.train.engine import Engine
+from MedDPMLib.train.examples import (
+    Examples,
+    batch_numbers,
+    held_out_batches,
+    made_ahead,
+    remaining_stages,
+    split_cases,
+)
+from MedDPMLib.train.folder import RunFolder, Story, describe_machine
+from MedDPMLib.train.memory import check_memory, memory_explained
+from MedDPMLib.train.monitor import Monitor
+from MedDPMLib.train.selftest import check_convolution
+from MedDPMLib.train.stopping import Stopped, StopRequest
+
+
+def train(
+    recipe: Recipe,
+    cases: Dataset | Sequence[Case],
+    run: Path,
+    *,
+    execution: Execution,
+    data: Mapping[str, Any] | None = None,
+    init: str | None = None,
+    checkpointing: bool = False,
+    compile: bool = False,
+    shard: bool = False,
+    workers: int = 1,
+    report: Callable[[int, float], None] = lambda iteration, loss: None,
+    tell: Callable[[str], None] = lambda sentence: None,
+    stop: StopRequest | None = None,
+) -> Story:
+    """Trains ``recipe`` on ``cases`` in the folder ``run``, or goes on from its newest checkpoint.
+
+    Args:
+        execution: where, and in which precision forward and backward run.
+        data: ``name`` and ``licence`` of the data, for the run's README and the model's card.
+        init: the model (a name or file) whose weights a fresh run begins with, as far as they fit.
+        checkpointing: less memory for a third more time, see :func:`MedDPMLib.train.parts.recompute_activations`.
+        compile: fuses the network's kernels, which takes a minute and a C++ compiler.
+        shard: divides weights, average and optimiser among the processes, see :mod:`MedDPMLib.train.sharding`.
+        workers: threads that make examples ahead.
+        report: called with iteration (from 1) and loss after each one, in the main process alone.
+        tell: takes sentences for the user.
+        stop: once it has a signal, a checkpoint is written and :class:`Stopped` raised.
+
+    Raises :class:`MedDPMError` for what does not fit together, before the first step, and for a loss that is not
+    finite, with the iteration and the cases.
+    """
+    accelerator = Accelerator(cpu=execution.device.type == "cpu")
+    if accelerator.num_processes > 1:
+        execution = replace(execution, device=accelerator.device)
+    if not accelerator.is_main_process:
+        report, tell = lambda iteration, loss: None, lambda sentence: None
+    check_data(recipe, cases)
+    with memory_explained(recipe, execution, checkpointing):
+        engine = Engine(
+            recipe, execution, accelerator=accelerator, checkpointing=checkpointing, compile=compile, shard=shard
+        )
+        _check_grids(recipe, engine)
+        session = _Session(recipe, cases, RunFolder(run), engine, data or {}, tell)
+        session.begin(init)
+        if engine.iteration < recipe.iterations:
+            check_memory(recipe, execution, checkpointing, engine.network)
+        try:
+            session.go_on(workers, report, stop or StopRequest())
+        finally:
+            session.close()
+            if engine.processes > 1:
+                torch.distributed.destroy_process_group()
+    return session.story
+
+
+class _Session:
+    """One process's work on a run."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        cases: Dataset | Sequence[Case],
+        folder: RunFolder,
+        engine: Engine,
+        data: Mapping[str, Any],
+        tell: Callable[[str], None],
+    ) -> None:
+        self.recipe, self.folder, self.engine, self.tell = recipe, folder, engine, tell
+        self.main = engine.accelerator.is_main_process
+        self.learnt, self.held_out = split_cases(cases, recipe.training.held_out, recipe.training.seed)
+        self.checkpoints = folder.checkpoints(recipe.monitor.keep)
+        self.story = Story(
+            data={
+                "name": data.get("name", "cases"),
+                "licence": data.get("licence"),
+                "cases": [case.name for case in _each(self.learnt)],
+                "held_out": [case.name for case in _each(self.held_out)],
+            },
+            machine=describe_machine(engine.execution, engine.processes),
+        )
+        #: The losses since the last row of the story.
+        self.losses: list[float] = []
+        self.clock = time.monotonic()
+        self.monitor: Monitor | None = None
+
+    def begin(self, init: str | None) -> None:
+        """Takes up the newest checkpoint, or begins with fresh weights or those of ``init``."""
+        changes = recipe_changes(self.folder.recipe(), self.recipe) if self.folder.has_recipe else []
+        state = self.checkpoints.load(self.tell)
+        if state is None:
+            if init is not None:
+                self.story.init = self._initialise(init)
+        else:
+            self.engine.load_state(state)
+            self.losses = state["losses"]
+            fresh = self.story
+            self.story = Story(**state["story"])
+            if fresh.data["cases"] != self.story.data["cases"]:
+                changes.append(f"the cases become {len(fresh.data['cases'])} of {fresh.data['name']}")
+            self.story.data, self.story.machine = fresh.data, fresh.machine
+            for change in changes:
+                sentence = f"from iteration {self.engine.iteration + 1:,} on: {change}"
+                self.story.changes.append(sentence)
+                self.tell(sentence)
+            self.tell(f"going on after iteration {self.engine.iteration:,}")
+        if self.main:
+            self.checkpoints.clean()
+            self.folder.write_recipe(self.recipe)
+            self.folder.write_story(self.recipe, self.story)
+            self.monitor = Monitor(self.folder.path, self.engine.iteration)
+
+    def go_on(self, workers: int, report: Callable[[int, float], None], stop: StopRequest) -> None:
+        engine, recipe = self.engine, self.recipe
+        accelerator = engine.accelerator
+        each = recipe.training.accumulate // engine.processes
+        for stage, iterations in remaining_stages(recipe, engine.iteration):
+            coarsest = [side // engine.network.side_multiple for side in reversed(stage.learnt)]
+            check_convolution(engine.device, engine.execution.dtype, coarsest)
+            examples = Examples(recipe, stage, self.learnt)
+            wanted = (
+                numbers
+                for iteration in iterations
+                for numbers in batch_numbers(recipe, iteration, accelerator.process_index, engine.processes)
+            )
+            with closing(made_ahead(examples.batch, wanted, workers)) as ahead:
+                for _ in iterations:
+                    begun = time.monotonic()
+                    loss, stopping = engine.step(islice(ahead, each), stopping=stop.signal is not None)
+                    self._note(loss, time.monotonic() - begun)
+                    report(engine.iteration, loss)
+                    self._write_if_due(stopping)
+                    if stopping:
+                        raise Stopped(stop.signal or 15, engine.iteration)
+
+    def close(self) -> None:
+        if self.monitor is not None:
+            self.monitor.close()
+
+    def _note(self, loss: float, seconds: float) -> None:
+        self.losses.append(loss)
+        now = time.monotonic()
+        self.story.iteration = self.engine.iteration
+        self.story.seconds += now - self.clock
+        self.clock = now
+        if self.monitor is not None:
+            rate = self.engine.optimiser.param_groups[0]["lr"]
+            values = {"loss": loss, "learning rate": rate, "gradient norm": self.engine.gradient_norm}
+            self.monitor.scalars(self.engine.iteration, {**values, "iterations per second": 1 / max(seconds, 1e-9)})
+
+    def _write_if_due(self, stopping: bool) -> None:
+        """Row, picture and checkpoint. Everything that takes several processes is done by all of them."""
+        iteration, plan = self.engine.iteration, self.recipe.monitor
+        last = iteration == self.recipe.iterations
+        due = last or iteration % plan.checkpoint_every == 0
+        if due:
+            self._add_row()
+        if plan.montage_every and (last or iteration % plan.montage_every == 0):
+            self._draw()
+        if due or stopping:
+            state = self.engine.state()
+            if self.main:
+                self.checkpoints.save({**state, "losses": self.losses, "story": vars(self.story)})
+                self.folder.write_story(self.recipe, self.story)
+                self.monitor.flush()
+            self.engine.accelerator.wait_for_everyone()
+
+    def _add_row(self) -> None:
+        """A row of the story; the best weights are kept when its score is the lowest yet.
+
+        The score is the loss of the averaged weights on the held-out cases at fixed noise. Without such cases it is
+        the mean loss of the training since the row before, which says as much about which noise was drawn.
+        """
+        held_out = None
+        if len(self.held_out):
+            held_out = self.engine.measure(held_out_batches(self.recipe, self.held_out))
+        loss = sum(self.losses) / len(self.losses)
+        self.losses = []
+        iteration = self.engine.iteration
+        self.story.losses.append({"iteration": iteration, "loss": loss, "held_out": held_out})
+        if self.monitor is not None and held_out is not None:
+            self.monitor.scalars(iteration, {"held-out loss": held_out})
+        score = loss if held_out is None else held_out
+        if self.story.best is None or score < self.story.best["score"]:
+            self.story.best = {"iteration": iteration, "score": score}
+            weights = self.engine.averaged_weights()
+            if self.main:  # before the checkpoint that tells of it, so that there is what it tells of
+                self.checkpoints.save_best(weights, iteration, score)
+
+    def _draw(self) -> None:
+        weights = self.engine.averaged_weights()
+        if self.monitor is None:
+            return
+        case = next(_each(self.held_out if len(self.held_out) else self.learnt))
+        try:
+            self.monitor.montage(self.recipe, weights, case, self.engine.execution, self.engine.iteration)
+        except MedDPMError as error:  # a picture is not worth a run
+            self.tell(f"no montage of iteration {self.engine.iteration:,}: {error}")
+
+    def _initialise(self, init: str) -> dict[str, Any]:
+        entry = ModelStore().find(init)
+        _, weights = load_card_and_state(entry.path)
+        fresh = self.engine.start_from(weights)
+        count = len(self.engine.network.state_dict())
+        if len(fresh) == count:
+            raise MedDPMError(f"no tensor of {init} fits the network of the recipe {self.recipe.name}: choose another")
+        if fresh:
+            listed = ", ".join(fresh[:5]) + (", ..." if len(fresh) > 5 else "")
+            self.tell(f"{len(fresh)} of {count} tensors start fresh, because {init} has none of their shape: {listed}")
+        return {"model": entry.name, "hash": entry.hash, "tensors": count, "fresh": len(fresh)}
+
+
+def check_data(recipe: Recipe, cases: Dataset | Sequence[Case]) -> None:
+    """Raises :class:`MedDPMError` unless there are cases, and they fill the box of the recipe's grid."""
+    if not len(cases):
+        raise MedDPMError("there is no case to train on: prepare some with meddpm prepare")
+    if recipe.training.held_out and len(cases) < 2:
+        raise MedDPMError("one case cannot be learnt from and held out: set training.held_out to 0, or add cases")
+    case = cases[0]
+    found = np.multiply(case.labels.shape[::-1], case.spacing)
+    wanted = np.multiply(recipe.grid.size, recipe.grid.spacing)
+    if not np.allclose(found, wanted, rtol=1e-3):
+        told = [" x ".join(f"{mm:g}" for mm in box) for box in (found, wanted)]
+        raise MedDPMError(
+            f"the cases fill a box of {told[0]} mm, the recipe {recipe.name} needs {told[1]} mm: prepare them with"
+            f" meddpm prepare --scheme {recipe.scheme}"
+        )
+
+
+def _check_grids(recipe: Recipe, engine: Engine) -> None:
+    multiple = engine.network.side_multiple
+    for index, stage in enumerate(recipe.stages):
+        for field, box in (("size", stage.size), ("patch", stage.patch)):
+            needed = field == "patch" or stage.patch is None or index == len(recipe.stages) - 1
+            if box is not None and needed and any(side % multiple for side in box):
+                raise MedDPMError(
+                    f"stages.{index}.{field} is {list(box)}: the network needs sides that are multiples of {multiple}"
+                )
+
+
+def _each(cases: Dataset | Sequence[Case]):
+    return (cases[index] for index in range(len(cases)))
