@@ -14,9 +14,11 @@ from slicer.i18n import tr as _
 from vtk.util.numpy_support import numpy_to_vtk
 
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.record import write_result
+from MedDPMLib.paths import reachable
+from MedDPMLib.record import volume_path, write_result
 from MedDPMLib.scene import volumes
 from MedDPMLib.scene.panel.telling import say
+from MedDPMLib.scene.turns import Turns, Work
 from MedDPMLib.scene.views import ORIENTATIONS, Comparison, show_background, show_outline
 from MedDPMLib.scene.worker_client import Signal
 from MedDPMLib.volume import Volume
@@ -47,6 +49,7 @@ class ResultsSection:
         self._ui = ui
         self.again = Signal()
         self._comparison = Comparison()
+        self._turns = Turns()
         self._refresh = qt.QTimer()
         self._refresh.setSingleShot(True)
         self._refresh.interval = 0
@@ -71,6 +74,7 @@ class ResultsSection:
 
     def stop(self) -> None:
         self._refresh.stop()
+        self._turns.stop()
         self._comparison.end()
 
     def fill(self) -> None:
@@ -128,9 +132,14 @@ class ResultsSection:
             self.again.emit(node)
 
     def _on_delete(self) -> None:
-        for node in self.chosen():
-            volumes.remove_result(node)
+        self._turns.start(_delete(self.chosen()), self._on_deleted, self._on_not_deleted)
+
+    def _on_deleted(self, _nothing) -> None:
         self.fill()
+
+    def _on_not_deleted(self, error: Exception) -> None:
+        self.fill()
+        raise error
 
     def _on_export(self) -> None:
         folder = qt.QFileDialog.getExistingDirectory(slicer.util.mainWindow(), _("Export to"))
@@ -141,7 +150,7 @@ class ResultsSection:
             for node in self.chosen():
                 record = dict(volumes.record_of(node))
                 modality = record.pop("modality")
-                stem = _file_stem(f"{record['mask']['name']}_seed{record['seed']}")
+                stem = _free_stem(folder, f"{_file_stem(record['mask']['name'])}_seed{record['seed']}", modality)
                 written += write_result(folder, stem, _Export(modality, volumes.result_volume(node), record))
         except MedDPMError as error:
             say(self._ui.resultMessage, str(error))
@@ -151,6 +160,13 @@ class ResultsSection:
         else:
             names = ", ".join(path.name for path in written)
             say(self._ui.resultMessage, _("Written: {files}").format(files=names))
+
+
+def _delete(nodes: list[slicer.vtkMRMLScalarVolumeNode]) -> Work:
+    for node in nodes:
+        if slicer.mrmlScene.IsNodePresent(node):
+            volumes.remove_result(node)
+        yield
 
 
 def _describe(node: slicer.vtkMRMLScalarVolumeNode, record: dict[str, Any]) -> str:
@@ -168,8 +184,18 @@ def _time_of_day(created: str) -> str:
 
 
 def _file_stem(text: str) -> str:
-    """``text`` as a file name on every system."""
-    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in text).strip(".")[:100]
+    """``text`` as the beginning of a file name on every system: systems count bytes, or letters."""
+    plain = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in text).strip(".")
+    return plain.encode()[:100].decode(errors="ignore")
+
+
+def _free_stem(folder: str, stem: str, modality: str) -> str:
+    """``stem``, numbered if there is a volume of that name: two results may have mask, seed and contrast in common."""
+    number, free = 1, stem
+    while reachable(volume_path(folder, free, modality)).exists():
+        number += 1
+        free = f"{stem}_{number}"
+    return free
 
 
 def _thumbnail(node: slicer.vtkMRMLScalarVolumeNode) -> qt.QPixmap:
