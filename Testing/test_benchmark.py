@@ -18,10 +18,13 @@ from MedDPMLib.benchmark.report import HEADINGS, remarks, rows
 from MedDPMLib.benchmark.subject import RANDOM, all_names, load_subject, painted_ball, scaled_grid
 from MedDPMLib.benchmark.ways import share_of_products
 from MedDPMLib.card import official_cards
-from MedDPMLib.errors import MedDPMError
+from MedDPMLib.errors import MedDPMError, OutOfMemory
 from MedDPMLib.geometry import Grid
 from MedDPMLib.masks import fit
 from MedDPMLib.model import load_model
+from MedDPMLib.recipe import load_recipe
+from MedDPMLib.train import benchmark as training
+from MedDPMLib.train.benchmark import TrainingRow
 
 CPU = torch.device("cpu")
 
@@ -177,17 +180,18 @@ def test_what_could_not_be_measured_is_told():
 # A whole run -----------------------------------------------------------------------------------------
 
 
-def test_a_run_measures_both_ways(small_model, monkeypatch):
+def test_a_run_measures_every_way(small_model):
     told = []
     found = benchmark([str(small_model)], ["cpu"], steps=2, report=told.append)
     card = load_model(small_model).card
-    plain, standard, draft = found.measurements
-    assert [one.way for one in found.measurements] == ["plain", "standard", "draft"]
+    plain, standard, draft, low = found.measurements
+    assert [one.way for one in found.measurements] == ["plain", "standard", "draft", "low memory"]
     assert (plain.sampler, plain.steps, plain.precision) == ("ddpm", 50, "float32")
     assert {"sampler": standard.sampler, "steps": standard.steps} == card.qualities["standard"]
     assert {"sampler": draft.sampler, "steps": draft.steps} == card.qualities["draft"]
+    assert (low.sampler, low.steps) == (standard.sampler, standard.steps)
     # Fifty steps of a tiny network are quicker than patience lasts: everything is run to its end but the draft.
-    assert [one.extrapolated for one in found.measurements] == [False, False, True]
+    assert [one.extrapolated for one in found.measurements] == [False, False, True, False]
     assert plain.measured_steps == 50 - 3 and standard.measured_steps == 1
     for one in found.measurements:
         assert one.problem is None and one.weights == "trained" and one.grid == (16, 16, 16)
@@ -215,3 +219,41 @@ def test_the_command_tells_and_writes(meddpm, small_model, tmp_path, monkeypatch
     assert "100x" in told.stdout and "compare ratios" in told.stdout
     written = json.loads((tmp_path / "out.json").read_text())
     assert written["measurements"][1]["volume_ratio"] == 100
+
+
+def test_training_is_told_the_same_way(meddpm, tmp_path, monkeypatch):
+    asked = {}
+
+    def measured(recipe, **options):
+        asked.update(recipe=recipe.name, **options)
+        ways = (("plain", 0.5, 2**31, 1.0), ("MedDPM", 2.0, 2**30, 4.0))
+        return [
+            TrainingRow(recipe.name, way, "float32", options["grid"], rate, peak, ratio)
+            for way, rate, peak, ratio in ways
+        ]
+
+    monkeypatch.setattr(training, "measure_training", measured)
+    told = meddpm("benchmark", "train", "--recipe", "brats", "--quick", "--device", "cpu", "--json", "out.json")
+    assert told.returncode == 0, told.stderr
+    learnt = load_recipe("brats").stages[-1].learnt
+    assert asked["recipe"] == "brats" and asked["iterations"] == 1 and asked["device"] == "cpu"
+    assert all(side % 16 == 0 and abs(side - whole / 4) <= 8 for side, whole in zip(asked["grid"], learnt, strict=True))
+    row = next(line for line in told.stdout.splitlines() if "MedDPM" in line)
+    assert "4x" in row and "1.00 GiB" in row and " 0.5 " in row
+    assert json.loads((tmp_path / "out.json").read_text())["rows"][1]["speed_up"] == 4
+
+
+def test_a_process_that_ends_early_is_a_problem_of_its_row_alone():
+    with inference._Process(isinstance, object) as process:  # returns at once, and says nothing
+        process.begin()
+        assert process.go() is None
+        process.end()
+    assert process.result is None and "ended from outside" in process.problem
+
+
+def test_what_does_not_fit_is_not_tried(small_model, monkeypatch):
+    model = load_model(small_model)
+    ways._check_memory(model, CPU)
+    monkeypatch.setattr(ways, "free_memory", lambda device: 10_000)
+    with pytest.raises(OutOfMemory, match="scale the grid down"):
+        ways._check_memory(model, CPU)

@@ -42,7 +42,7 @@ class Measurement:
     device: str
     precision: str | None = None
     problem: str | None = None
-    #: Loading the model and laying out its weights.
+    #: Loading the model.
     load_seconds: float | None = None
     #: The first step with all that goes before it; the median of the others.
     first_seconds: float | None = None
@@ -101,7 +101,7 @@ class Benchmark:
 
 def phases(steps: int) -> int:
     """How often :func:`benchmark` reports for each model and device."""
-    return len(WAYS) * (steps + 3)
+    return sum(len(together) for together in WAYS) * (steps + 3)
 
 
 def benchmark(
@@ -155,25 +155,30 @@ def _measure(
     report: Callable[[str], None],
 ) -> tuple[list[Measurement], list[dict[str, float]]]:
     """All ways of one model on one device, their steps in turn, and what the ceiling was meanwhile."""
-    name, rates = subject.name, []
-    with ExitStack() as stack:
-        ways = {}
-        for way in WAYS:
-            report(f"{name}, {way}: loading and first step")
-            ways[way] = stack.enter_context(_Process(measure_way, Order(name, way, device, share)))
-            ways[way].begin()
-        for number in range(1, steps + 1):
+    name, measured, all_rates = subject.name, {}, []
+    for together in WAYS:
+        rates = []
+        with ExitStack() as stack:
+            ways = {}
+            for way in together:
+                report(f"{name}, {way}: loading and first step")
+                ways[way] = stack.enter_context(_Process(measure_way, Order(name, way, device, share)))
+                ways[way].begin()
+            for number in range(1, steps + 1):
+                for way, process in ways.items():
+                    report(f"{name}, {way}: step {number} of {steps}")
+                    rates.append(ceiling.go())
+                    process.go()
             for way, process in ways.items():
-                report(f"{name}, {way}: step {number} of {steps}")
-                rates.append(ceiling.go())
-                process.go()
+                report(f"{name}, {way}: profile")
+                process.go("profile")
+                report(f"{name}, {way}: the rest")
+                process.end()
         for way, process in ways.items():
-            report(f"{name}, {way}: profile")
-            process.go("profile")
-            report(f"{name}, {way}: the rest")
-            process.end()
-    summaries = [_summary(subject, way, device, process, _medians(rates)) for way, process in ways.items()]
-    return [*summaries, _draft(summaries[-1], subject.card)], rates
+            measured[way] = _summary(subject, way, device, process, _medians(rates))
+        all_rates += rates
+    draft = _draft(measured["standard"], subject.card)
+    return [measured["plain"], measured["standard"], draft, measured["low memory"]], all_rates
 
 
 def _medians(rates: Sequence[dict[str, float]]) -> dict[str, float]:
@@ -233,7 +238,8 @@ class _Process:
 
 def _summary(subject: _Subject, way: str, device: str, process: _Process, ceiling: dict[str, float]) -> Measurement:
     card = subject.card
-    settings = card.qualities.get(way) or {"sampler": "ddpm", "steps": card.schedule["timesteps"]}
+    all_steps = {"sampler": "ddpm", "steps": card.schedule["timesteps"]}
+    settings = all_steps if way == "plain" else card.qualities["standard"]
     about = {
         "model": subject.name,
         "way": way,

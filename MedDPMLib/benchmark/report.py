@@ -68,21 +68,24 @@ def remarks(result: Benchmark) -> list[str]:
         if one.way == "standard" and not one.problem
     )
     if loaded:
-        found.append(f"Loading a model and laying out its weights is done once and does not count: {loaded}.")
+        found.append(f"Loading a model is done once and does not count: {loaded}.")
     machine, before, after = result.machine, result.before, result.after
     found.append(
         f"{machine['processor']}, {machine['threads']} threads ({', '.join(machine['features']) or 'no fast bfloat16'})"
         f", PyTorch {machine['versions']['torch']}. Other work kept {before['busy']:.0%} of the cores busy before and"
         f" {after['busy']:.0%} after: compare ratios, not seconds."
     )
-    by_cpu = [
-        f"{one.model} {ratios['step_cpu_ratio']:.3g}x for a step, {one.of_ceiling_cpu:.0%} of the ceiling"
-        for one in result.measurements
-        if one.way == "standard" and (ratios := result.ratios(one))["step_cpu_ratio"]
-    ]
+    by_cpu = [_by_cpu(one, ratios) for one in result.measurements if (ratios := result.ratios(one))["step_cpu_ratio"]]
     if by_cpu and max(before["busy"], after["busy"]) > _QUIET:
-        found.append(f"By processor time, which other work hardly changes, ours against plain: {'; '.join(by_cpu)}.")
+        found.append(f"By processor time, which other work hardly changes: {'; '.join(by_cpu)}.")
     return found
+
+
+def _by_cpu(one: Measurement, ratios: dict[str, float | None]) -> str:
+    told = f"{one.model}, {one.way}: {one.of_ceiling_cpu:.0%} of the ceiling"
+    if one.products:
+        told += f" ({one.of_ceiling_cpu / one.products:.0%} in products)"
+    return told if one.way == "plain" else f"{told}, a step {ratios['step_cpu_ratio']:.3g}x faster"
 
 
 def _seconds(seconds: float) -> str:

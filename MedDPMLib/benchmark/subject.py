@@ -32,8 +32,6 @@ def load_subject(name: str, share: float = 1.0) -> Model:
     A published network whose weights are not installed comes with random ones (its ``hash`` is :data:`RANDOM`): how
     long it takes does not depend on them. Raises :class:`MedDPMError` for an unknown name and an odd share.
     """
-    if not 0 < share <= 1:
-        raise MedDPMError(f"the share of the grid's sides is a number above 0 and at most 1, not {share:g}")
     published = {card.name: card for card in official_cards()}
     installed = {entry.name for entry in ModelStore().list()}
     if name in published and name not in installed:
@@ -48,9 +46,17 @@ def load_subject(name: str, share: float = 1.0) -> Model:
 
 def scaled_grid(grid: Grid, share: float, multiple: int) -> Grid:
     """``grid`` with ``share`` of its voxels along each axis, in multiples of ``multiple``, over the same extent."""
-    size = tuple(max(multiple, round(side * share / multiple) * multiple) for side in grid.size)
+    size = scaled_size(grid.size, share, multiple)
     spacing = tuple(mm * old / new for mm, old, new in zip(grid.spacing, grid.size, size, strict=True))
     return Grid(size, spacing, grid.orientation)
+
+
+def scaled_size(size: tuple[int, int, int], share: float, multiple: int) -> tuple[int, int, int]:
+    """``share`` of each side of ``size``, in multiples of ``multiple``; :class:`MedDPMError` for an odd share."""
+    if not 0 < share <= 1:
+        raise MedDPMError(f"the share of the grid's sides is a number above 0 and at most 1, not {share:g}")
+    i, j, k = (max(multiple, round(side * share / multiple) * multiple) for side in size)
+    return i, j, k
 
 
 def painted_ball(card: Card) -> Mask:

@@ -7,7 +7,6 @@ and "stop" ends it. The messages are ("step", {...}), ("done", {...}) at the end
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Iterator
@@ -29,8 +28,9 @@ from MedDPMLib.masks import condition, fit
 from MedDPMLib.model import Model
 from MedDPMLib.samplers import sample
 
-#: The plain way, and ours in the card's quality "standard".
-WAYS = ("plain", "standard")
+#: The plain way; ours in the card's quality "standard"; and the same with as little memory as possible. What stands
+#: together takes its steps in turn. The last is alone, because its point is memory: beside the others it may find none.
+WAYS = (("plain", "standard"), ("low memory",))
 
 #: What the profiler calls convolutions, matrix products and attention; a part of the name is enough.
 _PRODUCTS = ("conv", "mm", "linear", "scaled_dot_product")
@@ -38,7 +38,7 @@ _PRODUCTS = ("conv", "mm", "linear", "scaled_dot_product")
 
 @dataclass(frozen=True)
 class Order:
-    """What a process is to measure: one of :data:`WAYS` for a model, its grid's sides scaled by ``share``."""
+    """What a process is to measure: one way of :data:`WAYS` for a model, its grid's sides scaled by ``share``."""
 
     model: str
     way: str
@@ -135,8 +135,6 @@ def measure_way(connection: Connection, order: Order) -> None:
         if order.way == "plain":
             _check_memory(model, execution.device)
             model.network.to(execution.device)
-        else:
-            model.prepared(execution)
         loaded = time.perf_counter() - started
         pace = Pace(connection, execution.device)
         finished = True
@@ -146,7 +144,8 @@ def measure_way(connection: Connection, order: Order) -> None:
             else:
                 generate(
                     model, painted_ball(model.card), device=execution.device, precision=execution.precision,
-                    progress=pace, **model.card.qualities[order.way],
+                    memory="low" if order.way == "low memory" else "auto", progress=pace,
+                    **model.card.qualities["standard"],
                 )  # fmt: skip
         except _Stopped:
             finished = False
@@ -204,9 +203,7 @@ def _plain(model: Model, device: torch.device, pace: Pace) -> Tensor:
 
 def _check_memory(model: Model, device: torch.device) -> None:
     """Refuses the plain way where it cannot fit: a machine that swaps, or ends processes, measures nothing."""
-    weights = sum(parameter.numel() for parameter in model.network.parameters())
-    needed = 4 * (weights + math.prod(model.card.grid.size) * model.network.values_per_voxel)
-    free = free_memory(device)
+    needed, free = model.memory_needed(torch.float32), free_memory(device)
     if free is not None and needed > free:
         raise OutOfMemory(
             f"it takes about {needed / 1e9:.0f} GB of memory and {free / 1e9:.0f} GB are free: scale the grid down"

@@ -31,6 +31,21 @@ _JsonOption = Annotated[
 ]
 
 
+def _recipe_names() -> list[str]:
+    from MedDPMLib.recipe import recipe_names
+
+    return recipe_names()
+
+
+_GridOption = Annotated[
+    float, typer.Option("--grid", help="Scale the sides of the grid, for small machines: 0.5 is half.")
+]
+_QuickOption = Annotated[
+    bool, typer.Option("--quick", help="A quarter of each side and measured once: does it run at all?")
+]
+_QUICK_GRID = 0.25
+
+
 @app.command()
 def generate(
     model: Annotated[
@@ -47,12 +62,8 @@ def generate(
     steps_measured: Annotated[
         int, typer.Option("--steps-measured", min=1, help="Steps to measure of each way, beside the first.")
     ] = 3,
-    grid: Annotated[
-        float, typer.Option("--grid", help="Scale the sides of every grid, for small machines: 0.5 is half.")
-    ] = 1.0,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="A quarter of each side and a single step: does it run at all?")
-    ] = False,
+    grid: _GridOption = 1.0,
+    quick: _QuickOption = False,
     json_file: _JsonOption = None,
 ) -> None:
     """Time a volume, side by side: the plain way, and ours as `meddpm generate` makes it.
@@ -66,7 +77,7 @@ def generate(
     from MedDPMLib.benchmark.subject import all_names
 
     if quick:
-        grid, steps_measured = 0.25, 1
+        grid, steps_measured = _QUICK_GRID, 1
     names, devices = model or all_names(), device or all_devices()
     with show_progress(len(names) * len(devices) * phases(steps_measured), "starting") as progress:
         result = benchmark(names, devices, share=grid, steps=steps_measured, report=progress.advance)
@@ -75,6 +86,58 @@ def generate(
     print_table(HEADINGS, rows(result), numeric=NUMERIC)
     for remark in remarks(result):
         typer.echo(remark)
+
+
+@app.command()
+def train(
+    recipe: Annotated[
+        str,
+        typer.Option(help="A recipe that ships with MedDPM, or a TOML file.", autocompletion=_recipe_names),
+    ] = "brain-anatomy",
+    iterations: Annotated[
+        int, typer.Option("--iterations", min=1, help="Iterations to measure of each way, beside the first.")
+    ] = 3,
+    grid: _GridOption = 1.0,
+    quick: _QuickOption = False,
+    device: DeviceOption = "auto",
+    json_file: _JsonOption = None,
+) -> None:
+    """Time an iteration of training: the plain way, and as `meddpm train` does it; nothing is trained.
+
+    The plain way is float32, channels first. Each way runs in a process of its own. Quote the ratios.
+    """
+    from dataclasses import asdict
+
+    from MedDPMLib.benchmark.machine import describe_machine, load
+    from MedDPMLib.benchmark.subject import scaled_size
+    from MedDPMLib.networks import build_network
+    from MedDPMLib.recipe import load_recipe, recipe_card
+    from MedDPMLib.train.benchmark import measure_training
+
+    if quick:
+        grid, iterations = _QUICK_GRID, 1
+    settings = load_recipe(recipe)
+    multiple = build_network(recipe_card(settings).network_description).side_multiple
+    before = load()
+    found = measure_training(
+        settings, grid=scaled_size(settings.stages[-1].learnt, grid, multiple), iterations=iterations, device=device
+    )
+    if json_file is not None:
+        rows = [asdict(row) for row in found]
+        _write_json(json_file, {"machine": describe_machine(), "before": before, "share": grid, "rows": rows})
+    print_table(
+        ["recipe", "grid", "way", "precision", "s/iteration", "faster", "memory"],
+        [
+            [
+                row.recipe, " x ".join(map(str, row.grid)), row.way, row.precision,
+                f"{1 / row.iterations_per_second:.3g}", f"{row.speed_up:.3g}x", f"{row.peak / 2**30:.2f} GiB",
+            ]
+            for row in found
+        ],
+        numeric=[4, 5, 6],
+    )  # fmt: skip
+    typer.echo("An example for each iteration; memory is what is taken beside PyTorch itself, at the peak.")
+    typer.echo(f"Other work kept {before['busy']:.0%} of the cores busy: compare ratios, not seconds.")
 
 
 @app.command()
