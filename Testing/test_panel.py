@@ -289,7 +289,8 @@ def test_results_are_exported_deleted_and_made_again(panel, tmp_path):
     assert np.array_equal(slicer.util.arrayFromVolume(node), array)
     slicer.app.processEvents()
     panel.ui.deleteButton.click()
-    assert results.count == 1 and len(volumes.results()) == 1
+    wait_until(lambda: results.count == 1, 5)
+    assert len(volumes.results()) == 1
 
 
 def test_the_event_loop_is_not_blocked(panel):

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 import slicer
 import vtk
+from slicer.i18n import tr as _
 
 from MedDPMLib.scene.volumes import is_synthetic, sheet_of
 
 #: What stands at the upper edge of a slice view that shows a generated volume.
-MARK = "SYNTHETIC - not a patient"
+MARK = _("SYNTHETIC - not a patient")
 
 #: The four corners belong to Slicer's Data Probe, which rewrites them; the edges are free.
 _PLACE = vtk.vtkCornerAnnotation.UpperEdge
@@ -87,6 +88,13 @@ def shown_background() -> slicer.vtkMRMLVolumeNode | None:
     return None
 
 
+def show_crosshair() -> None:
+    """Makes the crosshair visible, which moves with Shift and the mouse: who does not know it sees where it is."""
+    for node in slicer.util.getNodesByClass("vtkMRMLCrosshairNode"):
+        if node.GetCrosshairMode() == node.NoCrosshair:
+            node.SetCrosshairMode(node.ShowSmallBasic)
+
+
 def show_outline(segmentation: slicer.vtkMRMLSegmentationNode, outline: bool) -> None:
     """Shows the mask as an outline, so that the volume under it is seen, or as it is painted."""
     display = segmentation.GetDisplayNode()
@@ -103,7 +111,8 @@ class Comparison:
     @property
     def shown(self) -> bool:
         """Whether the views are those of a comparison; another layout chosen in the application ends it, too."""
-        return self._former is not None and slicer.app.layoutManager().layout in _comparison_layouts()
+        layout = slicer.app.layoutManager()
+        return self._former is not None and layout is not None and layout.layout in _comparison_layouts()
 
     def show(self, nodes: Sequence[slicer.vtkMRMLVolumeNode], orientation: str = ORIENTATIONS[0]) -> None:
         """``orientation`` is one of :data:`ORIENTATIONS`."""

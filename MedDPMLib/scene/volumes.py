@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import slicer
+from slicer.i18n import tr as _
 
 from MedDPMLib.scene.images import volume_from_node
 from MedDPMLib.scene.segmentation import reference_geometry
@@ -31,7 +32,8 @@ _WHITE = 0.5
 
 def result_name(segmentation_name: str, modality: str, seed: int) -> str:
     """What a result is called: after the segmentation and the modality, synthetic for all to see."""
-    return f"{segmentation_name} {modality} (synthetic, seed {seed})"
+    text = _("{segmentation} {modality} (synthetic, seed {seed})")
+    return text.format(segmentation=segmentation_name, modality=modality, seed=seed)
 
 
 def add_volume(
@@ -115,8 +117,8 @@ def add_sheet(segmentation: slicer.vtkMRMLSegmentationNode) -> slicer.vtkMRMLSca
     Slicer's Segment Editor paints over a volume only. Raises :class:`MedDPMError` without a reference geometry.
     """
     geometry = reference_geometry(segmentation)
-    name = slicer.mrmlScene.GenerateUniqueName(f"{segmentation.GetName()} (blank)")
-    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", name)
+    name = _("{segmentation} (blank)").format(segmentation=segmentation.GetName())
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", slicer.mrmlScene.GenerateUniqueName(name))
     node.SetAttribute(_SHEET_ATTRIBUTE, "1")
     node.CreateDefaultDisplayNodes()
     node.GetDisplayNode().SetAndObserveColorNodeID("vtkMRMLColorTableNodeGrey")
@@ -168,6 +170,7 @@ def _results_folder(segmentation: slicer.vtkMRMLSegmentationNode, newcomer: slic
             if hierarchy.HasItemAttribute(folder, _FOLDER_ATTRIBUTE):
                 return folder
     parent = hierarchy.GetItemParent(hierarchy.GetItemByDataNode(segmentation)) or hierarchy.GetSceneItemID()
-    folder = hierarchy.CreateFolderItem(parent, f"{segmentation.GetName()} (synthetic)")
+    name = _("{segmentation} (synthetic)").format(segmentation=segmentation.GetName())
+    folder = hierarchy.CreateFolderItem(parent, name)
     hierarchy.SetItemAttribute(folder, _FOLDER_ATTRIBUTE, "1")
     return folder

@@ -15,7 +15,7 @@ from MedDPMLib.scene import dependencies, painting, volumes
 from MedDPMLib.scene.panel.telling import say
 from MedDPMLib.scene.segmentation import missing_labels, set_label, table_of
 from MedDPMLib.scene.turns import Turns, Work
-from MedDPMLib.scene.views import show_background, shown_background
+from MedDPMLib.scene.views import show_background, show_crosshair, shown_background
 from MedDPMLib.scene.worker_client import Signal
 from MedDPMLib.templates import find_template, load_template, templates
 
@@ -291,6 +291,10 @@ class MaskSection:
     def _show_started(self, segmentation: slicer.vtkMRMLSegmentationNode) -> None:
         self.started.emit(segmentation)
         show_background(volumes.sheet_of(segmentation), fit=True)
+        show_crosshair()
+        tumour = self._scheme.label_by_name("Enhancing tumour") or next(iter(self._scheme.tumour), None)
+        if tumour is not None:  # what most will paint first
+            self.editor.setCurrentSegmentID(tumour.name)
 
     def _on_add_missing(self) -> None:
         self.editor.saveStateForUndo()
