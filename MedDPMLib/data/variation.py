@@ -43,6 +43,8 @@ class Variation:
         intensities too, but for the last bit. Both are interpolated once: the image linearly, labels to the nearest.
         """
         part = part or tuple(slice(0, side) for side in shape)
+        if self.is_identity and tuple(shape) == case.labels.shape:
+            return case.image[(slice(None), *part)].float(), case.labels[part].clone()
         grid = self._source_coordinates(shape, part)[None]
         # 0 is background, so that what lies outside the box is background.
         unit = case.image.to(torch.float32, copy=True).add_(1).mul_(0.5)
@@ -53,6 +55,12 @@ class Variation:
         bias = _interpolated(self.log_bias[0], shape, part).exp()
         image = (image.clamp(0, 1) ** self.gamma.view(-1, 1, 1, 1) * bias).clamp(0, 1)
         return image * 2 - 1, labels[0, 0].to(torch.uint8)
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether nothing is varied, as in training without augmentation."""
+        moves = not torch.equal(self.matrix, torch.eye(3, 4)) or self.displacement.any()
+        return not (moves or (self.gamma != 1).any() or self.log_bias.any())
 
     def _source_coordinates(self, shape: Sequence[int], part: Part) -> Tensor:
         """Where the voxels of ``part`` come from: (d, h, w, 3), normalised x, y, z in the input."""
