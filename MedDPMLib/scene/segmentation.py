@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 import slicer
 import vtk
+from slicer.i18n import tr as _
 
 from MedDPMLib.brain_area import describe_volume
 from MedDPMLib.errors import MedDPMError
@@ -92,11 +93,13 @@ def read_labels(segmentation: slicer.vtkMRMLSegmentationNode, table: Mapping[str
     _check(table, segmentation, scheme)
     labels, geometry, cut = _merge(segmentation, table, scheme)
     if not labels.any():
-        raise MedDPMError(f'nothing is painted in "{name}": paint at least the brain, or start from a template')
+        text = _('nothing is painted in "{name}": paint at least the brain, or start from a template')
+        raise MedDPMError(text.format(name=name))
     notes = _united(segmentation, table, scheme)
     if cut:
         volume = describe_volume(cut * geometry.voxel_volume)
-        notes += (f'{volume} of "{name}" lie outside its reference geometry and are left out',)
+        text = _('{volume} of "{name}" lie outside its reference geometry and are left out')
+        notes += (text.format(volume=volume, name=name),)
     return Volume(labels, geometry, notes)
 
 
@@ -135,10 +138,11 @@ def reference_geometry(segmentation: slicer.vtkMRMLSegmentationNode) -> Geometry
     text = segmentation.GetSegmentation().GetConversionParameter(_CONVERTER.GetReferenceImageGeometryParameterName())
     image = slicer.vtkOrientedImageData()
     if not text or not _CONVERTER.DeserializeImageGeometry(text, image, False) or min(image.GetDimensions()) < 1:
-        raise MedDPMError(
-            f'the segmentation "{segmentation.GetName()}" has no reference geometry:'
-            " choose a source volume for it in the Segment Editor, or start from a template"
+        text = _(
+            'the segmentation "{name}" has no reference geometry: choose a source volume for it in the Segment Editor,'
+            " or start from a template"
         )
+        raise MedDPMError(text.format(name=segmentation.GetName()))
     return image_geometry(image)
 
 
@@ -149,9 +153,8 @@ def painted_geometry(segmentation: slicer.vtkMRMLSegmentationNode) -> Geometry:
     """
     geometry, transform = _placed(segmentation, reference_geometry(segmentation))
     if transform is not None:
-        raise MedDPMError(
-            f'the transform of "{segmentation.GetName()}" bends or shears it: harden it first (Transforms module)'
-        )
+        text = _('the transform of "{name}" bends or shears it: harden it first (Transforms module)')
+        raise MedDPMError(text.format(name=segmentation.GetName()))
     return geometry
 
 
@@ -159,14 +162,12 @@ def _check(table: Mapping[str, int], segmentation, scheme: LabelScheme) -> None:
     known = set(segmentation.GetSegmentation().GetSegmentIDs())
     for id_, value in table.items():
         if id_ not in known:
-            raise MedDPMError(
-                f'"{segmentation.GetName()}" has no segment "{id_}" any more: set up the table of labels again'
-            )
+            text = _('"{name}" has no segment "{segment}" any more: set up the table of labels again')
+            raise MedDPMError(text.format(name=segmentation.GetName(), segment=id_))
         scheme.label_by_value(value)
     if not table:
-        raise MedDPMError(
-            f'no segment of "{segmentation.GetName()}" is assigned to a label: say in the table which is which'
-        )
+        text = _('no segment of "{name}" is assigned to a label: say in the table which is which')
+        raise MedDPMError(text.format(name=segmentation.GetName()))
 
 
 def _united(segmentation, table: Mapping[str, int], scheme: LabelScheme) -> tuple[str, ...]:
@@ -176,7 +177,8 @@ def _united(segmentation, table: Mapping[str, int], scheme: LabelScheme) -> tupl
         ids = [id_ for id_, value in table.items() if value == label.value]
         if len(ids) > 1:
             names = ", ".join(f'"{segmentation.GetSegmentation().GetSegment(id_).GetName()}"' for id_ in ids)
-            notes.append(f"{label.name}: the segments {names} are taken together")
+            text = _("{label}: the segments {names} are taken together")
+            notes.append(text.format(label=label.name, names=names))
     return tuple(notes)
 
 
@@ -195,7 +197,8 @@ def _layers(segmentation, table: Mapping[str, int]):
             layer, value = slicer.vtkOrientedImageData(), 1
             logic = slicer.modules.segmentations.logic()
             if not logic.GetSegmentBinaryLabelmapRepresentation(segmentation, id_, layer, False):
-                raise MedDPMError(f'the segment "{segment.GetName()}" cannot be converted into voxels: paint it again')
+                text = _('the segment "{name}" cannot be converted into voxels: paint it again')
+                raise MedDPMError(text.format(name=segment.GetName()))
         if layer is not None and not layer.IsEmpty() and layer.GetPointData().GetScalars() is not None:
             layers.setdefault(layer, {})[value] = id_
     return layers.items()
