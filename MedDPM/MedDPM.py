@@ -294,10 +294,12 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onWarmUp(self):
         """Starts the worker and has it load the model while the user paints; what is missing is asked for later."""
+        from MedDPMLib.errors import MedDPMError
         from MedDPMLib.scene import dependencies
 
         if self.models.card is not None and not self.logic.client.busy and not dependencies.missing():
-            self.logic.client.load(self.models.entry.name)
+            with suppress(MedDPMError):  # whoever clicks is told
+                self.logic.client.load(self.models.entry.name)
 
     def onModalitiesChanged(self, leftOut):
         if self._parameterNode is not None:

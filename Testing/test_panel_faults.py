@@ -368,10 +368,22 @@ def test_no_space_is_told_and_the_next_run_works(panel, application, misbehaving
     (tmp_path / "file").touch()
     monkeypatch.setattr(application, "temporaryPath", str(tmp_path / "file" / "below"))
     assert "no folder can be made in" in refused(panel)
+    panel.onWarmUp()  # before a click nobody has to be told
     monkeypatch.setattr(application, "temporaryPath", str(tmp_path / "gone" / "since"))
     generate(panel)
     panel.ui.releaseButton.click()
     assert session_folders() == [] and len(volumes.results()) == 4
+
+
+def test_what_was_left_when_everything_was_killed_is_removed_a_week_later(application, monkeypatch, tmp_path):  # noqa: F811
+    monkeypatch.setattr(application, "temporaryPath", str(tmp_path))
+    old, young, other = (tmp_path / name for name in ("MedDPM-old", "MedDPM-young", "other"))
+    for folder, days in ((old, 8), (young, 6), (other, 8)):
+        folder.mkdir()
+        (folder / "result-1.npy").touch()
+        os.utime(folder, (time.time() - days * 24 * 3600,) * 2)
+    session = worker_process.new_session()
+    assert set(tmp_path.iterdir()) == {young, other, session.folder}
 
 
 # Names and places ------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import qt
@@ -20,6 +21,11 @@ from MedDPMLib.worker.session import Session
 
 #: Milliseconds that the end of the worker may take before it is killed, and a kill before it is left alone.
 _FAREWELL = 500
+
+#: How the folders of arrays are called among the application's temporary files.
+_PREFIX = "MedDPM-"
+#: Seconds after which such a folder is nobody's any more: application and worker were killed at once, or power failed.
+_STALE = 7 * 24 * 3600
 
 
 class WorkerProcess:
@@ -84,13 +90,21 @@ def new_session() -> Session:
     place = reachable(slicer.app.temporaryPath)
     try:
         os.makedirs(place, exist_ok=True)
-        return Session(tempfile.mkdtemp(prefix="MedDPM-", dir=place))
+        _remove_stale(place)
+        return Session(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
     except OSError as error:
         text = _(
             "no folder can be made in {folder} ({reason}): free some space there, or choose another temporary directory"
             " in the application's settings, section Modules"
         )
         raise MedDPMError(text.format(folder=place, reason=error.strerror)) from error
+
+
+def _remove_stale(place: Path) -> None:
+    for folder in place.glob(f"{_PREFIX}*"):
+        with suppress(OSError):  # another application may remove it, too
+            if folder.stat().st_mtime < time.time() - _STALE:
+                shutil.rmtree(folder)
 
 
 def _remove_folder(folder: Path) -> None:
