@@ -89,3 +89,14 @@ def free_memory(device: torch.device) -> int | None:
     except ModuleNotFoundError:  # it comes with the command line, not with Slicer
         return None
     return psutil.virtual_memory().available
+
+
+def held_memory(device: torch.device) -> int:
+    """Bytes on ``device`` that this process has already taken; 0 where :func:`free_memory` is None."""
+    if device.type == "cuda":
+        return torch.cuda.memory_reserved(device)
+    try:
+        import psutil
+    except ModuleNotFoundError:
+        return 0
+    return psutil.Process().memory_info().rss

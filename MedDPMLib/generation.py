@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from MedDPMLib.card import Card
-from MedDPMLib.device import Execution, choose_execution, free_memory
+from MedDPMLib.device import Execution, choose_execution
 from MedDPMLib.errors import MedDPMError, OutOfMemory
 from MedDPMLib.geometry import Geometry
 from MedDPMLib.masks import Fitted, Mask, condition, fit, read_mask, voxel_positions
+from MedDPMLib.memory import not_enough, plan_memory
 from MedDPMLib.model import Model
 from MedDPMLib.networks.denoiser import Denoiser
 from MedDPMLib.record import make_record
@@ -51,6 +52,7 @@ def generate(
     device: str | torch.device = "auto",
     precision: str = "auto",
     guidance: float = 1.0,
+    memory: str = "auto",
     space: str = "model",
     progress: Progress | None = None,
 ) -> Generated:
@@ -59,7 +61,8 @@ def generate(
     ``mask`` is a file, a :class:`Volume` of labels or a checked :class:`Mask`. ``steps`` and ``sampler`` (one of
     :data:`MedDPMLib.samplers.METHODS`) default to the card's quality "standard". The same seed gives the same
     volumes on the same device. ``guidance`` above 1 draws the labels more strongly than they were learnt, at twice the
-    work for each step (see :func:`check_guidance`). ``space`` is one of :data:`SPACES`; voxels of the mask's grid that
+    work for each step (see :func:`check_guidance`). ``memory`` is "auto", "low" or a limit such as "4 GB" (see
+    :func:`MedDPMLib.memory.plan_memory`). ``space`` is one of :data:`SPACES`; voxels of the mask's grid that
     the model's does not reach are background.
 
     Raises :class:`MedDPMError` for whatever is wrong with mask or settings, and :class:`OutOfMemory`.
@@ -77,12 +80,14 @@ def generate(
     mask = as_mask(mask, model)
     fitted = fit(mask, card.grid)
     execution = choose_execution(device, precision)
+    plan = plan_memory(model, execution, memory=memory)
     started = time.perf_counter()
     with _memory_explained(model, execution):
-        images = _sample(model, fitted, execution, seed, steps, sampler, guidance, progress)
+        network = model.prepared(execution, plan.economy)
+        images = _sample(model, network, fitted, execution, seed, steps, sampler, guidance, progress)
     record = make_record(
         model=model, mask=mask, fitted=fitted, execution=execution, seed=seed, steps=steps, sampler=sampler,
-        guidance=guidance, space=space, seconds=time.perf_counter() - started,
+        guidance=guidance, memory=plan.sentence, space=space, seconds=time.perf_counter() - started,
     )  # fmt: skip
     geometry = mask.volume.geometry if space == "mask" else fitted.geometry
     return Generated(volumes(card, images, fitted.geometry, geometry), record)
@@ -135,6 +140,7 @@ def check_guidance(card: Card, guidance: float) -> float:
 
 def _sample(
     model: Model,
+    network: Denoiser,
     fitted: Fitted,
     execution: Execution,
     seed: int,
@@ -148,7 +154,7 @@ def _sample(
     labels = condition_tensor(card, fitted.labels, execution)
     # Noise from a generator of the CPU is the same for every device.
     images = sample(
-        _predictor(model.prepared(execution), card, labels, guidance),
+        _predictor(network, card, labels, guidance),
         labels,
         model.schedule,
         shape=(1, len(card.modalities), *fitted.labels.shape),
@@ -210,32 +216,12 @@ def volumes(card: Card, images: Tensor, geometry: Geometry, wanted: Geometry) ->
 
 @contextmanager
 def _memory_explained(model: Model, execution: Execution):
-    """Refuses a run that cannot fit before it starts, and says what would fit when memory runs out after all."""
-    needed = model.memory_needed(execution.dtype)
-    free = free_memory(execution.device)
-    if free is not None and needed > free:
-        raise OutOfMemory(_memory_message(model, execution, f"{_gigabytes(free)} are free"))
+    """Says what would fit when memory runs out in spite of the plan."""
     try:
         yield
     except (MemoryError, torch.OutOfMemoryError) as error:
-        raise OutOfMemory(_memory_message(model, execution, "it ran out")) from error
+        raise OutOfMemory(not_enough(model, execution, "it ran out")) from error
     except RuntimeError as error:
         if "alloc" not in str(error) or "memory" not in str(error):  # what the CPU's allocator says
             raise
-        raise OutOfMemory(_memory_message(model, execution, "it ran out")) from error
-
-
-def _memory_message(model: Model, execution: Execution, found: str) -> str:
-    needs = ", ".join(
-        f"{_gigabytes(model.memory_needed(dtype))} in {str(dtype).removeprefix('torch.')}"
-        for dtype in (torch.bfloat16, torch.float32)
-    )
-    return (
-        f"there is not enough memory on {execution.device} for {model.card.name} in {execution.precision} ({found}):"
-        f" beside PyTorch itself it takes about {needs};"
-        " close other programs, choose another precision or device, or a model with a smaller grid"
-    )
-
-
-def _gigabytes(size: float) -> str:
-    return f"{size / 1e9:.1f} GB"
+        raise OutOfMemory(not_enough(model, execution, "it ran out")) from error

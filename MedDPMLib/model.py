@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from MedDPMLib.card import Card
 from MedDPMLib.device import Execution
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.networks import build_network
-from MedDPMLib.networks.denoiser import Denoiser
+from MedDPMLib.networks.denoiser import Denoiser, Economy
 from MedDPMLib.schedule import NoiseSchedule, make_schedule
 
 
@@ -35,7 +34,7 @@ class Model:
                 f" its schedule has {self.schedule.timesteps}"
             )
         self.network = network.eval().requires_grad_(False)
-        self._prepared: tuple[Execution, Denoiser] | None = None
+        self._prepared: tuple[tuple[torch.device, torch.dtype, Economy], Denoiser] | None = None
 
     @property
     def denoiser(self) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
@@ -66,23 +65,24 @@ class Model:
         if t.shape != (len(x),) or t.is_floating_point() or not ((t >= 0) & (t <= last)).all():
             raise MedDPMError(f"t is {len(x)} whole number(s) from 0 to {last}, not {t.tolist()}")
 
-    def prepared(self, execution: Execution) -> Denoiser:
-        """The network on the device and in the precision of ``execution``, channels last; kept for the next call."""
-        if self._prepared is None or self._prepared[0] != execution:
+    def prepared(self, execution: Execution, economy: Economy = Economy.FAST) -> Denoiser:
+        """The network for inference on the device and in the precision of ``execution``; kept for the next call."""
+        settings = execution.device, execution.dtype, economy
+        if self._prepared is None or self._prepared[0] != settings:
             self._prepared = None  # the old copy goes before the new one comes
-            network = copy.deepcopy(self.network).to(
-                execution.device, execution.dtype, memory_format=torch.channels_last_3d
-            )
-            self._prepared = execution, network
+            self._prepared = settings, self.network.for_inference(*settings)
         return self._prepared[1]
 
     def memory_needed(self, dtype: torch.dtype) -> int:
-        """About how many bytes a run in ``dtype`` takes at its peak: weights twice, condition, activations."""
+        """About how many bytes :attr:`network` takes the plain way, in ``dtype``: weights, condition, activations.
+
+        What a run of :func:`MedDPMLib.generation.generate` takes, :mod:`MedDPMLib.memory` says.
+        """
         card, width = self.card, dtype.itemsize
         voxels = math.prod(card.grid.size)
         weights = sum(parameter.numel() for parameter in self.network.parameters()) * (4 + width)
         condition = len(card.scheme.labels) * voxels * (4 + width)
-        return weights + condition + voxels * self.network.values_per_voxel * width
+        return weights + condition + math.ceil(voxels * self.network.values_per_voxel) * width
 
 
 def load_model(model: str | os.PathLike | Model) -> Model:

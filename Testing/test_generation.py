@@ -260,7 +260,8 @@ def test_a_mask_of_another_scheme_is_refused(bundle):
 
 
 def test_memory_is_checked_before_and_explained(bundle, monkeypatch):
-    monkeypatch.setattr("MedDPMLib.generation.free_memory", lambda device: 1_000)
+    monkeypatch.setattr("MedDPMLib.memory.free_memory", lambda device: 1_000)
+    monkeypatch.setattr("MedDPMLib.memory.held_memory", lambda device: 0)
     with pytest.raises(MedDPMError, match="not enough memory on cpu for small .* in bfloat16, .* in float32"):
         generate(load_model(bundle), checked(brats_mask()))
 
@@ -275,7 +276,7 @@ def test_memory_that_runs_out_is_explained(bundle):
         def denoise(self, x, t, encoded):
             return torch.empty(2**50)
 
-    model.prepared = lambda execution: Greedy()
+    model.prepared = lambda execution, economy: Greedy()
     with pytest.raises(MedDPMError, match="it ran out"):
         generate(model, checked(brats_mask()))
 

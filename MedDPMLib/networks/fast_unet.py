@@ -12,15 +12,23 @@ merged exactly. The timestep's share is constant over the volume, so it goes int
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from MedDPMLib.networks.denoiser import Denoiser
+from MedDPMLib.networks.denoiser import Denoiser, Economy
 from MedDPMLib.networks.unet import Attention, Downsample, ResidualBlock, UNet3d, Upsample, timestep_embedding
+
+#: Bytes of a slab. On the CPU it stays in the last cache beside what a convolution makes of it; a GPU wants more to do.
+_CPU_SLAB, _GPU_SLAB = 4 << 20, 128 << 20
+#: The same where memory counts more.
+_LEAN_CPU_SLAB, _LEAN_GPU_SLAB = 2 << 20, 32 << 20
+#: With fewer the neighbouring planes, which are normalised twice, would count.
+_LEAST_PLANES = 4
 
 #: Voxels whose values are summed in one run on the CPU, which adds them one by one: more would cost digits.
 _VOXELS_SUMMED = 8192
@@ -34,12 +42,26 @@ class _Frame:
     dtype: torch.dtype
     #: The type of volumes that are kept.
     storage: torch.dtype
+    #: About the size of a slab of one volume in ``dtype``; it has at least :data:`_LEAST_PLANES`.
     slab_bytes: int
+    #: Whether the two volumes of full size that a single convolution makes of small ones, the first and the last
+    #: that is upsampled, are kept; else they are made anew where they are needed.
+    keeps_all: bool
+
+    @classmethod
+    def of(cls, device: torch.device, dtype: torch.dtype, economy: Economy) -> _Frame:
+        fast = economy is Economy.FAST
+        if device.type == "cpu":
+            slab_bytes = _CPU_SLAB if fast else _LEAN_CPU_SLAB
+        else:
+            slab_bytes = _GPU_SLAB if fast else _LEAN_GPU_SLAB
+        storage = torch.bfloat16 if economy is Economy.LEANEST and dtype.itemsize > 2 else dtype
+        return cls(device, dtype, storage, slab_bytes, keeps_all=fast)
 
     def slabs(self, channels: int, sides: Sequence[int]) -> list[tuple[int, int]]:
         """The planes [a, b) of each slab of a volume."""
         depth, height, width = sides
-        planes = max(2, self.slab_bytes // (channels * height * width * self.dtype.itemsize))
+        planes = max(_LEAST_PLANES, self.slab_bytes // (channels * height * width * self.dtype.itemsize))
         count = -(-depth // planes)
         return [(depth * i // count, depth * (i + 1) // count) for i in range(count)]
 
@@ -53,30 +75,15 @@ class _Frame:
 
 
 class FastUNet3d(Denoiser):
-    """``network`` (float32, on the CPU) on ``device`` in ``dtype``; what it predicts differs by rounding alone.
-
-    Args:
-        slab_bytes: about the size of a slab of one volume in ``dtype``; it has at least two planes.
-        storage: the type of the volumes that are kept, ``dtype`` unless given; bfloat16 halves those of float32.
-        keep_stem: False makes the output of the first convolution, which is cheap and needed at both ends of the
-            network, anew each time.
-    """
+    """``network`` (float32, on the CPU) on ``device`` in ``dtype``; what it predicts differs by rounding alone."""
 
     def __init__(
-        self,
-        network: UNet3d,
-        device: torch.device,
-        dtype: torch.dtype,
-        *,
-        slab_bytes: int,
-        storage: torch.dtype | None = None,
-        keep_stem: bool = True,
+        self, network: UNet3d, device: torch.device, dtype: torch.dtype, economy: Economy = Economy.FAST
     ) -> None:
         super().__init__()
         self.side_multiple = network.side_multiple
         self._check_input = network.check_input
-        self._frame = frame = _Frame(device, dtype, storage or dtype, slab_bytes)
-        self._keep_stem = keep_stem
+        self._frame = frame = _Frame.of(device, dtype, economy)
         self._base = network.base
         self._time_embed = copy.deepcopy(network.time_embed).to(device, torch.float32)
         stem, *down = network.input_blocks
@@ -92,6 +99,10 @@ class FastUNet3d(Denoiser):
         for step in network.output_blocks:
             self._up.append(_Layers(step, frame, [width, widths.pop()]))
             width = self._up[-1].width
+        if not frame.keeps_all:
+            upsamples = [layer for layers in self._up for layer in layers.layers if isinstance(layer, _FastUpsample)]
+            for layer in upsamples[-1:]:
+                layer.keeps = False
         self._out = _NormedConvolution(network.out[0], network.out[2], frame, [width])
 
     def encode_condition(self, condition: Tensor) -> Tensor:
@@ -127,15 +138,63 @@ class FastUNet3d(Denoiser):
         sides = tuple(inputs.shape[2:])
 
         def piece(a: int, b: int) -> Tensor:
-            slab, padding = _with_neighbours(lambda low, high: inputs[:, :, low:high], sides[0], a, b)
-            return self._stem([slab], padding)
+            slab = _with_neighbours(lambda low, high: inputs[:, :, low:high], sides[0], a, b)
+            return self._stem([slab], _padding(sides[0], a, b))
 
-        if self._keep_stem:
-            return _made(self._frame, self._stem.width, sides, piece)
-        moments = _Moments()
-        for a, b in self._frame.slabs(self._stem.width, sides):
-            moments.add(piece(a, b))
-        return _Volume(self._stem.width, sides, piece, *moments.merged())
+        make = _made if self._frame.keeps_all else _remade
+        return make(self._frame, self._stem.width, sides, piece)
+
+
+def working_bytes(
+    network: UNet3d, sides: Sequence[int], device: torch.device, dtype: torch.dtype, economy: Economy
+) -> int:
+    """Bytes that :class:`FastUNet3d` has alive at its peak, beside weights and arguments, for a grid of ``sides``."""
+    frame = _Frame.of(device, dtype, economy)
+    voxels = math.prod(sides)
+
+    def volume(channels: int, level: int) -> int:
+        return channels * voxels // 8**level * frame.storage.itemsize
+
+    def run(step: nn.Sequential, channels: int, level: int, own: list[int], others: int) -> tuple[int, int, int, int]:
+        """Channels, level and bytes of what ``step`` makes, and its peak; ``own`` bytes of its input may be reused."""
+        peak = 0
+        for layer in step:
+            if isinstance(layer, Upsample) and level == 1 and not frame.keeps_all:
+                level = 0  # made anew of what it is made of, which stays
+                continue
+            if isinstance(layer, ResidualBlock):
+                channels = layer.in_layers[2].out_channels
+                made = volume(channels, level)
+                beside = made if made in own else 2 * made
+            elif isinstance(layer, Attention):
+                made = volume(channels, level)
+                # Normalised voxels, queries, keys, values and what is attended to.
+                beside = made + 6 * made // frame.storage.itemsize * dtype.itemsize
+            else:
+                level += 1 if isinstance(layer, Downsample) else -1
+                beside = made = volume(channels, level)
+            peak = max(peak, others + sum(own) + beside)
+            own = [made]
+        return channels, level, own[0], peak
+
+    stem, *down = network.input_blocks
+    channels, level = network.base, 0
+    skips = [volume(channels, 0) if frame.keeps_all else 0]
+    peaks = []
+    for step in [*down, network.middle_block]:
+        channels, level, made, peak = run(step, channels, level, [], sum(skips))
+        skips.append(made)
+        peaks.append(peak)
+    made = skips.pop()
+    for step in network.output_blocks:
+        skip = skips.pop()
+        channels, level, made, peak = run(step, channels, level, [made, skip], sum(skips))
+        peaks.append(peak)
+    inputs = (2 * network.image_channels + network.condition_channels) * voxels * dtype.itemsize
+    planes = network.base * sides[1] * sides[2] * dtype.itemsize * (_LEAST_PLANES + 2)
+    # A slab and its neighbours, normalised and padded, for each of two parts, and what a convolution makes of them.
+    slabs = min(10 * max(frame.slab_bytes, planes), 20 * volume(network.base, 0))
+    return max(peaks) + inputs + slabs
 
 
 class _Volume:
@@ -194,6 +253,14 @@ def _made(
     return _kept(frame, into, *moments.merged())
 
 
+def _remade(frame: _Frame, channels: int, sides: tuple[int, ...], piece: Callable[[int, int], Tensor]) -> _Volume:
+    """The same without its memory: the planes are made whenever they are asked for."""
+    moments = _Moments()
+    for a, b in frame.slabs(channels, sides):
+        moments.add(piece(a, b))
+    return _Volume(channels, sides, piece, *moments.merged())
+
+
 class _Moments:
     """Mean and variance of each channel of a volume, gathered piece by piece."""
 
@@ -234,15 +301,20 @@ class _Convolution:
         self.stride = conv.stride
         self.width = conv.out_channels
 
-    def __call__(self, parts: Sequence[Tensor], padding: int, shift: Tensor | None = None) -> Tensor:
-        """With ``padding`` planes of zeros at both ends of D; ``shift`` (width,) is added to the output."""
+    def __call__(
+        self, parts: Iterable[Tensor], padding: int, shift: Tensor | None = None, onto: Tensor | None = None
+    ) -> Tensor:
+        """With ``padding`` planes of zeros at both ends of D; ``shift`` (width,) is added to the output, and all of
+        it to ``onto`` if that is given. Parts that are only made when it is their turn are gone after it.
+        """
         bias = self.bias if shift is None else self.bias + shift
-        bias, made = bias.to(parts[0].dtype), None
+        bias = bias.to(self.weights[0].dtype)
         around = self.weights[0].shape[-1] // 2
         for part, weight in zip(parts, self.weights, strict=True):
             share = F.conv3d(part, weight, bias, self.stride, (padding, around, around))
-            made, bias = share if made is None else made.add_(share), None
-        return made
+            del part
+            onto, bias = share if onto is None else onto.add_(share), None
+        return onto
 
 
 class _Norm:
@@ -285,19 +357,14 @@ class _NormedConvolution:
         normalisers = self.norm(parts)
         depth = parts[0].sides[0]
 
+        def normalised(part: _Volume, normalise: Callable[[Tensor], Tensor]) -> Callable[[int, int], Tensor]:
+            return lambda low, high: F.silu(normalise(part.planes(low, high)), inplace=True)
+
+        makers = [normalised(*each) for each in zip(parts, normalisers, strict=True)]
+
         def piece(a: int, b: int) -> Tensor:
-            slabs = []
-            for part, normalise in zip(parts, normalisers, strict=True):
-                slab, padding = _with_neighbours(
-                    lambda low, high, part=part, normalise=normalise: F.silu(
-                        normalise(part.planes(low, high)), inplace=True
-                    ),
-                    depth,
-                    a,
-                    b,
-                )
-                slabs.append(slab)
-            return self.convolution(slabs, padding, shift)
+            slabs = (_with_neighbours(make, depth, a, b) for make in makers)
+            return self.convolution(slabs, _padding(depth, a, b), shift)
 
         return piece
 
@@ -313,7 +380,7 @@ class _Layers:
         self.width = parts[0]
 
     def __call__(self, frame: _Frame, parts: list[_Volume], time: Tensor, reuse: bool) -> _Volume:
-        """``reuse`` says that the memory of the first part may be overwritten. Empties ``parts``."""
+        """``reuse`` says that the memory of the parts may be overwritten. Empties ``parts``."""
         for layer in self.layers:
             h = layer(frame, parts, time, reuse)
             parts[:] = [h]
@@ -337,13 +404,14 @@ class _FastResidualBlock:
         second = self.second([between])
 
         def piece(a: int, b: int) -> Tensor:
-            planes = [part.planes(a, b) for part in parts]
-            shortcut = planes[0] if self.shortcut is None else self.shortcut(planes, 0)
-            return second(a, b).add_(shortcut)
+            made = second(a, b)
+            if self.shortcut is None:
+                return made.add_(parts[0].planes(a, b))
+            return self.shortcut((part.planes(a, b) for part in parts), 0, onto=made)
 
-        # The second pass reads of the parts only the planes that it is making: they may take the place of the first.
-        into = parts[0].values if reuse and parts[0].channels == self.width else None
-        return _made(frame, self.width, sides, piece, into)
+        # The second pass reads of the parts only the planes that it is making: these may take the place of a part.
+        fitting = [part.values for part in parts if reuse and part.values is not None and part.channels == self.width]
+        return _made(frame, self.width, sides, piece, fitting[0] if fitting else None)
 
 
 class _FastAttention:
@@ -396,6 +464,7 @@ class _FastUpsample:
     def __init__(self, layer: Upsample, frame: _Frame, parts: Sequence[int]) -> None:
         self.convolution = _Convolution(layer.conv, frame)
         self.width = self.convolution.width
+        self.keeps = True
 
     def __call__(self, frame: _Frame, parts: list[_Volume], time: Tensor, reuse: bool) -> _Volume:
         (h,) = parts
@@ -408,10 +477,10 @@ class _FastUpsample:
             return planes[:, :, low - 2 * first : high - 2 * first]
 
         def piece(a: int, b: int) -> Tensor:
-            slab, padding = _with_neighbours(upsampled, 2 * depth, a, b)
-            return self.convolution([slab], padding)
+            return self.convolution([_with_neighbours(upsampled, 2 * depth, a, b)], _padding(2 * depth, a, b))
 
-        return _made(frame, self.width, tuple(2 * side for side in h.sides), piece)
+        make = _made if self.keeps else _remade
+        return make(frame, self.width, tuple(2 * side for side in h.sides), piece)
 
 
 _FAST = {
@@ -422,13 +491,16 @@ _FAST = {
 }
 
 
-def _with_neighbours(planes: Callable[[int, int], Tensor], depth: int, a: int, b: int) -> tuple[Tensor, int]:
-    """Planes [a - 1, b + 1) of a volume of ``depth`` planes, zeros beyond it, and the padding that is left to do."""
+def _with_neighbours(planes: Callable[[int, int], Tensor], depth: int, a: int, b: int) -> Tensor:
+    """Planes [a - 1, b + 1) of a volume of ``depth`` planes; what lies beyond it is zero, or left to the padding."""
     below, above = int(a == 0), int(b == depth)
     slab = planes(a - 1 + below, b + 1 - above)
-    if below and above:
-        return slab, 1
-    return (F.pad(slab, (0, 0, 0, 0, below, above)) if below or above else slab), 0
+    return F.pad(slab, (0, 0, 0, 0, below, above)) if below != above else slab
+
+
+def _padding(depth: int, a: int, b: int) -> int:
+    """The planes of zeros that :func:`_with_neighbours` leaves to a convolution: of a whole volume, all of them."""
+    return int(a == 0 and b == depth)
 
 
 def _channels_last(x: Tensor) -> Tensor:

@@ -1,0 +1,109 @@
+"""How much memory does a run take, and what is done where there is less?"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from MedDPMLib.device import Execution, free_memory, held_memory
+from MedDPMLib.errors import MedDPMError, OutOfMemory
+from MedDPMLib.networks.denoiser import Economy
+
+if TYPE_CHECKING:
+    from MedDPMLib.model import Model
+
+#: What PyTorch itself takes of a process once it computes, or of a GPU.
+_PYTORCH = 450_000_000
+
+#: Images in float32 that a sampler holds while the network works, and while it takes a step itself.
+_IMAGES_BESIDE_NETWORK, _IMAGES_OF_A_STEP = 3, 8
+
+_LIMIT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*GB\s*", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """How a run will use memory: the ``economy`` of its network and about how many bytes it ``needs`` at its peak."""
+
+    economy: Economy
+    needs: int
+    #: For the log: what was chosen, and why.
+    sentence: str
+
+
+def plan_memory(model: Model, execution: Execution, *, memory: str = "auto", batch: int = 1) -> MemoryPlan:
+    """The fastest plan that fits for ``batch`` images at once, before anything is taken.
+
+    ``memory`` is "auto" (fit into what is free on the device now), "low" (take as little as possible) or a number of
+    gigabytes, "4 GB" (10^9 bytes; on the CPU what the whole process takes, PyTorch included).
+
+    Raises :class:`OutOfMemory` if no plan fits, with what would, and :class:`MedDPMError` for another ``memory``.
+    """
+    limit, what = _limit(memory, execution)
+    choices = [Economy.LEANEST] if memory == "low" else list(Economy)
+    for economy in choices:
+        needs = peak_bytes(model, execution.device, execution.dtype, economy, batch)
+        if limit is None or needs <= limit:
+            return MemoryPlan(economy, needs, _sentence(economy, needs, execution.dtype, what))
+    raise OutOfMemory(not_enough(model, execution, what or "it ran out"))
+
+
+def peak_bytes(
+    model: Model, device: torch.device, dtype: torch.dtype, economy: Economy = Economy.FAST, batch: int = 1
+) -> int:
+    """About how many bytes a run takes at its peak: PyTorch, weights (as loaded and as used), images, the network."""
+    card, width = model.card, dtype.itemsize
+    voxels = math.prod(card.grid.size)
+    described = card.network_description
+    weights = sum(parameter.numel() for parameter in model.network.parameters())
+    weights *= 4 + width if device.type == "cpu" else width
+    condition = described["condition_channels"] * voxels * width
+    image = batch * described["image_channels"] * voxels * 4
+    working = model.network.working_bytes(card.grid.size[::-1], device, dtype, economy)
+    return _PYTORCH + weights + condition + max(working + _IMAGES_BESIDE_NETWORK * image, _IMAGES_OF_A_STEP * image)
+
+
+def not_enough(model: Model, execution: Execution, found: str) -> str:
+    """The message for a run that does not fit, with what would; ``found`` says how that was found out."""
+    needs = ", ".join(
+        f"{_gigabytes(peak_bytes(model, execution.device, dtype, Economy.LEANEST))}"
+        f" in {str(dtype).removeprefix('torch.')}"
+        for dtype in (torch.bfloat16, torch.float32)
+    )
+    return (
+        f"there is not enough memory on {execution.device} for {model.card.name} in {execution.precision} ({found}):"
+        f" with PyTorch itself it takes at least about {needs};"
+        " close other programs, choose another precision or device, or a model with a smaller grid"
+    )
+
+
+def _limit(memory: str, execution: Execution) -> tuple[int | None, str]:
+    """How many bytes may be taken, None for no limit, and that in words."""
+    match = _LIMIT.fullmatch(memory) if isinstance(memory, str) else None
+    if match:
+        limit = int(float(match[1]) * 1e9)
+        return limit, f"{_gigabytes(limit)} are allowed"
+    if memory not in ("auto", "low"):
+        raise MedDPMError(f'the memory is "auto", "low" or a number of gigabytes such as "4 GB", not {memory!r:.50}')
+    free = free_memory(execution.device)
+    if free is None:
+        return None, ""
+    free += held_memory(execution.device)  # of a run before; this one uses it again
+    return free, f"{_gigabytes(free)} are free"
+
+
+def _sentence(economy: Economy, needs: int, dtype: torch.dtype, what: str) -> str:
+    how = {
+        Economy.FAST: "whole",
+        Economy.LEAN: "in thin slabs",
+        Economy.LEANEST: "in thin slabs" if dtype.itemsize == 2 else "in thin slabs, with volumes kept in bfloat16",
+    }[economy]
+    return f"about {_gigabytes(needs)} at the peak, {how}" + (f" ({what})" if what else "")
+
+
+def _gigabytes(size: float) -> str:
+    return f"{size / 1e9:.1f} GB"

@@ -1,0 +1,114 @@
+"""The plan of a run's memory: what fits is taken, what does not is told before."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from MedDPMLib.card import official_cards
+from MedDPMLib.device import Execution
+from MedDPMLib.errors import MedDPMError, OutOfMemory
+from MedDPMLib.memory import peak_bytes, plan_memory
+from MedDPMLib.model import Model
+from MedDPMLib.networks import build_network
+from MedDPMLib.networks.denoiser import Economy
+
+GB = 10**9
+CPU = torch.device("cpu")
+
+
+def published(name: str) -> Model:
+    """The model without the memory of its weights."""
+    card = next(card for card in official_cards() if card.name == name)
+    with torch.device("meta"):
+        network = build_network(card.network_description)
+    return Model(card, network, "hash")
+
+
+@pytest.fixture(scope="module", params=["med-ddpm-brats", "med-ddpm-whole-head"])
+def model(request):
+    return published(request.param)
+
+
+def execution(dtype: torch.dtype = torch.bfloat16) -> Execution:
+    return Execution(CPU, dtype, "for this test")
+
+
+@pytest.fixture
+def free(monkeypatch):
+    def set_free(free: int | None, held: int = 0) -> None:
+        monkeypatch.setattr("MedDPMLib.memory.free_memory", lambda device: free)
+        monkeypatch.setattr("MedDPMLib.memory.held_memory", lambda device: held)
+
+    return set_free
+
+
+def test_with_enough_memory_nothing_is_given_for_it(model, free):
+    free(64 * GB)
+    plan = plan_memory(model, execution())
+    assert plan.economy is Economy.FAST
+    assert "64.0 GB are free" in plan.sentence and f"{plan.needs / GB:.1f} GB" in plan.sentence
+
+
+def test_without_a_way_to_ask_nothing_is_limited(model, free):
+    free(None)
+    assert plan_memory(model, execution()).economy is Economy.FAST
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_the_fastest_plan_that_fits_is_chosen(model, free, dtype):
+    needs = [peak_bytes(model, CPU, dtype, economy) for economy in Economy]
+    assert needs == sorted(needs, reverse=True)
+    for economy, needed in zip(Economy, needs, strict=True):
+        if needed < needs[list(Economy).index(economy) - 1] or economy is Economy.FAST:
+            free(needed)
+            plan = plan_memory(model, execution(dtype))
+            assert (plan.economy, plan.needs) == (economy, needed)
+    free(needs[-1] - 1)
+    with pytest.raises(OutOfMemory, match=r"not enough memory on cpu for med-ddpm-.* are free.*GB in bfloat16"):
+        plan_memory(model, execution(dtype))
+
+
+def test_memory_that_a_run_before_holds_counts_as_free(model, free):
+    needed = peak_bytes(model, CPU, torch.bfloat16)
+    free(needed - GB, held=GB)
+    assert plan_memory(model, execution()).economy is Economy.FAST
+
+
+def test_a_limit_is_kept_whatever_is_free(model, free):
+    free(64 * GB)
+    for text in ("16 GB", "16gb", " 16.0 GB "):
+        assert plan_memory(model, execution(), memory=text).economy is Economy.FAST
+    lean = peak_bytes(model, CPU, torch.bfloat16, Economy.LEAN) / GB
+    plan = plan_memory(model, execution(), memory=f"{lean + 0.01:.2f} GB")
+    assert plan.economy is Economy.LEAN and "are allowed" in plan.sentence
+    with pytest.raises(OutOfMemory, match="1.0 GB are allowed"):
+        plan_memory(model, execution(), memory="1 GB")
+
+
+def test_low_takes_as_little_as_can_be(model, free):
+    free(64 * GB)
+    plan = plan_memory(model, execution(torch.float32), memory="low")
+    assert plan.economy is Economy.LEANEST and "bfloat16" in plan.sentence
+    assert plan.needs == peak_bytes(model, CPU, torch.float32, Economy.LEANEST)
+
+
+@pytest.mark.parametrize("wrong", ["", "much", "4", "4 MB", "-4 GB", "GB", 4, None])
+def test_another_memory_is_refused(model, wrong):
+    with pytest.raises(MedDPMError, match='the memory is "auto", "low" or'):
+        plan_memory(model, execution(), memory=wrong)
+
+
+def test_the_published_grids_fit_where_they_should():
+    """What the plans promise for machines that are not here: 4 GB of a laptop's memory, a GPU of 6 GB."""
+    brats = published("med-ddpm-brats")
+    assert peak_bytes(brats, CPU, torch.bfloat16, Economy.LEANEST) < 4.3 * GB
+    assert peak_bytes(brats, torch.device("cuda"), torch.bfloat16, Economy.LEAN) < 6 * GB
+    assert peak_bytes(brats, torch.device("cuda"), torch.float16, Economy.LEAN) < 6 * GB
+
+
+def test_images_of_a_batch_are_counted(model):
+    one, four = (peak_bytes(model, CPU, torch.bfloat16, batch=batch) for batch in (1, 4))
+    card = model.card
+    image = len(card.modalities) * card.grid.size[0] * card.grid.size[1] * card.grid.size[2] * 4
+    assert 2 * 3 * image < four - one < 8 * 3 * image
