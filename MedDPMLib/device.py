@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from MedDPMLib.errors import MedDPMError
+from MedDPMLib.selftest import known_fault
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 #: Short names that are common elsewhere.
@@ -33,8 +34,9 @@ class Execution:
 def choose_execution(device: str | torch.device = "auto", precision: str = "auto") -> Execution:
     """The device ("auto", "cpu", "cuda", "cuda:1", "mps") and precision (one of :data:`PRECISIONS`) to run with.
 
-    "auto" takes a GPU if there is one, and the fastest precision that the device computes well. A device that
-    was named and is not there, or a name that does not exist, raises :class:`MedDPMError`.
+    "auto" takes a GPU if there is one, and the fastest precision that the device computes well, which
+    :mod:`MedDPMLib.selftest` tries out; a precision that is named is taken as it is. A device that was named and
+    is not there, or a name that does not exist, raises :class:`MedDPMError`.
     """
     chosen, why = _choose_device(device)
     dtype, how = _choose_dtype(chosen, precision)
@@ -71,13 +73,26 @@ def _choose_dtype(device: torch.device, precision: str) -> tuple[torch.dtype, st
         return _DTYPES[name], f"in {name}, as asked"
     if name != "auto":
         raise MedDPMError(f'there is no precision "{precision}": use {", ".join(PRECISIONS)}')
-    if device.type == "cuda":
-        if torch.cuda.get_device_capability(device) >= (8, 0):
-            return torch.bfloat16, "in bfloat16, which this GPU computes fast"
-        return torch.float16, "in float16, because this GPU has no fast bfloat16"
-    if device.type == "cpu" and any(getattr(torch.cpu, name, bool)() for name in _CPU_BFLOAT16):
-        return torch.bfloat16, "in bfloat16, which this CPU computes fast"
+    faults = []
+    for dtype, why in _fast_dtypes(device):
+        fault = known_fault(device, dtype)
+        if fault is None:
+            return dtype, "; ".join([f"in {str(dtype).removeprefix('torch.')}, {why}", *faults])
+        faults.append(f"not in {str(dtype).removeprefix('torch.')}, because {fault} in it on this device")
+    if faults:
+        return torch.float32, "; ".join(["in float32", *faults])
     return torch.float32, f"in float32, because this {device.type.upper()} has no fast bfloat16"
+
+
+def _fast_dtypes(device: torch.device) -> list[tuple[torch.dtype, str]]:
+    """The types in which ``device`` is faster than in float32, the best first, each with the reason."""
+    if device.type == "cuda":
+        if torch.cuda.get_device_capability(device) < (8, 0):
+            return [(torch.float16, "because this GPU has no fast bfloat16")]
+        return [(torch.bfloat16, "which this GPU computes fast"), (torch.float16, "which this GPU computes fast")]
+    if device.type == "cpu" and any(getattr(torch.cpu, name, bool)() for name in _CPU_BFLOAT16):
+        return [(torch.bfloat16, "which this CPU computes fast")]
+    return []
 
 
 def free_memory(device: torch.device) -> int | None:
