@@ -196,7 +196,8 @@ class _Report:
         from MedDPMLib.generation import volumes
 
         made = volumes(self._card, x0[0].float().cpu(), self._geometry, self._geometry)
-        self._files = _write(self._session, "preview", {name: made[name] for name in self._wanted})
+        shown = self._wanted[0]
+        self._files = _write(self._session, "preview", {shown: made[shown]})
         self._send(
             Preview(
                 id=self._request.id, sample=self._sample, step=step, steps=steps, files=self._files,

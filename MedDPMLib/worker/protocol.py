@@ -239,10 +239,11 @@ class Progress(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Preview(Event):
-    """What forms after ``step``: float32 (k, j, i) files by modality, on the model's grid, placed by ``ijk_to_ras``.
+    """What forms after ``step``: the first of the modalities wanted, a float32 (k, j, i) file under its name, on the
+    model's grid, placed by ``ijk_to_ras``.
 
-    The client removes the files when it has read them, and that is what lets the next preview come. When the request
-    has ended they are gone.
+    The client removes the file when it has read it, and that is what lets the next preview come. When the request
+    has ended it is gone.
     """
 
     id: str = _field(_ID)
