@@ -28,6 +28,7 @@ from MedDPMLib.errors import MedDPMError
 from MedDPMLib.masks import Mask
 from MedDPMLib.volume import Volume
 from MedDPMLib.worker import protocol
+from MedDPMLib.worker.engine import Engine, describe_fault
 from MedDPMLib.worker.protocol import (
     Bye,
     Cancel,
@@ -580,6 +581,19 @@ def test_without_pytorch_the_worker_says_so(start, small_model, labels):
     client.send(Shutdown(id="end"))
     assert client.next() == Bye(reason="shutdown") and client.next() is None
     assert client.process.wait(60) == 0 and not client.session.folder.exists()
+
+
+def test_a_library_of_pytorch_that_cannot_be_loaded_is_told(tmp_path, monkeypatch):
+    """As on Windows, where PyTorch raises OSError for what it lacks."""
+
+    def fail(name):
+        raise OSError("[WinError 126] The specified module could not be found: c10.dll")
+
+    monkeypatch.setattr("MedDPMLib.worker.engine.importlib.import_module", fail)
+    with pytest.raises(ImportError) as caught:
+        Engine(Session(tmp_path)).start()
+    kind, message = describe_fault(caught.value)
+    assert kind == "package" and "PyTorch (torch) cannot be imported" in message and "c10.dll" in message
 
 
 # The end ---------------------------------------------------------------------------------------------

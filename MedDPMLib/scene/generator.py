@@ -160,7 +160,7 @@ class Generator:
             self._end(message)
 
     def _show_preview(self, event: Preview) -> None:
-        modality = self.order.modalities[0]
+        modality = next(iter(event.files))
         try:
             arrays = self.client.read({modality: event.files[modality]})
         except MedDPMError:  # the request has ended meanwhile, and with it its previews

@@ -1,4 +1,4 @@
-"""Draws the tutorial's pictures with the bundled model: ``cd Testing; python -m bench.pictures ../docs/images``."""
+"""Draws the pictures of the documentation with the bundled model: ``python -m bench.pictures FOLDER`` in Testing."""
 
 from __future__ import annotations
 
@@ -14,8 +14,12 @@ MODULE = Path(__file__).parents[2] / "MedDPM" / "MedDPM.py"
 
 #: Millimetres above the origin: through the tumour of the template.
 HEIGHT = 25.0
-#: Pixels along a side.
+#: Pixels along a side of a slice's picture.
 SIDE = 440
+#: Pixels of the whole window, with the panel beside the views.
+WINDOW = 1500, 1650
+#: The step at which the forming image is shown.
+STEP = 5
 
 
 def main(folder: Path) -> None:
@@ -38,6 +42,7 @@ def main(folder: Path) -> None:
         picture.save(folder / name, optimize=True)
 
     app.moduleManager().load(MODULE)
+    app.mainWindow().resize(*WINDOW)
     app.mainWindow().show()
     slicer.util.selectModule("MedDPM")
     panel = slicer.util.getModuleWidget("MedDPM")
@@ -54,6 +59,12 @@ def main(folder: Path) -> None:
     wait_until(lambda: panel.logic.generator.order is None)
     draw("generated.png")
     print(panel.ui.messageLabel.text or "drawn")
+
+    app.layoutManager().setLayout(slicer.vtkMRMLLayoutNode.SlicerLayoutFourUpView)
+    panel.ui.generateButton.click()
+    wait_until(lambda: f"Step {STEP} " in panel.ui.statusLabel.text)
+    app.processEvents()
+    app.mainWindow().grab().save(str(folder / "panel.png"))
     app.quit()
 
 
