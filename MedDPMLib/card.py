@@ -281,7 +281,7 @@ def _network(value: object) -> dict:
         if key in ("image_channels", "condition_channels"):
             raise MedDPMError(f'"network" must not have "{key}": modalities and labels decide it')
         what = f'"network": "{key}"'
-        if key == "kind":
+        if key in ("kind", "conditioning"):
             network[key] = check_name(number, what)
         elif isinstance(number, (list, tuple)):
             network[key] = [_whole(what, entry, 1, 10**6) for entry in _items(f"network: {key}", number, 0, 32)]

@@ -1,7 +1,7 @@
 """Which networks are there, and how does one come from its description?
 
 A description is plain data, as model cards and recipes hold it: ``{"kind": "unet", "image_channels": 4, ...}``
-with the numbers that the class of that kind takes.
+with the numbers that the class of that kind takes. ``"conditioning"`` says how the labels enter.
 """
 
 from __future__ import annotations
@@ -15,10 +15,17 @@ import torch
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.networks.denoiser import Denoiser
 
-#: Module and class of each kind; imported when asked for.
+#: How a network takes its labels, if its description does not say.
+DEFAULT_CONDITIONING = "concatenation"
+
+#: Module and class by kind and conditioning; imported when asked for.
 _KINDS = {
-    "unet": ("MedDPMLib.networks.unet", "UNet3d"),
-    "wavelet-unet": ("MedDPMLib.networks.wavelet", "WaveletUNet3d"),
+    "unet": {
+        "concatenation": ("MedDPMLib.networks.unet", "UNet3d"),
+        "cross-attention": ("MedDPMLib.networks.conditioning", "CrossAttentionUNet3d"),
+        "spade": ("MedDPMLib.networks.conditioning", "SpadeUNet3d"),
+    },
+    "wavelet-unet": {"concatenation": ("MedDPMLib.networks.wavelet", "WaveletUNet3d")},
 }
 
 #: 2 GB in float32, nine times the larger published network.
@@ -83,8 +90,14 @@ def _constructor(description: Mapping[str, object]) -> tuple[type[Denoiser], dic
     kind = description.get("kind")
     if not isinstance(kind, str) or kind not in _KINDS:
         raise MedDPMError(f"there is no network of the kind {kind!r:.50}: use one of {', '.join(_KINDS)}")
-    numbers = {name: _number(name, value) for name, value in description.items() if name != "kind"}
-    module, name = _KINDS[kind]
+    conditioning = description.get("conditioning", DEFAULT_CONDITIONING)
+    if not isinstance(conditioning, str) or conditioning not in _KINDS[kind]:
+        raise MedDPMError(
+            f'the conditioning {conditioning!r:.50} is not one of a "{kind}" network: use {", ".join(_KINDS[kind])}'
+        )
+    words = ("kind", "conditioning")
+    numbers = {name: _number(name, value) for name, value in description.items() if name not in words}
+    module, name = _KINDS[kind][conditioning]
     make = getattr(importlib.import_module(module), name)
     try:
         inspect.signature(make).bind(**numbers)

@@ -64,16 +64,16 @@ class UNet3d(Denoiser):
             nn.Linear(base, time_channels), nn.SiLU(), nn.Linear(time_channels, time_channels)
         )
 
-        stem = nn.Conv3d(image_channels + condition_channels, base, 3, padding=1)
+        stem = nn.Conv3d(self._stem_channels(), base, 3, padding=1)
         self.input_blocks = nn.ModuleList([_Step(stem)])
         channels = base
         skips = [base]
         for level, width in enumerate(widths):
             for _ in range(blocks):
-                layers: list[nn.Module] = [ResidualBlock(channels, width, time_channels)]
+                layers = [self._block(channels, width, time_channels)]
                 channels = width
                 if 2**level in attention:
-                    layers.append(Attention(channels))
+                    layers += self._attention(channels)
                 self.input_blocks.append(_Step(*layers))
                 skips.append(channels)
             if level < len(widths) - 1:
@@ -81,25 +81,36 @@ class UNet3d(Denoiser):
                 skips.append(channels)
 
         self.middle_block = _Step(
-            ResidualBlock(channels, channels, time_channels),
-            Attention(channels),
-            ResidualBlock(channels, channels, time_channels),
+            self._block(channels, channels, time_channels),
+            *self._attention(channels),
+            self._block(channels, channels, time_channels),
         )
 
         self.output_blocks = nn.ModuleList()
         for level, width in reversed(list(enumerate(widths))):
             for block in range(blocks + 1):
-                layers = [ResidualBlock(channels + skips.pop(), width, time_channels)]
+                layers = [self._block(channels + skips.pop(), width, time_channels)]
                 channels = width
                 if 2**level in attention:
-                    layers.append(Attention(channels))
+                    layers += self._attention(channels)
                 if level > 0 and block == blocks:
                     layers.append(Upsample(channels))
                 self.output_blocks.append(_Step(*layers))
 
         self.out = nn.Sequential(
-            nn.GroupNorm(GROUPS, channels), nn.SiLU(), _zeroed(nn.Conv3d(channels, image_channels, 3, padding=1))
+            nn.GroupNorm(GROUPS, channels), nn.SiLU(), zeroed(nn.Conv3d(channels, image_channels, 3, padding=1))
         )
+
+    # What networks that take their labels in another way replace (MedDPMLib.networks.conditioning).
+
+    def _stem_channels(self) -> int:
+        return self.image_channels + self.condition_channels
+
+    def _block(self, channels: int, width: int, time_channels: int) -> nn.Module:
+        return ResidualBlock(channels, width, time_channels)
+
+    def _attention(self, channels: int) -> list[nn.Module]:
+        return [Attention(channels)]
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         """The predicted noise (B, C, D, H, W) in the dtype of the weights.
@@ -133,15 +144,15 @@ class UNet3d(Denoiser):
         weight = self._stem.weight[:, channels]
         return F.conv3d(inputs.to(weight.dtype), weight, padding=1)
 
-    def _after_stem(self, h: Tensor, t: Tensor) -> Tensor:
+    def _after_stem(self, h: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         embedding = self.time_embed(timestep_embedding(t, self.base).to(h.dtype))
         skips = [h]
         for step in self.input_blocks[1:]:
-            h = step(h, embedding)
+            h = step(h, embedding, labels)
             skips.append(h)
-        h = self.middle_block(h, embedding)
+        h = self.middle_block(h, embedding, labels)
         for step in self.output_blocks:
-            h = step(torch.cat([h, skips.pop()], dim=1), embedding)
+            h = step(torch.cat([h, skips.pop()], dim=1), embedding, labels)
         return self.out(h)
 
     # The fast path is built on this file, so it is imported where it is asked for.
@@ -189,12 +200,19 @@ def timestep_embedding(t: Tensor, channels: int) -> Tensor:
     return torch.cat([torch.cos(angles), torch.sin(angles)], dim=1)
 
 
-class _Step(nn.Sequential):
-    """Layers in a row; those that listen to the timestep are given its embedding."""
+class LabelledLayer(nn.Module):
+    """A layer that is called with what the network's ``encode_condition`` made of the labels: ``layer(h, labels)``."""
 
-    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+
+class _Step(nn.Sequential):
+    """Layers in a row; those that listen to the timestep are given its embedding, and those to the labels, these."""
+
+    def forward(self, h: Tensor, embedding: Tensor, labels: Tensor | None) -> Tensor:
         for layer in self:
-            h = layer(h, embedding) if isinstance(layer, ResidualBlock) else layer(h)
+            if isinstance(layer, ResidualBlock):
+                h = layer(h, embedding, labels)
+            else:
+                h = layer(h, labels) if isinstance(layer, LabelledLayer) else layer(h)
         return h
 
 
@@ -209,11 +227,12 @@ class ResidualBlock(nn.Module):
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(time_channels, width))
         # The identity holds the place of the published dropout (of nothing), so that the convolution is number 3.
         self.out_layers = nn.Sequential(
-            nn.GroupNorm(GROUPS, width), nn.SiLU(), nn.Identity(), _zeroed(nn.Conv3d(width, width, 3, padding=1))
+            nn.GroupNorm(GROUPS, width), nn.SiLU(), nn.Identity(), zeroed(nn.Conv3d(width, width, 3, padding=1))
         )
         self.skip_connection = nn.Identity() if channels == width else nn.Conv3d(channels, width, 1)
 
-    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+    def forward(self, h: Tensor, embedding: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Here ``labels`` play no part; they have come with the network's input."""
         shift = self.emb_layers(embedding)[:, :, None, None, None]
         return self.skip_connection(h) + self.out_layers(self.in_layers(h) + shift)
 
@@ -225,7 +244,7 @@ class Attention(nn.Module):
         super().__init__()
         self.norm = nn.GroupNorm(GROUPS, channels)
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
-        self.proj_out = _zeroed(nn.Conv1d(channels, channels, 1))
+        self.proj_out = zeroed(nn.Conv1d(channels, channels, 1))
 
     def forward(self, h: Tensor) -> Tensor:
         voxels = h.flatten(2)
@@ -253,7 +272,7 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(h, scale_factor=2, mode="trilinear"))
 
 
-def _zeroed(layer: nn.Module) -> nn.Module:
+def zeroed(layer: nn.Module) -> nn.Module:
     """``layer`` with weights of zero: each residual branch starts as nothing, which steadies early training."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
