@@ -1,177 +1,343 @@
-"""From a dataset to a trained network: recipe, training."""
+"""A run from its first iteration to its last, in one process: its folder, its faults, and what becomes of it."""
 
 from __future__ import annotations
 
-import itertools
+import json
+import os
+import signal
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from MedDPMLib.bundle import read_bundle
 from MedDPMLib.data import Case
 from MedDPMLib.device import choose_execution
-from MedDPMLib.errors import MedDPMError
-from MedDPMLib.labels import load_scheme
-from MedDPMLib.recipe import DATASET_GRID, Augmentation, Stage, load_recipe, recipe_card, recipe_names
-from MedDPMLib.schedule import make_schedule
-from MedDPMLib.train import CHECKPOINT, Trainer, learning_rate, make_example, train
+from MedDPMLib.errors import MedDPMError, OutOfMemory
+from MedDPMLib.recipe import load_recipe
+from MedDPMLib.train import Stopped, StopRequest, memory, train
+from MedDPMLib.train import run as run_module
+from MedDPMLib.train.benchmark import measure_training
+from MedDPMLib.train.checkpoints import Checkpoints
+from MedDPMLib.train.export import export_run
+from MedDPMLib.train.memory import check_memory, needs
 
 EXACT = choose_execution("cpu", "float32")
-STILL = Augmentation(
-    flip=0, rotation=0, scaling=0, translation=0, elastic=0, elastic_points=3, gamma=0, bias=0, bias_points=2
-)
+STILL = [f"augmentation.{name}=0" for name in "flip rotation scaling translation elastic gamma bias".split()]
 
 
-def phantom(shape=(16, 24, 32), channels=2, seed=0) -> Case:
-    """A random label map whose labels decide the intensities."""
-    rng = np.random.default_rng(seed)
-    labels = np.zeros(shape, np.uint8)
-    labels[2:-2, 2:-2, 2:-2] = rng.integers(1, 22, [n - 4 for n in shape])
-    levels = rng.uniform(-0.8, 1, (channels, 22)).astype(np.float32)
-    levels[:, 0] = -1
-    return Case("phantom", torch.from_numpy(levels[:, labels]), torch.from_numpy(labels), (1.0, 1.0, 1.0))
-
-
-def small_recipe(**changes):
-    recipe = load_recipe("brain-anatomy")
-    return replace(
-        recipe,
-        modalities=("t1", "t2"),
-        network={"kind": "wavelet-unet", "channels": [8, 16]},
-        stages=(Stage((16, 12, 8), 3), Stage((32, 24, 16), 4)),
-        training=replace(recipe.training, warm_up=2),
-        **changes,
+def small_recipe(*changes: str):
+    return load_recipe(
+        "brain-brats",
+        [
+            'modalities=["t1", "t2"]',
+            "network.channels=[8, 16]",
+            "stages=[{size=[16, 16, 8], iterations=3, batch=1},"
+            " {size=[16, 16, 16], patch=[16, 8, 8], iterations=4, batch=1}]",
+            "training.warm_up=2",
+            "monitor={checkpoint_every=2, keep=2, montage_every=0}",
+            *STILL,
+            *changes,
+        ],
     )
 
 
-# Recipes ---------------------------------------------------------------------------------------------
+def ball(name: str, shift: int = 0) -> Case:
+    """A brain with a tumour: the labels decide the intensities."""
+    k, j, i = np.mgrid[:16, :16, :16] - 7.5
+    labels = np.where(i**2 + j**2 + k**2 < 49, 4, 0).astype(np.uint8)
+    labels[6:11, 4 + shift : 8 + shift, 6:10] = 2
+    labels[7:9, 5 + shift : 7 + shift, 7:9] = 3
+    levels = np.array([[-1, 0, 0.8, 0.3, -0.3], [-1, 0.5, -0.5, 1, 0.1]], np.float32)
+    return Case(name, torch.from_numpy(levels[:, labels]), torch.from_numpy(labels), (12.0, 12.0, 9.0))
 
 
-def test_shipped_recipes_load_and_fit_their_scheme():
-    assert "brain-anatomy" in recipe_names()
-    for name in recipe_names():
-        recipe = load_recipe(name)
-        assert recipe.name == name and recipe.iterations == sum(stage.iterations for stage in recipe.stages)
-        make_schedule(**recipe.schedule)
-        card = recipe_card(recipe)
-        assert card.name == name
-        assert np.allclose(np.multiply(card.grid.size, card.grid.spacing), DATASET_GRID.size)
+CASES = [ball("one"), ball("two", 1), ball("three", 3)]
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "says"),
-    [
-        ("seed = 2305", "", 'lacks the field "seed"'),
-        ("seed = 2305", "seeed = 1", 'no field "seeed"'),
-        ("scheme =", "skeme =", 'no field "skeme"'),
-        ("[training]", "[training", "is not TOML"),
-        ("seed = 2305", 'seed = "many"', "seed"),
-        ("iterations = ", "iterations = -", "iterations"),
-    ],
-)
-def test_a_wrong_recipe_is_refused_in_a_sentence(tmp_path, old, new, says):
-    text = (Path(__file__).parents[1] / "MedDPMLib/resources/recipes/brain-anatomy.toml").read_text()
-    path = tmp_path / "mine.toml"
-    path.write_text(text.replace(old, new))
-    with pytest.raises(MedDPMError, match=says):
-        load_recipe(path)
+def run(recipe, folder, cases=CASES, **options):
+    losses, told = {}, []
+    story = train(recipe, cases, folder, execution=EXACT, report=losses.__setitem__, tell=told.append, **options)
+    return story, losses, told
 
 
-def test_unknown_recipe_lists_what_there_is():
-    with pytest.raises(MedDPMError, match="brain-anatomy"):
-        load_recipe("nonsense")
+def newest(folder) -> dict:
+    return Checkpoints(folder / "checkpoints").load(lambda sentence: None)
 
 
-# Training --------------------------------------------------------------------------------------------
+def same(one, other) -> bool:
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(value, other[name]) for name, value in one.items())
+    return one == other
 
 
-def run(recipe, folder, cases):
-    losses = {}
-    state = train(recipe, cases, folder, execution=EXACT, report=losses.__setitem__)
-    return state, losses
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, *run(small_recipe(), folder)
 
 
-def test_a_stopped_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, monkeypatch):
-    monkeypatch.setattr("MedDPMLib.train._CHECKPOINT_EVERY", 2)
-    recipe, cases = small_recipe(), [phantom(seed=1), phantom(seed=2)]
-    whole, losses = run(recipe, tmp_path / "whole", cases)
+class Broken(Exception):
+    pass
+
+
+def test_a_run_that_breaks_anywhere_ends_with_the_same_weights(whole, tmp_path):
+    def break_at(last):
+        def report(iteration, loss):
+            if iteration == last:
+                raise Broken
+
+        return report
+
+    for last in (3, 5):
+        with pytest.raises(Broken):
+            train(small_recipe(), CASES, tmp_path, execution=EXACT, report=break_at(last))
+    story, losses, told = run(small_recipe(), tmp_path)
+    assert list(losses) == [5, 6, 7]  # from the checkpoint of iteration 4
+    assert any("after iteration 4" in sentence for sentence in told)
+    mine, its = newest(tmp_path), newest(whole[0])
+    for part in ("network", "ema", "optimiser", "random"):
+        assert same(mine[part], its[part]), part
+    assert story.losses == whole[1].losses and story.best == whole[1].best
+
+
+def test_the_folder_says_what_the_run_is(whole):
+    folder, story, losses, _ = whole
     assert list(losses) == list(range(1, 8))
-
-    class Stopped(Exception):
-        pass
-
-    def stop(iteration, loss):
-        if iteration == 5:
-            raise Stopped
-
-    with pytest.raises(Stopped):
-        train(recipe, cases, tmp_path / "part", execution=EXACT, report=stop)
-    resumed, later = run(recipe, tmp_path / "part", cases)
-    assert list(later) == [5, 6, 7]  # from the checkpoint of iteration 4
-    for name, tensor in whole.items():
-        assert torch.equal(tensor, resumed[name]), name
-    assert [path.name for path in (tmp_path / "part").iterdir()] == [CHECKPOINT]
-
-
-def test_a_checkpoint_of_another_network_is_refused(tmp_path):
-    recipe = small_recipe()
-    Trainer(recipe, EXACT).save(tmp_path / CHECKPOINT)
-    other = Trainer(replace(recipe, network={"kind": "wavelet-unet", "channels": [16, 16]}), EXACT)
-    with pytest.raises(MedDPMError, match="another recipe"):
-        other.load(tmp_path / CHECKPOINT)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "README.md", "checkpoints", "recipe.toml", "run.json", "tensorboard",
+    ]  # fmt: skip
+    names = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert names == ["best.pt", "iteration-000000006.pt", "iteration-000000007.pt"]
+    assert load_recipe(folder / "recipe.toml") == small_recipe()
+    said = json.loads((folder / "run.json").read_text())
+    assert said["iteration"] == 7 and said["data"]["cases"] == ["one", "two", "three"] and said["seconds"] > 0
+    rows = [(row["iteration"], row["loss"]) for row in said["losses"]]
+    values = list(losses.values())
+    expected = [np.mean(part) for part in (values[0:2], values[2:4], values[4:6], values[6:7])]
+    assert [n for n, _ in rows] == [2, 4, 6, 7] and np.allclose([loss for _, loss in rows], expected)
+    readme = (folder / "README.md").read_text()
+    for words in ("brain-brats", "Iteration 7 of 7", "finished", "3 cases learnt from", "float32", "torch"):
+        assert words in readme
+    assert story.best["score"] == pytest.approx(min(expected))
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
-    case = phantom()
-    case.image[0, 5, 5, 5] = float("nan")
-    with pytest.raises(MedDPMError, match="iteration 1 "):
-        run(small_recipe(augmentation=STILL), tmp_path, [case])
+def test_scalars_can_be_read_with_tensorboard(whole):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder, _, losses, _ = whole
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    assert {event.step: pytest.approx(event.value) for event in events.Scalars("loss")} == losses
+    assert set(events.Tags()["scalars"]) == {"loss", "learning rate", "gradient norm", "iterations per second"}
+
+
+def test_a_finished_run_stays_as_it_is(whole):
+    before = newest(whole[0])
+    _, losses, _ = run(small_recipe(), whole[0])
+    assert not losses and same(newest(whole[0])["ema"], before["ema"])
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path):
+    recipe = small_recipe("stages=[{size=[16, 16, 8], iterations=4, batch=1}]")
+    run(recipe, tmp_path)
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    expected = newest(tmp_path)
+    path = checkpoints.paths()[0]
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+    _, losses, told = run(recipe, tmp_path)
+    assert list(losses) == [3, 4] and any(path.name in sentence and "damaged" in sentence for sentence in told)
+    assert same(newest(tmp_path)["ema"], expected["ema"])
+    for path in checkpoints.paths():
+        path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(MedDPMError, match="every checkpoint"):
+        run(recipe, tmp_path)
+
+
+def test_what_a_killed_process_left_is_cleared(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / ".1234abcd.pt").write_bytes(b"half")
+    run(small_recipe("stages=[{size=[16, 16, 8], iterations=1, batch=1}]"), tmp_path)
+    assert not list((tmp_path / "checkpoints").glob(".*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_writes_a_checkpoint_and_ends(tmp_path, number):
+    with StopRequest() as stop:
+
+        def report(iteration, loss):
+            if iteration == 1:
+                os.kill(os.getpid(), number)
+
+        with pytest.raises(Stopped) as stopped:
+            train(small_recipe(), CASES, tmp_path, execution=EXACT, report=report, stop=stop)
+    assert stopped.value.signal == number and newest(tmp_path)["iteration"] == stopped.value.iteration == 2
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_case(tmp_path):
+    broken = replace(CASES[0], name="broken", image=CASES[0].image.clone())
+    broken.image[0, 8, 8, 8] = float("nan")
+    with pytest.raises(MedDPMError, match=r"iteration 1 .*broken"):
+        run(small_recipe(), tmp_path, [broken])
 
 
 def test_training_learns(tmp_path):
-    """Two labels, two intensities: after a few dozen steps the labels decide the image, whatever the noise."""
-    labels = torch.zeros((16, 16, 16), dtype=torch.uint8)
-    labels[4:12, 4:12, 4:8], labels[4:12, 4:12, 8:12] = 1, 2
-    image = torch.full((2, 16, 16, 16), -1.0)
-    image[:, labels == 1], image[:, labels == 2] = 0.8, -0.2
-    case = Case("two", image, labels, (1.0,) * 3)
-    recipe = small_recipe(augmentation=STILL)
-    recipe = replace(
-        recipe,
-        stages=(Stage((16, 16, 16), 60),),
-        training=replace(recipe.training, learning_rate=5e-3, ema=0.5),
-    )
-    _, losses = run(recipe, tmp_path, [case])
+    """The labels decide the image: after a few dozen iterations they do so whatever the noise."""
+    recipe = small_recipe(
+        "stages=[{size=[16, 16, 16], iterations=60, batch=1}]", "training.learning_rate=5e-3", "training.final_share=1",
+        "training.high_noise=4", "training.sigma_floor=1",
+    )  # fmt: skip
+    _, losses, _ = run(recipe, tmp_path, [ball("one")])
     values = list(losses.values())
     assert np.mean(values[-10:]) < 0.4 * np.mean(values[:5])
 
 
-def test_an_iteration_sees_the_same_every_time_and_each_its_own():
-    recipe, cases = small_recipe(), [phantom(seed=1), phantom(seed=2)]
-    make = [recipe, load_scheme(recipe.scheme), make_schedule(**recipe.schedule), cases, (8, 12, 16)]
-    first, again, second = (make_example(*make, iteration) for iteration in (4, 4, 5))
-    for name, tensor in vars(first).items():
-        assert torch.equal(tensor, getattr(again, name)), name
-    assert not torch.equal(first.noise, second.noise)
-    assert first.condition.sum() == (first.weight > recipe.training.background_weight).sum()
+def test_held_out_cases_are_measured_and_decide_what_is_best(tmp_path):
+    recipe = small_recipe("training.held_out=0.3", "stages=[{size=[16, 16, 8], iterations=4, batch=1}]")
+    story, _, _ = run(recipe, tmp_path)
+    assert len(story.data["cases"]) == 2 and len(story.data["held_out"]) == 1
+    scores = {row["iteration"]: row["held_out"] for row in story.losses}
+    assert story.best == {"iteration": min(scores, key=scores.get), "score": min(scores.values())}
+    assert torch.load(tmp_path / "checkpoints" / "best.pt", weights_only=True)["score"] == min(scores.values())
 
 
-def test_high_noise_is_drawn_more_often():
-    recipe = small_recipe()
-    make = [recipe, load_scheme(recipe.scheme), make_schedule(**recipe.schedule), [phantom((8, 8, 8))], (4, 4, 4)]
-    drawn = torch.cat([make_example(*make, iteration).t for iteration in range(400)]).float()
-    assert 0 <= drawn.min() and drawn.max() == 249
-    # E[1 - r^p] = p / (p + 1)
-    expected = 250 * recipe.training.high_noise / (recipe.training.high_noise + 1)
-    assert abs(drawn.mean() - expected) < 12
+def test_a_recipe_may_be_changed_on_the_way_and_that_is_told(tmp_path):
+    run(small_recipe(), tmp_path)
+    story, losses, told = run(small_recipe("stages.1.iterations=5"), tmp_path)
+    assert list(losses) == [8]
+    assert any("stages.1.iterations 4 becomes 5" in sentence for sentence in told)
+    assert story.changes == ["from iteration 8 on: stages.1.iterations 4 becomes 5"]
+    assert story.changes[0] in (tmp_path / "README.md").read_text()
+    with pytest.raises(MedDPMError, match="another model"):
+        run(small_recipe("network.channels=[16, 16]"), tmp_path)
 
 
-def test_the_learning_rate_rises_then_falls():
-    settings = load_recipe("brain-anatomy").training
-    rates = [learning_rate(settings, i, 4000) for i in range(4000)]
-    top = rates.index(max(rates))
-    assert max(rates) == pytest.approx(settings.learning_rate) and abs(top - settings.warm_up) <= 1
-    assert rates[-1] == pytest.approx(settings.final_learning_rate, rel=1e-2)
-    assert all(a > b for a, b in itertools.pairwise(rates[top + 1 :]))
+def test_a_picture_shows_what_the_model_makes(tmp_path):
+    from PIL import Image
+
+    recipe = small_recipe("stages=[{size=[16, 16, 16], iterations=2, batch=1}]", "monitor.montage_every=2")
+    # A case on the dataset's own grid has its place there.
+    size = recipe.grid.size
+    large = torch.nn.functional.interpolate(CASES[0].labels[None, None].float(), size[::-1])[0, 0].to(torch.uint8)
+    case = Case("large", torch.zeros((2, *size[::-1]), dtype=torch.float16), large, (1.0, 1.0, 1.0))
+    _, _, told = run(recipe, tmp_path, [case])
+    assert not told
+    with Image.open(tmp_path / "montages" / "iteration-000000002.png") as picture:
+        assert min(picture.size) > 100
+
+
+# Beginning with other weights ------------------------------------------------------------------------
+
+
+def test_a_run_begins_with_a_model_as_far_as_it_fits(whole, tmp_path):
+    bundle = tmp_path / "first.safetensors"
+    card = export_run(whole[0], bundle)
+    assert "7 iterations" in card.training and "3 cases" in card.training and card.training_data[0]["cases"] == 3
+    _, weights = read_bundle(bundle)
+    started = {}
+
+    class Ended(Exception):
+        pass
+
+    def see(session):
+        started.update(session.engine.network.state_dict())
+        raise Ended
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_module._Session, "go_on", lambda session, *_: see(session))
+        with pytest.raises(Ended):
+            run(small_recipe(), tmp_path / "same", init=str(bundle))
+        for name, tensor in started.items():
+            assert torch.equal(tensor, weights[name].float()), name
+        told = []
+        other = small_recipe('scheme="anatomy"')
+        with pytest.raises(Ended):
+            train(other, CASES, tmp_path / "other", execution=EXACT, init=str(bundle), tell=told.append)
+    assert any("start fresh" in sentence for sentence in told)
+    equal = [n for n in weights if weights[n].shape == started[n].shape and torch.equal(weights[n].float(), started[n])]
+    assert 0.5 * len(weights) < len(equal) < len(weights)
+    with pytest.raises(MedDPMError, match="no tensor"):
+        unet = 'network={kind="unet", base=32, multipliers=[1, 2], blocks=1, attention=[]}'
+        run(small_recipe(unet), tmp_path / "unet", init=str(bundle))
+
+
+def test_an_unfinished_run_becomes_a_model_that_says_so(tmp_path):
+    class Enough(Exception):
+        pass
+
+    def report(iteration, loss):
+        if iteration == 3:
+            raise Enough
+
+    with pytest.raises(Enough):
+        train(small_recipe(), CASES, tmp_path / "run", execution=EXACT, report=report, data={"name": "balls"})
+    card = export_run(tmp_path / "run", tmp_path / "model.safetensors")
+    assert "2 iterations of 7: the run is not finished" in card.training
+    assert card.training_data[0]["name"] == "balls: one, two, three"
+    assert export_run(tmp_path / "run", tmp_path / "best.safetensors", best=True).name == card.name
+    with pytest.raises(MedDPMError, match="cannot be read"):
+        export_run(tmp_path, tmp_path / "none.safetensors")
+
+
+# What does not fit -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "cases", "says"),
+    [
+        (["stages.0.size=[18, 16, 8]"], CASES, "stages.0.size is .18, 16, 8.: the network needs .* multiples of 4"),
+        (["stages.1.patch=[16, 8, 6]"], CASES, "stages.1.patch is"),
+        (["schedule.name=cubic"], CASES, "cubic"),
+        (["network.channels=[7]"], CASES, "7"),
+        ([], [], "no case"),
+        ([], [replace(CASES[0], spacing=(1.0, 1.0, 1.0))], "16 x 16 x 16 mm.*192 x 192 x 144 mm"),
+        (["training.held_out=0.5"], CASES[:1], "held out"),
+    ],
+)
+def test_what_does_not_fit_is_told_before_the_first_step(tmp_path, changes, cases, says):
+    with pytest.raises(MedDPMError, match=says):
+        run(small_recipe(*changes), tmp_path, cases)
+
+
+def test_missing_memory_is_told_with_what_would_fit(monkeypatch):
+    recipe = load_recipe("brats")
+    asked = []
+
+    def fake_needs(recipe, stages, device, precision, checkpointing):
+        asked.append((precision, checkpointing))
+        size = (80 if precision == "float32" else 40) // (3 if checkpointing else 1)
+        return [memory.Need(stages[0].learnt, 1, precision, checkpointing, size * 10**9)]
+
+    monkeypatch.setattr(memory, "needs", fake_needs)
+    monkeypatch.setattr(memory, "free_memory", lambda device: 30 * 10**9)
+
+    class Network(torch.nn.Module):
+        values_per_voxel = 660
+
+    with pytest.raises(OutOfMemory, match=r"80.0 GB .*192 x 192 x 144 in float32;.*13.0 GB.*bfloat16 with --checkpoi"):
+        check_memory(recipe, EXACT, False, Network())
+    assert ("float32", False) in asked
+    asked.clear()
+    small = replace(recipe, stages=(replace(recipe.stages[0], patch=(32, 32, 32)),))
+    check_memory(small, EXACT, False, Network())
+    assert not asked  # what is far from filling the memory is not measured
+
+
+def test_what_training_takes_is_measured_in_its_own_process():
+    """The straight line through two small grids, against a grid of its own; and both ways of the benchmark."""
+    recipe = small_recipe("network.channels=[16, 32]")
+    stage = replace(recipe.stages[0], size=(64, 64, 64), patch=None)
+    (need,) = needs(recipe, [stage], torch.device("cpu"), "float32", False)
+    rows = measure_training(recipe, grid=(64, 64, 64), iterations=1, device="cpu")
+    assert [row.way for row in rows][:2] == ["plain", "MedDPM"] and rows[0].speed_up == 1
+    assert all(row.iterations_per_second > 0 and row.peak > 10**6 for row in rows)
+    assert 0.5 < need.bytes / rows[0].peak < 2
+    with pytest.raises(MedDPMError, match="multiples of 4"):
+        measure_training(recipe, grid=(30, 64, 64))
