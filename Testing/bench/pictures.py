@@ -17,7 +17,7 @@ HEIGHT = 25.0
 #: Pixels along a side of a slice's picture.
 SIDE = 440
 #: Pixels of the whole window, with the panel beside the views.
-WINDOW = 1500, 1650
+WINDOW = 1500, 1290
 #: The step at which the forming image is shown.
 STEP = 5
 
@@ -42,7 +42,6 @@ def main(folder: Path) -> None:
         picture.save(folder / name, optimize=True)
 
     app.moduleManager().load(MODULE)
-    app.mainWindow().resize(*WINDOW)
     app.mainWindow().show()
     slicer.util.selectModule("MedDPM")
     panel = slicer.util.getModuleWidget("MedDPM")
@@ -60,6 +59,7 @@ def main(folder: Path) -> None:
     draw("generated.png")
     print(panel.ui.messageLabel.text or "drawn")
 
+    app.mainWindow().resize(*WINDOW)
     app.layoutManager().setLayout(slicer.vtkMRMLLayoutNode.SlicerLayoutFourUpView)
     panel.ui.generateButton.click()
     wait_until(lambda: f"Step {STEP} " in panel.ui.statusLabel.text)
