@@ -13,6 +13,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import unittest
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -440,6 +441,17 @@ def test_a_declined_installation_is_told_and_asked_again(without_packages):
         assert "nothing was installed" in refused(panel)
     assert [shown.kind for shown in dialogs.shown] == ["question"] * 2 and not packages.installed
     assert "torch>=2.5, safetensors>=0.4.3" in dialogs.shown[0].text
+
+
+def test_in_testing_mode_nothing_is_installed(without_packages, application, monkeypatch):  # noqa: F811
+    """There the application answers every question with yes."""
+    panel = without_packages  # noqa: F811
+    monkeypatch.setattr(application, "testingEnabled", lambda: True)
+    assert "nothing is installed in testing mode" in refused(panel)
+    result = unittest.TestResult()
+    unittest.TestLoader().loadTestsFromTestCase(sys.modules["MedDPM"].MedDPMTest).run(result)
+    assert [reason for _, reason in result.skipped] == ["missing: torch>=2.5, safetensors>=0.4.3"]
+    assert result.wasSuccessful() and not packages.installed
 
 
 def pip_fails(*_arguments, **_options):

@@ -44,6 +44,8 @@ def ensure() -> None:
     if _installing:
         raise MedDPMError(_("packages are being installed: wait until that is finished, then try again"))
     names = ", ".join(lacking)
+    if slicer.app.testingEnabled():  # as slicer.packaging does: tests leave the application's Python as it is
+        raise MedDPMError(_("MedDPM needs {names}, and nothing is installed in testing mode").format(names=names))
     question = _("MedDPM needs Python packages that are not installed yet: {names}.\n\nInstall them now?")
     if TORCH in lacking:
         question += " " + _("PyTorch (torch) is large, 200 MB to 3 GB, which can take several minutes.")
