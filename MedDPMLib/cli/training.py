@@ -93,8 +93,8 @@ def train(
     check_writable(run)
 
     from MedDPMLib.data import read_dataset
-    from MedDPMLib.train import Stopped, StopRequest
-    from MedDPMLib.train import train as train_network
+    from MedDPMLib.train.run import train as train_network
+    from MedDPMLib.train.stopping import Stopped, StopRequest
 
     cases = read_dataset(dataset, settings.modalities, scheme=settings.scheme)
     main = os.environ.get("RANK", "0") == "0"

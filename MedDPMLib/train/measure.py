@@ -159,7 +159,11 @@ def _resident() -> int:
 
 
 def _peak_resident() -> int:
-    import resource  # not on Windows, where nothing is measured
+    if sys.platform == "win32":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset
+    import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -81,7 +81,12 @@ def check_memory(recipe: Recipe, execution: Execution, checkpointing: bool, netw
         return
     # On a GPU the weights lie there already: what is asked is what the whole needs.
     total = torch.cuda.mem_get_info(execution.device)[1] if execution.device.type == "cuda" else free
-    (need,) = needs(recipe, [largest], execution.device, execution.precision, checkpointing)
+    try:
+        (need,) = needs(recipe, [largest], execution.device, execution.precision, checkpointing)
+    except OutOfMemory:
+        raise
+    except MedDPMError:  # what cannot be measured is no reason not to try
+        return
     if need.bytes < total:
         return
     others = [(execution.precision, True), ("bfloat16", False), ("bfloat16", True)]
