@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from functools import cache
 from pathlib import Path
@@ -240,3 +242,15 @@ def test_a_mismatch_is_told_by_its_first_names():
     assert '1 of 3 tensors are missing, first "a"' in told
     assert '"c" with (4,) instead of (3,)' in told
     assert "1 do not belong to it, first 'd'" in told
+
+
+def test_asking_for_shapes_does_not_load_the_compiler():
+    """It takes seconds, and every model that is loaded asks."""
+    code = """if True:
+        import sys
+        from MedDPMLib.networks import state_shapes
+        for kind in ("unet", "wavelet-unet"):
+            state_shapes({"kind": kind, "image_channels": 1, "condition_channels": 2})
+        assert "torch._dynamo" not in sys.modules
+    """
+    subprocess.run([sys.executable, "-c", code], check=True)
