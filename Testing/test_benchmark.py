@@ -153,7 +153,9 @@ def test_ratios_are_to_the_plain_way_of_the_same_network_and_device():
     )
     elsewhere = replace(ours, device="cuda")
     found = result(measurement("plain"), ours, elsewhere, replace(ours, model="other"))
-    assert found.ratios(ours) == {"step_ratio": 4, "step_cpu_ratio": 5, "volume_ratio": 50, "memory_ratio": 0.25}
+    assert found.ratios(ours) == {
+        "step_ratio": 4, "step_cpu_ratio": 5, "volume_ratio": 50, "volume_cpu_ratio": 62.5, "memory_ratio": 0.25,
+    }  # fmt: skip
     assert set(found.ratios(elsewhere).values()) == set(found.ratios(found.measurements[3]).values()) == {None}
     row = dict(zip(HEADINGS[:11], rows(found)[1][:11], strict=True))
     assert row["faster"] == "50x" and row["of plain"] == "25%" and row["memory"] == "1.00 GiB"

@@ -85,7 +85,9 @@ def _by_cpu(one: Measurement, ratios: dict[str, float | None]) -> str:
     told = f"{one.model}, {one.way}: {one.of_ceiling_cpu:.0%} of the ceiling"
     if one.products:
         told += f" ({one.of_ceiling_cpu / one.products:.0%} in products)"
-    return told if one.way == "plain" else f"{told}, a step {ratios['step_cpu_ratio']:.3g}x faster"
+    if one.way == "plain":
+        return told
+    return f"{told}, a step {ratios['step_cpu_ratio']:.3g}x and a volume {ratios['volume_cpu_ratio']:.3g}x faster"
 
 
 def _seconds(seconds: float) -> str:
