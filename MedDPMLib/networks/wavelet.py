@@ -115,6 +115,21 @@ class _Block(nn.Module):
         return _add(self.conv2(h), x)
 
 
+class _Take(nn.Module):
+    """What the way up takes from the way down at the same resolution: less of it the more it is noise.
+
+    A plain sum would leave the noise of the input in every channel up to the output.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.select = nn.Conv3d(width, width, 1, bias=False)
+        self.time = _zero(nn.Linear(_TIME_WIDTH, width))
+
+    def forward(self, skip: Tensor, time: Tensor) -> Tensor:
+        return _multiply(self.select(skip), 1 + self.time(time)[:, :, None, None, None])
+
+
 def _zero(layer: nn.Module) -> nn.Module:
     """``layer`` with weights and bias zero, so that a residual branch starts as nothing."""
     for parameter in layer.parameters():
@@ -127,6 +142,10 @@ def _zero(layer: nn.Module) -> nn.Module:
 
 def _add(fresh: Tensor, other: Tensor) -> Tensor:
     return fresh + other if torch.is_grad_enabled() else fresh.add_(other)
+
+
+def _multiply(fresh: Tensor, other: Tensor) -> Tensor:
+    return fresh * other if torch.is_grad_enabled() else fresh.mul_(other)
 
 
 def _silu(fresh: Tensor) -> Tensor:
@@ -164,22 +183,23 @@ class WaveletUNet3d(Denoiser):
         if not self.embedding.weight.is_meta:  # drawing numbers there would import torch's compiler, for seconds
             nn.init.normal_(self.embedding.weight, std=0.5)
         self.surroundings = nn.ModuleList(nn.Conv3d(_EMBEDDING_WIDTH, _EMBEDDING_WIDTH, 3, padding=1) for _ in range(2))
-        self.condition_stem = nn.Conv3d(_EMBEDDING_WIDTH, channels[0], 1, bias=False)
+        self.condition_stem = nn.Conv3d(_EMBEDDING_WIDTH, 2 * channels[0], 1, bias=False)
         self.prior = _zero(nn.Conv3d(_EMBEDDING_WIDTH, 8 * image_channels, 3, padding=1))
         self.down = nn.ModuleList(_Block(width) for width in channels[:-1])
         pairs = list(zip(channels[:-1], channels[1:], strict=True))
         self.widen = nn.ModuleList(nn.Conv3d(a, b, 2, stride=2) for a, b in pairs)
         self.middle = nn.ModuleList(_Block(channels[-1]) for _ in range(2))
         self.narrow = nn.ModuleList(nn.Conv3d(b, a, 1) for a, b in pairs)
+        self.take = nn.ModuleList(_Take(width) for width in channels[:-1])
         self.up = nn.ModuleList(_Block(width) for width in channels[:-1])
-        self.out_norm = _ChannelNorm(channels[0])
         self.out = _zero(nn.Conv3d(channels[0], 8 * image_channels, 3, padding=1))
         self.timesteps = timesteps
         self.trust = nn.Parameter(torch.zeros(timesteps, 8 * image_channels))
-        self.start_training(torch.linspace(1, 0, timesteps + 2)[1:-1])
+        if not self.trust.is_meta:  # arithmetic there imports it too
+            self.start_training(torch.linspace(1, 0, timesteps + 2)[1:-1])
 
     def encode_condition(self, condition: Tensor) -> Tensor:
-        """The condition's share of the first convolution, and the prior; (B, channels[0] + 8 C, D/2, H/2, W/2)."""
+        """What labels add before the first block and before the last, and the prior: (B, 2 channels[0] + 8 C, ...)."""
         if any(side % self.side_multiple for side in condition.shape[2:]):
             sides = tuple(condition.shape[2:])
             raise MedDPMError(f"this wavelet U-Net needs sides that are multiples of {self.side_multiple}, not {sides}")
@@ -192,8 +212,9 @@ class WaveletUNet3d(Denoiser):
         dtype = self.out.weight.dtype
         time = self.time(timestep_features(t, 64).to(dtype))
         bands = _channels_last(wavelet_split(x.to(dtype)))
-        condition, prior = encoded.tensor_split([self.out.in_channels], dim=1)
-        h = _add(self.image_stem(bands), condition)
+        width = self.out.in_channels
+        before, behind, prior = encoded.tensor_split([width, 2 * width], dim=1)
+        h = _add(self.image_stem(bands), before)
         skips = []
         for block, widen in zip(self.down, self.widen, strict=True):
             h = block(h, time)
@@ -201,10 +222,13 @@ class WaveletUNet3d(Denoiser):
             h = widen(h)
         for block in self.middle:
             h = block(h, time)
-        for block, narrow in zip(reversed(self.up), reversed(self.narrow), strict=True):
-            h = _add(F.interpolate(narrow(h), scale_factor=2.0, mode="nearest"), skips.pop())
-            h = block(h, time)
-        estimate = _add(self.out(F.silu(self.out_norm(h))), prior)
+        for level in reversed(range(len(self.up))):
+            h = F.interpolate(self.narrow[level](h), scale_factor=2.0, mode="nearest")
+            h = _add(h, self.take[level](skips.pop(), time))
+            if level == 0:
+                h = _add(h, behind)
+            h = self.up[level](h, time)
+        estimate = _add(self.out(h), prior)
         return wavelet_merge(torch.lerp(estimate, bands, self.trust[t].sigmoid()[:, :, None, None, None]))
 
     @torch.no_grad()
