@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 
 from MedDPMLib.card import official_cards
 from MedDPMLib.device import Execution
 from MedDPMLib.errors import MedDPMError, OutOfMemory
+from MedDPMLib.generation import generate
+from MedDPMLib.geometry import Grid
+from MedDPMLib.masks import Mask
 from MedDPMLib.memory import peak_bytes, plan_memory
 from MedDPMLib.model import Model
 from MedDPMLib.networks import build_network
 from MedDPMLib.networks.denoiser import Economy
+from MedDPMLib.volume import Volume
 
 GB = 10**9
 CPU = torch.device("cpu")
@@ -112,3 +119,50 @@ def test_images_of_a_batch_are_counted(model):
     card = model.card
     image = len(card.modalities) * card.grid.size[0] * card.grid.size[1] * card.grid.size[2] * 4
     assert 2 * 3 * image < four - one < 8 * 3 * image
+
+
+# In a run --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def small() -> Model:
+    """A published network on a small grid, with random weights."""
+    card = next(card for card in official_cards() if card.name == "med-ddpm-brats")
+    network = {**card.network, "base": 32, "multipliers": [1, 2], "blocks": 1, "attention": [2]}
+    card = replace(card, network=network, grid=Grid((16, 12, 32), (1.0, 1.0, 1.0), "LPS"))
+    torch.manual_seed(6)
+    network = build_network(card.network_description)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    return Model(card, network, "hash")
+
+
+@pytest.fixture(scope="module")
+def mask(small) -> Mask:
+    geometry = small.card.grid.centered_on(np.zeros(3))
+    labels = np.full(geometry.shape, 4, np.uint8)
+    labels[8:20, 3:9, 4:12] = 2
+    labels[10:14, 4:8, 6:9] = 1
+    return Mask.from_volume(Volume(labels, geometry), small.card.scheme, numbering="med-ddpm")
+
+
+def test_a_run_with_less_memory_makes_the_same_volumes_and_says_so(small, mask):
+    def run(memory: str):
+        return generate(small, mask, seed=4, steps=3, precision="float32", memory=memory)
+
+    lean_bytes = peak_bytes(small, CPU, torch.float32, Economy.LEAN)
+    whole, lean, low = run("auto"), run(f"{lean_bytes / GB:.6f} GB"), run("low")
+    for generated, words in ((whole, "whole"), (lean, "in thin slabs ("), (low, "kept in bfloat16")):
+        assert words in generated.record["memory"]
+    for modality in whole:
+        # The noise of the first steps is amplified a thousandfold, and so is rounding.
+        np.testing.assert_allclose(lean[modality].array, whole[modality].array, atol=2e-3)
+        difference = low[modality].array - whole[modality].array
+        assert 0 < np.sqrt((difference**2).mean()) < 0.05
+
+
+def test_a_run_that_cannot_fit_does_not_start(small, mask):
+    steps = []
+    with pytest.raises(OutOfMemory, match="0.1 GB are allowed"):
+        generate(small, mask, steps=2, memory="0.1 GB", progress=lambda *step: steps.append(step))
+    assert not steps
