@@ -66,7 +66,8 @@ class Generator:
         self._id: str | None = None
         self._preview: slicer.vtkMRMLScalarVolumeNode | None = None
         self._background_before: str | None = None
-        self._arrived: deque[tuple[Result, str]] = deque()
+        #: What is to be taken into the scene: a modality of a result, then None for its end.
+        self._arrived: deque[tuple[Result, str | None]] = deque()
         self._next = qt.QTimer()
         self._next.setSingleShot(True)
         self._next.interval = 0
@@ -133,8 +134,8 @@ class Generator:
     def _drop(self) -> None:
         """Nothing more of the order that runs is wanted."""
         self.client.cancel(self._id)
-        for event, modality in self._arrived:
-            self.client.discard({modality: event.files[modality]})
+        for event, _modality in self._arrived:
+            self.client.discard(event.files)
         self._arrived.clear()
         self._next.stop()
 
@@ -148,7 +149,7 @@ class Generator:
         elif isinstance(event, Preview):
             self._show_preview(event)
         elif isinstance(event, Result):
-            self._arrived.extend((event, modality) for modality in self.order.modalities)
+            self._arrived.extend((event, modality) for modality in (*self.order.modalities, None))
             self._next.start()
         elif isinstance(event, Error):
             self._end(event.message)
@@ -180,10 +181,13 @@ class Generator:
         self._show(self._preview, first=not self._background_before)
 
     def _keep_next(self) -> None:
-        """Takes one volume of a result into the scene; the event loop runs before the next."""
+        """Takes one volume of a result into the scene, or shows it; the event loop runs before the next."""
         event, modality = self._arrived.popleft()
         try:
-            self._keep(event, modality)
+            if modality is None:
+                self._on_sample(event)
+            else:
+                self._keep(event, modality)
         except Exception as error:
             self._drop()
             if isinstance(error, MedDPMError):
@@ -191,8 +195,6 @@ class Generator:
                 return
             self._end(_("the volume could not be taken into the scene: the Python console says why"))
             raise
-        if modality == self.order.modalities[-1]:
-            self._on_sample(event)
         if self._arrived:
             self._next.start()
 
@@ -211,7 +213,7 @@ class Generator:
         self.made[seed, modality] = node
 
     def _on_sample(self, event: Result) -> None:
-        """All volumes of a sample are in the scene."""
+        """All volumes of a sample are in the scene, if they have not been deleted since."""
         # The first note says how the values were read, which the panel has decided itself.
         self.notes += [note for note in event.record["notes"][1:] if note not in self.notes]
         first = self.made[self.order.seeds[event.sample - 1], self.order.modalities[0]]
