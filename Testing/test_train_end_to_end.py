@@ -104,7 +104,7 @@ def torchrun(*arguments, cwd):
     package = os.path.dirname(os.path.dirname(sys.modules["MedDPMLib"].__file__))
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": package}
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "MedDPMLib",
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--", "MedDPMLib",
     ]  # fmt: skip
     done = subprocess.run(
         [*command, *map(str, arguments)], cwd=cwd, env=environment, capture_output=True, text=True, timeout=600

@@ -70,9 +70,10 @@ def train(
     """Train a model by a recipe.
 
     Killed at any moment and started again with the same command, the run goes on from its last checkpoint and ends
-    with the same weights. Ctrl-C and SIGTERM write a checkpoint first. Several GPUs or machines:
+    with the same weights. Ctrl-C and SIGTERM write a checkpoint first. Several GPUs or machines (torchrun takes --run
+    for its own without the two dashes):
 
-    torchrun --nproc-per-node 4 -m MedDPMLib train DATASET --recipe X --run RUN
+    torchrun --nproc-per-node 4 -m -- MedDPMLib train DATASET --recipe X --run RUN
 
     `meddpm models export RUN FILE` makes a model of a run.
     """
