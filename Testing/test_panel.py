@@ -437,6 +437,23 @@ def test_templates_are_sample_data(panel, application):
     assert volumes.sheet_of(node) is not None
 
 
+def test_nothing_of_the_panel_is_cut_off(panel, application):
+    """With all sections open, in a column as narrow as 3D Slicer's."""
+    start_from_template(panel)
+    for section in (panel.ui.labelsSection, panel.ui.advancedSection):
+        section.collapsed = False
+    window = application.mainWindow()
+    window.resize(1280, 1700)
+    window.show()
+    wait_until(lambda: panel.ui.resultsList.isVisible(), 5)
+    application.processEvents()
+    column = window.panel()
+    assert column.widget().width == column.viewport().width <= 480
+    for name, widget in vars(panel.ui).items():
+        if isinstance(widget, (qt.QPushButton, qt.QComboBox, qt.QSpinBox, qt.QCheckBox)) and widget.isVisible():
+            assert widget.width >= qt.QWidget.minimumSizeHint.fget(widget).width(), name
+
+
 def test_time_is_spoken():
     assert [spoken_time(s) for s in (0.2, 59.4, 59.6, 150, 4000)] == [
         "0 s", "59 s", "about 1 min", "about 2 min", "about 1 h 7 min",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import qt
 import slicer
 import vtk
 from slicer.i18n import tr as _
@@ -143,9 +144,15 @@ def compare(nodes: Sequence[slicer.vtkMRMLVolumeNode], orientation: str = ORIENT
     for widget, node in zip(widgets, nodes, strict=True):
         widget.mrmlSliceNode().SetOrientation(orientation)
         widget.mrmlSliceCompositeNode().SetBackgroundVolumeID(node.GetID())
-        widget.sliceLogic().FitSliceToBackground()
     for widget in widgets:
         widget.mrmlSliceCompositeNode().SetLinkedControl(True)
+    qt.QTimer.singleShot(0, lambda: _fit(names))  # the layout gives the views their sizes first
+
+
+def _fit(names: Sequence[str]) -> None:
+    layout = slicer.app.layoutManager()
+    for name in names:
+        layout.sliceWidget(name).sliceLogic().FitSliceToBackground()
 
 
 def _comparison_layouts() -> range:

@@ -40,6 +40,7 @@ class ctkCollapsibleButton(qt.QAbstractButton):
         self._folded = []  # the children that folding has hidden, and unfolding shows again
         self.toggled.connect(self._on_toggled)
         self.setContentsMargins(0, self._TITLE, 0, 0)
+        self.setSizePolicy(qt.QSizePolicy.Preferred, qt.QSizePolicy.Minimum)
 
     def _collapsed(self):
         return not self.checked
@@ -75,7 +76,9 @@ class ctkCollapsibleButton(qt.QAbstractButton):
         return self.layout().totalSizeHint()
 
     def minimumSizeHint(self):
-        return qt.QSize(0, self.sizeHint().height())
+        if self.collapsed or self.layout() is None:
+            return qt.QSize(0, self._TITLE)
+        return self.layout().totalMinimumSize()
 
     def hitButton(self, position):
         return position.y() < self._TITLE
