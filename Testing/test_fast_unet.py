@@ -10,9 +10,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.networks import build_network, fast_unet
+from MedDPMLib.networks import build_network, slabs
 from MedDPMLib.networks.denoiser import Economy
-from MedDPMLib.networks.fast_unet import FastUNet3d, _Frame, _Moments
+from MedDPMLib.networks.fast_unet import FastUNet3d
+from MedDPMLib.networks.slabs import Frame, Moments
 
 CPU = torch.device("cpu")
 #: Of every kind of step: shortcuts with and without a convolution, blocks with attention, levels of other widths.
@@ -55,7 +56,7 @@ def error(found: torch.Tensor, expected: torch.Tensor) -> float:
 @pytest.mark.parametrize("economy", [Economy.FAST, Economy.LEAN])
 def test_in_float32_it_is_the_plain_network(network, economy, slab_bytes, monkeypatch):
     for name in ("_CPU_SLAB", "_LEAN_CPU_SLAB"):
-        monkeypatch.setattr(fast_unet, name, slab_bytes)
+        monkeypatch.setattr(slabs, name, slab_bytes)
     fast, given = network.for_inference(CPU, torch.float32, economy), arguments(batch=2)
     assert isinstance(fast, FastUNet3d)
     expected = exact(network, *given)
@@ -67,7 +68,7 @@ def test_in_float32_it_is_the_plain_network(network, economy, slab_bytes, monkey
 def test_how_it_is_cut_changes_nothing_but_rounding(network, monkeypatch):
     given, results = arguments(), []
     for slab_bytes in (1, 1 << 30):
-        monkeypatch.setattr(fast_unet, "_CPU_SLAB", slab_bytes)
+        monkeypatch.setattr(slabs, "_CPU_SLAB", slab_bytes)
         results.append(network.for_inference(CPU, torch.float32)(*given))
     torch.testing.assert_close(*results, rtol=0, atol=1e-5 * float(results[0].std()))
 
@@ -122,7 +123,7 @@ def test_arguments_that_do_not_fit_are_refused(network):
 def test_moments_of_pieces_are_those_of_the_whole():
     volume = 3 + 5 * torch.randn(1, 32, 11, 16, 96) * torch.arange(1, 33).view(1, -1, 1, 1, 1)
     volume = volume.contiguous(memory_format=torch.channels_last_3d)
-    moments = _Moments()
+    moments = Moments()
     for piece in volume.split([1, 6, 4], dim=2):
         moments.add(piece)
     mean, variance = moments.merged()
@@ -132,11 +133,11 @@ def test_moments_of_pieces_are_those_of_the_whole():
 
 
 def test_slabs_cover_every_plane_once():
-    frame = _Frame(CPU, torch.bfloat16, torch.bfloat16, 5 * 32 * 8 * 8 * 2, keeps_all=True)
+    frame = Frame(CPU, torch.bfloat16, torch.bfloat16, 5 * 32 * 8 * 8 * 2, keeps_all=True)
     for depth in (1, 2, 3, 7, 64):
-        slabs = frame.slabs(32, (depth, 8, 8))
-        assert [i for a, b in slabs for i in range(a, b)] == list(range(depth))
-        assert all(b - a <= 5 for a, b in slabs)
+        runs = frame.slabs(32, (depth, 8, 8))
+        assert [i for a, b in runs for i in range(a, b)] == list(range(depth))
+        assert all(b - a <= 5 for a, b in runs)
     assert all(b - a >= 4 for a, b in frame.slabs(4096, (64, 8, 8)))  # never thinner, however small
 
 
@@ -171,8 +172,8 @@ class Alive(TorchDispatchMode):
 @pytest.mark.parametrize("economy", Economy)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_memory_foretold_is_the_memory_taken(network, dtype, economy, monkeypatch):
-    monkeypatch.setattr(fast_unet, "_CPU_SLAB", 1 << 16)
-    monkeypatch.setattr(fast_unet, "_LEAN_CPU_SLAB", 1 << 15)
+    monkeypatch.setattr(slabs, "_CPU_SLAB", 1 << 16)
+    monkeypatch.setattr(slabs, "_LEAN_CPU_SLAB", 1 << 15)
     sides = (96, 16, 16)
     x, t, condition = arguments(sides=sides)
     fast = network.for_inference(CPU, dtype, economy)
@@ -184,7 +185,7 @@ def test_the_memory_foretold_is_the_memory_taken(network, dtype, economy, monkey
 
 
 def test_it_takes_half_the_memory_of_the_plain_network(network, monkeypatch):
-    monkeypatch.setattr(fast_unet, "_CPU_SLAB", 1 << 15)
+    monkeypatch.setattr(slabs, "_CPU_SLAB", 1 << 15)
     sides = (96, 16, 16)
     x, t, condition = arguments(sides=sides)
     with Alive() as plain:

@@ -1,0 +1,255 @@
+"""Volumes that are made slab by slab: a slab is a run of planes along D.
+
+A 3 x 3 x 3 kernel needs one plane more on each side of a slab. Normalisation and activation happen in the slab just
+before its convolution, where they are still in the cache, and are never stored. A concatenation is never made: each
+part has a convolution of its own.
+
+GroupNorm needs mean and variance of the whole volume; they are taken in float32 from each slab when it is made, and
+merged exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from MedDPMLib.networks.denoiser import Economy
+
+#: Bytes of a slab. On the CPU it stays in the last cache beside what a convolution makes of it; a GPU wants more to do.
+_CPU_SLAB, _GPU_SLAB = 4 << 20, 128 << 20
+#: The same where memory counts more.
+_LEAN_CPU_SLAB, _LEAN_GPU_SLAB = 2 << 20, 32 << 20
+#: With fewer the neighbouring planes, which are normalised twice, would count.
+LEAST_PLANES = 4
+
+#: Voxels whose values are summed in one run on the CPU, which adds them one by one: more would cost digits.
+_VOXELS_SUMMED = 8192
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where and in which pieces volumes are made."""
+
+    device: torch.device
+    dtype: torch.dtype
+    #: The type of volumes that are kept.
+    storage: torch.dtype
+    #: About the size of a slab of one volume in ``dtype``; it has at least :data:`LEAST_PLANES`.
+    slab_bytes: int
+    #: Whether the two volumes of full size that a single convolution makes of small ones, the first and the last
+    #: that is upsampled, are kept; else they are made anew where they are needed.
+    keeps_all: bool
+
+    @classmethod
+    def of(cls, device: torch.device, dtype: torch.dtype, economy: Economy) -> Frame:
+        fast = economy is Economy.FAST
+        if device.type == "cpu":
+            slab_bytes = _CPU_SLAB if fast else _LEAN_CPU_SLAB
+        else:
+            slab_bytes = _GPU_SLAB if fast else _LEAN_GPU_SLAB
+        storage = torch.bfloat16 if economy is Economy.LEANEST and dtype.itemsize > 2 else dtype
+        return cls(device, dtype, storage, slab_bytes, keeps_all=fast)
+
+    def slabs(self, channels: int, sides: Sequence[int]) -> list[tuple[int, int]]:
+        """The planes [a, b) of each slab of a volume."""
+        depth, height, width = sides
+        planes = max(LEAST_PLANES, self.slab_bytes // (channels * height * width * self.dtype.itemsize))
+        count = -(-depth // planes)
+        return [(depth * i // count, depth * (i + 1) // count) for i in range(count)]
+
+    def weight(self, tensor: Tensor) -> Tensor:
+        """A convolution's weight for this device, in the layout of the volumes."""
+        return tensor.detach().to(self.device, self.dtype).contiguous(memory_format=torch.channels_last_3d)
+
+    def exact(self, tensor: Tensor) -> Tensor:
+        """Numbers for each channel; there are so few that they stay float32."""
+        return tensor.detach().to(self.device, torch.float32)
+
+
+class Volume:
+    """A volume (1, ``channels``, *``sides``): ``planes(a, b)`` are its planes [a, b), to be read only.
+
+    ``mean`` and ``variance`` (channels,) are those of each channel; ``values`` the whole volume, if it is kept.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        sides: tuple[int, ...],
+        planes: Callable[[int, int], Tensor],
+        mean: Tensor,
+        variance: Tensor,
+        values: Tensor | None = None,
+    ) -> None:
+        self.channels, self.sides, self.planes = channels, sides, planes
+        self.mean, self.variance, self.values = mean, variance, values
+
+
+def keep(frame: Frame, values: Tensor, mean: Tensor, variance: Tensor) -> Volume:
+    """The volume that is there: ``values`` (1, C, D, H, W) with the moments of each channel."""
+    return Volume(
+        values.shape[1],
+        tuple(values.shape[2:]),
+        lambda a, b: values[:, :, a:b].to(frame.dtype),
+        mean,
+        variance,
+        values,
+    )
+
+
+def make(
+    frame: Frame,
+    channels: int,
+    sides: tuple[int, ...],
+    piece: Callable[[int, int], Tensor],
+    into: Tensor | None = None,
+) -> Volume:
+    """The volume whose planes [a, b) are ``piece(a, b)``, in the memory ``into`` if that is given."""
+    moments = Moments()
+    for a, b in frame.slabs(channels, sides):
+        slab = piece(a, b).to(frame.storage)
+        moments.add(slab)
+        if into is None and b - a == sides[0]:
+            into = slab
+            break
+        if into is None:
+            into = torch.empty(
+                (1, channels, *sides),
+                dtype=frame.storage,
+                device=frame.device,
+                memory_format=torch.channels_last_3d,
+            )
+        into[:, :, a:b] = slab
+    return keep(frame, into, *moments.merged())
+
+
+def remake(frame: Frame, channels: int, sides: tuple[int, ...], piece: Callable[[int, int], Tensor]) -> Volume:
+    """The volume of :func:`make` without its memory: its planes are made whenever they are asked for."""
+    moments = Moments()
+    for a, b in frame.slabs(channels, sides):
+        moments.add(piece(a, b))
+    return Volume(channels, sides, piece, *moments.merged())
+
+
+class Moments:
+    """Mean and variance of each channel of a volume, gathered piece by piece."""
+
+    def __init__(self) -> None:
+        self._pieces: list[tuple[int, Tensor, Tensor]] = []
+
+    def add(self, slab: Tensor) -> None:
+        plane = slab.shape[3] * slab.shape[4]
+        run = max(1, _VOXELS_SUMMED // plane) if slab.device.type == "cpu" else slab.shape[2]
+        for piece in slab.split(run, dim=2):
+            self._pieces.append((piece.shape[2], *_moments(piece)))
+
+    def merged(self) -> tuple[Tensor, Tensor]:
+        """(C,) float32 each; by the law of total variance, exact (Chan, Golub and LeVeque 1983)."""
+        sizes, means, variances = zip(*self._pieces, strict=True)
+        means, variances = torch.stack(means), torch.stack(variances)
+        share = torch.tensor(sizes, dtype=torch.float32).to(means.device, non_blocking=True)[:, None] / sum(sizes)
+        mean = (share * means).sum(0)
+        return mean, (share * (variances + (means - mean).square())).sum(0)
+
+
+def _moments(piece: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and (biased) variance of each channel, (C,) float32."""
+    if piece.device.type not in ("cpu", "cuda"):
+        variance, mean = torch.var_mean(piece.float(), dim=(0, 2, 3, 4), correction=0)
+        return mean, variance
+    # Reads the piece as it is; running statistics in float32 are what makes it answer in float32.
+    running = torch.zeros(2, piece.shape[1], device=piece.device)
+    return torch.batch_norm_update_stats(piece, running[0], running[1], 0.0)
+
+
+class Convolution:
+    """A convolution of a concatenation as the sum of one for each of its ``parts`` (their numbers of channels)."""
+
+    def __init__(self, conv: nn.Conv3d, frame: Frame, parts: Sequence[int] | None = None) -> None:
+        self.weights = [frame.weight(weight) for weight in conv.weight.split(parts or [conv.in_channels], dim=1)]
+        self.bias = frame.exact(conv.bias)
+        self.stride = conv.stride
+        self.width = conv.out_channels
+
+    def __call__(
+        self, parts: Iterable[Tensor], padding: int, shift: Tensor | None = None, onto: Tensor | None = None
+    ) -> Tensor:
+        """With ``padding`` planes of zeros at both ends of D; ``shift`` (width,) is added to the output, and all of
+        it to ``onto`` if that is given. Parts that are only made when it is their turn are gone after it.
+        """
+        bias = self.bias if shift is None else self.bias + shift
+        bias = bias.to(self.weights[0].dtype)
+        around = self.weights[0].shape[-1] // 2
+        for part, weight in zip(parts, self.weights, strict=True):
+            share = F.conv3d(part, weight, bias, self.stride, (padding, around, around))
+            del part
+            onto, bias = share if onto is None else onto.add_(share), None
+        return onto
+
+
+class Norm:
+    """GroupNorm over the concatenation of ``parts`` (their numbers of channels), from their channels' moments."""
+
+    def __init__(self, norm: nn.GroupNorm, frame: Frame, parts: Sequence[int]) -> None:
+        self.weights = frame.exact(norm.weight).split(parts)
+        self.biases = frame.exact(norm.bias).split(parts)
+        self.groups, self.eps = norm.num_groups, norm.eps
+
+    def __call__(self, parts: Sequence[Volume]) -> list[Callable[[Tensor], Tensor]]:
+        """For each part what normalises planes of it; the result is the caller's own."""
+        means = torch.cat([part.mean for part in parts]).view(self.groups, -1)
+        variances = torch.cat([part.variance for part in parts]).view(self.groups, -1)
+        mean = means.mean(1, keepdim=True)
+        variance = (variances + (means - mean).square()).mean(1, keepdim=True).expand_as(means).flatten()
+        mean = mean.expand_as(means).flatten()
+        sizes = [part.channels for part in parts]
+
+        def normaliser(mean: Tensor, variance: Tensor, weight: Tensor, bias: Tensor) -> Callable[[Tensor], Tensor]:
+            # With given moments this is one multiply-add for each value, in float32 inside.
+            return lambda planes: F.batch_norm(planes, mean, variance, weight, bias, False, 0.0, self.eps)
+
+        return [
+            normaliser(*each)
+            for each in zip(mean.split(sizes), variance.split(sizes), self.weights, self.biases, strict=True)
+        ]
+
+
+class NormedConvolution:
+    """GroupNorm, SiLU and a 3 x 3 x 3 convolution."""
+
+    def __init__(self, norm: nn.GroupNorm, conv: nn.Conv3d, frame: Frame, parts: Sequence[int]) -> None:
+        self.norm = Norm(norm, frame, parts)
+        self.convolution = Convolution(conv, frame, parts)
+        self.width = conv.out_channels
+
+    def __call__(self, parts: Sequence[Volume], shift: Tensor | None = None) -> Callable[[int, int], Tensor]:
+        """What makes planes [a, b) of the output."""
+        normalisers = self.norm(parts)
+        depth = parts[0].sides[0]
+
+        def normalised(part: Volume, normalise: Callable[[Tensor], Tensor]) -> Callable[[int, int], Tensor]:
+            return lambda low, high: F.silu(normalise(part.planes(low, high)), inplace=True)
+
+        makers = [normalised(*each) for each in zip(parts, normalisers, strict=True)]
+
+        def piece(a: int, b: int) -> Tensor:
+            slabs = (with_neighbours(maker, depth, a, b) for maker in makers)
+            return self.convolution(slabs, padding_left(depth, a, b), shift)
+
+        return piece
+
+
+def with_neighbours(planes: Callable[[int, int], Tensor], depth: int, a: int, b: int) -> Tensor:
+    """Planes [a - 1, b + 1) of a volume of ``depth`` planes; what lies beyond it is zero, or left to the padding."""
+    below, above = int(a == 0), int(b == depth)
+    slab = planes(a - 1 + below, b + 1 - above)
+    return F.pad(slab, (0, 0, 0, 0, below, above)) if below != above else slab
+
+
+def padding_left(depth: int, a: int, b: int) -> int:
+    """The planes of zeros that :func:`with_neighbours` leaves to a convolution: of a whole volume, all of them."""
+    return int(a == 0 and b == depth)
