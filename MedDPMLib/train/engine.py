@@ -121,13 +121,11 @@ class Engine:
         random = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             random["cuda"] = torch.cuda.get_rng_state(self.device)
-        whole = {
-            "network": self.network.state_dict(),
-            "ema": self.ema.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-        }
         if self.sharded:
             whole = sharding.gathered(self.network, self.ema, self.optimiser)
+        else:
+            named = {"network": self.network, "ema": self.ema, "optimiser": self.optimiser}
+            whole = {name: part.state_dict() for name, part in named.items()}
         return {"iteration": self.iteration, **whole, "scaler": self.scaler.state_dict(), "random": random}
 
     def load_state(self, state: dict[str, Any]) -> None:
