@@ -154,7 +154,7 @@ def _sample(
     labels = condition_tensor(card, fitted.labels, execution)
     # Noise from a generator of the CPU is the same for every device.
     images = sample(
-        _predictor(network, card, labels, guidance),
+        _predictor(network, card, labels, guidance, steps),
         labels,
         model.schedule,
         shape=(1, len(card.modalities), *fitted.labels.shape),
@@ -183,23 +183,33 @@ def condition_tensor(card: Card, labels: np.ndarray, execution: Execution) -> Te
 
 
 def _predictor(
-    network: Denoiser, card: Card, labels: Tensor, guidance: float
+    network: Denoiser, card: Card, labels: Tensor, guidance: float, steps: int
 ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """``network`` with the share of ``labels`` (1, K, D, H, W) in its work done once, guided if that is asked for."""
-    dtype = labels.dtype
-    with torch.no_grad():
-        encoded = network.encode_condition(labels)
-        if guidance == 1:
-            return lambda x, t, labels: network.denoise(x.to(dtype), t, encoded)
+    """``network`` for ``steps`` steps, the share of ``labels`` (1, K, D, H, W) in its work done once.
+
+    With a ``guidance`` it is guided (classifier-free; Ho and Salimans 2022, arXiv 2207.12598), in whatever it predicts.
+    """
+    conditions = [labels]
+    if guidance != 1:
         nothing = labels.clone()
         nothing[:, : len(card.scheme.labels)] = card.mask_encoding[0]
-        unlabelled = network.encode_condition(nothing)
+        conditions.append(nothing)
+    with torch.no_grad():
+        encoded = [network.encode_condition(condition) for condition in conditions]
+    asked = 0
 
-    def predict(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        """Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598), in whatever the network predicts."""
-        x = x.to(dtype)
-        without = network.denoise(x, t, unlabelled).float()
-        return torch.lerp(without, network.denoise(x, t, encoded).float(), guidance)
+    def predict(x: Tensor, t: Tensor, _: Tensor) -> Tensor:
+        nonlocal asked
+        asked += 1
+        x = x.to(labels.dtype)
+        if asked == steps:
+            pairs = zip(conditions, encoded, strict=True)
+            predicted = [network.denoise_last(x, t, condition, share) for condition, share in pairs]
+        else:
+            predicted = [network.denoise(x, t, share) for share in encoded]
+        if guidance == 1:
+            return predicted[0]
+        return torch.lerp(predicted[1].float(), predicted[0].float(), guidance)
 
     return predict
 

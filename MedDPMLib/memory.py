@@ -81,14 +81,21 @@ def not_enough(model: Model, execution: Execution, found: str) -> str:
     )
 
 
-def _limit(memory: str, execution: Execution) -> tuple[int | None, str]:
-    """How many bytes may be taken, None for no limit, and that in words."""
+def check_memory(memory: str) -> int | None:
+    """The bytes that ``memory`` ("4 GB") allows, None for "auto" and "low"; :class:`MedDPMError` for anything else."""
     match = _LIMIT.fullmatch(memory) if isinstance(memory, str) else None
     if match:
-        limit = int(float(match[1]) * 1e9)
-        return limit, f"{_gigabytes(limit)} are allowed"
+        return int(float(match[1]) * 1e9)
     if memory not in ("auto", "low"):
         raise MedDPMError(f'the memory is "auto", "low" or a number of gigabytes such as "4 GB", not {memory!r:.50}')
+    return None
+
+
+def _limit(memory: str, execution: Execution) -> tuple[int | None, str]:
+    """How many bytes may be taken, None for no limit, and that in words."""
+    limit = check_memory(memory)
+    if limit is not None:
+        return limit, f"{_gigabytes(limit)} are allowed"
     free = free_memory(execution.device)
     if free is None:
         return None, ""

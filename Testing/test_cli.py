@@ -106,7 +106,9 @@ def test_help_names_every_choice(meddpm):
         assert re.search(rf"(?<![\w+-]){re.escape(choice)}(?![\w+-])", words), choice
 
 
-@pytest.mark.parametrize(("words", "offered"), [("models show sm", "small"), ("train brain", "brain-anatomy")])
+@pytest.mark.parametrize(
+    ("words", "offered"), [("models show sm", "small"), ("train --recipe brain-a", "brain-anatomy")]
+)
 def test_completion_offers_what_is_there(small_model, meddpm, meddpm_process, words, offered):
     meddpm("models", "import", small_model)
     asked = {
@@ -534,87 +536,12 @@ def test_the_bundled_demo_fits_a_small_machine(meddpm, tmp_path):
     }  # fmt: skip
 
 
-# Training --------------------------------------------------------------------------------------------
-
-
-RECIPE = """
-scheme = "brats"
-modalities = ["t1", "t2"]
-prediction = "x0"
-mask_encoding = [0, 1]
-
-[network]
-kind = "wavelet-unet"
-channels = [8, 16]
-timesteps = 20
-
-[schedule]
-name = "cosine"
-timesteps = 20
-
-[training]
-seed = 1
-learning_rate = 1e-3
-final_learning_rate = 1e-4
-warm_up = 2
-weight_decay = 0.0
-gradient_norm = 1.0
-ema = 0.9
-high_noise = 1.7
-sigma_floor = 0.15
-background_weight = 0.3
-tumour_weight = 3.0
-
-[[stages]]
-size = [16, 16, 12]
-iterations = 6
-
-[augmentation]
-flip = 0.5
-rotation = 0.0
-scaling = 0.0
-translation = 0.0
-elastic = 0.0
-elastic_points = 3
-gamma = 0.0
-bias = 0.0
-bias_points = 2
-
-[card]
-title = "A trial"
-summary = "Trained on a ball."
-training = "Six iterations."
-training_data = [{name = "a ball", licence = "none", cases = 1}]
-licence = "Apache-2.0"
-intended_use = "Tests."
-limitations = "Knows one ball."
-"""
-
-
-def test_a_recipe_becomes_a_model_that_generates(meddpm, small_mask, tmp_path, brats):
-    (tmp_path / "trial.toml").write_text(RECIPE)
-    labels = small_labels(brats)[2:14]
-    geometry = Grid((16, 16, 12), (12.0,) * 3, "LPS").centered_on([0.0, 0.0, 0.0])
-    write_nifti(tmp_path / "set" / "labelsTr" / "ball.nii.gz", Volume(labels, geometry))
-    for index in range(2):
-        image = np.where(labels > 0, labels / 4.0, -1.0).astype(np.float32)
-        write_nifti(tmp_path / "set" / "imagesTr" / f"ball_{index:04d}.nii.gz", Volume(image, geometry))
-    (tmp_path / "set" / "dataset.json").write_text('{"channel_names": {"0": "t1", "1": "t2"}}')
-    arguments = ["train", "trial.toml", "set", "--run", "run", "--precision", "float32", "--device", "cpu"]
-    result = meddpm(*arguments, "--export", "trial.safetensors")
-    assert result.returncode == 0, result.stderr
-    assert re.search(r"training, loss \d+\.\d{4}: 6 of 6, 0 s left", result.stderr)
-    # Finished training is not done again; what it exports is the same.
-    assert meddpm(*arguments, "--export", "again.safetensors").returncode == 0
-    assert (tmp_path / "trial.safetensors").read_bytes() == (tmp_path / "again.safetensors").read_bytes()
-    assert "A trial (trial)" in meddpm("models", "show", "trial.safetensors").stdout
-    result = meddpm("generate", small_mask, "--model", "trial.safetensors", "--out", "out")
-    assert result.returncode == 0 and "1 made" in result.stdout
+# Training: see test_train_end_to_end.py ----------------------------------------------------------------
 
 
 def test_unknown_recipes_and_datasets_are_told(meddpm):
-    rest = ["dataset", "--run", "run", "--export", "model.safetensors"]
-    result = meddpm("train", "no-such", *rest)
+    rest = ["dataset", "--run", "run"]
+    result = meddpm("train", "--recipe", "no-such", *rest)
     assert result.returncode == 2 and 'no recipe "no-such": use one of brain-anatomy' in one_sentence(result)
-    result = meddpm("train", "brain-anatomy", *rest)
+    result = meddpm("train", "--recipe", "brain-anatomy", *rest)
     assert result.returncode == 2 and "dataset is not a prepared dataset" in one_sentence(result)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.networks.wavelet import WaveletUNet3d, wavelet_matrix, wavelet_merge, wavelet_split
+from MedDPMLib.networks.wavelet import WaveletUNet3d, haar_merge, haar_split
 
 SIDES = st.integers(1, 4).map(lambda n: 2 * n)
 
@@ -23,65 +23,24 @@ def small_network() -> WaveletUNet3d:
 
 @settings(deadline=None, max_examples=20)
 @given(SIDES, SIDES, SIDES, st.integers(1, 3))
-def test_the_transform_is_invertible(depth, height, width, channels):
+def test_haar_is_orthonormal_and_invertible(depth, height, width, channels):
     x = torch.randn(2, channels, depth, height, width, generator=torch.Generator().manual_seed(1))
-    bands = wavelet_split(x)
+    bands = haar_split(x)
     assert bands.shape == (2, 8 * channels, depth // 2, height // 2, width // 2)
-    torch.testing.assert_close(wavelet_merge(bands), x)
+    torch.testing.assert_close(haar_merge(bands), x)
+    torch.testing.assert_close(bands.square().sum(), x.square().sum())
 
 
-@pytest.mark.parametrize("side", [4, 6, 16, 96])
-def test_the_filters_are_those_of_cdf_9_7(side):
-    """Against properties of their own: gains at the ends of the spectrum, moments, the published 9-tap filter."""
-    matrix = wavelet_matrix(side)
-    low, high = matrix[: side // 2], matrix[side // 2 :]
-    one, line = torch.ones(side, dtype=torch.float64), torch.arange(side, dtype=torch.float64)
-    turning = one * (-1) ** torch.arange(side)
-    torch.testing.assert_close(low @ one, 2**0.5 * torch.ones(side // 2, dtype=torch.float64))
-    assert (high @ one).abs().max() < 1e-12 and (low @ turning).abs().max() < 1e-12
-    assert torch.linalg.cond(matrix) < 1.7  # nearly orthonormal
-    if side >= 16:  # away from the ends: four vanishing moments
-        for power in range(4):
-            assert (high[3:-3] @ (line / side) ** power).abs().max() < 1e-12
-        published = [0.026748757411, -0.016864118443, -0.078223266529, 0.266864118443, 0.602949018236]
-        torch.testing.assert_close(
-            low[4, 4:9], 2**0.5 * torch.tensor(published, dtype=torch.float64), atol=1e-9, rtol=0
-        )
-
-
-def test_bands_say_what_they_promise():
-    """Bits 2, 1, 0 of a band's number are waves along D, H, W; channels stay apart."""
-    for band in range(8):
-        bits = [band >> 2 & 1, band >> 1 & 1, band & 1]
-        axes = [torch.ones(16) if not bit else (-1.0) ** torch.arange(16) for bit in bits]
-        x = torch.zeros(1, 2, 16, 16, 16)
-        x[0, 1] = torch.einsum("i,j,k->ijk", *axes)
-        bands = wavelet_split(x).abs().amax(dim=(0, 2, 3, 4))
-        assert bands.argmax() == 2 * band + 1 and (bands > 1e-4).sum() == 1
-
-
-def test_smooth_images_live_in_the_low_band():
-    """So a network that knows nothing of the high bands draws no grid of blocks."""
-    axes = [torch.linspace(-1, 1, n) for n in (32, 48, 64)]
-    x = torch.stack(torch.meshgrid(*axes, indexing="ij")).prod(dim=0)[None, None]
-    bands = wavelet_split(x)
-    bands[:, 1:] = 0
-    torch.testing.assert_close(wavelet_merge(bands)[..., 8:-8, 8:-8, 8:-8], x[..., 8:-8, 8:-8, 8:-8], atol=1e-5, rtol=0)
-
-
-def test_white_noise_stays_white():
-    x = torch.randn(1, 1, 64, 64, 64, generator=torch.Generator().manual_seed(1))
-    assert ((wavelet_split(x).std(dim=(0, 2, 3, 4)) - 1).abs() < 0.1).all()
-
-
-def test_a_patch_is_drawn_as_in_the_whole():
-    """Far enough from its border: nothing in the network looks at the whole volume."""
-    network = small_network()
-    x, condition, t = torch.randn(1, 2, 8, 8, 160), torch.rand(1, 3, 8, 8, 160), torch.tensor([50])
-    with torch.no_grad():
-        whole = network(x, t, condition)[..., 72:88]
-        part = network(x[..., 20:140], t, condition[..., 20:140])[..., 52:68]
-    torch.testing.assert_close(part, whole)
+def test_haar_bands_say_what_they_promise():
+    """Band 0 is the mean of each 2 x 2 x 2 block times sqrt(8); bits 2, 1, 0 are differences along D, H, W."""
+    x = torch.randn(1, 2, 4, 6, 8)
+    bands = haar_split(x)
+    torch.testing.assert_close(bands[:, :2], torch.nn.functional.avg_pool3d(x, 2) * 8**0.5)
+    for bit, axis in ((4, 2), (2, 3), (1, 4)):
+        step = torch.ones(2)
+        step[1] = -1
+        wave = x * step.repeat(x.shape[axis] // 2).view([-1 if a == axis else 1 for a in range(5)])
+        torch.testing.assert_close(bands[:, 2 * bit : 2 * bit + 2], torch.nn.functional.avg_pool3d(wave, 2) * 8**0.5)
 
 
 def test_batch_equals_singles():
@@ -150,3 +109,30 @@ def test_sides_and_widths_are_checked():
         small_network()(torch.zeros(1, 2, 8, 8, 6), torch.tensor([0]), torch.zeros(1, 3, 8, 8, 6))
     with pytest.raises(MedDPMError, match="multiples of 8"):
         WaveletUNet3d(1, 1, channels=(8, 12))
+
+
+def test_the_last_step_leaves_no_pattern_of_the_blocks():
+    """A network that adds a constant to a high-pass sub-band checkers every 2 x 2 x 2 block; over the shifts it cancels."""
+    network = WaveletUNet3d(2, 3, channels=(8, 16))
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+        network.trust.fill_(-60)
+        network.out.bias[2 * 1] = 0.5  # sub-band 1 (high-pass along W) of the first channel
+        network.out.bias[2 * 6 + 1] = 0.5  # sub-band 6 (high-pass along D and H) of the second
+        x, condition, t = torch.zeros(1, 2, 16, 16, 24), torch.zeros(1, 3, 16, 16, 24), torch.tensor([5])
+        encoded = network.encode_condition(condition)
+        assert network.denoise(x, t, encoded).abs().min() > 0.1
+        assert network.denoise_last(x, t, condition, encoded).abs().max() < 1e-6
+
+
+def test_without_gradients_nothing_given_is_changed():
+    network = small_network()
+    given = torch.randn(1, 2, 8, 8, 8), torch.tensor([7]), torch.rand(1, 3, 8, 8, 8)
+    kept = [tensor.clone() for tensor in given]
+    with_gradients = network(*given)
+    with torch.no_grad():
+        encoded = network.encode_condition(given[2])
+        share = encoded.clone()
+        torch.testing.assert_close(network.denoise(given[0], given[1], encoded), with_gradients)
+    assert all(torch.equal(tensor, before) for tensor, before in zip((*given, encoded), (*kept, share), strict=True))

@@ -10,6 +10,7 @@ from MedDPMLib.cli.generate import check_writable
 from MedDPMLib.cli.options import (
     BUNDLED_MODEL,
     DeviceOption,
+    MemoryOption,
     ModelOption,
     OutOption,
     PrecisionOption,
@@ -18,6 +19,7 @@ from MedDPMLib.cli.options import (
     SeedOption,
     StepsOption,
     check_settings,
+    tell_plan,
 )
 from MedDPMLib.cli.output import show_progress
 
@@ -31,6 +33,7 @@ def demo(
     steps: StepsOption = None,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
+    memory: MemoryOption = "auto",
 ) -> None:
     """Make MRI volumes from the demo's mask, with a picture of them. Nothing is downloaded.
 
@@ -40,7 +43,7 @@ def demo(
     from MedDPMLib.store import ModelStore
 
     card = ModelStore().find(model).card
-    settings = check_settings(card, quality, sampler, steps, device, precision)
+    settings = check_settings(card, quality, sampler, steps, device, precision, memory=memory)
     check_writable(out)
 
     from MedDPMLib import generate, load_model
@@ -51,9 +54,11 @@ def demo(
 
     mask = demo_mask(card.scheme)
     mask_path, montage_path, record_path = out / "demo_mask.nii.gz", out / "montage.png", out / "record.json"
+    loaded = load_model(model)
+    tell_plan(loaded, settings)
     with show_progress(settings.steps, "generating") as progress:
         generated = generate(
-            load_model(model),
+            loaded,
             mask,
             seed=seed,
             progress=lambda *_: progress.advance("generating"),

@@ -15,6 +15,7 @@ from MedDPMLib.cli.options import (
     DeviceOption,
     GuidanceOption,
     LabelsOption,
+    MemoryOption,
     ModelOption,
     OutOption,
     PrecisionOption,
@@ -24,6 +25,7 @@ from MedDPMLib.cli.options import (
     Settings,
     StepsOption,
     check_settings,
+    tell_plan,
 )
 from MedDPMLib.cli.output import Progress, complain, show_progress
 from MedDPMLib.errors import MedDPMError
@@ -45,6 +47,7 @@ def generate(
     sampler: SamplerOption = None,
     steps: StepsOption = None,
     guidance: GuidanceOption = 1.0,
+    memory: MemoryOption = "auto",
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
     space: Annotated[
@@ -68,7 +71,7 @@ def generate(
     from MedDPMLib.store import ModelStore
 
     entry = ModelStore().find(model)
-    settings = check_settings(entry.card, quality, sampler, steps, device, precision, guidance, space)
+    settings = check_settings(entry.card, quality, sampler, steps, device, precision, guidance, memory, space)
     check_writable(out)
     batch = Batch(entry, settings, out, labels, brain_from)
     seeds = range(seed, seed + samples)
@@ -94,7 +97,9 @@ class Batch:
     def model(self) -> Model:
         from MedDPMLib import load_model
 
-        return load_model(self.entry.path)
+        model = load_model(self.entry.path)
+        tell_plan(model, self.settings)
+        return model
 
     def make(self, path: Path, seeds: Sequence[int], progress: Progress) -> None:
         """All samples of the mask in ``path``. A fault of the mask ends it, a fault in writing ends everything."""

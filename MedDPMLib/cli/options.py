@@ -13,6 +13,7 @@ from MedDPMLib.errors import MedDPMError
 
 if TYPE_CHECKING:
     from MedDPMLib.device import Execution
+    from MedDPMLib.model import Model
 
 BUNDLED_MODEL = "brain-anatomy"
 
@@ -46,6 +47,9 @@ GuidanceOption = Annotated[
     float, typer.Option("--guidance", help="Above 1 the labels are drawn more strongly, at twice the time.")
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
+MemoryOption = Annotated[
+    str, typer.Option("--memory", help="auto: what is free; low: as little as possible, slower; or a limit: 4GB.")
+]
 PrecisionOption = Annotated[str, typer.Option("--precision", help="auto, float32, bfloat16 or float16.")]
 LabelsOption = Annotated[
     str | None,
@@ -61,6 +65,7 @@ class Settings:
     steps: int
     execution: Execution
     guidance: float
+    memory: str
     space: str
 
     def keywords(self) -> dict:
@@ -71,6 +76,7 @@ class Settings:
             "device": self.execution.device,
             "precision": self.execution.precision,
             "guidance": self.guidance,
+            "memory": self.memory,
             "space": self.space,
         }
 
@@ -83,6 +89,7 @@ def check_settings(
     device: str,
     precision: str,
     guidance: float = 1.0,
+    memory: str = "auto",
     space: str = "model",
 ) -> Settings:
     """The settings that the options ask for; :class:`MedDPMError` for what the model or the machine cannot do."""
@@ -90,6 +97,7 @@ def check_settings(
         raise MedDPMError(f'there is no quality "{quality}": use {", ".join(QUALITIES)}')
     from MedDPMLib.device import choose_execution
     from MedDPMLib.generation import SPACES, check_guidance
+    from MedDPMLib.memory import check_memory
     from MedDPMLib.samplers import METHODS, timestep_grid
 
     recommended = card.qualities[quality]
@@ -98,6 +106,16 @@ def check_settings(
         raise MedDPMError(f'"{sampler}" is not a sampler: use one of {", ".join(METHODS)}')
     steps = recommended["steps"] if steps is None else steps
     timestep_grid(card.schedule["timesteps"], steps)
+    check_memory(memory)
     if space not in SPACES:
         raise MedDPMError(f'there is no space "{space}": use {" or ".join(SPACES)}')
-    return Settings(sampler, steps, choose_execution(device, precision), check_guidance(card, guidance), space)
+    execution = choose_execution(device, precision)
+    return Settings(sampler, steps, execution, check_guidance(card, guidance), memory, space)
+
+
+def tell_plan(model: Model, settings: Settings) -> None:
+    """Where, how and in how much memory a run is going to work, on stderr, before it begins."""
+    from MedDPMLib.memory import plan_memory
+
+    plan = plan_memory(model, settings.execution, memory=settings.memory)
+    typer.echo(f"{model.card.name} {settings.execution.reason}; {plan.sentence}", err=True)

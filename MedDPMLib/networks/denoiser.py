@@ -43,6 +43,10 @@ class Denoiser(nn.Module, ABC):
     def forward(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         return self.denoise(x, t, self.encode_condition(condition))
 
+    def denoise_last(self, x: Tensor, t: Tensor, condition: Tensor, encoded: Tensor) -> Tensor:
+        """:meth:`denoise` for the last step, which no later one corrects: more careful where a network knows how."""
+        return self.denoise(x, t, encoded)
+
     def start_training(self, alpha_bar: Tensor) -> None:
         """Sets what fresh weights have to know of the schedule ``alpha_bar`` (T,); nothing in most networks."""
 
