@@ -127,7 +127,7 @@ def test_generation_is_the_free_sampler_over_the_free_denoiser(tmp_path):
 
 
 def random_bundle(path, **changes):
-    """A bundle of a small plain U-Net with ``changes`` to its card; random weights that listen to all they are given."""
+    """A bundle of a small plain U-Net with ``changes`` to its card; its random weights listen to all inputs."""
     network = {"kind": "unet", "base": 32, "multipliers": [1], "blocks": 1, "attention": [8]}
     card = dataclasses.replace(small_card("noise"), network=network, **changes)
     torch.manual_seed(3)
