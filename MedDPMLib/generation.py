@@ -87,7 +87,7 @@ def generate(
         images = _sample(model, network, fitted, execution, seed, steps, sampler, guidance, progress)
     record = make_record(
         model=model, mask=mask, fitted=fitted, execution=execution, seed=seed, steps=steps, sampler=sampler,
-        guidance=guidance, memory=plan.sentence, space=space, seconds=time.perf_counter() - started,
+        guidance=guidance, memory=plan.way, space=space, seconds=time.perf_counter() - started,
     )  # fmt: skip
     geometry = mask.volume.geometry if space == "mask" else fitted.geometry
     return Generated(volumes(card, images, fitted.geometry, geometry), record)

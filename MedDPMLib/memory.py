@@ -31,8 +31,15 @@ class MemoryPlan:
 
     economy: Economy
     needs: int
-    #: For the log: what was chosen, and why.
-    sentence: str
+    #: How the network is computed, in words: the part of :attr:`sentence` that does not depend on the moment.
+    way: str
+    #: What may be taken, in words; empty if nobody knows.
+    limit: str
+
+    @property
+    def sentence(self) -> str:
+        """For the log: what was chosen, and why."""
+        return f"about {_gigabytes(self.needs)} at the peak, {self.way}" + (f" ({self.limit})" if self.limit else "")
 
 
 def plan_memory(model: Model, execution: Execution, *, memory: str = "auto", batch: int = 1) -> MemoryPlan:
@@ -48,7 +55,7 @@ def plan_memory(model: Model, execution: Execution, *, memory: str = "auto", bat
     for economy in choices:
         needs = peak_bytes(model, execution.device, execution.dtype, economy, batch)
         if limit is None or needs <= limit:
-            return MemoryPlan(economy, needs, _sentence(economy, needs, execution.dtype, what))
+            return MemoryPlan(economy, needs, _way(economy, execution.dtype), what)
     raise OutOfMemory(not_enough(model, execution, what or "it ran out"))
 
 
@@ -103,13 +110,12 @@ def _limit(memory: str, execution: Execution) -> tuple[int | None, str]:
     return free, f"{_gigabytes(free)} are free"
 
 
-def _sentence(economy: Economy, needs: int, dtype: torch.dtype, what: str) -> str:
-    how = {
+def _way(economy: Economy, dtype: torch.dtype) -> str:
+    return {
         Economy.FAST: "whole",
         Economy.LEAN: "in thin slabs",
         Economy.LEANEST: "in thin slabs" if dtype.itemsize == 2 else "in thin slabs, with volumes kept in bfloat16",
     }[economy]
-    return f"about {_gigabytes(needs)} at the peak, {how}" + (f" ({what})" if what else "")
 
 
 def _gigabytes(size: float) -> str:

@@ -254,7 +254,12 @@ def recipe_card(recipe: Recipe, *, training: str = "", training_data: Sequence[M
     """
     given = dict(recipe.card)
     sentences = [given.pop("training", ""), training]
-    data = given.pop("training_data", training_data) or [{"name": "none", "licence": "none", "cases": None}]
+    if not isinstance(sentences[0], str):
+        raise MedDPMError(f'[card]: "training" must be a text, not {sentences[0]!r:.50}')
+    data = given.pop("training_data", training_data)
+    if not isinstance(data, (list, tuple)):
+        raise MedDPMError(f'[card]: "training_data" must be a list of tables, not {data!r:.50}')
+    data = data or [{"name": "none", "licence": "none", "cases": None}]
     try:
         return Card(
             name=recipe.name,

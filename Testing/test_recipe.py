@@ -125,7 +125,7 @@ def test_a_run_may_change_how_it_trains_but_not_what():
     assert recipe_changes(old, load_recipe("brain-anatomy", ["stages.1.iterations=1000"])) == [
         "stages.1.iterations 900 becomes 1000"
     ]
-    for change in ("network.channels=[8, 16]", "prediction=v", "positions=true", "schedule.timesteps=100"):
+    for change in ("network.channels=[8, 16]", "prediction=v", "positions=false", "schedule.timesteps=100"):
         with pytest.raises(MedDPMError, match="another model"):
             recipe_changes(old, load_recipe("brain-anatomy", [change, "card.qualities.reference.steps=100"]))
 
