@@ -71,6 +71,13 @@ def test_condition_can_be_encoded_once():
         torch.testing.assert_close(network.denoise(x, t, network.encode_condition(condition)), network(x, t, condition))
 
 
+def test_channels_are_embedded_in_parts_as_together():
+    network = WaveletUNet3d(1, 14, channels=(8, 16))
+    condition = torch.randn(2, 14, 8, 8, 8)
+    together = network.condition_stem(network.embedding(haar_split(condition)))
+    torch.testing.assert_close(network.encode_condition(condition), together)
+
+
 def test_trust_starts_where_two_estimates_blend_best():
     """With the network's error at its typical size, the weight of x minimises the error of the blend."""
     network = WaveletUNet3d(1, 1, channels=(8,), timesteps=4)

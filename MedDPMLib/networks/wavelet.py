@@ -20,6 +20,8 @@ from MedDPMLib.networks.denoiser import Denoiser
 _GROUPS = 8
 _TIME_WIDTH = 192
 _EMBEDDING_WIDTH = 64
+#: Channels of the condition whose sub-bands exist at the same time.
+_CHANNELS_AT_ONCE = 6
 #: Standard deviation of the network's error that :attr:`trust` starts from, for sub-bands with 0, 1, 2 and 3 high-pass
 #: axes. Smaller than measured, because what is trusted too far stays in the image as grain.
 _TYPICAL_ERROR = (0.08, 0.03, 0.012, 0.006)
@@ -137,8 +139,14 @@ class WaveletUNet3d(Denoiser):
         if any(side % self.side_multiple for side in condition.shape[2:]):
             sides = tuple(condition.shape[2:])
             raise MedDPMError(f"this wavelet U-Net needs sides that are multiples of {self.side_multiple}, not {sides}")
-        bands = haar_split(condition.to(self.out.weight.dtype))
-        return self.condition_stem(self.embedding(_channels_last(bands)))
+        # Some channels at a time: the sub-bands of all would be the largest tensor of a run.
+        weight = self.embedding.weight.unflatten(1, (8, -1))
+        embedded = self.embedding.bias[:, None, None, None]
+        for first in range(0, condition.shape[1], _CHANNELS_AT_ONCE):
+            part = slice(first, first + _CHANNELS_AT_ONCE)
+            bands = _channels_last(haar_split(condition[:, part].to(weight.dtype)))
+            embedded = embedded + F.conv3d(bands, weight[:, :, part].flatten(1, 2))
+        return self.condition_stem(embedded)
 
     def denoise(self, x: Tensor, t: Tensor, encoded: Tensor) -> Tensor:
         dtype = self.out.weight.dtype
