@@ -205,6 +205,14 @@ def test_a_run_measures_every_way(small_model):
     assert len(told) == inference.phases(2)
 
 
+def test_a_draft_has_a_last_step_too(small_model):
+    """What a volume takes beside its equal steps, a draft takes too."""
+    card = load_model(small_model).card
+    more, fewer = card.qualities["standard"]["steps"], card.qualities["draft"]["steps"]
+    standard = measurement("standard", steps=more, step_seconds=1.0, volume_seconds=more + 7.0)
+    assert inference._draft(standard, card).volume_seconds == pytest.approx(fewer + 7.0)
+
+
 def test_the_command_tells_and_writes(meddpm, small_model, tmp_path, monkeypatch):
     # The way there is what is tested: another process for every way is not needed for that.
     found = result(measurement("plain"), measurement("standard", volume_seconds=10.0))

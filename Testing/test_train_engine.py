@@ -14,6 +14,7 @@ from MedDPMLib.device import Execution, choose_execution
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.recipe import load_recipe
 from MedDPMLib.train import selftest
+from MedDPMLib.train.benchmark import can_compile
 from MedDPMLib.train.engine import Engine
 from MedDPMLib.train.examples import Example, Examples, batch_numbers, made_ahead, remaining_stages, split_cases
 
@@ -198,6 +199,13 @@ def test_recomputing_activations_changes_nothing(network):
     assert plain[0] == recomputed[0]
     for name, tensor in plain[1].items():
         assert torch.equal(tensor, recomputed[1][name]), name
+
+
+@pytest.mark.skipif(not can_compile(torch.device("cpu")), reason="there is no C++ compiler")
+def test_fused_kernels_change_rounding_alone():
+    """The losses: those after the first depend on the gradients before them."""
+    recipe = small_recipe()
+    assert trained(recipe, compile=True)[0] == pytest.approx(trained(recipe)[0], rel=1e-5)
 
 
 def test_recomputing_saves_memory():

@@ -126,7 +126,7 @@ def test_the_last_step_leaves_no_pattern_of_the_blocks():
             parameter.zero_()
         network.trust.fill_(-60)
         network.out.bias[2 * 1] = 0.5  # sub-band 1 (high-pass along W) of the first channel
-        network.out.bias[2 * 6 + 1] = 0.5  # sub-band 6 (high-pass along D and H) of the second
+        network.out.bias[2 * 7 + 1] = 0.5  # sub-band 7 (high-pass along all axes) of the second
         x, condition, t = torch.zeros(1, 2, 16, 16, 24), torch.zeros(1, 3, 16, 16, 24), torch.tensor([5])
         encoded = network.encode_condition(condition)
         assert network.denoise(x, t, encoded).abs().min() > 0.1

@@ -295,9 +295,10 @@ def _summary(subject: _Subject, way: str, device: str, process: _Process, ceilin
 
 
 def _draft(standard: Measurement, card: Card) -> Measurement:
-    """What follows for the quality "draft", which takes fewer of the same steps."""
+    """What follows for the quality "draft", which takes fewer of the same steps: the last one, which may take longer
+    than the others, is among them."""
     quality = card.qualities["draft"]
     if standard.problem:
         return replace(standard, way="draft", **quality)
-    volume = standard.first_seconds + (quality["steps"] - 1) * standard.step_seconds
+    volume = standard.volume_seconds - (standard.steps - quality["steps"]) * standard.step_seconds
     return replace(standard, way="draft", **quality, volume_seconds=volume, extrapolated=True)

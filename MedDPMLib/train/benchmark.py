@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from importlib.util import find_spec
+from shutil import which
+
+import torch
 
 from MedDPMLib.device import choose_execution
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.networks import build_network
 from MedDPMLib.recipe import Recipe, recipe_card, recipe_values
 from MedDPMLib.train.measure import Job, measure
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether what ``torch.compile`` needs is there: a C++ compiler for the CPU, Triton for a GPU."""
+    if device.type == "cuda":
+        return find_spec("triton") is not None
+    return device.type == "cpu" and any(map(which, (os.environ.get("CXX") or "g++", "clang++")))
 
 
 @dataclass(frozen=True)
@@ -28,8 +40,8 @@ class TrainingRow:
 def measure_training(
     recipe: Recipe, *, grid: tuple[int, int, int] | None = None, iterations: int = 3, device: str = "auto"
 ) -> list[TrainingRow]:
-    """Three rows: the same network trained the plain way (float32, contiguous), our way in the precision that is
-    fastest on ``device``, and that with activations recomputed.
+    """The same network trained the plain way (float32, contiguous), our way in the precision that is fastest on
+    ``device``, that with fused kernels where a compiler is at hand, and with activations recomputed.
 
     ``grid`` (i, j, k) is what is learnt from, None for the recipe's last stage; one example is one iteration. Each row
     is measured in a process of its own.
@@ -43,8 +55,11 @@ def measure_training(
     ways = [
         ("plain", "float32", {"plain": True, "checkpointing": False}),
         ("MedDPM", execution.precision, {"plain": False, "checkpointing": False}),
-        ("MedDPM, recomputing activations", execution.precision, {"plain": False, "checkpointing": True}),
+        ("MedDPM, --compile", execution.precision, {"plain": False, "checkpointing": False, "compile": True}),
+        ("MedDPM, --checkpointing", execution.precision, {"plain": False, "checkpointing": True}),
     ]
+    if not can_compile(execution.device):
+        ways = [one for one in ways if not one[2].get("compile")]
     rows: list[TrainingRow] = []
     for way, precision, how in ways:
         job = Job(recipe_values(recipe), [grid], 1, iterations, str(execution.device), precision, **how)

@@ -28,7 +28,7 @@ class Job:
     """What to measure: ``recipe`` (its values), one after the other on ``grids`` (i, j, k), the smaller ones first.
 
     ``plain`` is the same network trained without any of what is done here to be fast or small: float32, contiguous,
-    no fused optimiser.
+    no fused optimiser. ``compile`` fuses kernels, as :class:`MedDPMLib.train.engine.Engine` does.
     """
 
     recipe: dict[str, Any]
@@ -39,6 +39,7 @@ class Job:
     precision: str
     checkpointing: bool
     plain: bool
+    compile: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,16 +77,19 @@ def measure(job: Job) -> list[Measurement]:
 def _run(job: Job) -> list[Measurement]:
     import torch
 
+    from MedDPMLib.allocator import keep_freed_memory
     from MedDPMLib.device import choose_execution
     from MedDPMLib.recipe import recipe_from
 
+    if not job.plain:
+        keep_freed_memory()  # as the command line does
     execution = choose_execution(job.device, job.precision)
     stage = {"size": job.grids[-1], "iterations": 1000, "batch": job.batch}
     changed = {"stages": [stage], "training": {**job.recipe["training"], "accumulate": 1}}
     recipe = recipe_from({**job.recipe, **changed})
     device = execution.device
     before = _resident() if device.type == "cpu" else 0
-    step = _plain_step(recipe, device) if job.plain else _step(recipe, execution, job.checkpointing)
+    step = _plain_step(recipe, device) if job.plain else _step(recipe, execution, job.checkpointing, job.compile)
     found = []
     for grid in job.grids:
         example = _example(recipe, grid, job.batch, device)
@@ -101,10 +105,10 @@ def _run(job: Job) -> list[Measurement]:
     return found
 
 
-def _step(recipe, execution, checkpointing: bool) -> Callable[[Any], object]:
+def _step(recipe, execution, checkpointing: bool, compile: bool) -> Callable[[Any], object]:
     from MedDPMLib.train.engine import Engine
 
-    engine = Engine(recipe, execution, checkpointing=checkpointing)
+    engine = Engine(recipe, execution, checkpointing=checkpointing, compile=compile)
     return lambda example: engine.step([example])
 
 
