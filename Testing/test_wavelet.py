@@ -119,7 +119,8 @@ def test_sides_and_widths_are_checked():
 
 
 def test_the_last_step_leaves_no_pattern_of_the_blocks():
-    """A network that adds a constant to a high-pass sub-band checkers every block of it; the shifts cancel that."""
+    """A network that adds a constant to a high-pass sub-band checkers every block of it; the shift cancels that
+    of one high-pass axis and of three."""
     network = WaveletUNet3d(2, 3, channels=(8, 16))
     with torch.no_grad():
         for parameter in network.parameters():

@@ -20,7 +20,8 @@ def can_compile(device: torch.device) -> bool:
     """Whether what ``torch.compile`` needs is there: a C++ compiler for the CPU, Triton for a GPU."""
     if device.type == "cuda":
         return find_spec("triton") is not None
-    return device.type == "cpu" and any(map(which, (os.environ.get("CXX") or "g++", "clang++")))
+    compilers = (os.environ.get("CXX") or "g++", "clang++")
+    return device.type == "cpu" and any(which(compiler) for compiler in compilers)
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,12 @@ def measure_training(
     ways = [
         ("plain", "float32", {"plain": True, "checkpointing": False}),
         ("MedDPM", execution.precision, {"plain": False, "checkpointing": False}),
-        ("MedDPM, --compile", execution.precision, {"plain": False, "checkpointing": False, "compile": True}),
-        ("MedDPM, --checkpointing", execution.precision, {"plain": False, "checkpointing": True}),
     ]
-    if not can_compile(execution.device):
-        ways = [one for one in ways if not one[2].get("compile")]
+    if can_compile(execution.device):
+        ways.append(
+            ("MedDPM, --compile", execution.precision, {"plain": False, "checkpointing": False, "compile": True})
+        )
+    ways.append(("MedDPM, --checkpointing", execution.precision, {"plain": False, "checkpointing": True}))
     rows: list[TrainingRow] = []
     for way, precision, how in ways:
         job = Job(recipe_values(recipe), [grid], 1, iterations, str(execution.device), precision, **how)
