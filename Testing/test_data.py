@@ -185,6 +185,20 @@ def test_smoothing_keeps_the_mean_and_only_coarser_axes():
     assert smooth.std() < case.image.std()
 
 
+def test_a_smoothed_sample_is_the_same_with_any_number_of_threads():
+    """Threads of a run have different numbers of threads of their own, and a run that goes on must not differ."""
+    before = torch.get_num_threads()
+    samples = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            varied = VariedCases(three_cases(), LIVELY, (8, 12, 12), None, ANATOMY, 7)
+            samples.append([varied[index] for index in range(3)])
+    finally:
+        torch.set_num_threads(before)
+    assert all(same(*pair) for other in samples[1:] for pair in zip(samples[0], other, strict=True))
+
+
 # Samples ---------------------------------------------------------------------------------------------
 
 

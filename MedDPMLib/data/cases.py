@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from MedDPMLib.errors import MedDPMError
@@ -195,17 +194,14 @@ def smoothed_for(case: Case, shape: Sequence[int]) -> Case:
     A Gaussian takes the point spread from one source voxel to one target voxel (full width at half maximum),
     so that a coarser grid sees what a scanner with larger voxels would.
     """
-    image = case.image
-    for axis, target in enumerate(shape):
-        ratio = image.shape[axis + 1] / target
+    ratios = [side / target for side, target in zip(case.image.shape[1:], shape, strict=True)]
+    if max(ratios) <= 1:
+        return case
+    from scipy.ndimage import gaussian_filter1d  # a convolution of PyTorch rounds by the number of threads
+
+    image = case.image.float().numpy()
+    for axis, ratio in enumerate(ratios, start=1):
         if ratio > 1:
             sigma = (ratio**2 - 1) ** 0.5 / 2.355
-            reach = int(np.ceil(3 * sigma))
-            kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma) ** 2)
-            window = [1, 1, 1]
-            window[axis] = 2 * reach + 1
-            padding = [0] * 6
-            padding[2 * (2 - axis)] = padding[2 * (2 - axis) + 1] = reach
-            padded = F.pad(image[:, None].float(), padding, mode="replicate")
-            image = F.conv3d(padded, (kernel / kernel.sum()).view(1, 1, *window))[:, 0]
-    return replace(case, image=image.to(case.image.dtype))
+            image = gaussian_filter1d(image, sigma, axis=axis, mode="nearest", radius=int(np.ceil(3 * sigma)))
+    return replace(case, image=torch.from_numpy(image).to(case.image.dtype))
