@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import psutil
 import torch
 
 from MedDPMLib.errors import MedDPMError
@@ -95,23 +96,15 @@ def _fast_dtypes(device: torch.device) -> list[tuple[torch.dtype, str]]:
     return []
 
 
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that can be taken on ``device`` now, or None where that cannot be asked."""
+def free_memory(device: torch.device) -> int:
+    """Bytes that can be taken on ``device`` now."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    try:
-        import psutil
-    except ModuleNotFoundError:  # it comes with the command line, not with Slicer
-        return None
     return psutil.virtual_memory().available
 
 
 def held_memory(device: torch.device) -> int:
-    """Bytes on ``device`` that this process has already taken; 0 where :func:`free_memory` is None."""
+    """Bytes on ``device`` that this process has already taken."""
     if device.type == "cuda":
         return torch.cuda.memory_reserved(device)
-    try:
-        import psutil
-    except ModuleNotFoundError:
-        return 0
     return psutil.Process().memory_info().rss

@@ -151,10 +151,10 @@ def _sample(
 ) -> Tensor:
     """The images (C, D, H, W), float32 on the CPU."""
     card = model.card
-    labels = condition_tensor(card, fitted.labels, execution)
+    labels = condition_tensor(card, fitted.labels, execution, exact=network.exact_condition)
     # Noise from a generator of the CPU is the same for every device.
     images = sample(
-        _predictor(network, card, labels, guidance, steps),
+        _predictor(network, card, labels, execution.dtype, guidance, steps),
         labels,
         model.schedule,
         shape=(1, len(card.modalities), *fitted.labels.shape),
@@ -167,13 +167,16 @@ def _sample(
     return images[0].cpu()
 
 
-def condition_tensor(card: Card, labels: np.ndarray, execution: Execution) -> Tensor:
+def condition_tensor(card: Card, labels: np.ndarray, execution: Execution, *, exact: bool = False) -> Tensor:
     """:func:`MedDPMLib.masks.condition` of ``labels`` (D, H, W) for a model's ``card``: (1, K, D, H, W).
+
+    In the execution's precision, or with ``exact`` in float32 (:attr:`Denoiser.exact_condition`).
 
     Made section by section, because the whole in float32 would be the largest array of a run.
     """
     channels = card.network_description["condition_channels"]
-    made = torch.empty(1, channels, *labels.shape, dtype=execution.dtype, device=execution.device)
+    dtype = torch.float32 if exact else execution.dtype
+    made = torch.empty(1, channels, *labels.shape, dtype=dtype, device=execution.device)
     count = len(card.scheme.labels)
     for k, section in enumerate(labels):
         made[0, :count, k] = torch.from_numpy(condition(section[None], card.scheme, card.mask_encoding)[:, 0])
@@ -183,9 +186,9 @@ def condition_tensor(card: Card, labels: np.ndarray, execution: Execution) -> Te
 
 
 def _predictor(
-    network: Denoiser, card: Card, labels: Tensor, guidance: float, steps: int
+    network: Denoiser, card: Card, labels: Tensor, dtype: torch.dtype, guidance: float, steps: int
 ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """``network`` for ``steps`` steps, the share of ``labels`` (1, K, D, H, W) in its work done once.
+    """``network``, which computes in ``dtype``, for ``steps`` steps; its work on ``labels`` (1, K, D, H, W) done once.
 
     With a ``guidance`` it is guided (classifier-free; Ho and Salimans 2022, arXiv 2207.12598), in whatever it predicts.
     """
@@ -201,7 +204,7 @@ def _predictor(
     def predict(x: Tensor, t: Tensor, _: Tensor) -> Tensor:
         nonlocal asked
         asked += 1
-        x = x.to(labels.dtype)
+        x = x.to(dtype)
         if asked == steps:
             pairs = zip(conditions, encoded, strict=True)
             predicted = [network.denoise_last(x, t, condition, share) for condition, share in pairs]

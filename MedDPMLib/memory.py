@@ -16,8 +16,8 @@ from MedDPMLib.networks.denoiser import Economy
 if TYPE_CHECKING:
     from MedDPMLib.model import Model
 
-#: What PyTorch itself takes of a process once it computes, or of a GPU.
-_PYTORCH = 450_000_000
+#: What PyTorch itself takes of a process once it computes, or of a GPU, with what its allocators leave unused.
+_PYTORCH = 750_000_000
 
 #: Images in float32 that a sampler holds while the network works, and while it takes a step itself.
 _IMAGES_BESIDE_NETWORK, _IMAGES_OF_A_STEP = 3, 8
@@ -33,13 +33,13 @@ class MemoryPlan:
     needs: int
     #: How the network is computed, in words: the part of :attr:`sentence` that does not depend on the moment.
     way: str
-    #: What may be taken, in words; empty if nobody knows.
+    #: What may be taken, in words.
     limit: str
 
     @property
     def sentence(self) -> str:
         """For the log: what was chosen, and why."""
-        return f"about {_gigabytes(self.needs)} at the peak, {self.way}" + (f" ({self.limit})" if self.limit else "")
+        return f"about {_gigabytes(self.needs)} at the peak, {self.way} ({self.limit})"
 
 
 def plan_memory(model: Model, execution: Execution, *, memory: str = "auto", batch: int = 1) -> MemoryPlan:
@@ -51,12 +51,12 @@ def plan_memory(model: Model, execution: Execution, *, memory: str = "auto", bat
     Raises :class:`OutOfMemory` if no plan fits, with what would, and :class:`MedDPMError` for another ``memory``.
     """
     limit, what = _limit(memory, execution)
-    choices = [Economy.LEANEST] if memory == "low" else list(Economy)
-    for economy in choices:
+    economies = model.network.economies
+    for economy in economies[-1:] if memory == "low" else economies:
         needs = peak_bytes(model, execution.device, execution.dtype, economy, batch)
-        if limit is None or needs <= limit:
+        if needs <= limit:
             return MemoryPlan(economy, needs, _way(economy, execution.dtype), what)
-    raise OutOfMemory(not_enough(model, execution, what or "it ran out"))
+    raise OutOfMemory(not_enough(model, execution, what))
 
 
 def peak_bytes(
@@ -68,7 +68,7 @@ def peak_bytes(
     described = card.network_description
     weights = sum(parameter.numel() for parameter in model.network.parameters())
     weights *= 4 + width if device.type == "cpu" else width
-    condition = described["condition_channels"] * voxels * width
+    condition = described["condition_channels"] * voxels * (4 if model.network.exact_condition else width)
     image = batch * described["image_channels"] * voxels * 4
     working = model.network.working_bytes(card.grid.size[::-1], device, dtype, economy)
     return _PYTORCH + weights + condition + max(working + _IMAGES_BESIDE_NETWORK * image, _IMAGES_OF_A_STEP * image)
@@ -77,7 +77,7 @@ def peak_bytes(
 def not_enough(model: Model, execution: Execution, found: str) -> str:
     """The message for a run that does not fit, with what would; ``found`` says how that was found out."""
     needs = ", ".join(
-        f"{_gigabytes(peak_bytes(model, execution.device, dtype, Economy.LEANEST))}"
+        f"{_gigabytes(peak_bytes(model, execution.device, dtype, model.network.economies[-1]))}"
         f" in {str(dtype).removeprefix('torch.')}"
         for dtype in (torch.bfloat16, torch.float32)
     )
@@ -98,14 +98,12 @@ def check_memory(memory: str) -> int | None:
     return None
 
 
-def _limit(memory: str, execution: Execution) -> tuple[int | None, str]:
-    """How many bytes may be taken, None for no limit, and that in words."""
+def _limit(memory: str, execution: Execution) -> tuple[int, str]:
+    """How many bytes may be taken, and that in words."""
     limit = check_memory(memory)
     if limit is not None:
         return limit, f"{_gigabytes(limit)} are allowed"
     free = free_memory(execution.device)
-    if free is None:
-        return None, ""
     free += held_memory(execution.device)  # of a run before; this one uses it again
     return free, f"{_gigabytes(free)} are free"
 

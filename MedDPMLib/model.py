@@ -42,7 +42,7 @@ class Model:
 
         x (B, C, D, H, W), t (B,) integer, condition (B, K, D, H, W) in the card's mask encoding, all on the
         network's device. For :func:`MedDPMLib.samplers.sample` with ``prediction="noise"``. Raises
-        :class:`MedDPMError` for arrays of other shapes and for timesteps outside 0 to T - 1.
+        :class:`MedDPMError` for arrays of other shapes and, on the CPU, for timesteps outside 0 to T - 1.
         """
 
         @torch.no_grad()
@@ -62,7 +62,9 @@ class Model:
             expected = (len(x), labels, *x.shape[2:])
             raise MedDPMError(f"the condition is {expected} for this x, not {tuple(condition.shape)}")
         last = self.schedule.timesteps - 1
-        if t.shape != (len(x),) or t.is_floating_point() or not ((t >= 0) & (t <= last)).all():
+        wrong = t.shape != (len(x),) or t.is_floating_point()
+        # On another device the answer would be waited for, at every step.
+        if wrong or (t.device.type == "cpu" and not ((t >= 0) & (t <= last)).all()):
             raise MedDPMError(f"t is {len(x)} whole number(s) from 0 to {last}, not {t.tolist()}")
 
     def prepared(self, execution: Execution, economy: Economy = Economy.FAST) -> Denoiser:

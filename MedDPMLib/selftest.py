@@ -52,6 +52,8 @@ def find_fault(device: torch.device, dtype: torch.dtype, convolve: Convolve = F.
         expected = operation(*[tensor.float() for tensor in rounded])
         try:
             found = operation(*[_channels_last(tensor.to(device)) for tensor in rounded]).float().cpu()
+        except torch.OutOfMemoryError:
+            raise  # what is in the way now says nothing of the device
         except RuntimeError as error:
             return f"{name} fails ({str(error):.80})"
         error = float((found - expected).norm() / expected.norm())

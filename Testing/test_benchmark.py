@@ -119,6 +119,9 @@ def test_the_share_of_products_is_found():
     assert profiled(lambda: [a @ a for _ in range(20)]) > 0.9
     assert profiled(lambda: [conv(image) for _ in range(5)]) > 0.8
     assert profiled(lambda: [a.exp() for _ in range(5)]) is None
+    large = torch.randn(1, 8, 32, 32, 32)
+    assert profiled(lambda: torch.nn.functional.interpolate(large, scale_factor=2, mode="trilinear")) is None
+    assert profiled(lambda: torch.nn.functional.scaled_dot_product_attention(*[a[None, None]] * 3)) > 0.5
     assert 0.01 < profiled(lambda: [a.exp() @ a for _ in range(20)]) < 0.99
 
 
@@ -257,6 +260,16 @@ def test_a_process_that_ends_early_is_a_problem_of_its_row_alone():
     with inference._Process(isinstance, object) as process:  # returns at once, and says nothing
         process.begin()
         assert process.go() is None
+        process.end()
+    assert process.result is None and "ended from outside" in process.problem
+
+
+def test_a_process_that_is_killed_between_two_steps_is_a_problem_of_its_row_alone():
+    with inference._Process(ways.measure_ceiling, "cpu") as process:
+        process.begin()
+        process.process.kill()
+        process.process.join()
+        assert process.go() is None and process.go() is None
         process.end()
     assert process.result is None and "ended from outside" in process.problem
 

@@ -340,13 +340,13 @@ def test_the_panel_opens_without_the_packages_that_it_installs():
     """In a Slicer that has nothing but its own packages: the panel is there, and asks when something needs them."""
     code = """
         import sys
-        for name in ("torch", "nibabel", "safetensors", "platformdirs", "typer", "rich", "PIL"):
+        for name in ("torch", "nibabel", "safetensors", "platformdirs", "psutil", "typer", "rich", "PIL"):
             sys.modules[name] = None
         from pathlib import Path
         from bench import dialogs, packages, start_application
         app = start_application()
         import qt, slicer
-        packages.hidden.update({"torch", "nibabel", "safetensors", "platformdirs"})
+        packages.hidden.update({"torch", "nibabel", "safetensors", "platformdirs", "psutil"})
         app.moduleManager().load(Path("../MedDPM/MedDPM.py"))
         slicer.util.selectModule("MedDPM")
         ui = slicer.util.getModuleWidget("MedDPM").ui

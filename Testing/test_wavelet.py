@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import pytest
 import torch
+from alive import Alive
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.networks.wavelet import WaveletUNet3d, haar_merge, haar_split
+from MedDPMLib.masks import voxel_positions
+from MedDPMLib.networks.wavelet import WaveletUNet3d, haar_merge, haar_split, place_features
 
 SIDES = st.integers(1, 4).map(lambda n: 2 * n)
 
 
-def small_network() -> WaveletUNet3d:
+def small_network(octaves: int = 0) -> WaveletUNet3d:
     torch.manual_seed(0)
-    network = WaveletUNet3d(2, 3, channels=(8, 16)).eval()
+    network = WaveletUNet3d(2, 3, channels=(8, 16), place_octaves=octaves).eval()
     for parameter in network.parameters():  # nothing at zero, so that every path counts
         torch.nn.init.normal_(parameter, std=0.1)
     return network
@@ -53,8 +55,9 @@ def test_batch_equals_singles():
             torch.testing.assert_close(network(x[i : i + 1], t[i : i + 1], condition[i : i + 1]), together[i : i + 1])
 
 
-def test_every_input_matters_everywhere_and_every_parameter_learns():
-    network = small_network()
+@pytest.mark.parametrize("octaves", [0, 2])
+def test_every_input_matters_everywhere_and_every_parameter_learns(octaves):
+    network = small_network(octaves)
     x = torch.randn(1, 2, 8, 8, 8, requires_grad=True)
     condition = torch.rand(1, 3, 8, 8, 8, requires_grad=True)
     out = network(x, torch.tensor([100]), condition)
@@ -64,8 +67,9 @@ def test_every_input_matters_everywhere_and_every_parameter_learns():
     assert all(parameter.grad is not None and (parameter.grad != 0).any() for parameter in network.parameters())
 
 
-def test_condition_can_be_encoded_once():
-    network = small_network()
+@pytest.mark.parametrize("octaves", [0, 2])
+def test_condition_can_be_encoded_once(octaves):
+    network = small_network(octaves)
     x, condition, t = torch.randn(1, 2, 8, 8, 8), torch.rand(1, 3, 8, 8, 8), torch.tensor([7])
     with torch.no_grad():
         torch.testing.assert_close(network.denoise(x, t, network.encode_condition(condition)), network(x, t, condition))
@@ -76,6 +80,40 @@ def test_channels_are_embedded_in_parts_as_together():
     condition = torch.randn(2, 14, 8, 8, 8)
     together = network.condition_stem(network.embedding(haar_split(condition)))
     torch.testing.assert_close(network.encode_condition(condition), together)
+
+
+def test_places_are_sines_of_the_middles_of_the_blocks():
+    depth, height, width = 8, 12, 16
+    features = place_features(torch.from_numpy(voxel_positions((depth, height, width)))[None], 3)
+    assert features.shape == (1, 18, 4, 6, 8)
+    for octave in range(3):
+        for axis, (side, name) in enumerate(((width, "i"), (height, "j"), (depth, "k"))):
+            middles = (2 * torch.arange(side // 2) + 1) / (side / 2) - 1
+            shape = [-1 if name == other else 1 for other in "kji"]
+            angle = (torch.pi * 2**octave * middles).view(shape).expand(4, 6, 8)
+            torch.testing.assert_close(features[0, 3 * octave + axis], angle.sin(), atol=1e-5, rtol=0)
+            torch.testing.assert_close(features[0, 9 + 3 * octave + axis], angle.cos(), atol=1e-5, rtol=0)
+
+
+def test_a_patch_is_told_of_the_same_places_as_the_whole():
+    network = small_network(2)
+    whole = torch.from_numpy(voxel_positions((16, 16, 24)))[None]
+    with torch.no_grad():
+        part = network.encode_condition(whole[..., 4:12, 8:16, 8:20])
+        encoded = network.encode_condition(whole)[..., 2:6, 4:8, 4:10]
+    inner = (..., slice(1, -1), slice(1, -1), slice(1, -1))  # where no border of zeros is seen
+    torch.testing.assert_close(part[inner], encoded[inner])
+
+
+@pytest.mark.parametrize("octaves", [0, 5])
+def test_the_memory_foretold_is_enough(octaves):
+    sides = (16, 32, 32)
+    network = WaveletUNet3d(4, 24, channels=(48, 72, 96, 120), place_octaves=octaves).requires_grad_(False)
+    x, t, condition = torch.randn(1, 4, *sides), torch.tensor([3]), torch.randn(1, 24, *sides)
+    with Alive() as alive:
+        network.denoise_last(x, t, condition, network.encode_condition(condition))
+    foretold = network.working_bytes(sides, torch.device("cpu"), torch.float32)
+    assert alive.peak < foretold < 3 * alive.peak
 
 
 def test_trust_starts_where_two_estimates_blend_best():
@@ -102,8 +140,9 @@ def test_full_trust_returns_the_image():
         torch.testing.assert_close(network(x, torch.tensor([3]), torch.rand(1, 3, 8, 8, 8)), x)
 
 
-def test_bfloat16_follows_float32():
-    network = small_network()
+@pytest.mark.parametrize("octaves", [0, 2])
+def test_bfloat16_follows_float32(octaves):
+    network = small_network(octaves)
     x, condition, t = torch.randn(1, 2, 8, 8, 8), torch.rand(1, 3, 8, 8, 8), torch.tensor([50])
     with torch.no_grad():
         exact = network(x, t, condition)
@@ -116,6 +155,9 @@ def test_sides_and_widths_are_checked():
         small_network()(torch.zeros(1, 2, 8, 8, 6), torch.tensor([0]), torch.zeros(1, 3, 8, 8, 6))
     with pytest.raises(MedDPMError, match="multiples of 8"):
         WaveletUNet3d(1, 1, channels=(8, 12))
+    for channels, octaves in ((2, 1), (7, 9), (7, 4096)):
+        with pytest.raises(MedDPMError, match="positions"):
+            WaveletUNet3d(1, channels, channels=(8, 16), place_octaves=octaves)
 
 
 def test_the_last_step_leaves_no_pattern_of_the_blocks():

@@ -10,7 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import statistics
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ from MedDPMLib.benchmark.subject import RANDOM, load_subject
 from MedDPMLib.benchmark.ways import WAYS, Order, measure_ceiling, measure_way
 from MedDPMLib.card import Card
 from MedDPMLib.device import choose_execution
+from MedDPMLib.errors import MedDPMError
 
 #: A run whose rest would take longer is stopped, and its time extrapolated.
 _PATIENCE = 60.0
@@ -175,7 +176,7 @@ def _measure(
             for number in range(1, steps + 1):
                 for way, process in ways.items():
                     report(f"{name}, {way}: step {number} of {steps}")
-                    rates.append(ceiling.go())
+                    rates += filter(None, [ceiling.go()])
                     process.go()
             for way, process in ways.items():
                 report(f"{name}, {way}: profile")
@@ -190,6 +191,8 @@ def _measure(
 
 
 def _medians(rates: Sequence[dict[str, float]]) -> dict[str, float]:
+    if not rates:
+        raise MedDPMError("the process that measures the ceiling has ended, most likely for lack of memory: free some")
     return {name: statistics.median(rate[name] for rate in rates) for name in rates[0]}
 
 
@@ -222,7 +225,8 @@ class _Process:
     def go(self, command: str = "go") -> dict | None:
         """Has it do a step more, if it is not at its end; returns what it says at the pause that follows."""
         if self._paused is not None:
-            self.connection.send(command)
+            with suppress(OSError):  # if it has ended meanwhile, that is noticed when it does not answer
+                self.connection.send(command)
             self._await()
         return self._paused
 
@@ -235,7 +239,7 @@ class _Process:
     def _await(self) -> None:
         try:
             kind, message = self.connection.recv()
-        except EOFError:
+        except (EOFError, OSError):
             kind, message = "failed", "its process was ended from outside, most likely for lack of memory"
         self._paused = message if kind == "step" else None
         if kind == "done":

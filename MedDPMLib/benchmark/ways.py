@@ -8,6 +8,7 @@ and "stop" ends it. The messages are ("step", {...}), ("done", {...}) at the end
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from multiprocessing.connection import Connection
 
 import torch
 from torch import Tensor
+from torch.autograd import DeviceType
 
 from MedDPMLib.allocator import keep_freed_memory
 from MedDPMLib.benchmark.ceiling import Ceiling, synchronize
@@ -32,8 +34,8 @@ from MedDPMLib.samplers import sample
 #: together takes its steps in turn. The last is alone, because its point is memory: beside the others it may find none.
 WAYS = (("plain", "standard"), ("low memory",))
 
-#: What the profiler calls convolutions, matrix products and attention; a part of the name is enough.
-_PRODUCTS = ("conv", "mm", "linear", "scaled_dot_product")
+#: What the profiler calls convolutions, matrix products and attention; "upsample_trilinear3d" is none.
+_PRODUCTS = re.compile(r"aten::(\w*conv(olution|\d)\w*|(add|b|badd)?(mm|bmm)|(mkldnn_)?linear|_?scaled_dot_product\w*)")
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ class Pace:
         else:  # a step under the profiler is slower, its time does not count
             with _silence():
                 self._profiler.stop()
-            self.products = share_of_products(self._profiler)
+            if self.device.type != "mps":  # whose time the profiler does not see
+                self.products = share_of_products(self._profiler)
             self._profiler = None
         if step < steps and not self._finishing:
             self._await_command(step, steps)
@@ -116,11 +119,12 @@ def share_of_products(profiler: torch.profiler.profile) -> float | None:
 
     None where the profiler saw none by name, as in a captured graph.
     """
-    averages = profiler.key_averages()
-    times = {event.key: event.self_device_time_total for event in averages}
+    # A GPU's kernels are listed beside the operations that they belong to, and would count twice.
+    operations = [event for event in profiler.key_averages() if event.device_type == DeviceType.CPU]
+    times = {event.key: event.self_device_time_total for event in operations}
     if not any(times.values()):
-        times = {event.key: event.self_cpu_time_total for event in averages}
-    products = sum(time for key, time in times.items() if any(name in key for name in _PRODUCTS))
+        times = {event.key: event.self_cpu_time_total for event in operations}
+    products = sum(time for key, time in times.items() if _PRODUCTS.fullmatch(key))
     return products / sum(times.values()) if products else None
 
 
@@ -166,7 +170,7 @@ def measure_way(connection: Connection, order: Order) -> None:
         ))  # fmt: skip
     except EOFError:  # whoever asked is gone
         return
-    except (MedDPMError, MemoryError, torch.OutOfMemoryError) as error:
+    except (MedDPMError, MemoryError, RuntimeError) as error:  # what a device cannot do must not end the others
         connection.send(("failed", str(error) or "it ran out of memory"))
 
 
@@ -204,7 +208,7 @@ def _plain(model: Model, device: torch.device, pace: Pace) -> Tensor:
 def _check_memory(model: Model, device: torch.device) -> None:
     """Refuses the plain way where it cannot fit: a machine that swaps, or ends processes, measures nothing."""
     needed, free = model.memory_needed(torch.float32), free_memory(device)
-    if free is not None and needed > free:
+    if needed > free:
         raise OutOfMemory(
             f"it takes about {needed / 1e9:.0f} GB of memory and {free / 1e9:.0f} GB are free: scale the grid down"
         )

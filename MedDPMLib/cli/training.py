@@ -170,7 +170,7 @@ def _print_memory(recipe: Recipe, device) -> None:
     free = free_memory(device)
     rows = []
     for need in memory_table(recipe, device):
-        fits = "?" if free is None else "yes" if need.bytes < free else "no"
+        fits = "yes" if need.bytes < free else "no"
         grid = " x ".join(map(str, need.grid))
         recomputed = "yes" if need.checkpointing else "no"
         rows.append([grid, str(need.batch), need.precision, recomputed, f"{need.bytes / 1e9:.1f} GB", fits])

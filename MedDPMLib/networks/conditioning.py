@@ -30,6 +30,7 @@ class _LabelledUNet3d(UNet3d):
     """A U-Net whose first convolution does not see the labels."""
 
     # The fast path is that of the published networks alone.
+    economies = Denoiser.economies
     for_inference = Denoiser.for_inference
     working_bytes = Denoiser.working_bytes
 

@@ -31,6 +31,10 @@ class Denoiser(nn.Module, ABC):
     side_multiple: int
     #: Values alive at the peak of :meth:`forward` without gradients for each voxel of the grid, measured.
     values_per_voxel: float
+    #: What can be given for less memory, the fastest first.
+    economies: tuple[Economy, ...] = (Economy.FAST,)
+    #: Whether the condition stays float32 whatever the precision: positions in 16 bits are off by a third of a voxel.
+    exact_condition: bool = False
 
     @abstractmethod
     def encode_condition(self, condition: Tensor) -> Tensor:

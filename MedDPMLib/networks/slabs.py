@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -151,9 +152,15 @@ class Moments:
         """(C,) float32 each; by the law of total variance, exact (Chan, Golub and LeVeque 1983)."""
         sizes, means, variances = zip(*self._pieces, strict=True)
         means, variances = torch.stack(means), torch.stack(variances)
-        share = torch.tensor(sizes, dtype=torch.float32).to(means.device, non_blocking=True)[:, None] / sum(sizes)
+        share = _shares(sizes, means.device)
         mean = (share * means).sum(0)
         return mean, (share * (variances + (means - mean).square())).sum(0)
+
+
+@lru_cache(maxsize=1024)
+def _shares(sizes: tuple[int, ...], device: torch.device) -> Tensor:
+    """``sizes`` over their sum, (len, 1). Kept, because a step would wait for each copy to a device."""
+    return (torch.tensor(sizes, dtype=torch.float32) / sum(sizes))[:, None].to(device)
 
 
 def _moments(piece: Tensor) -> tuple[Tensor, Tensor]:

@@ -40,6 +40,7 @@ class UNet3d(Denoiser):
     """
 
     values_per_voxel = 660
+    economies = tuple(Economy)
 
     def __init__(
         self,

@@ -20,6 +20,9 @@ from MedDPMLib.networks.denoiser import Denoiser
 _GROUPS = 8
 _TIME_WIDTH = 192
 _EMBEDDING_WIDTH = 64
+_PLACE_WIDTH = 64
+#: One period of the eighth octave is the size of a voxel or two.
+_MOST_OCTAVES = 8
 #: Channels of the condition that are embedded at a time.
 _CHANNELS_AT_ONCE = 8
 #: Standard deviation of the network's error that :attr:`trust` starts from, for sub-bands with 0, 1, 2 and 3 high-pass
@@ -54,6 +57,18 @@ def timestep_features(t: Tensor, width: int) -> Tensor:
     frequencies = torch.exp(-math.log(10_000) * torch.arange(width // 2, device=t.device) / (width // 2))
     angles = t.float()[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+def place_features(positions: Tensor, octaves: int) -> Tensor:
+    """Sines and cosines of ``positions`` (B, 3, D, H, W) in [-1, 1]: (B, 6 octaves, D/2, H/2, W/2), float32.
+
+    The first octave has one period across the grid, each further one twice as many (Tancik et al. 2020, arXiv
+    2006.10739).
+    """
+    middles = F.avg_pool3d(positions.float(), 2)
+    frequencies = math.pi * 2 ** torch.arange(octaves, device=positions.device)
+    angles = (middles[:, None] * frequencies.view(-1, 1, 1, 1, 1)).flatten(1, 2)
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 class _Block(nn.Module):
@@ -98,9 +113,13 @@ class WaveletUNet3d(Denoiser):
     and of ``x`` itself: where the image is almost clean it is better than any estimate, where it is noise it is
     worthless. How far it is trusted is learnt for each of the ``timesteps`` and sub-bands: :attr:`trust`, the logit of
     the weight of ``x``.
+
+    With ``place_octaves`` the last three channels of the condition are positions (:func:`MedDPMLib.masks.condition`),
+    and the network is told of each place by :func:`place_features` too: from few labels it has to know where in a brain
+    the ventricles are, and convolutions hardly make places out of three ramps.
     """
 
-    values_per_voxel = 120
+    values_per_voxel = 130
 
     def __init__(
         self,
@@ -108,6 +127,7 @@ class WaveletUNet3d(Denoiser):
         condition_channels: int,
         channels: Sequence[int] = (48, 64, 96, 128),
         timesteps: int = 250,
+        place_octaves: int = 0,
     ) -> None:
         super().__init__()
         if any(width % _GROUPS for width in channels):
@@ -120,6 +140,21 @@ class WaveletUNet3d(Denoiser):
         if not self.embedding.weight.is_meta:  # drawing numbers there would import torch's compiler, for seconds
             nn.init.normal_(self.embedding.weight, std=0.5)
         self.condition_stem = nn.Conv3d(_EMBEDDING_WIDTH, channels[0], 3, padding=1, bias=False)
+        self.place_octaves = place_octaves
+        self.exact_condition = place_octaves > 0
+        if place_octaves > _MOST_OCTAVES or (place_octaves and condition_channels < 3):
+            raise MedDPMError(
+                f"a wavelet U-Net sees three channels of positions in at most {_MOST_OCTAVES} octaves, not"
+                f" {condition_channels} channels in {place_octaves}"
+            )
+        if place_octaves:
+            self.places = nn.Sequential(
+                nn.Conv3d(_EMBEDDING_WIDTH + 6 * place_octaves, _PLACE_WIDTH, 1),
+                nn.SiLU(),
+                nn.Conv3d(_PLACE_WIDTH, _PLACE_WIDTH, 1),
+                nn.SiLU(),
+                nn.Conv3d(_PLACE_WIDTH, _EMBEDDING_WIDTH, 1),
+            )
         self.down = nn.ModuleList(_Block(width, width) for width in channels[:-1])
         self.widen = nn.ModuleList(
             nn.Conv3d(a, b, 2, stride=2) for a, b in zip(channels[:-1], channels[1:], strict=True)
@@ -146,10 +181,13 @@ class WaveletUNet3d(Denoiser):
             part = slice(first, first + _CHANNELS_AT_ONCE)
             voxels = _channels_last(condition[:, part].to(kernel.dtype))
             embedded = embedded + F.conv3d(voxels, _channels_last(kernel[:, part]), stride=2)
+        if self.place_octaves:
+            places = place_features(condition[:, -3:], self.place_octaves).to(kernel.dtype)
+            embedded = embedded + self.places(_channels_last(torch.cat([embedded, places], dim=1)))
         return self.condition_stem(embedded)
 
     def _embedding_of_voxels(self) -> Tensor:
-        """Haar split and :attr:`embedding` in one convolution of stride 2, without the sub-bands in between: (E, K, 2, 2, 2)."""
+        """Haar split and :attr:`embedding` as one convolution of stride 2, without the sub-bands: (E, K, 2, 2, 2)."""
         weight = self.embedding.weight.float().flatten(1).unflatten(1, (8, -1))
         # The sub-bands of each of the eight voxels of a block, alone.
         bands = haar_split(torch.eye(8, device=weight.device).view(8, 1, 2, 2, 2)).flatten(1)
@@ -181,7 +219,8 @@ class WaveletUNet3d(Denoiser):
         spinning, Coifman and Donoho 1995, would take eight shifts to cancel all).
         """
         axes, back = (2, 3, 4), tuple(-step for step in _SHIFT)
-        shifted = self(x.roll(_SHIFT, axes), t, condition.roll(_SHIFT, axes))
+        encoded_shifted = self.encode_condition(condition.roll(_SHIFT, axes))
+        shifted = self.denoise(x.roll(_SHIFT, axes), t, encoded_shifted)
         return (self.denoise(x, t, encoded).float() + shifted.float().roll(back, axes)) / 2
 
     @torch.no_grad()

@@ -17,7 +17,12 @@ from MedDPMLib.record import versions
 TORCH = "torch>=2.5"
 
 #: What the library needs beside PyTorch and what Slicer brings: distribution and requirement.
-REQUIREMENTS = {"nibabel": "nibabel>=5.2", "safetensors": "safetensors>=0.4.3", "platformdirs": "platformdirs>=4"}
+REQUIREMENTS = {
+    "nibabel": "nibabel>=5.2",
+    "safetensors": "safetensors>=0.4.3",
+    "platformdirs": "platformdirs>=4",
+    "psutil": "psutil>=5.9",
+}
 
 #: Installers let the event loop run: what happens meanwhile must not begin another installation.
 _installing = False
