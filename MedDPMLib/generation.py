@@ -80,7 +80,7 @@ def generate(
     mask = as_mask(mask, model)
     fitted = fit(mask, card.grid)
     execution = choose_execution(device, precision)
-    plan = plan_memory(model, execution, memory=memory)
+    plan = plan_memory(model, execution, memory=memory, guided=guidance != 1)
     started = time.perf_counter()
     with _memory_explained(model, execution):
         network = model.prepared(execution, plan.economy)

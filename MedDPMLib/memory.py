@@ -42,8 +42,10 @@ class MemoryPlan:
         return f"about {_gigabytes(self.needs)} at the peak, {self.way} ({self.limit})"
 
 
-def plan_memory(model: Model, execution: Execution, *, memory: str = "auto", batch: int = 1) -> MemoryPlan:
-    """The fastest plan that fits for ``batch`` images at once, before anything is taken.
+def plan_memory(
+    model: Model, execution: Execution, *, memory: str = "auto", batch: int = 1, guided: bool = False
+) -> MemoryPlan:
+    """The fastest plan that fits for ``batch`` images at once, ``guided`` or not, before anything is taken.
 
     ``memory`` is "auto" (fit into what is free on the device now), "low" (take as little as possible) or a number of
     gigabytes, "4 GB" (10^9 bytes; on the CPU what the whole process takes, PyTorch included).
@@ -53,22 +55,29 @@ def plan_memory(model: Model, execution: Execution, *, memory: str = "auto", bat
     limit, what = _limit(memory, execution)
     economies = model.network.economies
     for economy in economies[-1:] if memory == "low" else economies:
-        needs = peak_bytes(model, execution.device, execution.dtype, economy, batch)
+        needs = peak_bytes(model, execution.device, execution.dtype, economy, batch, guided)
         if needs <= limit:
             return MemoryPlan(economy, needs, _way(economy, execution.dtype), what)
     raise OutOfMemory(not_enough(model, execution, what))
 
 
 def peak_bytes(
-    model: Model, device: torch.device, dtype: torch.dtype, economy: Economy = Economy.FAST, batch: int = 1
+    model: Model,
+    device: torch.device,
+    dtype: torch.dtype,
+    economy: Economy = Economy.FAST,
+    batch: int = 1,
+    guided: bool = False,
 ) -> int:
-    """About how many bytes a run takes at its peak: PyTorch, weights (as loaded and as used), images, the network."""
+    """About how many bytes a run takes at its peak: PyTorch, weights (as loaded and as used), condition, images, the
+    network. A ``guided`` run has a second condition, the empty one."""
     card, width = model.card, dtype.itemsize
     voxels = math.prod(card.grid.size)
     described = card.network_description
     weights = sum(parameter.numel() for parameter in model.network.parameters())
     weights *= 4 + width if device.type == "cpu" else width
     condition = described["condition_channels"] * voxels * (4 if model.network.exact_condition else width)
+    condition *= 2 if guided else 1
     image = batch * described["image_channels"] * voxels * 4
     working = model.network.working_bytes(card.grid.size[::-1], device, dtype, economy)
     return _PYTORCH + weights + condition + max(working + _IMAGES_BESIDE_NETWORK * image, _IMAGES_OF_A_STEP * image)

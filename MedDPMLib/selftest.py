@@ -78,7 +78,8 @@ def _trials(convolve: Convolve) -> Iterator[tuple[str, Callable[..., Tensor], li
     yield "normalisation of groups", lambda x: F.group_norm(x, 32), [volume]
     yield "the SiLU function", F.silu, [volume]
     yield "interpolation", lambda x: F.interpolate(x, scale_factor=2, mode="trilinear"), [volume]
-    yield "attention", F.scaled_dot_product_attention, [draw(1, 1, 128, 64) for _ in range(3)]
+    yield "mean and variance", _moments, [volume]
+    yield "attention", F.scaled_dot_product_attention, [draw(1, 1, 128, 256) for _ in range(3)]
     yield "the product of matrices", F.linear, [draw(128, 64), draw(192, 64) / 8, draw(192)]
 
 
@@ -89,6 +90,11 @@ def _convolution(convolve: Convolve, stride: int, padding: tuple[int, ...]) -> C
 def _normalise(x: Tensor) -> Tensor:
     moments = torch.linspace(0.5, 2, x.shape[1], device=x.device)
     return F.batch_norm(x, moments, moments, moments, moments, False, 0.0, 1e-5)
+
+
+def _moments(x: Tensor) -> Tensor:
+    running = torch.zeros(2, x.shape[1], device=x.device)
+    return torch.stack(torch.batch_norm_update_stats(x, running[0], running[1], 0.0))
 
 
 def _channels_last(tensor: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -114,6 +115,12 @@ def test_images_of_a_batch_are_counted(model):
     card = model.card
     image = len(card.modalities) * card.grid.size[0] * card.grid.size[1] * card.grid.size[2] * 4
     assert 2 * 3 * image < four - one < 8 * 3 * image
+
+
+def test_the_second_condition_of_a_guided_run_is_counted(model):
+    once, twice = (peak_bytes(model, CPU, torch.bfloat16, guided=guided) for guided in (False, True))
+    described = model.card.network_description
+    assert twice - once == described["condition_channels"] * math.prod(model.card.grid.size) * 2
 
 
 # In a run --------------------------------------------------------------------------------------------

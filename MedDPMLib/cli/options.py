@@ -46,7 +46,9 @@ StepsOption = Annotated[int | None, typer.Option("--steps", help="Denoising step
 GuidanceOption = Annotated[
     float, typer.Option("--guidance", help="Above 1 the labels are drawn more strongly, at twice the time.")
 ]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
+DeviceOption = Annotated[
+    str, typer.Option("--device", help="auto (an NVIDIA GPU or else the CPU), cpu, cuda, cuda:1 or mps.")
+]
 MemoryOption = Annotated[
     str, typer.Option("--memory", help="auto: what is free; low: as little as possible, slower; or a limit: 4GB.")
 ]
@@ -117,5 +119,5 @@ def tell_plan(model: Model, settings: Settings) -> None:
     """Where, how and in how much memory a run is going to work, on stderr, before it begins."""
     from MedDPMLib.memory import plan_memory
 
-    plan = plan_memory(model, settings.execution, memory=settings.memory)
+    plan = plan_memory(model, settings.execution, memory=settings.memory, guided=settings.guidance != 1)
     typer.echo(f"{model.card.name} {settings.execution.reason}; {plan.sentence}", err=True)
