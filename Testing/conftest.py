@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,17 @@ from MedDPMLib.volume import Volume, write_nifti
 SIDE = 16
 #: The small model's and its masks': 16 voxels of 8 mm span a small brain.
 SMALL_GRID = Grid((SIDE,) * 3, (8.0,) * 3, "LPS")
+
+
+@contextmanager
+def without_old_garbage():
+    """The collector leaves alone what is there already: to go through it takes tens of milliseconds in the end."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def small_card(scheme: LabelScheme, *, grid: Grid = SMALL_GRID, timesteps: int = 50) -> Card:

@@ -27,7 +27,7 @@ from bench.driver import (  # noqa: F401
     wait_until,
     wait_until_painted,
 )
-from conftest import small_card, write_small_model
+from conftest import small_card, without_old_garbage, write_small_model
 
 import slicer  # isort: skip
 
@@ -168,15 +168,17 @@ def test_effects_that_come_later_are_listed(panel, monkeypatch):
 
 
 def test_painting_does_not_block_the_event_loop(panel):
-    """Of three times the best: what blocks by itself blocks every time, what the machine does beside it does not."""
+    """One time of eight is enough: what blocks by itself blocks every time, what the machine does beside it does not,
+    nor does the collection of what earlier tests left."""
     put_crosshair(INSIDE)
     gaps = {"template": [], "stamp": []}
-    for _ in range(3):
-        panel.ui.templateButton.click()
-        gaps["template"].append(wait_until_painted(panel))
-        panel.ui.stampButton.click()
-        gaps["stamp"].append(wait_until_painted(panel))
-        assert panel.ui.maskMessage.text == ""
+    with without_old_garbage():
+        while len(gaps["stamp"]) < 8 and any(min(times, default=LONGEST) >= LONGEST for times in gaps.values()):
+            panel.ui.templateButton.click()
+            gaps["template"].append(wait_until_painted(panel))
+            panel.ui.stampButton.click()
+            gaps["stamp"].append(wait_until_painted(panel))
+            assert panel.ui.maskMessage.text == ""
     print(f"longest gaps of the event loop in ms: {gaps}")
     assert all(min(times) < LONGEST for times in gaps.values())
 
