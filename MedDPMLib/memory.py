@@ -112,8 +112,8 @@ def _limit(memory: str, execution: Execution) -> tuple[int, str]:
     limit = check_memory(memory)
     if limit is not None:
         return limit, f"{_gigabytes(limit)} are allowed"
-    free = free_memory(execution.device)
-    free += held_memory(execution.device)  # of a run before; this one uses it again
+    # What is held is of a run before; this one uses it again.
+    free = free_memory(execution.device) + held_memory(execution.device)
     return free, f"{_gigabytes(free)} are free"
 
 

@@ -168,12 +168,11 @@ def test_effects_that_come_later_are_listed(panel, monkeypatch):
 
 
 def test_painting_does_not_block_the_event_loop(panel):
-    """One time of eight is enough: what blocks by itself blocks every time, what the machine does beside it does not,
-    nor does the collection of what earlier tests left."""
+    """Of three times the best: what blocks by itself blocks every time, what the machine does beside it does not."""
     put_crosshair(INSIDE)
     gaps = {"template": [], "stamp": []}
     with without_old_garbage():
-        while len(gaps["stamp"]) < 8 and any(min(times, default=LONGEST) >= LONGEST for times in gaps.values()):
+        for _ in range(3):
             panel.ui.templateButton.click()
             gaps["template"].append(wait_until_painted(panel))
             panel.ui.stampButton.click()

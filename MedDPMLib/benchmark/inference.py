@@ -176,7 +176,9 @@ def _measure(
             for number in range(1, steps + 1):
                 for way, process in ways.items():
                     report(f"{name}, {way}: step {number} of {steps}")
-                    rates += filter(None, [ceiling.go()])
+                    rate = ceiling.go()
+                    if rate is not None:  # its process may have ended
+                        rates.append(rate)
                     process.go()
             for way, process in ways.items():
                 report(f"{name}, {way}: profile")

@@ -33,7 +33,7 @@ class Denoiser(nn.Module, ABC):
     values_per_voxel: float
     #: What can be given for less memory, the fastest first.
     economies: tuple[Economy, ...] = (Economy.FAST,)
-    #: Whether the condition stays float32 whatever the precision: positions in 16 bits are off by a third of a voxel.
+    #: Whether the condition stays float32 whatever the precision: positions in 16 bits are off by a fifth of a voxel.
     exact_condition: bool = False
 
     @abstractmethod

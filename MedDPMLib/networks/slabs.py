@@ -146,7 +146,7 @@ class Moments:
         plane = slab.shape[3] * slab.shape[4]
         run = max(1, _VOXELS_SUMMED // plane) if slab.device.type == "cpu" else slab.shape[2]
         for piece in slab.split(run, dim=2):
-            self._pieces.append((piece.shape[2], *_moments(piece)))
+            self._pieces.append((piece.shape[2], *channel_moments(piece)))
 
     def merged(self) -> tuple[Tensor, Tensor]:
         """(C,) float32 each; by the law of total variance, exact (Chan, Golub and LeVeque 1983)."""
@@ -163,7 +163,7 @@ def _shares(sizes: tuple[int, ...], device: torch.device) -> Tensor:
     return (torch.tensor(sizes, dtype=torch.float32) / sum(sizes))[:, None].to(device)
 
 
-def _moments(piece: Tensor) -> tuple[Tensor, Tensor]:
+def channel_moments(piece: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and (biased) variance of each channel, (C,) float32."""
     if piece.device.type not in ("cpu", "cuda"):
         variance, mean = torch.var_mean(piece.float(), dim=(0, 2, 3, 4), correction=0)
