@@ -356,9 +356,9 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 class MedDPMLogic(ScriptedLoadableModuleLogic):
     """Generates without the panel, too::
 
-        logic = MedDPMLogic()
-        order = logic.makeOrder(logic.getParameterNode(), card, table, seeds=[0])
-        logic.generator.start(order)  # returns at once; logic.generator.ended tells when it is done
+    logic = MedDPMLogic()
+    order = logic.makeOrder(logic.getParameterNode(), card, table, seeds=[0])
+    logic.generator.start(order)  # returns at once; logic.generator.ended tells when it is done
     """
 
     def __init__(self):

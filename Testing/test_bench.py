@@ -14,6 +14,7 @@ from typing import Annotated
 
 import numpy as np
 import pytest
+import shiboken6
 from bench import dialogs, packages, start_application, system
 from bench.fixtures import application  # noqa: F401
 
@@ -234,6 +235,17 @@ def test_node_selector_follows_the_scene():
     a_volume("c")
     assert selector.currentNode() is None  # with "None" nothing is taken by itself
     assert seen == [first, second, first, None]
+
+
+def test_node_selector_hears_nothing_once_its_panel_is_gone(application):  # noqa: F811
+    panel = qt.QWidget()
+    selector, seen = slicer.qMRMLNodeComboBox(panel), []
+    selector.nodeTypes = ["vtkMRMLVolumeNode"]
+    selector.setMRMLScene(slicer.mrmlScene)
+    selector.currentNodeChanged.connect(seen.append)
+    shiboken6.delete(panel)
+    a_volume("a")
+    assert not seen and not application.errors
 
 
 def test_collapsible_section_hides_what_it_showed():
@@ -522,8 +534,10 @@ def test_module_is_entered_left_reloaded_and_unloaded(application, sample, tmp_p
     assert calls[4:] == ["cleanup"] and slicer.modules.SampleWidget is not widget
     sample.self().runTest()
     calls = sys.modules["Sample"].calls
+    place = slicer.modules.SampleWidget.parent
     application.moduleManager().unload("Sample")
     assert calls == ["setup", "exit", "cleanup"] and not hasattr(slicer.modules, "sample")
+    assert not shiboken6.isValid(place)
 
 
 def test_choices_come_back_with_the_scene(application, sample, tmp_path):  # noqa: F811

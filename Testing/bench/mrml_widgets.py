@@ -41,6 +41,12 @@ def _flag(name: str, default):
     return Property(type(default), get, set_)
 
 
+def _stop_observing(observers: list) -> None:
+    for observed, tag in observers:
+        observed.RemoveObserver(tag)
+    observers.clear()
+
+
 @standin
 class qMRMLNodeComboBox(qt.QWidget):
     """Nodes of the scene, of some classes, in a combo box with "None" and the actions that are enabled.
@@ -72,6 +78,8 @@ class qMRMLNodeComboBox(qt.QWidget):
         self._attributes = []
         self._current = None  # the node's ID
         self._observers = []
+        observers = self._observers  # not self, which is gone by then
+        self.destroyed.connect(lambda: _stop_observing(observers))
         self._filling = False
         self._box = qt.QComboBox(self)
         layout = qt.QHBoxLayout(self)
@@ -98,10 +106,8 @@ class qMRMLNodeComboBox(qt.QWidget):
         return self._scene
 
     def setMRMLScene(self, scene):
-        for observed, tag in self._observers:
-            observed.RemoveObserver(tag)
+        _stop_observing(self._observers)
         self._scene = scene
-        self._observers = []
         if scene is not None:
             for event in (
                 "NodeAddedEvent",

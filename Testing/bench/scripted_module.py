@@ -8,6 +8,7 @@ import types
 import unittest
 from pathlib import Path
 
+import shiboken6
 import slicer
 
 from bench.mrml_widgets import qMRMLWidget
@@ -192,5 +193,6 @@ class qSlicerScriptedLoadableModule:
             if hasattr(slicer.modules, name):
                 delattr(slicer.modules, name)
         if self._widget is not None:
-            self._widget.deleteLater()
+            # At once: what is left to the event loop would go on observing the scene, one panel more with each test.
+            shiboken6.delete(self._widget)
             self._widget = None
