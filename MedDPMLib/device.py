@@ -8,6 +8,7 @@ import psutil
 import torch
 
 from MedDPMLib.errors import MedDPMError
+from MedDPMLib.ram import available_memory
 from MedDPMLib.selftest import known_fault
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -100,7 +101,7 @@ def free_memory(device: torch.device) -> int:
     """Bytes that can be taken on ``device`` now."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available
+    return available_memory()
 
 
 def held_memory(device: torch.device) -> int:

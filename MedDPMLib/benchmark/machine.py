@@ -9,6 +9,7 @@ import sys
 import psutil
 import torch
 
+from MedDPMLib.ram import available_memory
 from MedDPMLib.record import versions
 
 #: CPU features that decide how fast a precision is, and how PyTorch is asked for them.
@@ -49,7 +50,7 @@ def load() -> dict:
     return {
         "busy": psutil.cpu_percent(interval=0.5) / 100,
         "average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        "free_bytes": psutil.virtual_memory().available,
+        "free_bytes": available_memory(),
     }
 
 

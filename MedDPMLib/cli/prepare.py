@@ -97,6 +97,6 @@ def prepare(
 
 
 def _fitting_workers() -> int:
-    import psutil
+    from MedDPMLib.ram import available_memory
 
-    return max(1, min(os.cpu_count() or 1, psutil.virtual_memory().available // _MEMORY_OF_A_CASE))
+    return max(1, min(os.cpu_count() or 1, available_memory() // _MEMORY_OF_A_CASE))
