@@ -63,6 +63,6 @@ class Denoiser(nn.Module, ABC):
     ) -> int:
         """About how many bytes that copy has alive at its peak, beside weights and arguments, for a grid of ``sides``.
 
-        A batch takes no more than that where it is computed one by one, as the published networks are.
+        A batch takes no more than that where it is computed one by one, as these are that the fast paths are for.
         """
         return math.ceil(self.values_per_voxel * math.prod(sides) * dtype.itemsize)

@@ -23,6 +23,7 @@ from MedDPMLib.networks.slabs import (
     Moments,
     Norm,
     NormedConvolution,
+    Residual,
     Volume,
     keep,
     make,
@@ -176,29 +177,10 @@ class _Layers:
         return h
 
 
-class _FastResidualBlock:
-    def __init__(self, block: ResidualBlock, frame: Frame, parts: Sequence[int]) -> None:
-        self.first = NormedConvolution(block.in_layers[0], block.in_layers[2], frame, parts)
-        self.width = self.first.width
-        self.second = NormedConvolution(block.out_layers[0], block.out_layers[3], frame, [self.width])
-        self.shift = copy.deepcopy(block.emb_layers[1]).to(frame.device, torch.float32)
-        is_identity = isinstance(block.skip_connection, nn.Identity)
-        self.shortcut = None if is_identity else Convolution(block.skip_connection, frame, parts)
-
-    def __call__(self, frame: Frame, parts: list[Volume], time: Tensor, reuse: bool) -> Volume:
-        sides = parts[0].sides
-        between = make(frame, self.width, sides, self.first(parts, self.shift(time)))
-        second = self.second([between])
-
-        def piece(a: int, b: int) -> Tensor:
-            made = second(a, b)
-            if self.shortcut is None:
-                return made.add_(parts[0].planes(a, b))
-            return self.shortcut((part.planes(a, b) for part in parts), 0, onto=made)
-
-        # The second pass reads of the parts only the planes that it is making: these may take the place of a part.
-        fitting = [part.values for part in parts if reuse and part.values is not None and part.channels == self.width]
-        return make(frame, self.width, sides, piece, fitting[0] if fitting else None)
+def _residual(block: ResidualBlock, frame: Frame, parts: Sequence[int]) -> Residual:
+    shortcut = None if isinstance(block.skip_connection, nn.Identity) else block.skip_connection
+    first, second = block.in_layers, block.out_layers
+    return Residual((first[0], first[2]), block.emb_layers[1], (second[0], second[3]), shortcut, frame, parts)
 
 
 class _FastAttention:
@@ -271,7 +253,7 @@ class _FastUpsample:
 
 
 _FAST = {
-    ResidualBlock: _FastResidualBlock,
+    ResidualBlock: _residual,
     Attention: _FastAttention,
     Downsample: _FastDownsample,
     Upsample: _FastUpsample,

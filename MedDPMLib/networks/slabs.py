@@ -10,6 +10,7 @@ merged exactly.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -88,6 +89,27 @@ class Volume:
     ) -> None:
         self.channels, self.sides, self.planes = channels, sides, planes
         self.mean, self.variance, self.values = mean, variance, values
+
+    def mapped(self, function: Callable[[Tensor], Tensor], a: int, b: int) -> Tensor:
+        """``function``, which treats every voxel alone and returns a tensor of its own, of the planes [a, b)."""
+        return function(self.planes(a, b))
+
+
+class Repeated(Volume):
+    """``source`` on a grid of twice the size, each voxel repeated; never stored. Its moments are the source's."""
+
+    def __init__(self, source: Volume) -> None:
+        sides = tuple(2 * side for side in source.sides)
+        super().__init__(source.channels, sides, self._planes, source.mean, source.variance)
+        self.source = source
+
+    def _planes(self, a: int, b: int) -> Tensor:
+        return self.mapped(lambda planes: planes, a, b)
+
+    def mapped(self, function: Callable[[Tensor], Tensor], a: int, b: int) -> Tensor:
+        first = a // 2
+        planes = self.source.mapped(function, first, -(-b // 2))
+        return F.interpolate(planes, scale_factor=2.0, mode="nearest")[:, :, a - 2 * first : b - 2 * first]
 
 
 def keep(frame: Frame, values: Tensor, mean: Tensor, variance: Tensor) -> Volume:
@@ -182,18 +204,25 @@ class Convolution:
         self.stride = conv.stride
         self.width = conv.out_channels
 
-    def __call__(
-        self, parts: Iterable[Tensor], padding: int, shift: Tensor | None = None, onto: Tensor | None = None
-    ) -> Tensor:
-        """With ``padding`` planes of zeros at both ends of D; ``shift`` (width,) is added to the output, and all of
-        it to ``onto`` if that is given. Parts that are only made when it is their turn are gone after it.
+    def __call__(self, parts: Iterable[Tensor], padding: int, shift: Tensor | None = None) -> Tensor:
+        """With ``padding`` planes of zeros at both ends of D; ``shift`` (width,) is added to the output. Parts that are
+        only made when it is their turn are gone after it.
         """
+        made = None
         bias = self.bias if shift is None else self.bias + shift
         bias = bias.to(self.weights[0].dtype)
-        around = self.weights[0].shape[-1] // 2
+        around = (self.weights[0].shape[-1] - 1) // 2  # a kernel of 2 goes from block to block
         for part, weight in zip(parts, self.weights, strict=True):
             share = F.conv3d(part, weight, bias, self.stride, (padding, around, around))
             del part
+            made, bias = share if made is None else made.add_(share), None
+        return made
+
+    def voxelwise(self, parts: Sequence[Volume], a: int, b: int, onto: Tensor | None = None) -> Tensor:
+        """The convolution of planes [a, b) with a kernel of one voxel, added to ``onto`` if that is given."""
+        bias = self.bias.to(self.weights[0].dtype)
+        for part, weight in zip(parts, self.weights, strict=True):
+            share = part.mapped(lambda x: F.conv3d(x, weight, bias), a, b)  # noqa: B023
             onto, bias = share if onto is None else onto.add_(share), None
         return onto
 
@@ -239,7 +268,7 @@ class NormedConvolution:
         depth = parts[0].sides[0]
 
         def normalised(part: Volume, normalise: Callable[[Tensor], Tensor]) -> Callable[[int, int], Tensor]:
-            return lambda low, high: F.silu(normalise(part.planes(low, high)), inplace=True)
+            return lambda low, high: part.mapped(lambda x: F.silu(normalise(x), inplace=True), low, high)
 
         makers = [normalised(*each) for each in zip(parts, normalisers, strict=True)]
 
@@ -248,6 +277,42 @@ class NormedConvolution:
             return self.convolution(slabs, padding_left(depth, a, b), shift)
 
         return piece
+
+
+class Residual:
+    """Two normed convolutions of a concatenation, and ``shortcut`` (None: the input itself) beside them; ``time`` makes
+    of the timestep's embedding what is added between the two."""
+
+    def __init__(
+        self,
+        first: tuple[nn.GroupNorm, nn.Conv3d],
+        time: nn.Linear,
+        second: tuple[nn.GroupNorm, nn.Conv3d],
+        shortcut: nn.Conv3d | None,
+        frame: Frame,
+        parts: Sequence[int],
+    ) -> None:
+        self.first = NormedConvolution(*first, frame, parts)
+        self.width = self.first.width
+        self.second = NormedConvolution(*second, frame, [self.width])
+        self.shift = copy.deepcopy(time).to(frame.device, torch.float32)
+        self.shortcut = None if shortcut is None else Convolution(shortcut, frame, parts)
+
+    def __call__(self, frame: Frame, parts: Sequence[Volume], time: Tensor, reuse: bool) -> Volume:
+        """``reuse`` says that the memory of the parts may be overwritten."""
+        sides = parts[0].sides
+        between = make(frame, self.width, sides, self.first(parts, self.shift(time)))
+        second = self.second([between])
+
+        def piece(a: int, b: int) -> Tensor:
+            made = second(a, b)
+            if self.shortcut is None:
+                return made.add_(parts[0].planes(a, b))
+            return self.shortcut.voxelwise(parts, a, b, onto=made)
+
+        # The second pass reads of the parts only the planes that it is making: these may take the place of a part.
+        fitting = [part.values for part in parts if reuse and part.values is not None and part.channels == self.width]
+        return make(frame, self.width, sides, piece, fitting[0] if fitting else None)
 
 
 def with_neighbours(planes: Callable[[int, int], Tensor], depth: int, a: int, b: int) -> Tensor:

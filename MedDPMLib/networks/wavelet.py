@@ -8,6 +8,7 @@ and nothing is lost: labels keep their one-voxel detail, unit-variance noise sta
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.networks.denoiser import Denoiser
+from MedDPMLib.networks.denoiser import Denoiser, Economy
 
 _GROUPS = 8
 _TIME_WIDTH = 192
@@ -23,6 +24,8 @@ _EMBEDDING_WIDTH = 64
 _PLACE_WIDTH = 64
 #: One period of the eighth octave is the size of a voxel or two.
 _MOST_OCTAVES = 8
+#: Values alive for each voxel of the grid at the peak of the fast form, in the last step of a guided run, measured.
+_FAST_VALUES_PER_VOXEL = 96
 #: Channels of the condition that are embedded at a time.
 _CHANNELS_AT_ONCE = 8
 #: Standard deviation of the network's error that :attr:`trust` starts from, for sub-bands with 0, 1, 2 and 3 high-pass
@@ -50,6 +53,11 @@ def haar_merge(x: Tensor) -> Tensor:
         low, high = x.chunk(2, dim=1)
         x = torch.stack([low + high, low - high], dim=axis + 1).flatten(axis, axis + 1)
     return x * math.sqrt(0.125)
+
+
+def haar_of_blocks(device: torch.device | None = None) -> Tensor:
+    """The sub-bands (b) of each of the eight voxels (v) of a block, alone: (v, b), orthonormal."""
+    return haar_split(torch.eye(8, device=device).view(8, 1, 2, 2, 2)).flatten(1)
 
 
 def timestep_features(t: Tensor, width: int) -> Tensor:
@@ -106,7 +114,30 @@ def _silu(fresh: Tensor) -> Tensor:
     return F.silu(fresh, inplace=not torch.is_grad_enabled())
 
 
-class WaveletUNet3d(Denoiser):
+class WaveletDenoiser(Denoiser):
+    """What has the pattern of the Haar split's blocks in its answers."""
+
+    def encode_condition(self, condition: Tensor) -> Tensor:
+        """The condition's share of the first convolution, (B, channels[0], D/2, H/2, W/2)."""
+        return self.encode_shifted(condition, (0, 0, 0))
+
+    @abstractmethod
+    def encode_shifted(self, condition: Tensor, shift: tuple[int, int, int]) -> Tensor:
+        """:meth:`encode_condition` of ``condition`` rolled by ``shift`` voxels along D, H, W, without a copy of it."""
+
+    def denoise_last(self, x: Tensor, t: Tensor, condition: Tensor, encoded: Tensor) -> Tensor:
+        """:meth:`denoise`, averaged with its answer to image and labels that are shifted by one voxel along all axes.
+
+        Each answer carries a faint pattern of the 2 x 2 x 2 blocks of the Haar split. Shifted by :data:`_SHIFT` that of
+        a sub-band with one or three high-pass axes turns its sign, and cancels; the weaker one of two axes stays (cycle
+        spinning, Coifman and Donoho 1995, would take eight shifts to cancel all).
+        """
+        shifted = self.denoise(_rolled(x, _SHIFT), t, self.encode_shifted(condition, _SHIFT))
+        back = tuple(-step for step in _SHIFT)
+        return (self.denoise(x, t, encoded).float() + _rolled(shifted.float(), back)) / 2
+
+
+class WaveletUNet3d(WaveletDenoiser):
     """A U-Net on Haar sub-bands. D, H and W are multiples of 2 to the number of ``channels``.
 
     ``channels`` are the widths at 1/2, 1/4, 1/8, ... of the grid. The output is a blend of the network's estimate
@@ -169,29 +200,33 @@ class WaveletUNet3d(Denoiser):
         if not self.trust.is_meta:  # arithmetic there imports it too
             self.start_training(torch.linspace(1, 0, timesteps + 2)[1:-1])
 
-    def encode_condition(self, condition: Tensor) -> Tensor:
-        """The condition's share of the first convolution, (B, channels[0], D/2, H/2, W/2)."""
+    def encode_shifted(self, condition: Tensor, shift: tuple[int, int, int]) -> Tensor:
         if any(side % self.side_multiple for side in condition.shape[2:]):
             sides = tuple(condition.shape[2:])
             raise MedDPMError(f"this wavelet U-Net needs sides that are multiples of {self.side_multiple}, not {sides}")
         # Some channels at a time: another memory layout of all would be the largest tensor of a run.
         kernel = self._embedding_of_voxels()
-        embedded = self.embedding.bias[:, None, None, None]
+        embedded = None
         for first in range(0, condition.shape[1], _CHANNELS_AT_ONCE):
             part = slice(first, first + _CHANNELS_AT_ONCE)
-            voxels = _channels_last(condition[:, part].to(kernel.dtype))
-            embedded = embedded + F.conv3d(voxels, _channels_last(kernel[:, part]), stride=2)
+            voxels = _channels_last(_rolled(condition[:, part], shift).to(kernel.dtype))
+            bias = self.embedding.bias if embedded is None else None
+            share = F.conv3d(voxels, _channels_last(kernel[:, part]), bias, stride=2)
+            embedded = share if embedded is None else _add(embedded, share)
         if self.place_octaves:
-            places = place_features(condition[:, -3:], self.place_octaves).to(kernel.dtype)
+            positions = _rolled(condition[:, -3:], shift)
+            places = place_features(positions, self.place_octaves).to(kernel.dtype)
             embedded = embedded + self.places(_channels_last(torch.cat([embedded, places], dim=1)))
         return self.condition_stem(embedded)
 
     def _embedding_of_voxels(self) -> Tensor:
         """Haar split and :attr:`embedding` as one convolution of stride 2, without the sub-bands: (E, K, 2, 2, 2)."""
         weight = self.embedding.weight.float().flatten(1).unflatten(1, (8, -1))
-        # The sub-bands of each of the eight voxels of a block, alone.
-        bands = haar_split(torch.eye(8, device=weight.device).view(8, 1, 2, 2, 2)).flatten(1)
-        return torch.einsum("ebk,vb->ekv", weight, bands).unflatten(2, (2, 2, 2)).to(self.embedding.weight.dtype)
+        return (
+            torch.einsum("ebk,vb->ekv", weight, haar_of_blocks(weight.device))
+            .unflatten(2, (2, 2, 2))
+            .to(self.embedding.weight.dtype)
+        )
 
     def denoise(self, x: Tensor, t: Tensor, encoded: Tensor) -> Tensor:
         dtype = self.out.weight.dtype
@@ -211,17 +246,15 @@ class WaveletUNet3d(Denoiser):
         estimate = self.out(_silu(self.out_norm(h)))
         return haar_merge(torch.lerp(estimate, bands, self.trust[t].sigmoid()[:, :, None, None, None]))
 
-    def denoise_last(self, x: Tensor, t: Tensor, condition: Tensor, encoded: Tensor) -> Tensor:
-        """:meth:`denoise`, averaged with its answer to image and labels that are shifted by one voxel along all axes.
+    def working_bytes(
+        self, sides: Sequence[int], device: torch.device, dtype: torch.dtype, economy: Economy = Economy.FAST
+    ) -> int:
+        return math.ceil(_FAST_VALUES_PER_VOXEL * math.prod(sides) * dtype.itemsize)
 
-        Each answer carries a faint pattern of the 2 x 2 x 2 blocks of the Haar split. Shifted by :data:`_SHIFT` that of
-        a sub-band with one or three high-pass axes turns its sign, and cancels; the weaker one of two axes stays (cycle
-        spinning, Coifman and Donoho 1995, would take eight shifts to cancel all).
-        """
-        axes, back = (2, 3, 4), tuple(-step for step in _SHIFT)
-        encoded_shifted = self.encode_condition(condition.roll(_SHIFT, axes))
-        shifted = self.denoise(x.roll(_SHIFT, axes), t, encoded_shifted)
-        return (self.denoise(x, t, encoded).float() + shifted.float().roll(back, axes)) / 2
+    def for_inference(self, device: torch.device, dtype: torch.dtype, economy: Economy = Economy.FAST) -> Denoiser:
+        from MedDPMLib.networks.fast_wavelet import FastWaveletUNet3d
+
+        return FastWaveletUNet3d(self, device, dtype, economy)
 
     @torch.no_grad()
     def start_training(self, alpha_bar: Tensor) -> None:
@@ -238,6 +271,11 @@ class WaveletUNet3d(Denoiser):
         error = 2 * torch.tensor([_TYPICAL_ERROR[band.bit_count()] for band in range(8)]).log()
         logits = error[None, :] - noise[:, None].to(error)
         self.trust.copy_(logits.repeat_interleave(self.trust.shape[1] // 8, dim=1))
+
+
+def _rolled(x: Tensor, shift: tuple[int, int, int]) -> Tensor:
+    """``x`` rolled along D, H and W."""
+    return x.roll(shift, (2, 3, 4)) if any(shift) else x
 
 
 def _channels_last(x: Tensor) -> Tensor:
