@@ -111,7 +111,10 @@ class ModelStore:
             for entry in self.list():
                 if entry.name == name and entry.hash != incoming:
                     where = "comes with MedDPM" if entry.bundled else f"lies at {entry.path}"
-                    raise MedDPMError(f'another model called "{name}" {where}: choose another name')
+                    raise MedDPMError(
+                        f'another model called "{name}" {where}: install this one under another name (meddpm models'
+                        " import FILE --name NAME)"
+                    )
         return ModelEntry(name, target, bundled=False)
 
     def export(self, name: str | os.PathLike, path: str | os.PathLike) -> Path:

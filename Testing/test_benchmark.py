@@ -22,9 +22,10 @@ from MedDPMLib.errors import MedDPMError, OutOfMemory
 from MedDPMLib.geometry import Grid
 from MedDPMLib.masks import fit
 from MedDPMLib.model import load_model
-from MedDPMLib.recipe import load_recipe
+from MedDPMLib.recipe import load_recipe, recipe_names
 from MedDPMLib.train import benchmark as training
 from MedDPMLib.train.benchmark import TrainingRow
+from MedDPMLib.train.measure import Measurement as TrainingMeasurement
 
 CPU = torch.device("cpu")
 
@@ -252,8 +253,26 @@ def test_training_is_told_the_same_way(meddpm, tmp_path, monkeypatch):
     assert asked["recipe"] == "brats" and asked["iterations"] == 1 and asked["device"] == "cpu"
     assert all(side % 16 == 0 and abs(side - whole / 4) <= 8 for side, whole in zip(asked["grid"], learnt, strict=True))
     row = next(line for line in told.stdout.splitlines() if "MedDPM" in line)
-    assert "4x" in row and "1.00 GiB" in row and " 0.5 " in row
+    assert "4x" in row and "1.00 GiB" in row and " 2 " in row
     assert json.loads((tmp_path / "out.json").read_text())["rows"][1]["speed_up"] == 4
+
+
+def test_what_does_not_fit_is_a_row_that_says_so(meddpm, monkeypatch):
+    """Every recipe has its rows, and what fits is measured though the plain way does not."""
+
+    def measured(job):
+        if job.plain:
+            raise OutOfMemory("too large")
+        return [TrainingMeasurement(job.grids[0], 2.0, 2**30)]
+
+    monkeypatch.setattr(training, "measure", measured)
+    monkeypatch.setattr(training, "can_compile", lambda device: False)
+    told = meddpm("benchmark", "train", "--device", "cpu", "--quick")
+    assert told.returncode == 0, told.stderr
+    rows = [line for line in told.stdout.splitlines() if " x " in line]
+    assert len(rows) == 3 * len(recipe_names()) and all(any(name in row for row in rows) for name in recipe_names())
+    assert all(("does not fit" in row) == (" plain " in row) for row in rows)
+    assert all("0.5" in row and "1.00 GiB" in row for row in rows if " plain " not in row)
 
 
 def test_a_process_that_ends_early_is_a_problem_of_its_row_alone():

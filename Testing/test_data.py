@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from MedDPMLib.data import Case, VariedCases, draw_variation, read_dataset, smoothed_for
+from MedDPMLib.data.cases import SmoothedCases
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.geometry import Grid
 from MedDPMLib.labels import load_scheme
@@ -286,6 +289,24 @@ def test_coarser_grids_see_smoothed_cases():
         assert torch.equal(sample.image, image) and torch.equal(sample.labels, labels)
 
 
+def test_what_is_smoothed_of_a_decoded_case_is_kept_beside_it(tmp_path, monkeypatch):
+    folder = write_set(tmp_path / "set", three_cases())
+    read = read_dataset(folder, ["t1", "t2"])
+    expected = [smoothed_for(case, (8, 12, 16)).image for case in read]
+    smoothed = SmoothedCases(read, (8, 12, 16))
+    assert not list(folder.rglob("*.smoothed-*")), "not before they are asked for"
+    assert all(torch.equal(smoothed[index].image, image) for index, image in enumerate(expected))
+    assert len(list(folder.rglob("*.smoothed-16x12x8.npy"))) == 3
+    monkeypatch.setattr("MedDPMLib.data.cases.smoothed_for", None)  # not worked out again
+    again = SmoothedCases(read, (8, 12, 16))
+    assert all(torch.equal(again[index].image, image) for index, image in enumerate(expected))
+    next(folder.rglob("case 1/*.smoothed-*")).write_bytes(b"nothing")
+    with pytest.raises(MedDPMError, match="case 1 is damaged .* delete this folder"):
+        again[1]
+    read_dataset(write_set(folder, [phantom(seed=9, name="case 2")]), ["t1", "t2"])
+    assert not list(folder.rglob("case 2/*.smoothed-*")), "of an image that is there no more"
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
@@ -350,6 +371,31 @@ def test_what_is_mapped_is_cheap_to_send_and_cannot_be_written_through(tmp_path)
     assert torch.equal(pickle.loads(sent)[0].image, before)
 
 
+def test_what_a_killed_process_left_is_removed_once_it_is_old(tmp_path):
+    folder = write_set(tmp_path / "set", three_cases())
+    read_dataset(folder, ["t1", "t2"])
+    fresh, old = (folder / "decoded" / "case 1" / name for name in (".aaaaaaaa.npy", ".bbbbbbbb.npy"))
+    for path in (fresh, old):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    read_dataset(folder, ["t1", "t2"])
+    assert fresh.is_file() and not old.is_file(), "somebody may still be writing it"
+
+
+def test_what_cannot_be_kept_is_smoothed_in_memory(tmp_path, monkeypatch):
+    read = read_dataset(write_set(tmp_path / "set", three_cases()), ["t1", "t2"])
+
+    @contextmanager
+    def full(path):
+        raise MedDPMError("no space")
+        yield
+
+    monkeypatch.setattr("MedDPMLib.data.cases.written_whole", full)
+    smoothed = SmoothedCases(read, (8, 12, 16))
+    assert torch.equal(smoothed[1].image, smoothed_for(read[1], (8, 12, 16)).image)
+    assert smoothed[1].image is smoothed[1].image, "once"
+
+
 def test_a_dataset_that_cannot_be_written_is_decoded_in_the_user_s_cache(tmp_path, monkeypatch):
     folder = write_set(tmp_path / "set", three_cases())
     (folder / "decoded").write_text("in the way")
@@ -362,9 +408,10 @@ def test_a_dataset_that_cannot_be_written_is_decoded_in_the_user_s_cache(tmp_pat
 def test_damaged_decoded_files_are_told(tmp_path):
     folder = write_set(tmp_path / "set", three_cases())
     read = read_dataset(folder, ["t1", "t2"])
-    next((folder / "decoded" / "case 2").glob("*.image.npy")).write_bytes(b"nothing")
-    with pytest.raises(MedDPMError, match="case 2 is damaged .* delete this folder"):
-        read[2]
+    for content in (b"nothing", b""):
+        next((folder / "decoded" / "case 2").glob("*.image.npy")).write_bytes(content)
+        with pytest.raises(MedDPMError, match="case 2 is damaged .* delete this folder"):
+            read[2]
 
 
 def damage_range(folder):

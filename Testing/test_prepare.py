@@ -29,6 +29,7 @@ from phantoms import (
     shrink,
     table,
     write_brats,
+    write_nnunet,
 )
 
 from MedDPMLib.data import read_dataset
@@ -96,6 +97,50 @@ def test_a_dataset_says_what_it_is(tmp_path, small):
     assert (float(rows["case1"]["t2 lowest"]), float(rows["case1"]["t2 highest"])) == (brain.min(), brain.max())
     assert rows["case1"]["size"] == "24 x 20 x 16" and rows["case1"]["orientation"] == "LPS"
     assert rows["case1"]["problem"] == "" and float(rows["case1"]["cut off (mm^3)"]) == 0
+
+
+def test_what_somebody_adds_to_the_description_stays(tmp_path, small):
+    write_brats(tmp_path / "source", [1, 2])
+    make([tmp_path / "source"], tmp_path / "out")
+    path = tmp_path / "out" / "dataset.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"name": "Gehirne, größere", "licence": "CC BY 4.0"}))
+    make([tmp_path / "source"], tmp_path / "out")
+    said = json.loads(path.read_text(encoding="utf-8"))
+    assert (said["name"], said["licence"], said["numTraining"]) == ("Gehirne, größere", "CC BY 4.0", 2)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("edema", "non-enhancing tumor", "enhancing tumour"),  # Medical Segmentation Decathlon
+        ("ED", "NCR/NET", "GD-enhancing tumor"),
+        ("Peritumoral_edema", "necrotic and non-enhancing tumor core", "ET"),
+        ("the peritumoral edema (ED)", "necrotic tumor core (NCR)", "GD-enhancing tumor (ET)"),
+        ("SNFH", "NCR / NET", "Enhancing"),
+    ],
+)
+def test_labels_are_known_by_what_public_data_sets_call_them(tmp_path, small, names):
+    channels = {"channel_names": {"0": "T2", "1": "T1", "2": "Flair", "3": "T1ce"}}
+    labels = {"background": 0} | {name: value for value, name in enumerate(names, start=1)}
+    write_nnunet(tmp_path / "source", [1], channels, labels, {1: 2, 2: 1, 3: 3})
+    write_brats(tmp_path / "same", [1])
+    for source, out in (("source", "one"), ("same", "two")):
+        assert make([tmp_path / source], tmp_path / out) == {"case1": None}
+    assert_same(contents(tmp_path / "one"), contents(tmp_path / "two"))
+
+
+def test_a_numbering_that_is_named_makes_the_labels_names_indifferent(tmp_path, small):
+    channels = {"channel_names": {"0": "T2", "1": "T1", "2": "Flair", "3": "T1ce"}}
+    write_nnunet(tmp_path / "source", [1], channels, {"background": 0, "a": 1, "b": 2, "c": 3}, RAW_2023)
+    with pytest.raises(MedDPMError, match='names a label "a".* or say with --labels how its values are numbered'):
+        make([tmp_path / "source"], tmp_path / "out")
+    write_brats(tmp_path / "same", [1])
+    make([tmp_path / "same"], tmp_path / "two")
+    numbering = "brats-2023"
+    settings = DatasetSettings("brats", CONTRASTS, numbering=numbering)
+    cases = find_cases([tmp_path / "source"], BRATS, CONTRASTS, numbering=numbering)
+    assert [report.problem for report in write_dataset(cases, tmp_path / "out", settings)] == [None]
+    assert_same(contents(tmp_path / "out"), contents(tmp_path / "two"))
 
 
 def test_a_prepared_dataset_can_be_prepared(tmp_path, small):

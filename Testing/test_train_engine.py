@@ -355,3 +355,24 @@ def test_an_example_moves_whole():
     made = Example(*[torch.zeros(1)] * 5, ("case",))
     moved = made.to(torch.device("meta"))
     assert moved.cases == ("case",) and moved.weight.device.type == "meta"
+
+
+def test_moments_of_any_memory_layout_are_taken_up():
+    """As a sharded run leaves them; PyTorch's fused optimiser goes by the weights' layout, whatever the moments' is."""
+    recipe = small_recipe(*STILL)
+    made, engine = examples(recipe), Engine(recipe, EXACT)
+    batches = [made.batch([number]) for number in range(4)]
+    for batch in batches[:2]:
+        engine.step([batch])
+    state = copy.deepcopy(engine.state())
+    other = copy.deepcopy(state)
+    for moments in other["optimiser"]["state"].values():
+        moments.update({name: value.contiguous() for name, value in moments.items()})
+    ended = []
+    for begun in (state, other):
+        going_on = Engine(recipe, EXACT)
+        going_on.load_state(begun)
+        for batch in batches[2:]:
+            going_on.step([batch])
+        ended.append(going_on.network.state_dict())
+    close(*ended, tolerance=0)

@@ -20,6 +20,7 @@ from MedDPMLib.train import benchmark, memory
 from MedDPMLib.train import run as run_module
 from MedDPMLib.train.benchmark import measure_training
 from MedDPMLib.train.checkpoints import Checkpoints
+from MedDPMLib.train.examples import Examples
 from MedDPMLib.train.export import export_run
 from MedDPMLib.train.memory import check_memory, needs
 from MedDPMLib.train.run import train
@@ -65,7 +66,11 @@ def run(recipe, folder, cases=CASES, **options):
 
 
 def newest(folder) -> dict:
-    return Checkpoints(folder / "checkpoints").load(lambda sentence: None)
+    return newest_in(Checkpoints(folder / "checkpoints"))
+
+
+def newest_in(checkpoints: Checkpoints) -> dict:
+    return checkpoints.load(lambda sentence: None)
 
 
 def same(one, other) -> bool:
@@ -201,13 +206,16 @@ def test_training_learns(tmp_path):
     assert np.mean(values[-10:]) < 0.4 * np.mean(values[:5])
 
 
-def test_held_out_cases_are_measured_and_decide_what_is_best(tmp_path):
+def test_held_out_cases_are_measured_and_decide_what_is_best(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(run_module, "Examples", lambda *what: made.append(what) or Examples(*what))
     recipe = small_recipe("training.held_out=0.3", "stages=[{size=[16, 16, 8], iterations=4, batch=1}]")
     story, _, _ = run(recipe, tmp_path)
     assert len(story.data["cases"]) == 2 and len(story.data["held_out"]) == 1
     scores = {row["iteration"]: row["held_out"] for row in story.losses}
     assert story.best == {"iteration": min(scores, key=scores.get), "score": min(scores.values())}
     assert torch.load(tmp_path / "checkpoints" / "best.pt", weights_only=True)["score"] == min(scores.values())
+    assert len(made) == 2, "to learn from and to measure on, once for all checkpoints"
 
 
 def test_a_recipe_may_be_changed_on_the_way_and_that_is_told(tmp_path):
@@ -219,6 +227,52 @@ def test_a_recipe_may_be_changed_on_the_way_and_that_is_told(tmp_path):
     assert story.changes[0] in (tmp_path / "README.md").read_text()
     with pytest.raises(MedDPMError, match="another model"):
         run(small_recipe("network.channels=[16, 16]"), tmp_path)
+
+
+def test_a_run_without_a_checkpoint_may_begin_with_another_model(tmp_path):
+    broken = replace(CASES[0], image=torch.full_like(CASES[0].image, float("nan")))
+    with pytest.raises(MedDPMError, match="not finite"):
+        run(small_recipe(), tmp_path, [broken])
+    story, losses, _ = run(small_recipe("network.channels=[16, 16]"), tmp_path)
+    assert len(losses) == 7 and not story.changes
+    assert load_recipe(tmp_path / "recipe.toml").network["channels"] == [16, 16]
+
+
+def test_a_picture_that_fails_costs_neither_run_nor_checkpoint(tmp_path, monkeypatch):
+    there = []
+
+    def fail(*_):
+        there.append(newest(tmp_path)["iteration"])
+        raise RuntimeError("no kernel for this")
+
+    monkeypatch.setattr(run_module.Monitor, "montage", fail)
+    _, losses, told = run(small_recipe("monitor.montage_every=2"), tmp_path)
+    assert len(losses) == 7 and there == [2, 4, 6, 7]
+    assert sum("no montage" in sentence and "no kernel for this" in sentence for sentence in told) == 4
+
+
+def test_who_asks_a_run_to_end_does_not_wait_for_a_picture(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(run_module.Monitor, "montage", lambda *_: drawn.append(1))
+    stop = StopRequest()
+    stop.signal = signal.SIGTERM
+    with pytest.raises(Stopped):
+        run(small_recipe("monitor.montage_every=1"), tmp_path, stop=stop)
+    assert newest(tmp_path)["iteration"] == 1 and not drawn
+
+
+def test_a_checkpoint_on_a_full_disk_is_told_and_the_last_one_stays(tmp_path):
+    resource = pytest.importorskip("resource")
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save({"iteration": 1, "ema": {"w": torch.zeros(10)}})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(MedDPMError, match="iteration-000000002.pt cannot be written .* free some space"):
+            checkpoints.save({"iteration": 2, "ema": {"w": torch.zeros(100_000)}})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert newest_in(checkpoints)["iteration"] == 1 and len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_picture_shows_what_the_model_makes(tmp_path):
@@ -268,6 +322,8 @@ def test_a_run_begins_with_a_model_as_far_as_it_fits(whole, tmp_path):
     with pytest.raises(MedDPMError, match="no tensor"):
         unet = 'network={kind="unet", base=32, multipliers=[1, 2], blocks=1, attention=[]}'
         run(small_recipe(unet), tmp_path / "unet", init=str(bundle))
+    with pytest.raises(MedDPMError, match="is a run, not a model: export it first"):
+        run(small_recipe(), tmp_path / "run", init=str(whole[0]))
 
 
 def test_an_unfinished_run_becomes_a_model_that_says_so(tmp_path):
@@ -322,6 +378,7 @@ def test_missing_memory_is_told_with_what_would_fit(monkeypatch):
 
     class Network(torch.nn.Module):
         values_per_voxel = 660
+        side_multiple = 16
 
     with pytest.raises(OutOfMemory, match=r"80.0 GB .*192 x 192 x 144 in float32;.*13.0 GB.*bfloat16 with --checkpoi"):
         check_memory(recipe, EXACT, False, Network())
@@ -330,6 +387,10 @@ def test_missing_memory_is_told_with_what_would_fit(monkeypatch):
     small = replace(recipe, stages=(replace(recipe.stages[0], patch=(32, 32, 32)),))
     check_memory(small, EXACT, False, Network())
     assert not asked  # what is far from filling the memory is not measured
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")  # which is another matter where eight processes share the memory
+    with pytest.raises(OutOfMemory, match="take patches of about [0-9]+ voxels"):
+        check_memory(replace(recipe, stages=(replace(recipe.stages[0], patch=(96, 96, 96)),)), EXACT, False, Network())
+    assert asked
 
 
 def test_what_training_takes_is_measured_in_its_own_process(monkeypatch):

@@ -90,10 +90,15 @@ def generate(
 
 @app.command()
 def train(
-    recipe: Annotated[
-        str,
-        typer.Option(help="A recipe that ships with MedDPM, or a TOML file.", autocompletion=_recipe_names),
-    ] = "brain-anatomy",
+    recipes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--recipe",
+            metavar="RECIPE",
+            help="A recipe that ships with MedDPM, or a TOML file; can be repeated. All that ship without it.",
+            autocompletion=_recipe_names,
+        ),
+    ] = None,
     iterations: Annotated[
         int, typer.Option("--iterations", min=1, help="Iterations to measure of each way, beside the first.")
     ] = 3,
@@ -111,33 +116,41 @@ def train(
     from MedDPMLib.benchmark.machine import describe_machine, load
     from MedDPMLib.benchmark.subject import scaled_size
     from MedDPMLib.networks import build_network
-    from MedDPMLib.recipe import load_recipe, recipe_card
+    from MedDPMLib.recipe import load_recipe, recipe_card, recipe_names
     from MedDPMLib.train.benchmark import measure_training
 
     if quick:
         grid, iterations = _QUICK_GRID, 1
-    settings = load_recipe(recipe)
-    multiple = build_network(recipe_card(settings).network_description).side_multiple
+    loaded = [load_recipe(name) for name in recipes or recipe_names()]
     before = load()
-    found = measure_training(
-        settings, grid=scaled_size(settings.stages[-1].learnt, grid, multiple), iterations=iterations, device=device
-    )
+    found = []
+    with show_progress(len(loaded), "starting") as progress:
+        for settings in loaded:
+            multiple = build_network(recipe_card(settings).network_description).side_multiple
+            size = scaled_size(settings.stages[-1].learnt, grid, multiple)
+            progress.reach(progress.done, settings.name)
+            found += measure_training(settings, grid=size, iterations=iterations, device=device)
+            progress.advance(settings.name)
     if json_file is not None:
         rows = [asdict(row) for row in found]
         _write_json(json_file, {"machine": describe_machine(), "before": before, "share": grid, "rows": rows})
     print_table(
-        ["recipe", "grid", "way", "precision", "s/iteration", "faster", "memory"],
+        ["recipe", "grid", "way", "precision", "iterations/s", "faster", "memory"],
         [
-            [
-                row.recipe, " x ".join(map(str, row.grid)), row.way, row.precision,
-                f"{1 / row.iterations_per_second:.3g}", f"{row.speed_up:.3g}x", f"{row.peak / 2**30:.2f} GiB",
-            ]
+            [row.recipe, " x ".join(map(str, row.grid)), row.way, row.precision, *_training_figures(row)]
             for row in found
         ],
         numeric=[4, 5, 6],
-    )  # fmt: skip
+    )
     typer.echo("An example for each iteration; memory is what is taken beside PyTorch itself, at the peak.")
     typer.echo(f"Other work kept {before['busy']:.0%} of the cores busy: compare ratios, not seconds.")
+
+
+def _training_figures(row) -> list[str]:
+    if row.iterations_per_second is None:
+        return ["", "", row.problem]
+    faster = f"{row.speed_up:.3g}x" if row.speed_up is not None else ""
+    return [f"{row.iterations_per_second:.3g}", faster, f"{row.peak / 2**30:.2f} GiB"]
 
 
 @app.command()

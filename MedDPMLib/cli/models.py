@@ -88,8 +88,10 @@ def _export_run(run: Path, path: Path, best: bool) -> None:
     target = path / f"{run.resolve().name}{SUFFIX}" if path.is_dir() else path
     if target.exists():
         raise MedDPMError(f"{target} exists already: choose another name")
-    export_run(run, target, best=best)
-    typer.echo(f"{target} written; meddpm models import {target} installs it")
+    card = export_run(run, target, best=best)
+    typer.echo(
+        f"{target} written; meddpm models import {target} installs it as {card.name}, with --name under another name"
+    )
 
 
 @app.command("remove")

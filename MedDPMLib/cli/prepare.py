@@ -74,7 +74,7 @@ def prepare(
     if anatomy is not None and not anatomy.is_dir():
         raise MedDPMError(f"{anatomy} is not a folder: --anatomy needs the folder of CASE_anatomy.nii.gz")
     settings = DatasetSettings(scheme, chosen, anatomy, labels, normalise)
-    cases = find_cases(sources, load_scheme(scheme), chosen)
+    cases = find_cases(sources, load_scheme(scheme), chosen, numbering=labels)
     for layout, count in Counter(case.layout for case in cases).items():
         typer.echo(f"{layout}: {count} {'case' if count == 1 else 'cases'}")
     done = failed = 0

@@ -70,16 +70,18 @@ def train(
     """Train a model by a recipe.
 
     Killed at any moment and started again with the same command, the run goes on from its last checkpoint and ends
-    with the same weights. Ctrl-C and SIGTERM write a checkpoint first. Several GPUs or machines (torchrun takes --run
-    for its own without the two dashes):
+    with the same weights. Ctrl-C and SIGTERM write a checkpoint first. Several GPUs or machines share the accumulated
+    batches of an iteration, at least one for each (torchrun takes --run for its own without the two dashes):
 
-    torchrun --nproc-per-node 4 -m -- MedDPMLib train DATASET --recipe X --run RUN
+    torchrun --nproc-per-node 4 -m -- MedDPMLib train DATASET --recipe X --set training.accumulate=4 --run RUN
 
     `meddpm models export RUN FILE` makes a model of a run.
     """
     settings = _recipe(recipe, run, changes or [])
     from MedDPMLib.device import choose_execution
 
+    if device in ("auto", "cuda"):
+        _take_own_gpu()
     execution = choose_execution(device, precision)
     if memory:
         _print_memory(settings, execution.device)
@@ -127,6 +129,15 @@ def train(
             raise typer.Exit(128 + stopped.signal) from None
     if main:
         typer.echo(f"{run}: {story.iteration:,} iterations done; meddpm models export {run} FILE makes a model of them")
+
+
+def _take_own_gpu() -> None:
+    """Of several processes that torchrun started each has a GPU of its own, from the first thing done there on."""
+    import torch
+
+    rank = os.environ.get("LOCAL_RANK")
+    if rank is not None and int(rank) < torch.cuda.device_count():
+        torch.cuda.set_device(int(rank))
 
 
 class _Told:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -26,6 +27,9 @@ from MedDPMLib.volume import read_volume, written_whole
 #: The folder in a dataset for what is decoded.
 _DECODED = "decoded"
 
+#: Seconds after which nobody is writing a file any more.
+_ABANDONED = 24 * 3600
+
 #: Header rounding; what lies further outside of [-1, 1] was not normalised.
 _RANGE_TOLERANCE = 1e-3
 
@@ -35,12 +39,16 @@ _SPACING_TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class Case:
-    """``image`` (C, D, H, W) floating point in [-1, 1], ``labels`` (D, H, W) uint8; ``spacing`` (i, j, k) in mm."""
+    """``image`` (C, D, H, W) floating point in [-1, 1], ``labels`` (D, H, W) uint8; ``spacing`` (i, j, k) in mm.
+
+    ``file`` is what ``image`` is mapped from, None if it lies in memory.
+    """
 
     name: str
     image: Tensor
     labels: Tensor
     spacing: tuple[float, float, float]
+    file: Path | None = None
 
 
 def read_dataset(
@@ -114,14 +122,16 @@ class _Decoded:
     grid: Grid
 
     def open(self) -> Case:
-        try:
-            # Copy on write: whatever is done to the tensors stays in this process.
-            image, labels = (torch.from_numpy(np.load(path, mmap_mode="c")) for path in (self.image, self.labels))
-        except (OSError, ValueError) as error:
-            raise MedDPMError(
-                f"{self.image.parent} is damaged ({error}): delete this folder, it is made anew"
-            ) from error
-        return Case(self.name, image, labels, self.grid.spacing)
+        image, labels = _mapped(self.image), _mapped(self.labels)
+        return Case(self.name, image, labels, self.grid.spacing, self.image)
+
+
+def _mapped(path: Path) -> Tensor:
+    try:
+        # Copy on write: whatever is done to the tensor stays in this process.
+        return torch.from_numpy(np.load(path, mmap_mode="c"))
+    except (OSError, ValueError, EOFError) as error:
+        raise MedDPMError(f"{path.parent} is damaged ({error}): delete this folder, it is made anew") from error
 
 
 def _cache_folder(folder: Path) -> Path:
@@ -164,6 +174,9 @@ def _decode(folder: Path, name: str, channels: int, cache: Path) -> _Decoded:
         for old in own.iterdir():  # of files that have changed since
             if not old.name.startswith((key, ".")):
                 old.unlink(missing_ok=True)
+    for left in own.glob(".*"):  # half-written by a process that was killed; another may be writing right now
+        if time.time() - left.stat().st_mtime > _ABANDONED:
+            left.unlink(missing_ok=True)
     said = json.loads(about.read_text())
     grid = Grid(tuple(said["size"]), tuple(said["spacing"]), said["orientation"])
     return _Decoded(name, image, labels, grid)
@@ -205,3 +218,34 @@ def smoothed_for(case: Case, shape: Sequence[int]) -> Case:
             sigma = (ratio**2 - 1) ** 0.5 / 2.355
             image = gaussian_filter1d(image, sigma, axis=axis, mode="nearest", radius=int(np.ceil(3 * sigma)))
     return replace(case, image=torch.from_numpy(image).to(case.image.dtype))
+
+
+class SmoothedCases(Dataset):
+    """The ``cases`` as :func:`smoothed_for` makes them for ``shape``, each worked out once, when it is asked for.
+
+    What is smoothed of a decoded case is kept beside it and mapped, as the case itself is: a dataset may be larger
+    than the memory, and all processes share the pages.
+    """
+
+    def __init__(self, cases: Sequence[Case] | Dataset, shape: Sequence[int]) -> None:
+        self.cases, self.shape = cases, tuple(shape)
+        self._in_memory: dict[int, Case] = {}
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def __getitem__(self, index: int) -> Case:
+        if index in self._in_memory:
+            return self._in_memory[index]
+        case = self.cases[index]
+        if case.file is None:
+            return self._in_memory.setdefault(index, smoothed_for(case, self.shape))
+        path = case.file.with_suffix(f".smoothed-{'x'.join(map(str, reversed(self.shape)))}.npy")
+        if not path.is_file():
+            smoothed = smoothed_for(case, self.shape)
+            try:
+                with written_whole(path) as temporary:
+                    np.save(temporary, smoothed.image.numpy())
+            except MedDPMError:  # no space, or no permission: it is no reason to end a run
+                return self._in_memory.setdefault(index, smoothed)
+        return replace(case, image=_mapped(path), file=path)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from MedDPMLib.data.cases import Case
+from MedDPMLib.data.cases import Case, SmoothedCases
 from MedDPMLib.data.variation import Part, Variation, centres, draw_variation
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.labels import LabelScheme
@@ -46,7 +46,7 @@ class VariedCases(Dataset):
 
     A sample is the whole grid of ``shape`` (D, H, W) over the cases' box, or a ``patch`` (D, H, W) of it whose middle
     is chosen with the probabilities ``balance`` (:data:`BALANCE`). Where ``shape`` is coarser than the cases, these
-    are smoothed beforehand and kept in memory (float16). Raises :class:`MedDPMError` for a patch larger than the grid,
+    are smoothed first (:class:`SmoothedCases`). Raises :class:`MedDPMError` for a patch larger than the grid,
     and if there is no case.
     """
 
@@ -78,12 +78,12 @@ class VariedCases(Dataset):
             )
         from monai.data import CacheDataset
 
-        from MedDPMLib.data.transforms import PatchMiddles, Smoothed
+        from MedDPMLib.data.transforms import PatchMiddles
 
         tumour = [label.value for label in scheme.tumour]
         self._cases, self._middles = cases, None
         if any(side < length for side, length in zip(self.shape, cases[0].labels.shape, strict=True)):
-            self._cases = CacheDataset(cases, Smoothed(self.shape), progress=False, copy_cache=False)
+            self._cases = SmoothedCases(cases, self.shape)
         if self.patch != self.shape:
             self._middles = CacheDataset(cases, PatchMiddles(tumour), progress=False, copy_cache=False)
 

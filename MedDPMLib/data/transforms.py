@@ -8,20 +8,10 @@ import torch
 from monai.transforms import Transform
 from monai.transforms.utils import map_classes_to_indices
 
-from MedDPMLib.data.cases import Case, smoothed_for
+from MedDPMLib.data.cases import Case
 
 #: So many voxels of each kind, evenly spread, are remembered to choose a patch's middle from.
 _MOST_CANDIDATES = 4096
-
-
-class Smoothed(Transform):
-    """See :func:`smoothed_for`."""
-
-    def __init__(self, shape: Sequence[int]) -> None:
-        self.shape = shape
-
-    def __call__(self, case: Case) -> Case:
-        return smoothed_for(case, self.shape)
 
 
 class PatchMiddles(Transform):

@@ -233,9 +233,15 @@ def _begin(out: Path, settings: DatasetSettings) -> None:
 
 
 def _describe(out: Path, settings: DatasetSettings) -> None:
+    """Writes ``dataset.json``; what somebody has added to it (name, licence) stays."""
+    path = out / "dataset.json"
     description = settings.description() | {"numTraining": len(list((out / "labelsTr").glob("*.nii.gz")))}
-    with written_whole(out / "dataset.json") as temporary:
-        temporary.write_text(json.dumps(description, indent=2))
+    try:
+        description = json.loads(path.read_text(encoding="utf-8")) | description
+    except (OSError, ValueError, TypeError):
+        pass
+    with written_whole(path) as temporary:
+        temporary.write_text(json.dumps(description, indent=2, ensure_ascii=False), encoding="utf-8")
 
 
 def _write_table(out: Path, settings: DatasetSettings, reports: Sequence[Report]) -> None:

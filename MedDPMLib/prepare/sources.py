@@ -38,6 +38,18 @@ _MED_DDPM_PARTS = {"brats": "brats2021", "anatomy": "brats2021", "whole-head": "
 _IMAGE_FOLDERS = ("image", "images", "img", "imgs")
 _MASK_FOLDERS = ("mask", "masks", "label", "labels", "seg", "segmentation", "segmentations")
 
+#: What public data sets call labels beside the schemes' own names, without capitals, hyphens and underscores.
+_LABEL_NAMES = {
+    # What is left of the core without the enhancing part.
+    "tumor core": "necrosis", "tumour core": "necrosis",
+    "non enhancing tumor": "necrosis", "non enhancing tumour": "necrosis",
+    "ncr/net": "necrosis", "ncr & net": "necrosis", "ncr and net": "necrosis", "ncr net": "necrosis", "net": "necrosis",
+    "necrotic and non enhancing tumor core": "necrosis", "necrotic and non enhancing tumour core": "necrosis",
+    "necrotic tumor core": "necrosis",
+    "gd enhancing tumor": "enhancing tumour", "gd enhancing tumour": "enhancing tumour",
+    "peritumoral oedema": "oedema", "peritumoural edema": "oedema",
+}  # fmt: skip
+
 #: What may follow a pair's common name.
 _PAIR_ENDING = re.compile(r"[_-](image|img|mask|label|labels|seg|segmentation)$", re.IGNORECASE)
 
@@ -65,16 +77,19 @@ class CaseFiles:
     problem: str | None = None
 
 
-def find_cases(sources: Sequence[Path], scheme: LabelScheme, modalities: Sequence[str]) -> list[CaseFiles]:
+def find_cases(
+    sources: Sequence[Path], scheme: LabelScheme, modalities: Sequence[str], *, numbering: str | None = None
+) -> list[CaseFiles]:
     """All cases of ``sources``, by name. A case that lacks a file is among them, with its ``problem``.
 
+    With ``numbering``, which says what the values of segmentations mean, what a layout calls its labels is not asked.
     Raises :class:`MedDPMError` for a source of no known layout, and for a case's name that is met twice.
     """
     found: dict[str, CaseFiles] = {}
     for source in sources:
         if not source.is_dir():
             raise MedDPMError(f"{source} is not a folder: {_EXPECTED}")
-        for case in _cases_of(source, scheme, modalities):
+        for case in _cases_of(source, scheme, modalities, numbering):
             # Some systems' files do not know capitals from small letters.
             other = found.setdefault(case.name.casefold(), case)
             if other is not case:
@@ -85,9 +100,9 @@ def find_cases(sources: Sequence[Path], scheme: LabelScheme, modalities: Sequenc
     return sorted(found.values(), key=lambda case: case.name)
 
 
-def _cases_of(source: Path, scheme: LabelScheme, modalities: Sequence[str]) -> list[CaseFiles]:
+def _cases_of(source: Path, scheme: LabelScheme, modalities: Sequence[str], numbering: str | None) -> list[CaseFiles]:
     if (source / "dataset.json").is_file() and (source / "imagesTr").is_dir():
-        return list(_nnunet_cases(source, scheme, modalities))
+        return list(_nnunet_cases(source, scheme, modalities, numbering))
     for folder in (source, source / _MED_DDPM_PARTS.get(scheme.name, "")):
         if not folder.is_dir():
             continue
@@ -123,7 +138,9 @@ def _brats_cases(source: Path, modalities: Sequence[str]) -> Iterator[CaseFiles]
 # nnU-Net ---------------------------------------------------------------------------------------------
 
 
-def _nnunet_cases(source: Path, scheme: LabelScheme, modalities: Sequence[str]) -> Iterator[CaseFiles]:
+def _nnunet_cases(
+    source: Path, scheme: LabelScheme, modalities: Sequence[str], numbering: str | None
+) -> Iterator[CaseFiles]:
     description = source / "dataset.json"
     try:
         said = json.loads(description.read_text(encoding="utf-8"))
@@ -144,7 +161,9 @@ def _nnunet_cases(source: Path, scheme: LabelScheme, modalities: Sequence[str]) 
         raise MedDPMError(
             f"{description} names the channels {', '.join(channels.values())}: {', '.join(missing)} is missing"
         )
-    if said.get("label_scheme") == scheme.name:
+    if numbering is not None:
+        meaning = None
+    elif said.get("label_scheme") == scheme.name:
         meaning = {value: value for value in scheme.values}
     else:
         meaning = {value: _label_value(name, scheme, description) for value, name in labels.items()}
@@ -177,14 +196,18 @@ def _nnunet_labels(said: Mapping) -> dict[int, str]:
 
 
 def _label_value(name: str, scheme: LabelScheme, description: Path) -> int:
-    plain = name.replace("_", " ").replace("-", " ")
-    # What is left of the core without the enhancing part.
-    aliases = {"tumor core": "necrosis", "tumour core": "necrosis"}
-    for attempt in (name, plain, aliases.get(plain.casefold(), plain)):
+    plain = " ".join(re.split(r"[\s_-]+", name.strip().casefold()))
+    # "the peritumoral edema (ED)", "NCR / NET"
+    plain = re.sub(r" ?/ ?", "/", re.sub(r" \([^)]*\)$", "", plain).removeprefix("the "))
+    for attempt in (name, plain, _LABEL_NAMES.get(plain, plain)):
         if label := scheme.label_by_name(attempt):
             return label.value
     known = ", ".join(label.name for label in scheme.labels)
-    raise MedDPMError(f'{description} names a label "{name}", which is none of the scheme "{scheme.name}": {known}')
+    numberings = ", ".join(one.name for one in scheme.numberings)
+    raise MedDPMError(
+        f'{description} names a label "{name}", which is none of the scheme "{scheme.name}" ({known}): rename it there,'
+        f" or say with --labels how its values are numbered ({numberings})"
+    )
 
 
 # Med-DDPM and pairs ----------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -9,11 +10,13 @@ from shutil import which
 
 import torch
 
-from MedDPMLib.device import choose_execution
-from MedDPMLib.errors import MedDPMError
+from MedDPMLib.device import choose_execution, free_memory
+from MedDPMLib.errors import MedDPMError, OutOfMemory
 from MedDPMLib.networks import build_network
+from MedDPMLib.networks.denoiser import Denoiser
 from MedDPMLib.recipe import Recipe, recipe_card, recipe_values
 from MedDPMLib.train.measure import Job, measure
+from MedDPMLib.train.memory import TIMES_GENERATING
 
 
 def can_compile(device: torch.device) -> bool:
@@ -27,15 +30,16 @@ def can_compile(device: torch.device) -> bool:
 @dataclass(frozen=True)
 class TrainingRow:
     """One way of training: ``iterations_per_second``, the ``peak`` of its memory in bytes above PyTorch itself, and
-    ``speed_up`` against the plain way."""
+    ``speed_up`` against the plain way; None for what could not be measured, with the ``problem``."""
 
     recipe: str
     way: str
     precision: str
     grid: tuple[int, int, int]
-    iterations_per_second: float
-    peak: int
-    speed_up: float
+    iterations_per_second: float | None
+    peak: int | None
+    speed_up: float | None
+    problem: str | None = None
 
 
 def measure_training(
@@ -48,7 +52,8 @@ def measure_training(
     is measured in a process of its own.
     """
     grid = recipe.stages[-1].learnt if grid is None else grid
-    multiple = build_network(recipe_card(recipe).network_description).side_multiple
+    network = build_network(recipe_card(recipe).network_description)
+    multiple = network.side_multiple
     if any(side % multiple or side < 1 for side in grid):
         sides = " x ".join(map(str, grid))
         raise MedDPMError(f"the network of {recipe.name} needs sides that are multiples of {multiple}, not {sides}")
@@ -65,8 +70,22 @@ def measure_training(
     rows: list[TrainingRow] = []
     for way, precision, how in ways:
         job = Job(recipe_values(recipe), [grid], 1, iterations, str(execution.device), precision, **how)
-        (found,) = measure(job)
+        try:
+            if not how["checkpointing"]:
+                _check_fits(network, grid, precision, execution.device)
+            (found,) = measure(job)
+        except MedDPMError as error:
+            problem = "does not fit" if isinstance(error, OutOfMemory) else str(error)
+            rows.append(TrainingRow(recipe.name, way, precision, grid, None, None, None, problem))
+            continue
         speed = 1 / found.seconds
         plain = rows[0].iterations_per_second if rows else speed
-        rows.append(TrainingRow(recipe.name, way, precision, grid, speed, found.peak, speed / plain))
+        rows.append(TrainingRow(recipe.name, way, precision, grid, speed, found.peak, plain and speed / plain))
     return rows
+
+
+def _check_fits(network: Denoiser, grid: tuple[int, int, int], precision: str, device: torch.device) -> None:
+    """Raises :class:`OutOfMemory` for what is far too large: to try it would take the memory of everything else."""
+    expected = TIMES_GENERATING * network.values_per_voxel * math.prod(grid) * getattr(torch, precision).itemsize
+    if expected > 2 * free_memory(device):
+        raise OutOfMemory(f"training takes about {expected / 1e9:.0f} GB")

@@ -35,14 +35,12 @@ class Checkpoints:
         return sorted(self.folder.glob(_PATTERN), reverse=True)
 
     def save(self, state: dict[str, Any]) -> None:
-        with written_whole(self.folder / f"iteration-{state['iteration']:09d}.pt") as temporary:
-            torch.save(state, temporary)
+        _write(self.folder / f"iteration-{state['iteration']:09d}.pt", state)
         for old in self.paths()[self.keep :]:
             old.unlink()
 
     def save_best(self, ema: dict[str, Any], iteration: int, score: float) -> None:
-        with written_whole(self.best) as temporary:
-            torch.save({"ema": ema, "iteration": iteration, "score": score}, temporary)
+        _write(self.best, {"ema": ema, "iteration": iteration, "score": score})
 
     def load(self, tell: Callable[[str], None]) -> dict[str, Any] | None:
         """The newest sound checkpoint, on the CPU; None if there is none yet. ``tell`` hears of damaged ones.
@@ -63,6 +61,16 @@ class Checkpoints:
         """Removes what a killed process has left half-written."""
         for path in self.folder.glob(".*.pt"):
             path.unlink(missing_ok=True)
+
+
+def _write(path: Path, state: dict[str, Any]) -> None:
+    with written_whole(path) as temporary:
+        try:
+            torch.save(state, temporary)
+        except RuntimeError as error:
+            if "PytorchStreamWriter" not in str(error) and "inline_container" not in str(error):
+                raise
+            raise OSError(str(error)) from error  # what torch makes of a full disk
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -139,6 +139,7 @@ class Engine:
             sharding.load_optimiser(self.network, self.optimiser, state["optimiser"])
         else:
             self.optimiser.load_state_dict(state["optimiser"])
+            self._lay_out_moments()
         for group in self.optimiser.param_groups:  # how it is computed, and by which recipe, is this run's affair
             group.update(fused=self._fused, weight_decay=self.recipe.training.weight_decay)
         if state["scaler"] and self.scaler.is_enabled():
@@ -168,6 +169,14 @@ class Engine:
             sharding.load_weights(network, weights, strict=strict)
         else:
             network.load_state_dict(weights, strict=strict)
+
+    def _lay_out_moments(self) -> None:
+        """Brings the optimiser's moments into their weights' memory layout, which a sharded run's checkpoint lacks: for
+        another, PyTorch's fused optimiser is wrong, without a word."""
+        for weight, moments in self.optimiser.state.items():
+            for name, moment in moments.items():
+                if moment.shape == weight.shape:
+                    moments[name] = torch.empty_like(weight).copy_(moment)
 
     # The parts of a step ----------------------------------------------------------------------------------
 

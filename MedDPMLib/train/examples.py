@@ -122,13 +122,12 @@ def split_cases(cases: Dataset | Sequence[Case], share: float, seed: int) -> tup
     return Subset(cases, sorted(order[count:])), Subset(cases, sorted(order[:count]))
 
 
-def held_out_batches(recipe: Recipe, held_out: Subset) -> Iterator[Example]:
-    """The fixed examples to measure on: each held-out case on the last stage's grid, at timesteps from low to high."""
-    examples = Examples(recipe, recipe.stages[-1], held_out)
-    timesteps = recipe.schedule["timesteps"]
-    for number in range(len(held_out) * _LEVELS):
-        level = number // len(held_out)
-        yield examples.batch([number], [int((level + 0.5) / _LEVELS * timesteps)])
+def held_out_batches(examples: Examples) -> Iterator[Example]:
+    """The fixed ``examples`` of held-out cases to measure on: each case at timesteps from low to high."""
+    count = len(examples.varied)
+    for number in range(count * _LEVELS):
+        level = number // count
+        yield examples.batch([number], [int((level + 0.5) / _LEVELS * examples.timesteps)])
 
 
 def seeded(seed: int, stream: int, number: int) -> torch.Generator:

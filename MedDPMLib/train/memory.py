@@ -8,6 +8,7 @@ activations of a convolutional network grow with its voxels.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,8 +25,11 @@ from MedDPMLib.train.measure import Job, measure
 #: Sides of the cubes to measure on, rounded up to what the network takes.
 _SIDES = (32, 48)
 
-#: Training keeps about six times what generating has at its peak (80 GB against 660 values a voxel for the published
-#: BraTS network). What is this far from filling the memory is not measured: that takes seconds.
+#: Training keeps about so many times what generating has at its peak (80 GB against 660 values a voxel for the
+#: published BraTS network).
+TIMES_GENERATING = 6
+
+#: What is this far from filling the memory is not measured: that takes seconds.
 _FAR = 10
 
 
@@ -73,6 +77,8 @@ def memory_table(recipe: Recipe, device: torch.device) -> Iterator[Need]:
 def check_memory(recipe: Recipe, execution: Execution, checkpointing: bool, network: Denoiser) -> None:
     """Raises :class:`OutOfMemory` if the largest stage will not fit into what is free; with what would."""
     free = free_memory(execution.device)
+    if execution.device.type == "cpu":  # which the processes of torchrun share
+        free //= int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     largest = max(recipe.stages, key=lambda stage: math.prod(stage.learnt) * stage.batch)
     voxels = math.prod(largest.learnt) * largest.batch
     weights = sum(parameter.numel() for parameter in network.parameters())
@@ -95,7 +101,8 @@ def check_memory(recipe: Recipe, execution: Execution, checkpointing: bool, netw
         if (precision, recomputed) != (execution.precision, checkpointing) and precision != "float16":
             tried += needs(recipe, [largest], execution.device, precision, recomputed)
     fitting = [_spoken(other) for other in tried if other.bytes < total]
-    smaller = math.floor((total / min(other.bytes for other in tried)) ** (1 / 3) * min(largest.learnt))
+    smaller = (total / min(other.bytes for other in tried)) ** (1 / 3) * min(largest.learnt)
+    smaller = max(1, math.floor(smaller / network.side_multiple)) * network.side_multiple
     advice = f"what fits: {'; '.join(fitting)}" if fitting else f"take patches of about {smaller} voxels a side"
     raise OutOfMemory(
         f"{_gigabytes(total)} of memory on {execution.device} are not enough to train {recipe.name}: {_spoken(need)};"

@@ -82,7 +82,7 @@ def train(
         _check_grids(recipe, engine)
         session = _Session(recipe, cases, RunFolder(run), engine, data or {}, tell)
         session.begin(init)
-        if engine.iteration < recipe.iterations:
+        if engine.iteration < recipe.iterations and not shard:  # what shards take is not measured
             check_memory(recipe, execution, checkpointing, engine.network)
         try:
             session.go_on(workers, report, stop or StopRequest())
@@ -122,15 +122,17 @@ class _Session:
         self.losses: list[float] = []
         self.clock = time.monotonic()
         self.monitor: Monitor | None = None
+        #: The examples of the held-out cases, once they are asked for.
+        self.measured: Examples | None = None
 
     def begin(self, init: str | None) -> None:
         """Takes up the newest checkpoint, or begins with fresh weights or those of ``init``."""
-        changes = recipe_changes(self.folder.recipe(), self.recipe) if self.folder.has_recipe else []
         state = self.checkpoints.load(self.tell)
         if state is None:
             if init is not None:
                 self.story.init = self._initialise(init)
         else:
+            changes = recipe_changes(self.folder.recipe(), self.recipe) if self.folder.has_recipe else []
             self.engine.load_state(state)
             self.losses = state["losses"]
             fresh = self.story
@@ -143,11 +145,26 @@ class _Session:
                 self.story.changes.append(sentence)
                 self.tell(sentence)
             self.tell(f"going on after iteration {self.engine.iteration:,}")
+        self._check_together()
         if self.main:
             self.checkpoints.clean()
             self.folder.write_recipe(self.recipe)
             self.folder.write_story(self.recipe, self.story)
             self.monitor = Monitor(self.folder.path, self.engine.iteration)
+
+    def _check_together(self) -> None:
+        """Raises :class:`MedDPMError` unless all processes go on from the same iteration with the same cases."""
+        if self.engine.processes == 1:
+            return
+        from accelerate.utils import gather_object
+
+        points = gather_object([(self.engine.iteration, self.story.data["cases"], self.story.data["held_out"])])
+        if any(point != points[0] for point in points):
+            iterations = ", ".join(f"{iteration:,}" for iteration, _, _ in points)
+            raise MedDPMError(
+                f"the processes do not see the same run and dataset (they are at the iterations {iterations}): put both"
+                " into a folder that all machines share"
+            )
 
     def go_on(self, workers: int, report: Callable[[int, float], None], stop: StopRequest) -> None:
         engine, recipe = self.engine, self.recipe
@@ -188,19 +205,22 @@ class _Session:
             self.monitor.scalars(self.engine.iteration, {**values, "iterations per second": 1 / max(seconds, 1e-9)})
 
     def _write_if_due(self, stopping: bool) -> None:
-        """Row, picture and checkpoint. Everything that takes several processes is done by all of them."""
+        """Row, checkpoint and picture. Everything that takes several processes is done by all of them."""
         iteration, plan = self.engine.iteration, self.recipe.monitor
         last = iteration == self.recipe.iterations
         due = last or iteration % plan.checkpoint_every == 0
         if due:
             self._add_row()
-        if plan.montage_every and (last or iteration % plan.montage_every == 0):
-            self._draw()
         if due or stopping:
             state = self.engine.state()
             if self.main:
                 self.checkpoints.save({**state, "losses": self.losses, "story": vars(self.story)})
                 self.folder.write_story(self.recipe, self.story)
+        # After the checkpoint, which is worth more; and not while somebody waits for the end, but of a finished run.
+        if plan.montage_every and (last or (iteration % plan.montage_every == 0 and not stopping)):
+            self._draw()
+        if due or stopping:
+            if self.main:
                 self.monitor.flush()
             self.engine.accelerator.wait_for_everyone()
 
@@ -212,7 +232,8 @@ class _Session:
         """
         held_out = None
         if len(self.held_out):
-            held_out = self.engine.measure(held_out_batches(self.recipe, self.held_out))
+            self.measured = self.measured or Examples(self.recipe, self.recipe.stages[-1], self.held_out)
+            held_out = self.engine.measure(held_out_batches(self.measured))
         loss = sum(self.losses) / len(self.losses)
         self.losses = []
         iteration = self.engine.iteration
@@ -233,11 +254,18 @@ class _Session:
         case = next(_each(self.held_out if len(self.held_out) else self.learnt))
         try:
             self.monitor.montage(self.recipe, weights, case, self.engine.execution, self.engine.iteration)
-        except MedDPMError as error:  # a picture is not worth a run
+        except Exception as error:  # a picture is not worth a run, whatever goes wrong with it
             self.tell(f"no montage of iteration {self.engine.iteration:,}: {error}")
 
     def _initialise(self, init: str) -> dict[str, Any]:
-        entry = ModelStore().find(init)
+        try:
+            entry = ModelStore().find(init)
+        except MedDPMError:
+            if RunFolder(Path(init)).has_recipe:
+                raise MedDPMError(
+                    f"{init} is a run, not a model: export it first (meddpm models export {init} FILE)"
+                ) from None
+            raise
         _, weights = load_card_and_state(entry.path)
         fresh = self.engine.start_from(weights)
         count = len(self.engine.network.state_dict())
