@@ -317,6 +317,7 @@ def test_a_run_begins_with_a_model_as_far_as_it_fits(whole, tmp_path):
         with pytest.raises(Ended):
             train(other, CASES, tmp_path / "other", execution=EXACT, init=str(bundle), tell=told.append)
     assert any("start fresh" in sentence for sentence in told)
+    assert any("label scheme brats there and anatomy here" in sentence for sentence in told)
     equal = [n for n in weights if weights[n].shape == started[n].shape and torch.equal(weights[n].float(), started[n])]
     assert 0.5 * len(weights) < len(equal) < len(weights)
     with pytest.raises(MedDPMError, match="no tensor"):

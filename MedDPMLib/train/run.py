@@ -15,10 +15,11 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import Dataset
 
+from MedDPMLib.card import Card
 from MedDPMLib.data import Case
 from MedDPMLib.device import Execution
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.recipe import Recipe, recipe_changes
+from MedDPMLib.recipe import Recipe, recipe_card, recipe_changes
 from MedDPMLib.store import ModelStore, load_card_and_state
 from MedDPMLib.train.engine import Engine
 from MedDPMLib.train.examples import (
@@ -86,11 +87,19 @@ def train(
             check_memory(recipe, execution, checkpointing, engine.network)
         try:
             session.go_on(workers, report, stop or StopRequest())
+        except Stopped:
+            _leave(engine)
+            raise
         finally:
             session.close()
-            if engine.processes > 1:
-                torch.distributed.destroy_process_group()
+        _leave(engine)
     return session.story
+
+
+def _leave(engine: Engine) -> None:
+    """Takes leave of the other processes, who all do so; one that fails alone must not wait for them, but die."""
+    if engine.processes > 1:
+        torch.distributed.destroy_process_group()
 
 
 class _Session:
@@ -257,6 +266,20 @@ class _Session:
         except Exception as error:  # a picture is not worth a run, whatever goes wrong with it
             self.tell(f"no montage of iteration {self.engine.iteration:,}: {error}")
 
+    def _tell_differences(self, init: str, card: Card) -> None:
+        """Weights of a model for something else may fit in shape: that is allowed, and told."""
+        ours = recipe_card(self.recipe)
+        pairs = {
+            "prediction": (card.prediction, ours.prediction),
+            "label scheme": (card.scheme.name, ours.scheme.name),
+            "modalities": (", ".join(card.modalities), ", ".join(ours.modalities)),
+            "mask encoding": (card.mask_encoding, ours.mask_encoding),
+            "schedule": (card.schedule["name"], ours.schedule["name"]),
+        }
+        told = [f"{what} {theirs} there and {own} here" for what, (theirs, own) in pairs.items() if theirs != own]
+        if told:
+            self.tell(f"{init} was trained for something else, which has to be unlearnt: {'; '.join(told)}")
+
     def _initialise(self, init: str) -> dict[str, Any]:
         try:
             entry = ModelStore().find(init)
@@ -266,7 +289,8 @@ class _Session:
                     f"{init} is a run, not a model: export it first (meddpm models export {init} FILE)"
                 ) from None
             raise
-        _, weights = load_card_and_state(entry.path)
+        card, weights = load_card_and_state(entry.path)
+        self._tell_differences(init, card)
         fresh = self.engine.start_from(weights)
         count = len(self.engine.network.state_dict())
         if len(fresh) == count:
