@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -175,8 +176,9 @@ def _decode(folder: Path, name: str, channels: int, cache: Path) -> _Decoded:
             if not old.name.startswith((key, ".")):
                 old.unlink(missing_ok=True)
     for left in own.glob(".*"):  # half-written by a process that was killed; another may be writing right now
-        if time.time() - left.stat().st_mtime > _ABANDONED:
-            left.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # which has just finished
+            if time.time() - left.stat().st_mtime > _ABANDONED:
+                left.unlink()
     said = json.loads(about.read_text())
     grid = Grid(tuple(said["size"]), tuple(said["spacing"]), said["orientation"])
     return _Decoded(name, image, labels, grid)
