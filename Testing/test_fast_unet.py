@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+import exactness
 import pytest
 import torch
 from alive import Alive
+from exactness import error, exact
 
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.networks import build_network, slabs
@@ -30,23 +34,7 @@ def network(request):
     return network
 
 
-def arguments(batch: int = 1, sides: tuple[int, ...] = (20, 8, 12)) -> tuple[torch.Tensor, ...]:
-    generator = torch.Generator().manual_seed(batch)
-    x = torch.randn(batch, 2, *sides, generator=generator)
-    condition = torch.randint(0, 2, (batch, 3, *sides), generator=generator).float()
-    return x, torch.tensor([201, 3])[:batch], condition
-
-
-def exact(network, x, t, condition) -> torch.Tensor:
-    """The plain network in float64."""
-    try:
-        return network.double()(x.double(), t, condition.double())
-    finally:
-        network.float()
-
-
-def error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((found.double() - expected).norm() / expected.norm())
+arguments = partial(exactness.arguments, 3, batch=1, sides=(20, 8, 12))
 
 
 @pytest.mark.parametrize("slab_bytes", [1, 40_000, 1 << 30])

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+import exactness
 import pytest
 import torch
 from alive import Alive
+from exactness import error, exact
 
 from MedDPMLib.networks import slabs
 from MedDPMLib.networks.fast_wavelet import FastWaveletUNet3d, blocks_of, voxels_of
@@ -23,23 +27,7 @@ def network(request):
     return network
 
 
-def arguments(batch: int = 1, sides: tuple[int, ...] = (24, 16, 8)) -> tuple[torch.Tensor, ...]:
-    generator = torch.Generator().manual_seed(batch)
-    x = torch.randn(batch, 2, *sides, generator=generator)
-    condition = torch.randint(0, 2, (batch, 5, *sides), generator=generator).float()
-    return x, torch.tensor([201, 3])[:batch], condition
-
-
-def exact(network, x, t, condition) -> torch.Tensor:
-    """The plain network in float64."""
-    try:
-        return network.double()(x.double(), t, condition.double())
-    finally:
-        network.float()
-
-
-def error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((found.double() - expected).norm() / expected.norm())
+arguments = partial(exactness.arguments, 5, batch=1, sides=(24, 16, 8))
 
 
 @pytest.mark.parametrize("slab_bytes", [1, 40_000, 1 << 30])
