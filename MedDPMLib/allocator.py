@@ -11,17 +11,46 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 # Parameters of mallopt(3), from glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
 _M_MMAP_MAX = -4
 _NEVER = 2**31 - 1
+
+#: While memory is handed back, arrays from this size on (bytes; glibc allows no more) have pages of their own: volumes,
+#: but not their slabs, which come and go too often.
+_LARGE = 32 << 20
+
+#: Whether this process has chosen to keep what is freed.
+_kept = False
 
 
 def keep_freed_memory() -> bool:
     """Lets this process keep freed memory for its next arrays; False where the C library offers no such choice."""
+    global _kept
     libc = _glibc()
-    return libc is not None and bool(libc.mallopt(_M_MMAP_MAX, 0)) and bool(libc.mallopt(_M_TRIM_THRESHOLD, _NEVER))
+    _kept = libc is not None and bool(libc.mallopt(_M_MMAP_MAX, 0)) and bool(libc.mallopt(_M_TRIM_THRESHOLD, _NEVER))
+    return _kept
+
+
+@contextmanager
+def handing_back() -> Iterator[None]:
+    """Within it a process that keeps freed memory hands that of large arrays back: the gaps between those in use added
+    a third to what the published BraTS network takes."""
+    libc = _glibc() if _kept else None
+    if libc is None:
+        yield
+        return
+    for parameter, value in ((_M_MMAP_THRESHOLD, _LARGE), (_M_MMAP_MAX, 2**16)):
+        libc.mallopt(parameter, value)
+    libc.malloc_trim(0)
+    try:
+        yield
+    finally:
+        keep_freed_memory()
 
 
 def hand_back_freed_memory() -> None:

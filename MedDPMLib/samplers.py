@@ -119,6 +119,7 @@ def sample(
                 f"{tuple(shape)}: ask for the shape that it was made for"
             )
         x0 = schedule.x0_from(predicted, x, t, prediction)
+        del predicted  # it would lie in memory while the denoiser works
         if clip:
             x0 = x0.clamp(-1, 1)
         x = step.x * x + step.x0 * x0

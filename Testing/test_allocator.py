@@ -10,7 +10,7 @@ import pytest
 KEEPS = """
 import resource, sys
 import numpy as np
-from MedDPMLib.allocator import hand_back_freed_memory, keep_freed_memory
+from MedDPMLib.allocator import hand_back_freed_memory, handing_back, keep_freed_memory
 
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -26,16 +26,21 @@ np.ones(200_000_000, np.uint8)
 again = faults() - before
 held = resident()
 hand_back_freed_memory()
-print(kept, again, held - resident())
+returned = held - resident()
+with handing_back():
+    np.ones(200_000_000, np.uint8)
+    left = resident()
+np.ones(200_000_000, np.uint8)
+print(kept, again, returned, left - (held - returned), resident() - left)
 """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux has glibc's allocator")
 def test_a_second_array_costs_no_page_faults_and_the_memory_can_go_back():
-    def run(way: str) -> tuple[str, int, int]:
+    def run(way: str) -> tuple:
         printed = subprocess.run([sys.executable, "-c", KEEPS, way], capture_output=True, text=True, check=True).stdout
-        kept, faults, returned = printed.split()
-        return kept, int(faults), int(returned)
+        kept, *numbers = printed.split()
+        return kept, *map(int, numbers)
 
     plain, keeping = run("plain"), run("keep")
     if keeping[0] == "False":
@@ -43,3 +48,4 @@ def test_a_second_array_costs_no_page_faults_and_the_memory_can_go_back():
     # At 4 kB a page, or at 2 MB where the system hands out huge ones.
     assert plain[1] > 50 and keeping[1] < plain[1] / 5
     assert keeping[2] > 150_000_000
+    assert keeping[3] < 50_000_000 and keeping[4] > 150_000_000, "handed back within, and kept again after it"

@@ -78,8 +78,7 @@ class FastUNet3d(Denoiser):
     def _one(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         frame = self._frame
         time = F.silu(self._time_embed(timestep_embedding(t, self._base)))[0]
-        inputs = torch.cat([x.to(frame.device, frame.dtype), condition], dim=1)
-        h = self._first(_channels_last(inputs))
+        h = self._first(_channels_last(torch.cat([x.to(frame.device, frame.dtype), condition], dim=1)))
         skips = [h]
         for layers in self._down:
             h = layers(frame, [h], time, reuse=False)
