@@ -13,7 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from MedDPMLib.card import PREDICTIONS, Card
+from MedDPMLib.card import PREDICTIONS, QUALITIES, Card
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.geometry import Grid
 from MedDPMLib.labels import load_scheme
@@ -43,7 +43,7 @@ OPTIMISERS = ("adam", "adamw")
 _INDIFFERENT = ("monitor", "card")
 
 #: What a run's checkpoints depend on: with another of these they are of another model.
-_FIXED = ("scheme", "modalities", "prediction", "mask_encoding", "positions", "network", "schedule")
+_FIXED = ("scheme", "modalities", "prediction", "mask_encoding", "positions", "network", "schedule", "distillation")
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,17 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Distillation:
+    """Whose steps the model learns to take, and in how many; see :mod:`MedDPMLib.train.distillation`."""
+
+    #: Name or file of a model.
+    teacher: str = text()
+    #: Steps of the teacher, from noise to image, a multiple of ``steps``, those of the model that is trained.
+    teacher_steps: int = whole(1)
+    steps: int = whole(1)
+
+
+@dataclass(frozen=True)
 class Augmentation:
     """How far a case is varied; lengths in mm, angles in degrees, deviations of normal distributions."""
 
@@ -147,6 +158,8 @@ class Recipe:
     stages: tuple[Stage, ...]
     augmentation: Augmentation
     monitor: Monitor
+    #: None learns from the images alone.
+    distillation: Distillation | None = None
 
     @property
     def iterations(self) -> int:
@@ -205,6 +218,8 @@ def recipe_from(values: Mapping[str, Any]) -> Recipe:
     for name, kind in (("training", Training), ("augmentation", Augmentation), ("monitor", Monitor)):
         if name in made:
             made[name] = checked(kind, made[name], f"[{name}]")
+    if "distillation" in made:
+        made["distillation"] = _distillation(made["distillation"], made.get("schedule"))
     if "stages" in made:
         made["stages"] = _stages(made["stages"])
     recipe = checked(Recipe, made, "the recipe")
@@ -216,6 +231,8 @@ def recipe_values(recipe: Recipe) -> dict[str, Any]:
     """The tables of ``recipe`` as :func:`recipe_from` takes them."""
     values = {name: _plain(value) for name, value in asdict(recipe).items()}
     values["stages"] = [{name: side for name, side in stage.items() if side is not None} for stage in values["stages"]]
+    if values["distillation"] is None:
+        del values["distillation"]
     return values
 
 
@@ -260,6 +277,9 @@ def recipe_card(recipe: Recipe, *, training: str = "", training_data: Sequence[M
     if not isinstance(data, (list, tuple)):
         raise MedDPMError(f'[card]: "training_data" must be a list of tables, not {data!r:.50}')
     data = data or [{"name": "none", "licence": "none", "cases": None}]
+    if recipe.distillation:  # it has learnt no other steps
+        steps = {"sampler": "ddim", "steps": recipe.distillation.steps}
+        given["qualities"] = dict.fromkeys(QUALITIES, steps)
     try:
         return Card(
             name=recipe.name,
@@ -279,6 +299,22 @@ def recipe_card(recipe: Recipe, *, training: str = "", training_data: Sequence[M
         )
     except TypeError as error:
         raise MedDPMError(f"[card] of the recipe {recipe.name} does not fit: {error}") from error
+
+
+def _distillation(values: Any, schedule: Any) -> Distillation:
+    settings = checked(Distillation, values, "[distillation]")
+    timesteps = schedule.get("timesteps") if isinstance(schedule, Mapping) else None
+    if isinstance(timesteps, int) and settings.teacher_steps > timesteps:
+        raise MedDPMError(
+            f'[distillation]: "teacher_steps" must be at most the {timesteps} timesteps of the schedule,'
+            f" not {settings.teacher_steps}"
+        )
+    if settings.teacher_steps % settings.steps:
+        raise MedDPMError(
+            f'[distillation]: "teacher_steps" must be a multiple of "steps" ({settings.steps}),'
+            f" not {settings.teacher_steps}"
+        )
+    return settings
 
 
 def _stages(values: Any) -> tuple[Stage, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from shutil import which
 
@@ -49,8 +49,9 @@ def measure_training(
     ``device``, that with fused kernels where a compiler is at hand, and with activations recomputed.
 
     ``grid`` (i, j, k) is what is learnt from, None for the recipe's last stage; one example is one iteration. Each row
-    is measured in a process of its own.
+    is measured in a process of its own. A student's teacher is left out.
     """
+    recipe = replace(recipe, distillation=None)
     grid = recipe.stages[-1].learnt if grid is None else grid
     network = build_network(recipe_card(recipe).network_description)
     multiple = network.side_multiple

@@ -27,6 +27,7 @@ from MedDPMLib.networks import build_network
 from MedDPMLib.recipe import Recipe, recipe_card
 from MedDPMLib.schedule import make_schedule
 from MedDPMLib.train import sharding
+from MedDPMLib.train.distillation import Teacher
 from MedDPMLib.train.examples import Example
 from MedDPMLib.train.objective import Objective, ema_decay, learning_rate
 from MedDPMLib.train.parts import recompute_activations
@@ -59,6 +60,7 @@ class Engine:
         schedule = make_schedule(**recipe.schedule).to(self.device)
         self.schedule = schedule
         self.objective = Objective(recipe.training, recipe.prediction, schedule)
+        self.teacher = recipe.distillation and Teacher(recipe, schedule, self.device, execution.dtype)
         self.network = build_network(recipe_card(recipe).network_description)
         self.network.start_training(schedule.alpha_bar.cpu())
         # FSDP keeps no memory layout of its own.
@@ -104,8 +106,12 @@ class Engine:
         """The loss of one batch, float32; ``network`` is one that predicts."""
         batch = batch.to(self.device)
         x_t = self.schedule.add_noise(batch.x0, batch.t, batch.noise)
+        x0, noise = batch.x0, batch.noise
+        if self.teacher:
+            x0 = self.teacher.x0(x_t, batch.t, batch.condition)
+            noise = self.schedule.noise_from(x0, x_t, batch.t, "x0")
         predicted = network(x_t.contiguous(memory_format=torch.channels_last_3d), batch.t, batch.condition)
-        return self.objective.loss(predicted, batch.x0, batch.noise, batch.t, batch.weight)
+        return self.objective.loss(predicted, x0, noise, batch.t, batch.weight)
 
     @torch.no_grad()
     def measure(self, batches: Iterable[Example]) -> float:

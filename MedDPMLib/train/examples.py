@@ -21,6 +21,7 @@ from MedDPMLib.data import Case, VariedCases
 from MedDPMLib.labels import load_scheme
 from MedDPMLib.masks import condition
 from MedDPMLib.recipe import Recipe, Stage
+from MedDPMLib.samplers import timestep_grid
 
 T = TypeVar("T")
 
@@ -55,7 +56,9 @@ class Examples:
     def __init__(self, recipe: Recipe, stage: Stage, cases: Dataset | Sequence[Case]) -> None:
         self.recipe = recipe
         self.scheme = load_scheme(recipe.scheme)
-        self.timesteps = recipe.schedule["timesteps"]
+        #: The timesteps that are learnt, from little noise to much: all of them, or those at which a student is asked.
+        timesteps, student = recipe.schedule["timesteps"], recipe.distillation
+        self.timesteps = timestep_grid(timesteps, student.steps)[::-1] if student else range(timesteps)
         size, patch = tuple(reversed(stage.size)), stage.patch and tuple(reversed(stage.patch))
         self.varied = VariedCases(cases, recipe.augmentation, size, patch, self.scheme, recipe.training.seed)
 
@@ -72,9 +75,9 @@ class Examples:
         sample = self.varied[number]
         generator = seeded(settings.seed, _NOISE, number)
         r = torch.rand((1,), generator=generator, dtype=torch.float64)
-        t = ((1 - r**settings.high_noise) * self.timesteps).long().clamp(max=self.timesteps - 1)
-        if timestep is not None:
-            t = torch.tensor([timestep])
+        count = len(self.timesteps)
+        place = ((1 - r**settings.high_noise) * count).long().clamp(max=count - 1)
+        t = torch.tensor([self.timesteps[place] if timestep is None else timestep])
         unlabelled = torch.rand((), generator=generator) < recipe.label_dropout
         labels = torch.zeros_like(sample.labels) if unlabelled else sample.labels
         encoded = torch.from_numpy(condition(labels.numpy(), self.scheme, recipe.mask_encoding))
@@ -127,7 +130,8 @@ def held_out_batches(examples: Examples) -> Iterator[Example]:
     count = len(examples.varied)
     for number in range(count * _LEVELS):
         level = number // count
-        yield examples.batch([number], [int((level + 0.5) / _LEVELS * examples.timesteps)])
+        place = int((level + 0.5) / _LEVELS * len(examples.timesteps))
+        yield examples.batch([number], [examples.timesteps[place]])
 
 
 def seeded(seed: int, stream: int, number: int) -> torch.Generator:

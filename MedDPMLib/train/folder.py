@@ -34,6 +34,8 @@ class Story:
     machine: dict[str, Any]
     #: The model whose weights it began with, and what of them did not fit; None for fresh weights.
     init: dict[str, Any] | None = None
+    #: ``model`` and ``hash`` of the teacher of a student, see :mod:`MedDPMLib.train.distillation`.
+    teacher: dict[str, Any] | None = None
     iteration: int = 0
     #: Time spent on the iterations that are in the checkpoint, loading and pictures included.
     seconds: float = 0.0

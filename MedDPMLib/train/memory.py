@@ -83,7 +83,7 @@ def check_memory(recipe: Recipe, execution: Execution, checkpointing: bool, netw
     voxels = math.prod(largest.learnt) * largest.batch
     weights = sum(parameter.numel() for parameter in network.parameters())
     far = weights * 20 + _FAR * network.values_per_voxel * voxels * execution.dtype.itemsize
-    if far < free:
+    if far < free and not recipe.distillation:  # whose teacher comes on top
         return
     # On a GPU the weights lie there already: what is asked is what the whole needs.
     total = torch.cuda.mem_get_info(execution.device)[1] if execution.device.type == "cuda" else free

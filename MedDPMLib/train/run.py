@@ -140,12 +140,14 @@ class _Session:
         if state is None:
             if init is not None:
                 self.story.init = self._initialise(init)
+            self.story.teacher = self.engine.teacher and self.engine.teacher.identity
         else:
             changes = recipe_changes(self.folder.recipe(), self.recipe) if self.folder.has_recipe else []
             self.engine.load_state(state)
             self.losses = state["losses"]
             fresh = self.story
             self.story = Story(**state["story"])
+            self._check_teacher()
             if fresh.data["cases"] != self.story.data["cases"]:
                 changes.append(f"the cases become {len(fresh.data['cases'])} of {fresh.data['name']}")
             self.story.data, self.story.machine = fresh.data, fresh.machine
@@ -160,6 +162,14 @@ class _Session:
             self.folder.write_recipe(self.recipe)
             self.folder.write_story(self.recipe, self.story)
             self.monitor = Monitor(self.folder.path, self.engine.iteration)
+
+    def _check_teacher(self) -> None:
+        teacher = self.engine.teacher
+        if teacher and teacher.identity != self.story.teacher:
+            raise MedDPMError(
+                f"the run was begun with another teacher than {self.recipe.distillation.teacher} is now: bring the old"
+                " one back, or choose another run folder"
+            )
 
     def _check_together(self) -> None:
         """Raises :class:`MedDPMError` unless all processes go on from the same iteration with the same cases."""
@@ -271,7 +281,7 @@ class _Session:
         ours = recipe_card(self.recipe)
         pairs = {
             "prediction": (card.prediction, ours.prediction),
-            "label scheme": (card.scheme.name, ours.scheme.name),
+            "label scheme": (card.condition_scheme.name, ours.condition_scheme.name),
             "modalities": (", ".join(card.modalities), ", ".join(ours.modalities)),
             "mask encoding": (card.mask_encoding, ours.mask_encoding),
             "schedule": (card.schedule["name"], ours.schedule["name"]),
