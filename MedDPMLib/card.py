@@ -93,6 +93,9 @@ class Card:
     #: Whether three more condition channels follow the labels: where each voxel lies on the grid, see
     #: :func:`MedDPMLib.masks.condition`.
     positions: bool = False
+    #: The scheme of the network's condition, where it has structures that the mask leaves open: they are taken from a
+    #: template, see :mod:`MedDPMLib.completion`. None is the mask's own.
+    completion: LabelScheme | None = None
     #: Share of the training in which all labels were taken away. Above 0, the model knows what it draws without
     #: labels, and can be guided towards them (Ho and Salimans 2022, arXiv 2207.12598).
     label_dropout: float = 0.0
@@ -103,6 +106,7 @@ class Card:
             _text(field, getattr(self, field))
         if not isinstance(self.scheme, LabelScheme):
             raise MedDPMError('"scheme" must be a label scheme')
+        _check_completion(self.completion, self.scheme)
         if not isinstance(self.grid, Grid):
             raise MedDPMError('"grid" must be a grid')
         if self.prediction not in PREDICTIONS:
@@ -128,9 +132,14 @@ class Card:
             object.__setattr__(self, field, value)
 
     @property
+    def condition_scheme(self) -> LabelScheme:
+        """The labels that the network's condition has a channel for each of."""
+        return self.completion or self.scheme
+
+    @property
     def network_description(self) -> dict:
         """What :func:`MedDPMLib.networks.build_network` takes: :attr:`network` with its channels."""
-        condition = len(self.scheme.labels) + (3 if self.positions else 0)
+        condition = len(self.condition_scheme.labels) + (3 if self.positions else 0)
         channels = {"image_channels": len(self.modalities), "condition_channels": condition}
         return {**self.network, **channels}
 
@@ -138,6 +147,10 @@ class Card:
         """The card as one line of JSON; :meth:`from_json` reads it."""
         data = {"format": FORMAT, **{field.name: getattr(self, field.name) for field in fields(self)}}
         data["scheme"] = self.scheme.to_dict()
+        if self.completion is None:
+            del data["completion"]  # a card without it is read by older versions, too
+        else:
+            data["completion"] = self.completion.to_dict()
         data["grid"] = {"size": self.grid.size, "spacing": self.grid.spacing, "orientation": self.grid.orientation}
         return json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
@@ -164,10 +177,13 @@ class Card:
         known = [field.name for field in fields(cls)]
         try:
             values = _table(
-                "the model card", data, ("format", *known), optional=("qualities", "positions", "label_dropout")
-            )
+                "the model card", data, ("format", *known),
+                optional=("qualities", "positions", "completion", "label_dropout"),
+            )  # fmt: skip
             del values["format"]
             values["scheme"] = LabelScheme.from_dict(values["scheme"])
+            if "completion" in values:
+                values["completion"] = LabelScheme.from_dict(values["completion"])
             values["grid"] = _grid(values["grid"])
             return cls(**values)
         except MedDPMError as error:
@@ -181,6 +197,7 @@ class Card:
         sections = {
             "Makes": ", ".join(self.modalities),
             "From": f"a mask with {self.scheme.describe_labels()} (scheme {self.scheme.name})",
+            "Completed": f"by a template's structures (scheme {self.completion.name})" if self.completion else "",
             "Grid": f"{' x '.join(map(str, grid.size))} voxels of {spacing} mm, {grid.orientation}",
             "Qualities": "; ".join(f"{name}: {q['sampler']}, {q['steps']} steps" for name, q in self.qualities.items()),
             "Network": f"{self.network['kind']} ({numbers}), predicts {self.prediction}",
@@ -197,6 +214,8 @@ class Card:
         }
         lines = [f"{self.title} ({self.name})", *textwrap.wrap(self.summary, 100), ""]
         for heading, text in sections.items():
+            if not text:
+                continue
             lines += textwrap.wrap(text, 100, initial_indent=f"{heading:<14}", subsequent_indent=" " * 14)
         return "\n".join(lines)
 
@@ -225,6 +244,22 @@ def _table(field: str, value: object, keys: Sequence[str], optional: Sequence[st
         if key not in keys:
             raise MedDPMError(f'"{field}" has the unknown entry {key!r:.50}')
     return dict(value)
+
+
+def _check_completion(completion: object, scheme: LabelScheme) -> None:
+    """Only a scheme that has a rest, and every tumour label of the mask's, can complete it."""
+    if completion is None:
+        return
+    if not isinstance(completion, LabelScheme):
+        raise MedDPMError('"completion" must be a label scheme')
+    if any(label.role == "structure" for label in scheme.labels):
+        raise MedDPMError(f'the scheme "{scheme.name}" has structures of its own: there is nothing to complete')
+    lacking = [label.name for label in scheme.tumour if completion.label_by_name(label.name) is None]
+    if lacking or completion.rest is None:
+        raise MedDPMError(
+            f'"completion" lacks {lacking[0] if lacking else "a label for the rest of the brain"}: it cannot complete'
+            f' masks of the scheme "{scheme.name}"'
+        )
 
 
 def _text(field: str, value: object) -> str:

@@ -6,20 +6,22 @@ import operator
 import os
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from MedDPMLib.allocator import handing_back
 from MedDPMLib.card import Card
+from MedDPMLib.completion import network_labels
 from MedDPMLib.device import Execution, choose_execution
 from MedDPMLib.errors import MedDPMError, OutOfMemory
 from MedDPMLib.geometry import Geometry
-from MedDPMLib.masks import Fitted, Mask, condition, fit, read_mask, voxel_positions
+from MedDPMLib.masks import Fitted, Mask, condition, read_mask, voxel_positions
 from MedDPMLib.memory import not_enough, plan_memory
 from MedDPMLib.model import Model
-from MedDPMLib.networks.denoiser import Denoiser
+from MedDPMLib.networks.denoiser import Denoiser, Economy
 from MedDPMLib.record import make_record
 from MedDPMLib.samplers import sample
 from MedDPMLib.volume import Volume, resample_image
@@ -78,11 +80,12 @@ def generate(
     sampler = standard["sampler"] if sampler is None else sampler
     guidance = check_guidance(card, guidance)
     mask = as_mask(mask, model)
-    fitted = fit(mask, card.grid)
     execution = choose_execution(device, precision)
     plan = plan_memory(model, execution, memory=memory, guided=guidance != 1)
     started = time.perf_counter()
-    with _memory_explained(model, execution):
+    sparing = nullcontext() if plan.economy is Economy.FAST else handing_back()
+    with _memory_explained(model, execution), sparing:
+        fitted = network_labels(mask, card, seed)
         network = model.prepared(execution, plan.economy)
         images = _sample(model, network, fitted, execution, seed, steps, sampler, guidance, progress)
     record = make_record(
@@ -176,9 +179,10 @@ def condition_tensor(card: Card, labels: np.ndarray, execution: Execution, *, ex
     channels = card.network_description["condition_channels"]
     dtype = torch.float32 if exact else execution.dtype
     made = torch.empty(1, channels, *labels.shape, dtype=dtype, device=execution.device)
-    count = len(card.scheme.labels)
+    scheme = card.condition_scheme
+    count = len(scheme.labels)
     for k, section in enumerate(labels):
-        made[0, :count, k] = torch.from_numpy(condition(section[None], card.scheme, card.mask_encoding)[:, 0])
+        made[0, :count, k] = torch.from_numpy(condition(section[None], scheme, card.mask_encoding)[:, 0])
     if card.positions:
         made[0, count:] = torch.from_numpy(voxel_positions(labels.shape))
     return made
@@ -194,7 +198,7 @@ def _predictor(
     conditions = [labels]
     if guidance != 1:
         nothing = labels.clone()
-        nothing[:, : len(card.scheme.labels)] = card.mask_encoding[0]
+        nothing[:, : len(card.condition_scheme.labels)] = card.mask_encoding[0]
         conditions.append(nothing)
     with torch.no_grad():
         encoded = [network.encode_condition(condition) for condition in conditions]

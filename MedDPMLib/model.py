@@ -83,7 +83,7 @@ class Model:
         card, width = self.card, dtype.itemsize
         voxels = math.prod(card.grid.size)
         weights = sum(parameter.numel() for parameter in self.network.parameters()) * (4 + width)
-        condition = len(card.scheme.labels) * voxels * (4 + width)
+        condition = card.network_description["condition_channels"] * voxels * (4 + width)
         return weights + condition + math.ceil(voxels * self.network.values_per_voxel) * width
 
 

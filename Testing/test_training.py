@@ -32,7 +32,7 @@ STILL = [f"augmentation.{name}=0" for name in "flip rotation scaling translation
 
 def small_recipe(*changes: str):
     return load_recipe(
-        "brain-brats",
+        "brats-compact",
         [
             'modalities=["t1", "t2"]',
             "network.channels=[8, 16]",
@@ -128,7 +128,7 @@ def test_the_folder_says_what_the_run_is(whole):
     expected = [np.mean(part) for part in (values[0:2], values[2:4], values[4:6], values[6:7])]
     assert [n for n, _ in rows] == [2, 4, 6, 7] and np.allclose([loss for _, loss in rows], expected)
     readme = (folder / "README.md").read_text()
-    for words in ("brain-brats", "Iteration 7 of 7", "finished", "3 cases learnt from", "float32", "torch"):
+    for words in ("brats-compact", "Iteration 7 of 7", "finished", "3 cases learnt from", "float32", "torch"):
         assert words in readme
     assert story.best["score"] == pytest.approx(min(expected))
 

@@ -23,10 +23,11 @@ from MedDPMLib.allocator import keep_freed_memory
 from MedDPMLib.benchmark.ceiling import Ceiling, synchronize
 from MedDPMLib.benchmark.machine import peak_memory
 from MedDPMLib.benchmark.subject import load_subject, painted_ball
+from MedDPMLib.completion import network_labels
 from MedDPMLib.device import choose_execution, free_memory
 from MedDPMLib.errors import MedDPMError, OutOfMemory
 from MedDPMLib.generation import generate
-from MedDPMLib.masks import condition, fit
+from MedDPMLib.masks import condition
 from MedDPMLib.model import Model
 from MedDPMLib.samplers import sample
 
@@ -190,8 +191,8 @@ def measure_ceiling(connection: Connection, device: str) -> None:
 def _plain(model: Model, device: torch.device, pace: Pace) -> Tensor:
     """How the published code samples: every step of the schedule, the whole network in float32, channels first."""
     card = model.card
-    fitted = fit(painted_ball(card), card.grid)
-    labels = condition(fitted.labels, card.scheme, card.mask_encoding, positions=card.positions)
+    fitted = network_labels(painted_ball(card), card, seed=0)
+    labels = condition(fitted.labels, card.condition_scheme, card.mask_encoding, positions=card.positions)
     return sample(
         model.network,
         torch.from_numpy(labels)[None].to(device),

@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from MedDPMLib import __version__
-from MedDPMLib.cli import benchmark, demo, fidelity, generate, models, prepare, training
+from MedDPMLib.cli import benchmark, complete, demo, fidelity, generate, models, prepare, training
 from MedDPMLib.cli.output import complain
 from MedDPMLib.errors import MedDPMError
 
@@ -68,6 +68,7 @@ def options(
 
 app.command()(demo.demo)
 app.command()(generate.generate)
+app.command()(complete.complete)
 app.add_typer(models.app, name="models")
 app.command()(prepare.prepare)
 app.command()(training.train)

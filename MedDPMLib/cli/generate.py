@@ -112,7 +112,7 @@ class Batch:
             mask = read_mask(path, card.scheme, numbering=self.numbering, brain_from=self.brain_from)
         except MedDPMError as error:
             return self._fail(error, len(seeds), progress)
-        told = False
+        told = set()
         for index, seed in enumerate(seeds):
             stem, doing = f"{mask.name}_seed{seed}", f"{mask.name}, seed {seed}"
             run = describe_run(
@@ -136,9 +136,10 @@ class Batch:
                 )
             except MedDPMError as error:
                 return self._fail(error, len(seeds) - index, progress)
-            for note in [] if told else generated.record["notes"]:
-                typer.echo(f"{mask.name}: {note}")
-            told = True
+            for note in generated.record["notes"]:
+                if note not in told:
+                    typer.echo(f"{mask.name}: {note}")
+            told.update(generated.record["notes"])
             for written in write_result(self.out, stem, generated):
                 typer.echo(str(written))
             self.made += 1

@@ -36,7 +36,7 @@ def train(
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="whole-head, brats, brain-anatomy, brain-brats, or a TOML file; without it that of the run.",
+            help="whole-head, brats, brain-anatomy, brats-compact, or a TOML file; without it that of the run.",
             autocompletion=_recipe_names,
         ),
     ] = None,

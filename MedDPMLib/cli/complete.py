@@ -1,0 +1,52 @@
+"""meddpm complete: the structures that a model invents for a mask, as a mask to look at and to mend."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from MedDPMLib.cli.options import LabelsOption, SeedOption, model_names
+from MedDPMLib.errors import MedDPMError
+
+#: The bundled model whose masks are completed.
+_COMPLETED = "brain-brats"
+
+
+def complete(
+    mask: Annotated[Path, typer.Argument(help="A mask of a tumour and the rest of the brain.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The completed mask, NIfTI.")],
+    seed: SeedOption = 0,
+    model: Annotated[
+        str, typer.Option("--model", help="The model that invents them.", autocompletion=model_names)
+    ] = _COMPLETED,
+    labels: LabelsOption = None,
+    brain_from: Annotated[
+        Path | None,
+        typer.Option("--brain-from", metavar="IMAGE", help="A skull-stripped image that gives the brain area."),
+    ] = None,
+) -> None:
+    """Write the mask as the model sees it: with the structures that it leaves open, which are invented.
+
+    They are those that `meddpm generate` draws with the same model and seed. Corrected in 3D Slicer, the mask can be
+    given to a model of all structures: meddpm generate FILE --model brain-anatomy
+    """
+    from MedDPMLib.completion import network_labels
+    from MedDPMLib.masks import read_mask
+    from MedDPMLib.store import ModelStore
+    from MedDPMLib.volume import Volume, write_nifti
+
+    if out.resolve() == mask.resolve():
+        raise MedDPMError(f"{out} is the mask itself: choose another file for the completed one")
+    card = ModelStore().find(model).card
+    if card.completion is None:
+        raise MedDPMError(f"the model {card.name} sees a mask as it is, nothing is invented for it: use {_COMPLETED}")
+    read = read_mask(mask, card.scheme, numbering=labels, brain_from=brain_from)
+    seen = network_labels(read, card, seed)
+    write_nifti(
+        out, Volume(seen.labels, seen.geometry), description=f"label map of MedDPM, partly invented, seed {seed}"
+    )
+    for note in (*read.notes, *seen.notes):
+        typer.echo(note)
+    typer.echo(str(out))
