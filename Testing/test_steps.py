@@ -13,10 +13,12 @@ from PIL import Image
 from MedDPMLib import load_model
 from MedDPMLib.benchmark.steps import Setting, Study, reference_of, settings
 from MedDPMLib.benchmark.strip import draw_strip
+from MedDPMLib.card import QUALITIES
 from MedDPMLib.compare import gradient_energy, ms_ssim
 from MedDPMLib.device import choose_execution
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.generation import generate
+from MedDPMLib.labels import load_scheme
 from MedDPMLib.masks import fit, read_mask
 from MedDPMLib.volume import read_volume, write_nifti
 
@@ -185,6 +187,24 @@ def test_the_command_writes_figures_and_a_picture_and_goes_on(meddpm, guided_mod
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "study").rglob("*.nii.gz")}
     assert meddpm(*arguments).returncode == 0
     assert times == {path: path.stat().st_mtime_ns for path in times}
+
+
+def test_a_student_is_compared_with_its_teachers_reference(meddpm, guided_model, masks, tmp_path):
+    """One of the teacher's own weights is as good as the teacher in as many steps."""
+    card = load_model(guided_model).card
+    student = replace(card, name="student", qualities=dict.fromkeys(QUALITIES, {"sampler": "ddim", "steps": 2}))
+    write_small_model(tmp_path / "student.safetensors", student)
+    arguments = ["benchmark", "steps", masks[0].source, "--model", guided_model, "--out", "study", "--samples", 1]
+    result = meddpm(*arguments, "--steps", "2:ddim,4:ddpm", "--student", tmp_path / "student.safetensors")
+    assert result.returncode == 0, result.stderr
+    written = json.loads((tmp_path / "study" / "steps.json").read_text())
+    assert written["reference"] == "4 ddpm"
+    rows = {row["name"]: row for row in written["rows"]}
+    assert list(rows) == ["2 ddim", "4 ddpm", "2 ddim, student"]
+    assert rows["2 ddim"]["mae"] == rows["2 ddim, student"]["mae"] and rows["2 ddim"]["mae"]["t1"] > 0
+    other = write_small_model(tmp_path / "other.safetensors", small_card(load_scheme("anatomy")))
+    result = meddpm(*arguments, "--student", other)
+    assert result.returncode == 2 and "makes something else" in result.stderr
 
 
 def test_the_strip_has_a_row_for_each_setting(small_model, masks, brats):

@@ -6,7 +6,7 @@ Every volume is written as ``meddpm generate`` writes it, with its record; what 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -32,17 +32,19 @@ STEPS = (4, 8, 12, 20, 50)
 
 @dataclass(frozen=True)
 class Setting:
-    """How a volume is made: a row of the table."""
+    """How a volume is made: a row of the table. ``student`` is the name of the model that makes it, if that is another
+    than the one that is studied."""
 
     steps: int
     sampler: str
     guidance: float = 1.0
+    student: str = ""
 
     @property
     def name(self) -> str:
-        """For a table: "20 dpm-solver++", "20 dpm-solver++, guidance 2"."""
+        """For a table: "20 dpm-solver++", "20 dpm-solver++, guidance 2", "2 ddim, brain-student"."""
         guided = "" if self.guidance == 1 else f", guidance {self.guidance:g}"
-        return f"{self.steps} {self.sampler}{guided}"
+        return f"{self.steps} {self.sampler}{guided}" + (f", {self.student}" if self.student else "")
 
     @property
     def folder(self) -> str:
@@ -71,6 +73,13 @@ def settings(card: Card, steps: Sequence[str], guidance: Sequence[float] = (1.0,
     return sorted(dict.fromkeys(found), key=lambda one: (one.steps, one.sampler, one.guidance))
 
 
+def student_setting(card: Card, student: Card) -> Setting:
+    """The student's own standard quality; :class:`MedDPMError` unless it makes the same of the same masks."""
+    if (student.scheme, student.modalities, student.grid) != (card.scheme, card.modalities, card.grid):
+        raise MedDPMError(f"{student.name} makes something else than {card.name}: they cannot be compared")
+    return Setting(**student.qualities["standard"], student=student.name)
+
+
 def reference_of(card: Card, among: Sequence[Setting]) -> Setting:
     """What the others are compared with: the card's reference, or else the most steps; without guidance if possible."""
     quality = card.qualities["reference"]
@@ -78,7 +87,7 @@ def reference_of(card: Card, among: Sequence[Setting]) -> Setting:
     def rank(one: Setting) -> tuple:
         return one.guidance == 1, (one.steps, one.sampler) == (quality["steps"], quality["sampler"]), one.steps
 
-    return max(among, key=rank)
+    return max((one for one in among if not one.student), key=rank)
 
 
 @dataclass(frozen=True)
@@ -114,7 +123,10 @@ class Row:
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """Masks and seeds to compare settings on; the volumes lie in ``folder``, a folder for each setting."""
+    """Masks and seeds to compare settings on; the volumes lie in ``folder``, a folder for each setting.
+
+    ``students`` are the models, by name, that settings name.
+    """
 
     model: Model
     masks: Sequence[Mask]
@@ -122,6 +134,7 @@ class Study:
     settings: Sequence[Setting]
     folder: Path
     execution: Execution
+    students: Mapping[str, Model] = field(default_factory=dict)
 
     def make(self, progress: Callable[[str, int], None]) -> None:
         """Makes the volumes that are not there yet; ``progress`` is told what is done and how many steps that was."""
@@ -132,7 +145,7 @@ class Study:
                     progress(doing, setting.steps)
                     continue
                 made = generate(
-                    self.model, mask, seed=seed, steps=setting.steps, sampler=setting.sampler,
+                    self._maker(setting), mask, seed=seed, steps=setting.steps, sampler=setting.sampler,
                     guidance=setting.guidance, device=self.execution.device, precision=self.execution.precision,
                     progress=lambda *_, doing=doing: progress(doing, 1),
                 )  # fmt: skip
@@ -200,9 +213,13 @@ class Study:
     def _runs(self) -> Iterator[tuple[Mask, int]]:
         return ((mask, seed) for mask in self.masks for seed in self.seeds)
 
+    def _maker(self, setting: Setting) -> Model:
+        return self.students[setting.student] if setting.student else self.model
+
     def _is_there(self, setting: Setting, mask: Mask, seed: int) -> bool:
+        maker = self._maker(setting)
         run = describe_run(
-            card=self.model.card, model_hash=self.model.hash, mask=mask, execution=self.execution, seed=seed,
+            card=maker.card, model_hash=maker.hash, mask=mask, execution=self.execution, seed=seed,
             steps=setting.steps, sampler=setting.sampler, guidance=setting.guidance, space="model",
         )  # fmt: skip
         return is_finished(self.folder / setting.folder, self._stem(mask, seed), self.model.card.modalities, run)

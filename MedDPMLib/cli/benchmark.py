@@ -169,6 +169,15 @@ def steps(
     guidance: Annotated[
         str, typer.Option("--guidance", metavar="G,G,...", help="Strengths of guidance, for each number of steps.")
     ] = "1",
+    student: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--student",
+            metavar="MODEL",
+            help="A model distilled from it, in its own steps.",
+            autocompletion=model_names,
+        ),
+    ] = None,
     samples: Annotated[
         int, typer.Option("--samples", min=1, help="Volumes of each mask, with seeds from --seed on.")
     ] = 2,
@@ -191,7 +200,7 @@ def steps(
     check_writable(out)
 
     from MedDPMLib import load_model
-    from MedDPMLib.benchmark.steps import STEPS, Study, reference_of
+    from MedDPMLib.benchmark.steps import STEPS, Study, reference_of, student_setting
     from MedDPMLib.benchmark.steps import settings as make_settings
     from MedDPMLib.benchmark.strip import draw_strip
     from MedDPMLib.device import choose_execution
@@ -201,11 +210,13 @@ def steps(
 
     total = card.schedule["timesteps"]
     counts = step_counts.split(",") if step_counts else [*(n for n in STEPS if n < total), total]
+    students = {found.card.name: found for found in map(load_model, student or [])}
     settings = make_settings(card, counts, _numbers(guidance))
+    settings += [student_setting(card, found.card) for found in students.values()]
     painted = [read_mask(path, card.scheme, numbering=labels) for path in paths]
     painted = painted or [load_template(name, card.scheme) for name in template_names()]
     seeds = range(seed, seed + samples)
-    study = Study(load_model(model), painted, seeds, settings, out, choose_execution(device, precision))
+    study = Study(load_model(model), painted, seeds, settings, out, choose_execution(device, precision), students)
     with show_progress(sum(one.steps for one in settings) * len(painted) * samples, "generating") as progress:
         study.make(lambda doing, done: progress.reach(progress.done + done, doing))
     with show_progress(len(settings) * len(painted), "comparing") as progress:
