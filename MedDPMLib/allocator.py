@@ -20,9 +20,9 @@ _M_MMAP_THRESHOLD = -3
 _M_MMAP_MAX = -4
 _NEVER = 2**31 - 1
 
-#: While memory is handed back, arrays from this size on (bytes; glibc allows no more) have pages of their own: volumes,
-#: but not their slabs, which come and go too often.
-_LARGE = 32 << 20
+#: While memory is handed back, arrays from this size on (bytes) have pages of their own. Less would be slower and save
+#: little; more (glibc allows twice as much) leaves the slabs of a large network to its heap, where gaps add up.
+_LARGE = 16 << 20
 
 #: Whether this process has chosen to keep what is freed.
 _kept = False
@@ -38,8 +38,8 @@ def keep_freed_memory() -> bool:
 
 @contextmanager
 def handing_back() -> Iterator[None]:
-    """Within it a process that keeps freed memory hands that of large arrays back: the gaps between those in use added
-    a third to what the published BraTS network takes."""
+    """Within it a process that keeps freed memory hands that of large arrays back, which takes time: the gaps between
+    those in use add up to two thirds to what the published BraTS network takes."""
     libc = _glibc() if _kept else None
     if libc is None:
         yield

@@ -57,6 +57,8 @@ class Pace:
         self.seconds: list[float] = []
         self.cpu_seconds: list[float] = []
         self.products: float | None = None
+        #: Before the profiler, which takes half a gigabyte itself.
+        self.peak_bytes: int | None = None
         self._finishing = False
         self._profiler: torch.profiler.profile | None = None
         self._start()
@@ -86,6 +88,7 @@ class Pace:
             raise _Stopped
         self._finishing = command == "finish"
         if command == "profile":
+            self.peak_bytes = peak_memory(self.device)
             activities = [torch.profiler.ProfilerActivity.CPU]
             if self.device.type == "cuda":
                 activities.append(torch.profiler.ProfilerActivity.CUDA)
@@ -166,7 +169,7 @@ def measure_way(connection: Connection, order: Order) -> None:
                 "last_seconds": pace.since_last_step() if finished else None,
                 "finished": finished,
                 "products": pace.products,
-                "peak_bytes": peak_memory(execution.device),
+                "peak_bytes": pace.peak_bytes or peak_memory(execution.device),
             },
         ))  # fmt: skip
     except EOFError:  # whoever asked is gone

@@ -248,6 +248,6 @@ class SmoothedCases(Dataset):
             try:
                 with written_whole(path) as temporary:
                     np.save(temporary, smoothed.image.numpy())
-            except MedDPMError:  # no space, or no permission: it is no reason to end a run
-                return self._in_memory.setdefault(index, smoothed)
+            except MedDPMError:  # no space, or no permission: no reason to end a run, nor to fill the memory instead
+                return smoothed
         return replace(case, image=_mapped(path), file=path)
