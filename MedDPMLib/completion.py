@@ -28,7 +28,7 @@ from MedDPMLib.volume import Volume, resample_image
 _SPACING = 4.0
 _REACH = 12.0
 
-#: Distances are measured on every n-th voxel, so that they are no finer than this, in mm: that is fine enough.
+#: Distances are measured on every n-th voxel, at most so many mm apart unless the voxels are larger.
 _FINEST = 2.0
 
 #: Millimetres of air around the brain on that grid; more than the reach.
@@ -80,8 +80,8 @@ def complete(fitted: Fitted, scheme: LabelScheme, into: LabelScheme, seed: int) 
     for label in scheme.tumour:
         labels[fitted.labels == label.value] = into.label_by_name(label.name).value
     note = (
-        f'invented: where the structures of the brain lie, after the template "{template.name}"'
-        f"{' mirrored' if mirrored else ''}, fitted to the brain's outline"
+        f'invented: where the structures of the brain lie (seed {seed}: after the template "{template.title}"'
+        f"{', mirrored' if mirrored else ''}, fitted to the brain's outline)"
     )
     return replace(fitted, labels=labels, notes=(*fitted.notes, note))
 

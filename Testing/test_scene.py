@@ -336,6 +336,18 @@ def test_strange_names_are_left_to_the_user(name):
     assert segmentation.guess_table(node, SCHEME) == {}
 
 
+def test_a_structure_belongs_to_the_label_that_holds_it():
+    """What was painted for a model of all structures serves one that knows a tumour and the rest of the brain."""
+    anatomy = load_scheme("anatomy")
+    labels = some_labels(anatomy)
+    node = painting.add_segmentation(labels, anatomy, "Brain")
+    read = segmentation.read_labels(node, segmentation.guess_table(node, SCHEME), SCHEME)
+    assert np.array_equal(read.array, SCHEME.numbering("anatomy").translate(labels.array))
+    assert segmentation.guess_table(node, load_scheme("whole-head")).keys() < set(
+        node.GetSegmentation().GetSegmentIDs()
+    )
+
+
 def test_terminology_counts_more_than_the_name():
     node, (first, second) = named_segments("oedema", "whatever")
     table = painting.add_segments(node, [SCHEME.label_by_value(NECROSIS)])

@@ -202,7 +202,9 @@ def test_a_student_is_compared_with_its_teachers_reference(meddpm, guided_model,
     rows = {row["name"]: row for row in written["rows"]}
     assert list(rows) == ["2 ddim", "4 ddpm", "2 ddim, student"]
     assert rows["2 ddim"]["mae"] == rows["2 ddim, student"]["mae"] and rows["2 ddim"]["mae"]["t1"] > 0
-    other = write_small_model(tmp_path / "other.safetensors", small_card(load_scheme("anatomy")))
+    result = meddpm(*arguments, *("--student", tmp_path / "student.safetensors") * 2)
+    assert result.returncode == 2 and "two of the models are called student" in result.stderr
+    other = write_small_model(tmp_path / "other.safetensors", replace(small_card(load_scheme("anatomy")), name="other"))
     result = meddpm(*arguments, "--student", other)
     assert result.returncode == 2 and "makes something else" in result.stderr
 

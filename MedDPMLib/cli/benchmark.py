@@ -210,7 +210,13 @@ def steps(
 
     total = card.schedule["timesteps"]
     counts = step_counts.split(",") if step_counts else [*(n for n in STEPS if n < total), total]
-    students = {found.card.name: found for found in map(load_model, student or [])}
+    students = {}
+    for taught in map(load_model, student or []):
+        if taught.card.name in (card.name, *students):
+            raise MedDPMError(
+                f"two of the models are called {taught.card.name}: give one another name (meddpm models import --name)"
+            )
+        students[taught.card.name] = taught
     settings = make_settings(card, counts, _numbers(guidance))
     settings += [student_setting(card, found.card) for found in students.values()]
     painted = [read_mask(path, card.scheme, numbering=labels) for path in paths]

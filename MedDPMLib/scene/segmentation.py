@@ -17,7 +17,7 @@ from slicer.i18n import tr as _
 from MedDPMLib.brain_area import describe_volume
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.geometry import Geometry
-from MedDPMLib.labels import Label, LabelScheme
+from MedDPMLib.labels import Label, LabelScheme, load_scheme, scheme_names
 from MedDPMLib.scene.images import empty_image, extent_geometry, image_array, image_geometry, world_matrix
 from MedDPMLib.volume import Volume
 
@@ -37,10 +37,18 @@ _SAMPLES = 9
 
 
 def guess_table(segmentation: slicer.vtkMRMLSegmentationNode, scheme: LabelScheme) -> dict[str, int]:
-    """Segment ID to label value for the segments that are recognised: by their terminology first, by name second."""
+    """Segment ID to label value for the segments that are recognised: by their terminology first, by name second.
+
+    White matter is the rest of the brain in a scheme that does not tell it apart (:func:`_recognise_part`); such
+    segments come last, behind one that is the label itself.
+    """
     core = segmentation.GetSegmentation()
-    found = ((id_, _recognise(core.GetSegment(id_), scheme)) for id_ in core.GetSegmentIDs())
-    return {id_: label.value for id_, label in found if label is not None}
+    segments = {id_: core.GetSegment(id_) for id_ in core.GetSegmentIDs()}
+    table = {}
+    for recognise in (_recognise, _recognise_part):
+        found = {id_: recognise(segment, scheme) for id_, segment in segments.items() if id_ not in table}
+        table.update({id_: label.value for id_, label in found.items() if label is not None})
+    return table
 
 
 def table_of(segmentation: slicer.vtkMRMLSegmentationNode, scheme: LabelScheme) -> dict[str, int]:
@@ -74,6 +82,17 @@ def _recognise(segment: slicer.vtkSegment, scheme: LabelScheme) -> Label | None:
     # "peritumoral_edema" and "enhancing-tumor" are names, too.
     words = " ".join(re.split(r"[\W_]+", segment.GetName() or ""))
     return label or scheme.label_by_name(segment.GetName() or "") or scheme.label_by_name(words)
+
+
+def _recognise_part(segment: slicer.vtkSegment, scheme: LabelScheme) -> Label | None:
+    """The label of ``scheme`` that holds the segment, a structure which only another scheme tells apart."""
+    for numbering in scheme.numberings:
+        if numbering.name in scheme_names() and numbering.name != scheme.name:
+            structure = _recognise(segment, load_scheme(numbering.name))
+            value = dict(numbering.values).get(structure.value) if structure else None
+            if value is not None:
+                return scheme.label_by_value(value)
+    return None
 
 
 # The labels ------------------------------------------------------------------------------------------

@@ -167,13 +167,16 @@ class ModelSection:
 
 
 def summary(card: Card) -> str:
-    """One line on a model: contrasts, grid, spacing, labels."""
+    """One line on a model: contrasts, grid, spacing, labels, and whether it invents structures."""
     spacing = " x ".join(f"{mm:g}" for mm in card.grid.spacing)
-    return _("{modalities}; {size} voxels of {spacing} mm; {count} labels ({scheme})").format(
+    line = _("{modalities}; {size} voxels of {spacing} mm; {count} labels ({scheme})").format(
         modalities=", ".join(name.upper() for name in card.modalities),
         size=" x ".join(map(str, card.grid.size)), spacing=spacing, count=len(card.scheme.labels),
         scheme=card.scheme.title,
     )  # fmt: skip
+    if card.completion is None:
+        return line
+    return line + _("; the brain's structures are invented, after a template that the seed chooses")
 
 
 def _installed() -> list[ModelEntry]:
