@@ -21,7 +21,7 @@ from MedDPMLib.geometry import Geometry, Grid
 from MedDPMLib.labels import LabelScheme
 from MedDPMLib.masks import Fitted, Mask, fit
 from MedDPMLib.templates import load_template, templates
-from MedDPMLib.volume import Volume, resample_image
+from MedDPMLib.volume import Volume, itk_image, resample_image
 
 #: Outlines are compared on voxels of so many millimetres, up to so many on either side: deeper inside, distances
 #: would match the brains' middles with each other, where there is nothing to match.
@@ -121,7 +121,7 @@ def _warped(structures: Volume, brain: Volume, core: np.ndarray, generator: np.r
     # Of a chain of transforms the last one is the first that a point goes through.
     to_template = sitk.CompositeTransform([affine, sitk.DisplacementFieldTransform(field)])
     warped = sitk.Resample(
-        _image(structures.array, structures.geometry), _image(brain.array.astype(np.uint8), brain.geometry),
+        itk_image(structures.array, structures.geometry), itk_image(brain.array.astype(np.uint8), brain.geometry),
         to_template, sitk.sitkNearestNeighbor, 0, sitk.sitkUInt8,
     )  # fmt: skip
     return sitk.GetArrayFromImage(warped)
@@ -143,7 +143,7 @@ class _Outline:
         # A few stray voxels do not move these.
         self.low, self.high = np.sort(np.percentile(ras, [0.1, 99.9], axis=0) * _RAS_TO_LPS, axis=0)
         distance = np.clip(_distance(brain, self.place), -_REACH, _REACH)
-        self.distance = _image(distance, self.place)
+        self.distance = itk_image(distance, self.place)
 
 
 def _thinned(region: Volume) -> Volume:
@@ -160,7 +160,7 @@ def _distance(region: Volume, place: Geometry) -> np.ndarray:
     """
     import SimpleITK as sitk
 
-    filled = sitk.BinaryFillhole(_image(region.array.astype(np.uint8), region.geometry))
+    filled = sitk.BinaryFillhole(itk_image(region.array.astype(np.uint8), region.geometry))
     distance = sitk.SignedMaurerDistanceMap(filled, squaredDistance=False, useImageSpacing=True)
     measured = sitk.GetArrayFromImage(distance)
     return resample_image(Volume(measured, region.geometry), place, fill=float(measured.max())).array
@@ -206,14 +206,3 @@ def _pushed_aside(core: Volume, place: Geometry) -> np.ndarray:
     radius = (np.count_nonzero(core.array) * core.geometry.voxel_volume * 3 / (4 * np.pi)) ** (1 / 3)
     push = min(_PUSH * radius, _FARTHEST_PUSH) * np.exp(-np.maximum(distance, 0) / _PUSH_FADES)
     return -push[..., None] * away
-
-
-def _image(array: np.ndarray, geometry: Geometry):
-    """A SimpleITK image in its world, which is LPS; for a geometry without shear, as all grids are."""
-    import SimpleITK as sitk
-
-    image = sitk.GetImageFromArray(array)
-    image.SetSpacing(geometry.spacing.tolist())
-    image.SetOrigin((_RAS_TO_LPS * geometry.ijk_to_ras[:3, 3]).tolist())
-    image.SetDirection((_RAS_TO_LPS[:, None] * geometry.ijk_to_ras[:3, :3] / geometry.spacing).ravel().tolist())
-    return image

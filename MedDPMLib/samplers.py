@@ -34,7 +34,7 @@ def timestep_grid(timesteps: int, steps: int) -> list[int]:
     return [round(timesteps - i * timesteps / steps) - 1 for i in range(steps)]
 
 
-class _Step(NamedTuple):
+class Step(NamedTuple):
     """x becomes ``x`` x + ``x0`` x0 + ``change`` (x0 - x0 of the step before) + ``noise`` times fresh noise."""
 
     t: int
@@ -44,8 +44,11 @@ class _Step(NamedTuple):
     noise: float
 
 
-def _plan(schedule: NoiseSchedule, method: str, steps: int, eta: float) -> list[_Step]:
-    """Every method is linear in x, x0 and noise; its coefficients are worked out here, on the host, in float64."""
+def plan_steps(schedule: NoiseSchedule, method: str, steps: int, eta: float = 0.0) -> list[Step]:
+    """What :func:`sample` does at each of its ``steps``, from noise to image.
+
+    Every method is linear in x, x0 and noise; its coefficients are worked out here, on the host, in float64.
+    """
     grid = timestep_grid(schedule.timesteps, steps)
     alpha_bar = schedule.exact_alpha_bar[grid]
     following = torch.cat([alpha_bar[1:], alpha_bar.new_ones(1)])
@@ -65,7 +68,7 @@ def _plan(schedule: NoiseSchedule, method: str, steps: int, eta: float) -> list[
         width = torch.diff(torch.logit(alpha_bar) / 2)
         change[1:-1] = weight_x0[1:-1] * width[1:] / (2 * width[:-1])
     rows = torch.stack([weight_x, weight_x0, change, noise], dim=1).tolist()
-    return [_Step(t, *row) for t, row in zip(grid, rows, strict=True)]
+    return [Step(t, *row) for t, row in zip(grid, rows, strict=True)]
 
 
 @torch.no_grad()
@@ -105,7 +108,7 @@ def sample(
     waits for the device, unless ``denoiser`` or ``progress`` do or noise comes from a generator of another device.
     """
     _check(condition, tuple(shape), method, generator, prediction, eta)
-    plan = _plan(schedule, method, steps, eta)
+    plan = plan_steps(schedule, method, steps, eta)
     schedule = schedule.to(condition.device)
     draws_noise = method == "ddpm" or eta > 0
     x = _noise(shape, generator, condition.device)

@@ -163,6 +163,18 @@ def itk_ijk_to_ras(image) -> np.ndarray:
     return _LPS_TO_RAS @ matrix
 
 
+def itk_image(array: np.ndarray, geometry: Geometry):
+    """The SimpleITK image of ``array`` (k, j, i) on a ``geometry`` without shear; :func:`itk_ijk_to_ras` reads it."""
+    import SimpleITK
+
+    image = SimpleITK.GetImageFromArray(array)
+    matrix = _LPS_TO_RAS @ geometry.ijk_to_ras  # its own inverse
+    image.SetSpacing(geometry.spacing.tolist())
+    image.SetOrigin(matrix[:3, 3].tolist())
+    image.SetDirection((matrix[:3, :3] / geometry.spacing).ravel().tolist())
+    return image
+
+
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from MedDPMLib.cli.options import LabelsOption, SeedOption, model_names
+from MedDPMLib.cli.options import BrainFromOption, LabelsOption, SeedOption, model_names
 from MedDPMLib.errors import MedDPMError
 
 #: The bundled model whose masks are completed.
@@ -22,10 +22,7 @@ def complete(
         str, typer.Option("--model", help="The model that invents them.", autocompletion=model_names)
     ] = _COMPLETED,
     labels: LabelsOption = None,
-    brain_from: Annotated[
-        Path | None,
-        typer.Option("--brain-from", metavar="IMAGE", help="A skull-stripped image that gives the brain area."),
-    ] = None,
+    brain_from: BrainFromOption = None,
 ) -> None:
     """Write the mask as the model sees it: with the structures that it leaves open, which are invented.
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from MedDPMLib.cli.options import (
+    BrainFromOption,
     DeviceOption,
     GuidanceOption,
     LabelsOption,
@@ -54,12 +55,7 @@ def generate(
         str, typer.Option("--space", help="model: in the model's own grid; mask: resampled onto the mask's grid.")
     ] = "model",
     labels: LabelsOption = None,
-    brain_from: Annotated[
-        Path | None,
-        typer.Option(
-            "--brain-from", metavar="IMAGE", help="A skull-stripped image that gives the brain area of the masks."
-        ),
-    ] = None,
+    brain_from: BrainFromOption = None,
 ) -> None:
     """Make synthetic MRI volumes from masks.
 

@@ -57,6 +57,12 @@ LabelsOption = Annotated[
     str | None,
     typer.Option("--labels", metavar="NUMBERING", help="How the masks number their labels, where it is ambiguous."),
 ]
+BrainFromOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--brain-from", metavar="IMAGE", help="A skull-stripped image that gives the brain area of the masks."
+    ),
+]
 
 
 @dataclass(frozen=True)

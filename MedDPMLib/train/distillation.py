@@ -17,7 +17,7 @@ from MedDPMLib.errors import MedDPMError
 from MedDPMLib.model import load_model
 from MedDPMLib.networks.denoiser import Economy
 from MedDPMLib.recipe import Recipe, recipe_card
-from MedDPMLib.samplers import timestep_grid
+from MedDPMLib.samplers import plan_steps
 from MedDPMLib.schedule import NoiseSchedule
 
 
@@ -35,12 +35,14 @@ class Teacher:
         self.identity = {"model": model.card.name, "hash": model.hash}
         self.prediction, self.schedule, self.dtype = model.card.prediction, schedule, dtype
         self.network = model.network.for_inference(device, dtype, Economy.FAST)
-        grid = timestep_grid(schedule.timesteps, settings.teacher_steps)
-        alpha_bar = schedule.exact_alpha_bar[grid]
-        #: (N,) the teacher's timesteps, and (N + 1,) what is left of the image's variance there and in the clean image.
-        self.grid = torch.tensor(grid, device=device)
-        self.alpha_bar = torch.cat([alpha_bar, alpha_bar.new_ones(1)]).float().to(device)
-        #: How many of them are one step of the student.
+        steps, own = (plan_steps(schedule, "ddim", n) for n in (settings.teacher_steps, settings.steps))
+        #: The teacher's timesteps, (N,).
+        self.grid = torch.tensor([step.t for step in steps], device=device)
+        #: What becomes of x and x0 in each step of the teacher (N, 2), and in each of the student's.
+        self.weights, self.own_weights = (
+            torch.tensor([(step.x, step.x0) for step in plan], device=device) for plan in (steps, own)
+        )
+        #: How many steps of the teacher are one of the student's.
         self.stride = settings.teacher_steps // settings.steps
 
     @torch.no_grad()
@@ -49,23 +51,20 @@ class Teacher:
         share = self.network.encode_condition(condition if self.network.exact_condition else condition.to(self.dtype))
         start = (self.grid[None] == t[:, None]).int().argmax(dim=1)
         x = x_t
-        for place in range(self.stride):
-            at = start + place
-            predicted = self.network.denoise(x.to(self.dtype), self.grid[at], share)
-            x0 = self.schedule.x0_from(predicted, x, self.grid[at], self.prediction).clamp(-1, 1)
-            scale = self._noise_left(at, at + 1)
-            x = scale * x + self._image_added(at, at + 1, scale) * x0
-        end = start + self.stride
-        scale = self._noise_left(start, end)
-        return (x - scale * x_t) / self._image_added(start, end, scale)
+        for at in range(self.stride):
+            now = self.grid[start + at]
+            predicted = self.network.denoise(x.to(self.dtype), now, share)
+            x0 = self.schedule.x0_from(predicted, x, now, self.prediction).clamp(-1, 1)
+            of_x, of_x0 = _for_images(self.weights[start + at])
+            x = of_x * x + of_x0 * x0
+        of_x, of_x0 = _for_images(self.own_weights[start // self.stride])
+        return (x - of_x * x_t) / of_x0
 
-    def _noise_left(self, here: Tensor, there: Tensor) -> Tensor:
-        """sigma_there / sigma_here, (B, 1, 1, 1, 1), for places on the grid."""
-        return ((1 - self.alpha_bar[there]) / (1 - self.alpha_bar[here])).sqrt().view(-1, 1, 1, 1, 1)
 
-    def _image_added(self, here: Tensor, there: Tensor, noise_left: Tensor) -> Tensor:
-        signal = self.alpha_bar.sqrt().view(-1, 1, 1, 1, 1)
-        return signal[there] - noise_left * signal[here]
+def _for_images(weights: Tensor) -> tuple[Tensor, Tensor]:
+    """The columns of ``weights`` (B, 2), each shaped (B, 1, 1, 1, 1)."""
+    of_x, of_x0 = weights.unbind(dim=1)
+    return of_x.view(-1, 1, 1, 1, 1), of_x0.view(-1, 1, 1, 1, 1)
 
 
 def _check_same(teacher: Card, student: Card) -> None:
