@@ -105,7 +105,7 @@ def sample(
 
     Raises :class:`MedDPMError` for an unknown method or prediction, a number of steps outside 1 to T, an eta that
     does not apply, a shape that does not fit the condition, and a wrong number of generators. Nothing in the loop
-    waits for the device, unless ``denoiser`` or ``progress`` do or noise comes from a generator of another device.
+    waits for a CUDA device, unless ``denoiser`` or ``progress`` do.
     """
     _check(condition, tuple(shape), method, generator, prediction, eta)
     plan = plan_steps(schedule, method, steps, eta)
@@ -143,8 +143,15 @@ def _noise(
     if generator is None:
         return torch.randn(*shape, device=device)
     if isinstance(generator, torch.Generator):
-        return torch.randn(*shape, generator=generator, device=generator.device).to(device)
-    return torch.stack([torch.randn(*shape[1:], generator=one, device=one.device).to(device) for one in generator])
+        return _drawn(shape, generator, device)
+    return torch.stack([_drawn(shape[1:], one, device) for one in generator])
+
+
+def _drawn(shape: Sequence[int], generator: torch.Generator, device: torch.device) -> Tensor:
+    # From pinned memory a GPU fetches it when it comes to that, and nobody waits.
+    pinned = generator.device.type == "cpu" and device.type == "cuda"
+    drawn = torch.randn(*shape, generator=generator, device=generator.device, pin_memory=pinned)
+    return drawn.to(device, non_blocking=pinned)
 
 
 def _check(

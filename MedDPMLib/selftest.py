@@ -2,7 +2,8 @@
 
 Libraries have shipped half-precision convolutions in three dimensions that were wrong without a word. So before a
 device is used in bfloat16 or float16, the operations of the networks are done once on a small block and compared with
-float32 on the CPU. That takes a blink; what is wrong at some sizes alone it cannot find.
+float32 on the CPU. That takes a blink; what is wrong at some sizes alone it cannot find. A kernel of our own is tried
+in the same way, in float32 too.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from MedDPMLib.networks.slabs import channel_moments
+from MedDPMLib.networks.moments import channel_moments
 
 #: In epsilons of the precision, root mean square. Rounding a right result leaves 0.21, attention, which rounds on the
 #: way too, 0.28; so there is room for other orders of summation, and what is wrong is wrong by far more.
 _TOLERANCE = 1
+#: The same for a kernel of our own in float32, relative: what every fast path may differ from the simple one.
+_FLOAT32_TOLERANCE = 1e-5
 
 _SIDE = 8
 
@@ -34,6 +37,7 @@ _CONVOLUTIONS = (
 )
 
 Convolve = Callable[..., Tensor]
+Fused = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, float], Tensor]
 
 
 @lru_cache
@@ -58,10 +62,56 @@ def find_fault(device: torch.device, dtype: torch.dtype, convolve: Convolve = F.
             raise  # what is in the way now says nothing of the device
         except RuntimeError as error:
             return f"{name} fails ({str(error):.80})"
-        error = float((found - expected).norm() / expected.norm())
+        error = _error(found, expected)
         if not error < tolerance:  # NaN is no small error
             return f"{name} is wrong by {error:.0%}"
     return None
+
+
+@lru_cache
+def fusion_fault(device: torch.device, dtype: torch.dtype) -> str | None:
+    """What keeps :func:`MedDPMLib.networks.fused.normalise_silu` from use on ``device`` in ``dtype``, as a part of a
+    sentence; None if nothing. Asked once in a process."""
+    if device.type != "cuda":
+        return "its kernel is for CUDA"
+    try:
+        from MedDPMLib.networks.fused import normalise_silu
+    except ImportError:
+        return "Triton is not installed"
+    return find_fusion_fault(device, dtype, normalise_silu)
+
+
+def fused_normalisation(device: torch.device, dtype: torch.dtype) -> Fused | None:
+    """:func:`MedDPMLib.networks.fused.normalise_silu` where it is right, else None."""
+    if fusion_fault(device, dtype) is not None:
+        return None
+    from MedDPMLib.networks.fused import normalise_silu
+
+    return normalise_silu
+
+
+@torch.no_grad()
+def find_fusion_fault(device: torch.device, dtype: torch.dtype, normalise_silu: Fused) -> str | None:
+    """What ``normalise_silu`` computes wrongly, or not at all, on ``device`` in ``dtype``; None if nothing."""
+    generator = torch.Generator().manual_seed(0)
+    # The values fill no whole number of blocks.
+    volume = torch.randn(1, 72, 5, 6, 7, generator=generator).to(dtype)
+    numbers = [0.5 + torch.rand(72, generator=generator) for _ in range(4)]
+    expected = F.silu(F.batch_norm(volume.float(), *numbers, False, 0.0, 1e-5))
+    try:
+        on_device = [number.to(device) for number in numbers]
+        found = normalise_silu(_channels_last(volume.to(device)), *on_device, 1e-5).float().cpu()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # no compiler, an unknown GPU: whatever it is, PyTorch's two kernels are there
+        return f"the one kernel fails ({str(error):.80})"
+    error = _error(found, expected)
+    tolerance = _FLOAT32_TOLERANCE if dtype == torch.float32 else _TOLERANCE * torch.finfo(dtype).eps
+    return None if error < tolerance else f"the one kernel is wrong by {error:.0%}"
+
+
+def _error(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
 
 
 def _trials(convolve: Convolve) -> Iterator[tuple[str, Callable[..., Tensor], list[Tensor]]]:

@@ -14,7 +14,8 @@ from MedDPMLib.errors import MedDPMError
 from MedDPMLib.networks import build_network, slabs
 from MedDPMLib.networks.denoiser import Economy
 from MedDPMLib.networks.fast_unet import FastUNet3d
-from MedDPMLib.networks.slabs import Frame, Moments
+from MedDPMLib.networks.moments import Moments
+from MedDPMLib.networks.slabs import Frame
 
 CPU = torch.device("cpu")
 #: Of every kind of step: shortcuts with and without a convolution, blocks with attention, levels of other widths.

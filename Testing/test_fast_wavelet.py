@@ -86,12 +86,6 @@ def test_arguments_are_left_as_they_are(network):
     assert all(torch.equal(tensor, before) for tensor, before in zip((*given, encoded), (*kept, share), strict=True))
 
 
-def test_nothing_waits_on_the_cpu_for_a_network_elsewhere(network):
-    """A copy from there at every step would hold up a GPU."""
-    fast = network.for_inference(torch.device("meta"), torch.bfloat16)
-    assert {tensor.device.type for tensor in (*fast.parameters(), *fast.buffers())} == {"meta"}
-
-
 def test_one_timestep_and_one_condition_do_for_a_batch(network):
     fast, (x, t, condition) = network.for_inference(CPU, torch.float32), arguments(batch=2)
     found, expected = (each.denoise(x, t[:1], each.encode_condition(condition[:1])) for each in (fast, network))

@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from MedDPMLib.networks.denoiser import Denoiser, Economy
+from MedDPMLib.networks.moments import Moments
 from MedDPMLib.networks.slabs import (
     LEAST_PLANES,
     Convolution,
     Frame,
-    Moments,
     Norm,
     NormedConvolution,
     Residual,
@@ -187,7 +187,7 @@ class _FastAttention:
 
     def __init__(self, attention: Attention, frame: Frame, parts: Sequence[int]) -> None:
         (self.width,) = parts
-        self.norm = Norm(attention.norm, frame, parts)
+        self.norm = Norm(attention.norm, frame, parts, activated=False)
         cast = lambda tensor: tensor.detach().to(frame.device, frame.dtype)  # noqa: E731
         weight, bias = cast(attention.qkv.weight)[:, :, 0], cast(attention.qkv.bias)
         # Three products, so that queries, keys and values are contiguous: attention is several times faster then.

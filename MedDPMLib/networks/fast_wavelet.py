@@ -8,12 +8,14 @@ weights, which then read and write the eight voxels of a block as channels.
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from MedDPMLib.networks.denoiser import Economy
+from MedDPMLib.networks.replay import Replay
 from MedDPMLib.networks.slabs import (
     Convolution,
     Frame,
@@ -55,6 +57,7 @@ class FastWaveletUNet3d(WaveletDenoiser):
         self._up = [_residual(block, frame, [width, width]) for block, width in zip(network.up, widths, strict=True)]
         self._out_norm = copy.deepcopy(network.out_norm).to(device, torch.float32)
         self._out = copy.deepcopy(network.out).to(device, torch.float32)
+        self._replay = Replay() if device.type == "cuda" else None
 
     @torch.no_grad()
     def encode_shifted(self, condition: Tensor, shift: tuple[int, int, int]) -> Tensor:
@@ -63,8 +66,9 @@ class FastWaveletUNet3d(WaveletDenoiser):
     @torch.no_grad()
     def denoise(self, x: Tensor, t: Tensor, encoded: Tensor) -> Tensor:
         t, encoded = t.expand(len(x)), encoded.expand(len(x), -1, -1, -1, -1)
+        step = self._one if self._replay is None else partial(self._replay, self._one)
         # Volumes of this size keep any device busy one at a time.
-        return torch.cat([self._one(x[i : i + 1], t[i : i + 1], encoded[i : i + 1]) for i in range(len(x))])
+        return torch.cat([step(x[i : i + 1], t[i : i + 1], encoded[i : i + 1]) for i in range(len(x))])
 
     def _one(self, x: Tensor, t: Tensor, encoded: Tensor) -> Tensor:
         frame = self._frame

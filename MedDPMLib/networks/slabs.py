@@ -13,13 +13,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from MedDPMLib.networks.denoiser import Economy
+from MedDPMLib.networks.moments import Moments
+from MedDPMLib.selftest import fused_normalisation
 
 #: Bytes of a slab. On the CPU it stays in the last cache beside what a convolution makes of it; a GPU wants more to do.
 _CPU_SLAB, _GPU_SLAB = 4 << 20, 128 << 20
@@ -27,9 +29,6 @@ _CPU_SLAB, _GPU_SLAB = 4 << 20, 128 << 20
 _LEAN_CPU_SLAB, _LEAN_GPU_SLAB = 2 << 20, 32 << 20
 #: With fewer the neighbouring planes, which are normalised twice, would count.
 LEAST_PLANES = 4
-
-#: Voxels whose values are summed in one run on the CPU, which adds them one by one: more would cost digits.
-_VOXELS_SUMMED = 8192
 
 
 @dataclass(frozen=True)
@@ -158,43 +157,6 @@ def remake(frame: Frame, channels: int, sides: tuple[int, ...], piece: Callable[
     return Volume(channels, sides, piece, *moments.merged())
 
 
-class Moments:
-    """Mean and variance of each channel of a volume, gathered piece by piece."""
-
-    def __init__(self) -> None:
-        self._pieces: list[tuple[int, Tensor, Tensor]] = []
-
-    def add(self, slab: Tensor) -> None:
-        plane = slab.shape[3] * slab.shape[4]
-        run = max(1, _VOXELS_SUMMED // plane) if slab.device.type == "cpu" else slab.shape[2]
-        for piece in slab.split(run, dim=2):
-            self._pieces.append((piece.shape[2], *channel_moments(piece)))
-
-    def merged(self) -> tuple[Tensor, Tensor]:
-        """(C,) float32 each; by the law of total variance, exact (Chan, Golub and LeVeque 1983)."""
-        sizes, means, variances = zip(*self._pieces, strict=True)
-        means, variances = torch.stack(means), torch.stack(variances)
-        share = _shares(sizes, means.device)
-        mean = (share * means).sum(0)
-        return mean, (share * (variances + (means - mean).square())).sum(0)
-
-
-@lru_cache(maxsize=1024)
-def _shares(sizes: tuple[int, ...], device: torch.device) -> Tensor:
-    """``sizes`` over their sum, (len, 1). Kept, because a step would wait for each copy to a device."""
-    return (torch.tensor(sizes, dtype=torch.float32) / sum(sizes))[:, None].to(device)
-
-
-def channel_moments(piece: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and (biased) variance of each channel, (C,) float32."""
-    if piece.device.type not in ("cpu", "cuda"):
-        variance, mean = torch.var_mean(piece.float(), dim=(0, 2, 3, 4), correction=0)
-        return mean, variance
-    # Reads the piece as it is; running statistics in float32 are what makes it answer in float32.
-    running = torch.zeros(2, piece.shape[1], device=piece.device)
-    return torch.batch_norm_update_stats(piece, running[0], running[1], 0.0)
-
-
 class Convolution:
     """A convolution of a concatenation as the sum of one for each of its ``parts`` (their numbers of channels)."""
 
@@ -228,12 +190,17 @@ class Convolution:
 
 
 class Norm:
-    """GroupNorm over the concatenation of ``parts`` (their numbers of channels), from their channels' moments."""
+    """GroupNorm over the concatenation of ``parts`` (their numbers of channels), from their channels' moments.
 
-    def __init__(self, norm: nn.GroupNorm, frame: Frame, parts: Sequence[int]) -> None:
+    If it is ``activated``, SiLU follows.
+    """
+
+    def __init__(self, norm: nn.GroupNorm, frame: Frame, parts: Sequence[int], *, activated: bool) -> None:
         self.weights = frame.exact(norm.weight).split(parts)
         self.biases = frame.exact(norm.bias).split(parts)
         self.groups, self.eps = norm.num_groups, norm.eps
+        self.activated = activated
+        self.fused = fused_normalisation(frame.device, frame.dtype) if activated else None
 
     def __call__(self, parts: Sequence[Volume]) -> list[Callable[[Tensor], Tensor]]:
         """For each part what normalises planes of it; the result is the caller's own."""
@@ -245,8 +212,14 @@ class Norm:
         sizes = [part.channels for part in parts]
 
         def normaliser(mean: Tensor, variance: Tensor, weight: Tensor, bias: Tensor) -> Callable[[Tensor], Tensor]:
-            # With given moments this is one multiply-add for each value, in float32 inside.
-            return lambda planes: F.batch_norm(planes, mean, variance, weight, bias, False, 0.0, self.eps)
+            def normalise(planes: Tensor) -> Tensor:
+                if self.fused:
+                    return self.fused(planes, mean, variance, weight, bias, self.eps)
+                # With given moments this is one multiply-add for each value, in float32 inside.
+                normed = F.batch_norm(planes, mean, variance, weight, bias, False, 0.0, self.eps)
+                return F.silu(normed, inplace=True) if self.activated else normed
+
+            return normalise
 
         return [
             normaliser(*each)
@@ -258,19 +231,14 @@ class NormedConvolution:
     """GroupNorm, SiLU and a 3 x 3 x 3 convolution."""
 
     def __init__(self, norm: nn.GroupNorm, conv: nn.Conv3d, frame: Frame, parts: Sequence[int]) -> None:
-        self.norm = Norm(norm, frame, parts)
+        self.norm = Norm(norm, frame, parts, activated=True)
         self.convolution = Convolution(conv, frame, parts)
         self.width = conv.out_channels
 
     def __call__(self, parts: Sequence[Volume], shift: Tensor | None = None) -> Callable[[int, int], Tensor]:
         """What makes planes [a, b) of the output."""
-        normalisers = self.norm(parts)
         depth = parts[0].sides[0]
-
-        def normalised(part: Volume, normalise: Callable[[Tensor], Tensor]) -> Callable[[int, int], Tensor]:
-            return lambda low, high: part.mapped(lambda x: F.silu(normalise(x), inplace=True), low, high)
-
-        makers = [normalised(*each) for each in zip(parts, normalisers, strict=True)]
+        makers = [partial(part.mapped, normalise) for part, normalise in zip(parts, self.norm(parts), strict=True)]
 
         def piece(a: int, b: int) -> Tensor:
             slabs = (with_neighbours(maker, depth, a, b) for maker in makers)

@@ -1,0 +1,137 @@
+"""The fast paths on a CUDA device: against the plain networks, against each other, and in the memory foretold."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import small_geometry, small_labels
+from exactness import arguments, error, exact
+
+from MedDPMLib import generate, load_model
+from MedDPMLib.device import choose_execution
+from MedDPMLib.networks import build_network
+from MedDPMLib.networks.denoiser import Economy
+from MedDPMLib.samplers import METHODS, sample
+from MedDPMLib.schedule import make_schedule
+from MedDPMLib.volume import Volume
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+
+CUDA = torch.device("cuda")
+DESCRIPTIONS = {
+    "published": {"kind": "unet", "base": 32, "multipliers": [1, 1, 2], "blocks": 2, "attention": [4]},
+    "compact": {"kind": "wavelet-unet", "channels": [16, 24, 32]},
+    "compact, with places": {"kind": "wavelet-unet", "channels": [16, 24, 32], "place_octaves": 2},
+}
+HALF = [torch.bfloat16, torch.float16]
+
+
+@pytest.fixture(scope="module", params=DESCRIPTIONS)
+def network(request):
+    torch.manual_seed(7)
+    network = build_network({"image_channels": 2, "condition_channels": 5, **DESCRIPTIONS[request.param]})
+    for parameter in network.eval().requires_grad_(False).parameters():
+        parameter.add_(torch.randn_like(parameter) * 0.05)
+    return network
+
+
+@pytest.fixture(autouse=True)
+def no_tf32(monkeypatch):
+    """Convolutions in float32 keep their digits."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+def on_cuda(tensors):
+    return [tensor.to(CUDA) for tensor in tensors]
+
+
+@pytest.mark.parametrize("economy", [Economy.FAST, Economy.LEAN])
+def test_in_float32_it_is_the_plain_network(network, economy):
+    given = arguments(5, batch=2, sides=(24, 16, 8))
+    fast = network.for_inference(CUDA, torch.float32, economy)
+    assert error(fast(*on_cuda(given)).cpu(), exact(network, *given)) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+def test_in_half_precision_it_is_as_close_as_the_cpu(network, dtype):
+    if choose_execution("cuda").dtype == torch.float16 and dtype == torch.bfloat16:
+        pytest.skip("this GPU has no fast bfloat16")
+    x, t, condition = given = arguments(5, batch=1, sides=(24, 16, 8))
+    expected = exact(network, *given)
+    on_cpu = network.for_inference(torch.device("cpu"), torch.bfloat16)(x.bfloat16(), t, condition)
+    x, t, condition = on_cuda(given)
+    found = network.for_inference(CUDA, dtype)(x.to(dtype), t, condition)
+    assert found.dtype == dtype
+    assert error(found.cpu(), expected) < 1.2 * error(on_cpu, expected) + 1e-3
+
+
+def test_replayed_steps_are_the_worked_ones(caplog):
+    network = build_network({"image_channels": 2, "condition_channels": 5, **DESCRIPTIONS["compact"]})
+    torch.nn.init.normal_(network.out.weight, std=0.05)
+    fast = network.for_inference(CUDA, torch.bfloat16)
+    worked = network.for_inference(CUDA, torch.bfloat16)
+    worked._replay = None
+    encoded = fast.encode_condition(torch.randn(1, 5, 32, 32, 32, device=CUDA))
+    results = []
+    for t in (249, 100, 3, 249, 0):
+        x, t = torch.randn(1, 2, 32, 32, 32, device=CUDA), torch.tensor([t], device=CUDA)
+        results.append((fast.denoise(x, t, encoded), worked.denoise(x, t, encoded)))
+    assert fast._replay._recorded is not None, caplog.text
+    for found, expected in results:
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_nothing_in_the_loop_waits(network, method):
+    fast = network.for_inference(CUDA, torch.bfloat16)
+    condition = torch.randn(1, 5, 16, 16, 16, device=CUDA)
+    encoded = fast.encode_condition(condition)
+    seen = []
+
+    def denoiser(x, t, _):
+        seen.append(t)
+        if len(seen) == 4:  # what is done once, at the first steps, may wait
+            torch.cuda.set_sync_debug_mode("error")
+        return fast.denoise(x.bfloat16(), t, encoded)
+
+    try:
+        sample(
+            denoiser, condition, make_schedule("cosine", 250), shape=(1, 2, 16, 16, 16), method=method, steps=8,
+            generator=torch.Generator().manual_seed(0),
+        )  # fmt: skip
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_volume_is_repeatable_and_near_that_of_the_cpu(small_model, brats):
+    mask = Volume(small_labels(brats), small_geometry())
+    model = load_model(small_model)
+    first, again, on_cpu = (
+        generate(model, mask, seed=4, steps=6, device=device, precision="float32") for device in ("cuda", "cuda", "cpu")
+    )
+    for modality in first:
+        assert (first[modality].array == again[modality].array).all()
+        assert abs(first[modality].array - on_cpu[modality].array).max() < 1e-3
+    assert first.record["device"].startswith("cuda")
+
+
+@pytest.mark.parametrize("economy", [Economy.FAST, Economy.LEAN])
+def test_the_memory_foretold_is_enough(economy):
+    """Of a network as wide as the published ones."""
+    network = build_network(
+        {
+            "kind": "unet", "image_channels": 4, "condition_channels": 4, "base": 64, "multipliers": [1, 1, 2],
+            "blocks": 2, "attention": [],
+        }
+    ).requires_grad_(False)  # fmt: skip
+    sides = (96, 96, 96)
+    fast = network.for_inference(CUDA, torch.bfloat16, economy)
+    x, t = torch.randn(1, 4, *sides, device=CUDA).bfloat16(), torch.zeros(1, dtype=torch.int64, device=CUDA)
+    encoded = fast.encode_condition(torch.randn(1, 4, *sides, device=CUDA))
+    fast.denoise(x, t, encoded)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    fast.denoise(x, t, encoded)
+    taken = torch.cuda.max_memory_allocated() - before
+    assert taken < 1.3 * network.working_bytes(sides, CUDA, torch.bfloat16, economy)

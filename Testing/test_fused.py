@@ -1,0 +1,137 @@
+"""Normalisation and SiLU in one kernel against PyTorch's two. Without a GPU, Triton's interpreter runs it."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+import torch.nn.functional as F
+from exactness import arguments, error, exact
+
+from MedDPMLib import device, selftest
+from MedDPMLib.device import choose_execution
+from MedDPMLib.networks import build_network, slabs
+from MedDPMLib.selftest import find_fusion_fault, fused_normalisation, fusion_fault
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+if DEVICE.type == "cpu":
+    os.environ["TRITON_INTERPRET"] = "1"
+pytest.importorskip("triton", reason="Triton is for CUDA on Linux")
+from MedDPMLib.networks.fused import normalise_silu  # noqa: E402 the interpreter is chosen at import
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def numbers(channels: int) -> list[torch.Tensor]:
+    """Mean, variance, weight and bias."""
+    mean, variance, weight, bias = torch.randn(4, channels, device=DEVICE)
+    return [3 * mean, variance.square() + 0.1, weight, bias]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("channels", [1, 24, 64, 300])
+def test_it_is_normalisation_and_silu(channels, dtype):
+    volume = (3 + 2 * torch.randn(1, channels, 5, 6, 7, device=DEVICE)).to(dtype)
+    volume = volume.contiguous(memory_format=torch.channels_last_3d)
+    given = numbers(channels)
+    for planes in (volume, volume[:, :, 1:4]):
+        before = planes.clone()
+        made = normalise_silu(planes, *given, 1e-5)
+        expected = F.silu(F.batch_norm(planes.double(), *(each.double() for each in given), eps=1e-5))
+        assert made.dtype == dtype and made.is_contiguous(memory_format=torch.channels_last_3d)
+        # Rounding costs 0.21 epsilons, and twice that in the interpreter, which cuts bfloat16 off.
+        assert error(made, expected) < (1e-6 if dtype == torch.float32 else 0.6 * torch.finfo(dtype).eps)
+        assert torch.equal(planes, before)
+
+
+def test_channels_that_lie_first_are_taken_too():
+    volume = torch.randn(1, 8, 3, 4, 5, device=DEVICE)
+    given = numbers(8)
+    last = volume.contiguous(memory_format=torch.channels_last_3d)
+    assert torch.equal(normalise_silu(volume, *given, 1e-5), normalise_silu(last, *given, 1e-5))
+
+
+@pytest.mark.parametrize(
+    "description",
+    [
+        {"kind": "unet", "base": 32, "multipliers": [1, 2], "blocks": 1, "attention": [2]},
+        {"kind": "wavelet-unet", "channels": [16, 24]},
+    ],
+    ids=["published", "compact"],
+)
+def test_a_network_with_it_is_the_plain_network(description, monkeypatch):
+    torch.manual_seed(1)
+    network = build_network({"image_channels": 2, "condition_channels": 3, **description}).eval().requires_grad_(False)
+    for parameter in network.parameters():
+        parameter.add_(torch.randn_like(parameter) * 0.05)
+    given = arguments(3, batch=1, sides=(8, 8, 12))
+    expected = exact(network, *given)
+    asked = []
+
+    def counted(*arguments):
+        asked.append(arguments)
+        return normalise_silu(*arguments)
+
+    monkeypatch.setattr(slabs, "fused_normalisation", lambda *_: counted)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    found = network.for_inference(DEVICE, torch.float32)(*(tensor.to(DEVICE) for tensor in given))
+    assert asked
+    assert error(found.cpu(), expected) < 1e-5
+
+
+# When it is used -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_right_ones_pass_the_trial(dtype):
+    assert find_fusion_fault(DEVICE, dtype, normalise_silu) is None
+    assert find_fusion_fault(DEVICE, dtype, lambda x, *rest: F.silu(F.batch_norm(x, *rest[:4], eps=rest[4]))) is None
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda x, mean, variance, weight, bias, eps: normalise_silu(x, bias, variance, weight, mean, eps),
+        lambda x, mean, variance, weight, bias, eps: normalise_silu(x, mean, weight, variance, bias, eps),
+        lambda *given: normalise_silu(*given).roll(1, 1),
+        lambda *given: normalise_silu(*given) * 1.05,
+        lambda *given: torch.full_like(given[0], torch.nan),
+    ],
+    ids=["mean and bias", "variance and weight", "channels", "too large", "nan"],
+)
+def test_a_wrong_one_does_not(damage, dtype):
+    assert "is wrong by" in find_fusion_fault(DEVICE, dtype, damage)
+
+
+def test_one_that_cannot_be_compiled_does_not():
+    def uncompiled(*_):
+        raise FileNotFoundError("no C compiler")
+
+    assert find_fusion_fault(DEVICE, torch.bfloat16, uncompiled) == "the one kernel fails (no C compiler)"
+
+
+def test_lack_of_memory_is_no_fault():
+    def crowded(*_):
+        raise torch.OutOfMemoryError("the GPU is full")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        find_fusion_fault(DEVICE, torch.bfloat16, crowded)
+
+
+def test_the_cpu_does_without():
+    cpu = torch.device("cpu")
+    assert fusion_fault(cpu, torch.bfloat16) and fused_normalisation(cpu, torch.bfloat16) is None
+    assert "SiLU" not in choose_execution("cpu").reason
+
+
+@pytest.mark.parametrize("fault", [None, "the one kernel is wrong by 20%"])
+def test_the_reason_says_which_is_used(fault, monkeypatch):
+    monkeypatch.setattr(device, "_choose_device", lambda name: (torch.device("cuda"), "on a GPU"))
+    monkeypatch.setattr(device, "_choose_dtype", lambda *_: (torch.bfloat16, "in bfloat16"))
+    monkeypatch.setattr(device, "fusion_fault", lambda *_: fault)
+    monkeypatch.setattr(selftest, "fusion_fault", lambda *_: fault)
+    reason = choose_execution().reason
+    assert reason.endswith("two kernels, because the one kernel is wrong by 20%" if fault else "in one kernel")
+    assert (fused_normalisation(torch.device("cuda"), torch.bfloat16) is None) == (fault is not None)
