@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,10 +13,11 @@ from MedDPMLib.networks import build_network, slabs
 from MedDPMLib.selftest import find_fusion_fault, fused_normalisation, fusion_fault
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-if DEVICE.type == "cpu":
-    os.environ["TRITON_INTERPRET"] = "1"
 pytest.importorskip("triton", reason="Triton is for CUDA on Linux")
-from MedDPMLib.networks.fused import normalise_silu  # noqa: E402 the interpreter is chosen at import
+with pytest.MonkeyPatch.context() as environment:  # read when a kernel is defined
+    if DEVICE.type == "cpu":
+        environment.setenv("TRITON_INTERPRET", "1")
+    from MedDPMLib.networks.fused import normalise_silu
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 

@@ -41,4 +41,4 @@ def _normalise_silu(x, made, mean, scale, bias, values, channels: tl.constexpr, 
     inside = at < values
     y = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
     y = (y - tl.load(mean + channel)) * tl.load(scale + channel) + tl.load(bias + channel)
-    tl.store(made + at, (y * tl.sigmoid(y)).to(made.dtype.element_ty), mask=inside)
+    tl.store(made + at, (y / (1.0 + tl.exp(-y))).to(made.dtype.element_ty), mask=inside)

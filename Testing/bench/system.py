@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import glob
+import importlib
 import importlib.metadata
 import os
 import sys
+from contextlib import suppress
 
 #: Shared library and the Debian package that holds it.
 _LIBRARIES = {
@@ -40,6 +42,9 @@ def prepare() -> None:
             f"apt-get install --no-install-recommends {' '.join(missing)}"
         )
     _refuse_broken_pyside()
+    # PyTorch's compiler brings an LLVM of its own and crashes where Mesa's renderer has loaded another before.
+    with suppress(ImportError):
+        importlib.import_module("triton")
     os.environ["QT_QPA_PLATFORM"] = "offscreen"
     os.environ["VTK_DEFAULT_OPENGL_WINDOW"] = "vtkEGLRenderWindow"
     # Mesa's software renderer everywhere: the same picture with and without a graphics card.
