@@ -9,7 +9,7 @@ import torch
 
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.ram import available_memory
-from MedDPMLib.selftest import fusion_fault, known_fault
+from MedDPMLib.selftest import known_fault
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 #: Short names that are common elsewhere.
@@ -42,7 +42,12 @@ def choose_execution(device: str | torch.device = "auto", precision: str = "auto
     """
     chosen, why = _choose_device(device)
     dtype, how = _choose_dtype(chosen, precision)
-    return Execution(chosen, dtype, "; ".join([why, how, *_fusion(chosen, dtype)]))
+    if device == "auto" and chosen.type == "cuda" and dtype == torch.float32:
+        fault = known_fault(chosen, dtype)  # as of a GPU that this PyTorch has no kernels for
+        if fault is not None:
+            chosen, why = torch.device("cpu"), f"on the CPU, because {fault} {why}"
+            dtype, how = _choose_dtype(chosen, precision)
+    return Execution(chosen, dtype, f"{why}; {how}")
 
 
 def _choose_device(device: str | torch.device) -> tuple[torch.device, str]:
@@ -95,15 +100,6 @@ def _fast_dtypes(device: torch.device) -> list[tuple[torch.dtype, str]]:
     if device.type == "cpu" and any(getattr(torch.cpu, name, bool)() for name in _CPU_BFLOAT16):
         return [(torch.bfloat16, "which this CPU computes fast")]
     return []
-
-
-def _fusion(device: torch.device, dtype: torch.dtype) -> list[str]:
-    """On CUDA, whether normalisation and SiLU are one kernel (:mod:`MedDPMLib.networks.fused`)."""
-    if device.type != "cuda":
-        return []
-    fault = fusion_fault(device, dtype)
-    kernels = "one kernel" if fault is None else f"two kernels, because {fault}"
-    return [f"normalisation and SiLU in {kernels}"]
 
 
 def free_memory(device: torch.device) -> int:

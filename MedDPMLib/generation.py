@@ -165,9 +165,26 @@ def _sample(
         steps=steps,
         generator=torch.Generator().manual_seed(seed),
         prediction=card.prediction,
-        progress=progress,
+        progress=_in_step(progress, execution.device) if progress else None,
     )
     return images[0].cpu()
+
+
+def _in_step(progress: Progress, device: torch.device) -> Progress:
+    """``progress``, told of a step not before ``device`` has done the one before it: a GPU is given its work long
+    before it is done."""
+    if device.type != "cuda":
+        return progress
+    before = None
+
+    def tell(step: int, steps: int, x0: Tensor) -> None:
+        nonlocal before
+        if before is not None:
+            before.synchronize()
+        before = torch.cuda.current_stream(device).record_event()
+        progress(step, steps, x0)
+
+    return tell
 
 
 def condition_tensor(card: Card, labels: np.ndarray, execution: Execution, *, exact: bool = False) -> Tensor:

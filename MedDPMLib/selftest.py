@@ -8,6 +8,7 @@ in the same way, in float32 too.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 
@@ -17,11 +18,17 @@ from torch import Tensor
 
 from MedDPMLib.networks.moments import channel_moments
 
+_log = logging.getLogger(__name__)
+
 #: In epsilons of the precision, root mean square. Rounding a right result leaves 0.21, attention, which rounds on the
 #: way too, 0.28; so there is room for other orders of summation, and what is wrong is wrong by far more.
 _TOLERANCE = 1
-#: The same for a kernel of our own in float32, relative: what every fast path may differ from the simple one.
-_FLOAT32_TOLERANCE = 1e-5
+#: The same in float32, relative: NVIDIA's convolutions round the factors to ten bits (TF32); a kernel of our own may
+#: differ from the simple way as every fast path may.
+_TF32, _FLOAT32_TOLERANCE = 2**-10, 1e-5
+
+#: The first compute capability that Triton has code for.
+_TRITON_SINCE = (7, 0)
 
 _SIDE = 8
 
@@ -52,7 +59,7 @@ def find_fault(device: torch.device, dtype: torch.dtype, convolve: Convolve = F.
 
     ``convolve`` takes what ``torch.nn.functional.conv3d`` takes.
     """
-    tolerance = _TOLERANCE * torch.finfo(dtype).eps
+    tolerance = _TF32 if dtype == torch.float32 else _TOLERANCE * torch.finfo(dtype).eps
     for name, operation, tensors in _trials(convolve):
         rounded = [tensor.to(dtype) for tensor in tensors]
         expected = operation(*[tensor.float() for tensor in rounded])
@@ -69,24 +76,26 @@ def find_fault(device: torch.device, dtype: torch.dtype, convolve: Convolve = F.
 
 
 @lru_cache
-def fusion_fault(device: torch.device, dtype: torch.dtype) -> str | None:
-    """What keeps :func:`MedDPMLib.networks.fused.normalise_silu` from use on ``device`` in ``dtype``, as a part of a
-    sentence; None if nothing. Asked once in a process."""
+def fused_normalisation(device: torch.device, dtype: torch.dtype) -> Fused | None:
+    """:func:`MedDPMLib.networks.fused.normalise_silu` where ``device`` computes it right in ``dtype``.
+
+    Elsewhere None, and the log says why. Tried once in a process.
+    """
     if device.type != "cuda":
-        return "its kernel is for CUDA"
+        return None
+    # On an older GPU the compiler might end the process instead of raising something.
+    if torch.version.cuda and torch.cuda.get_device_capability(device) < _TRITON_SINCE:
+        _log.info("normalisation and SiLU are two kernels, because Triton is not for this GPU")
+        return None
     try:
         from MedDPMLib.networks.fused import normalise_silu
-    except ImportError:
-        return "Triton is not installed"
-    return find_fusion_fault(device, dtype, normalise_silu)
-
-
-def fused_normalisation(device: torch.device, dtype: torch.dtype) -> Fused | None:
-    """:func:`MedDPMLib.networks.fused.normalise_silu` where it is right, else None."""
-    if fusion_fault(device, dtype) is not None:
+    except Exception as error:  # it is missing, or broken in whatever way
+        _log.info("normalisation and SiLU are two kernels, because Triton is not there (%s)", error)
         return None
-    from MedDPMLib.networks.fused import normalise_silu
-
+    fault = find_fusion_fault(device, dtype, normalise_silu)
+    if fault is not None:
+        _log.warning("normalisation and SiLU are two kernels, because %s in %s", fault, dtype)
+        return None
     return normalise_silu
 
 

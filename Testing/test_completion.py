@@ -198,14 +198,15 @@ def test_the_network_sees_the_completed_labels(completing, monkeypatch):
     assert not torch.equal(seen[0], seen[1])
 
 
-def test_the_completed_mask_is_what_the_model_draws(completing, small_mask, meddpm, tmp_path):
+@pytest.mark.parametrize("name", ["whole.nii.gz", "whole.seg.nrrd"])
+def test_the_completed_mask_is_what_the_model_draws(name, completing, small_mask, meddpm, tmp_path):
     """Given to a model of the same weights that knows the structures, it makes the same volumes."""
-    done = meddpm("complete", small_mask, "--out", "whole.nii.gz", "--seed", 7, "--model", completing)
+    done = meddpm("complete", small_mask, "--out", name, "--seed", 7, "--model", completing)
     assert done.returncode == 0 and "invented" in done.stdout
     model = load_model(completing)
     knowing = Model(replace(model.card, scheme=ANATOMY, completion=None), model.network, model.hash)
     one = generate(model, small_mask, seed=7, precision="float32")
-    other = generate(knowing, read_mask(tmp_path / "whole.nii.gz", ANATOMY), seed=7, precision="float32")
+    other = generate(knowing, read_mask(tmp_path / name, ANATOMY), seed=7, precision="float32")
     for modality, volume in one.items():
         assert volume.geometry.is_close(other[modality].geometry)
         assert np.array_equal(volume.array, other[modality].array)
@@ -214,3 +215,9 @@ def test_the_completed_mask_is_what_the_model_draws(completing, small_mask, medd
 def test_a_model_that_sees_masks_as_they_are_completes_none(small_model, small_mask, meddpm):
     done = meddpm("complete", small_mask, "--out", "whole.nii.gz", "--model", small_model)
     assert done.returncode == 2 and "sees a mask as it is" in done.stderr
+
+
+def test_a_completed_mask_of_another_kind_is_refused_before_anything_is_done(completing, small_mask, meddpm, tmp_path):
+    done = meddpm("complete", small_mask, "--out", "whole.mha", "--model", completing)
+    assert done.returncode == 2 and "ends with .seg.nrrd, .nii or .nii.gz" in done.stderr
+    assert not (tmp_path / "whole.mha").exists()

@@ -31,9 +31,11 @@ arguments = partial(exactness.arguments, 5, batch=1, sides=(24, 16, 8))
 
 
 @pytest.mark.parametrize("slab_bytes", [1, 40_000, 1 << 30])
-def test_in_float32_it_is_the_plain_network(network, slab_bytes, monkeypatch):
-    monkeypatch.setattr(slabs, "_CPU_SLAB", slab_bytes)
-    fast, given = network.for_inference(CPU, torch.float32), arguments(batch=2)
+@pytest.mark.parametrize("economy", WaveletUNet3d.economies)
+def test_in_float32_it_is_the_plain_network(network, economy, slab_bytes, monkeypatch):
+    for name in ("_CPU_SLAB", "_LEAN_CPU_SLAB"):
+        monkeypatch.setattr(slabs, name, slab_bytes)
+    fast, given = network.for_inference(CPU, torch.float32, economy), arguments(batch=2)
     assert isinstance(fast, FastWaveletUNet3d)
     expected = exact(network, *given)
     assert error(fast(*given), expected) < 1e-5
@@ -127,3 +129,7 @@ def test_the_memory_foretold_is_enough(octaves, monkeypatch):
     taken = alive.peak - condition.nbytes - x.nbytes  # views of arguments are counted too
     foretold = network.working_bytes(sides, CPU, dtype)
     assert taken < foretold < 2 * taken
+    # On CUDA a recorded step keeps its memory, where there is enough of it.
+    cuda = torch.device("cuda")
+    fast, lean = (network.working_bytes(sides, cuda, dtype, economy) for economy in network.economies)
+    assert fast > 1.9 * taken and lean == foretold

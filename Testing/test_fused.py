@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
 from exactness import arguments, error, exact
 
-from MedDPMLib import device, selftest
-from MedDPMLib.device import choose_execution
+from MedDPMLib import selftest
 from MedDPMLib.networks import build_network, slabs
-from MedDPMLib.selftest import find_fusion_fault, fused_normalisation, fusion_fault
+from MedDPMLib.selftest import find_fusion_fault, fused_normalisation
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 pytest.importorskip("triton", reason="Triton is for CUDA on Linux")
@@ -120,17 +121,46 @@ def test_lack_of_memory_is_no_fault():
 
 
 def test_the_cpu_does_without():
-    cpu = torch.device("cpu")
-    assert fusion_fault(cpu, torch.bfloat16) and fused_normalisation(cpu, torch.bfloat16) is None
-    assert "SiLU" not in choose_execution("cpu").reason
+    assert fused_normalisation(torch.device("cpu"), torch.bfloat16) is None
 
 
-@pytest.mark.parametrize("fault", [None, "the one kernel is wrong by 20%"])
-def test_the_reason_says_which_is_used(fault, monkeypatch):
-    monkeypatch.setattr(device, "_choose_device", lambda name: (torch.device("cuda"), "on a GPU"))
-    monkeypatch.setattr(device, "_choose_dtype", lambda *_: (torch.bfloat16, "in bfloat16"))
-    monkeypatch.setattr(device, "fusion_fault", lambda *_: fault)
-    monkeypatch.setattr(selftest, "fusion_fault", lambda *_: fault)
-    reason = choose_execution().reason
-    assert reason.endswith("two kernels, because the one kernel is wrong by 20%" if fault else "in one kernel")
-    assert (fused_normalisation(torch.device("cuda"), torch.bfloat16) is None) == (fault is not None)
+@pytest.fixture
+def gpu(monkeypatch):
+    """``gpu(capability, fault)`` says what CUDA's device is, and how the trial of the kernel ends there."""
+
+    def there(capability: tuple[int, int], fault: str | None) -> torch.device:
+        fused_normalisation.cache_clear()
+        monkeypatch.setattr(torch.version, "cuda", "12.8")
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        monkeypatch.setattr(selftest, "find_fusion_fault", lambda *_: fault)
+        return torch.device("cuda")
+
+    yield there
+    fused_normalisation.cache_clear()
+
+
+def test_it_is_used_where_it_is_right(gpu, caplog):
+    assert fused_normalisation(gpu((8, 0), None), torch.bfloat16) is normalise_silu
+    assert not caplog.records
+
+
+def test_where_it_is_wrong_the_log_says_so_once(gpu, caplog):
+    device = gpu((8, 0), "the one kernel is wrong by 20%")
+    assert [fused_normalisation(device, torch.bfloat16) for _ in range(2)] == [None, None]
+    (told,) = caplog.records
+    assert (
+        told.levelname == "WARNING" and "two kernels, because the one kernel is wrong by 20% in torch" in told.message
+    )
+
+
+def test_an_old_gpu_is_not_asked(gpu, caplog):
+    with caplog.at_level("INFO"):
+        assert fused_normalisation(gpu((6, 1), None), torch.float16) is None
+    assert "Triton is not for this GPU" in caplog.text
+
+
+def test_without_triton_it_is_not_used(gpu, caplog, monkeypatch):
+    monkeypatch.setitem(sys.modules, "MedDPMLib.networks.fused", None)
+    with caplog.at_level("INFO"):
+        assert fused_normalisation(gpu((8, 0), None), torch.bfloat16) is None
+    assert "Triton is not there" in caplog.text

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import resource
+
 import numpy as np
 import pytest
 import SimpleITK
+from test_geometry import ALL_ORIENTATIONS, oriented
 from test_masks import BRATS, brain
 
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.labels import load_scheme
 from MedDPMLib.masks import read_mask
-from MedDPMLib.segments import holds_segments
+from MedDPMLib.segments import holds_segments, write_segments
+from MedDPMLib.volume import Volume
 
 NAMES = {1: "Necrosis", 2: "Oedema", 3: "Enhancing tumour", 4: "Rest of the brain"}
 
@@ -112,3 +116,64 @@ def test_the_anatomys_terminology_survives_a_file(tmp_path):
     ]
     path = save(tmp_path / "a.seg.nrrd", [array], segments, brain(8).geometry)
     np.testing.assert_array_equal(read_mask(path, scheme).volume.array, array)
+
+
+# Writing ---------------------------------------------------------------------------------------------
+
+ANATOMY = load_scheme("anatomy")
+
+
+def some_structures(geometry) -> Volume:
+    array = np.random.default_rng(0).choice([0, *ANATOMY.values], geometry.shape).astype(np.uint8)
+    return Volume(array, geometry)
+
+
+@pytest.mark.parametrize("orientation", ALL_ORIENTATIONS)
+def test_what_is_written_is_read_back(tmp_path, orientation):
+    labels = some_structures(oriented(orientation, (7, 8, 9), (0.9, 1.1, 2.0)))
+    path = tmp_path / "brain.seg.nrrd"
+    write_segments(path, labels, ANATOMY, description="invented")
+    assert [file.name for file in tmp_path.iterdir()] == ["brain.seg.nrrd"]
+    mask = read_mask(path, ANATOMY)
+    np.testing.assert_array_equal(mask.volume.array, labels.array)
+    assert mask.volume.geometry.is_close(labels.geometry, tolerance=1e-5)
+    assert SimpleITK.ReadImage(str(path)).GetMetaData("Description") == "invented"
+
+
+def test_only_labels_that_are_there_become_segments(tmp_path):
+    geometry = brain(8).geometry
+    array = np.zeros(geometry.shape, np.uint8)
+    path = tmp_path / "brain.seg.nrrd"
+    write_segments(path, Volume(array, geometry), ANATOMY)
+    assert not holds_segments(path)
+    array[2], array[3] = 9, 21
+    write_segments(path, Volume(array, geometry), ANATOMY)
+    image = SimpleITK.ReadImage(str(path))
+    assert [image.GetMetaData(f"Segment{n}_Name") for n in range(2)] == [
+        ANATOMY.label_by_value(v).name for v in (9, 21)
+    ]
+    assert "Segment2_Name" not in image.GetMetaDataKeys()
+    array[4] = 99
+    before = path.read_bytes()
+    with pytest.raises(MedDPMError, match="has no label 99"):
+        write_segments(path, Volume(array, geometry), ANATOMY)
+    assert path.read_bytes() == before
+
+
+def test_another_name_is_refused(tmp_path):
+    with pytest.raises(MedDPMError, match="has to end with .seg.nrrd"):
+        write_segments(tmp_path / "brain.nrrd", some_structures(brain(8).geometry), ANATOMY)
+
+
+@pytest.mark.parametrize("size", [0, 100, 6000, 12_000])
+def test_a_full_disk_leaves_what_was_there(tmp_path, size):
+    path = tmp_path / "brain.seg.nrrd"
+    path.write_text("before")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        with pytest.raises(MedDPMError, match="cannot be written .*free some space"):
+            write_segments(path, some_structures(brain(32).geometry), ANATOMY)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]

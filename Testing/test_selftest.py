@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 HALF = [torch.bfloat16, torch.float16]
 
 
-@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("dtype", [*HALF, torch.float32], ids=str)
 def test_this_machine_computes_right(dtype):
     assert find_fault(CPU, dtype) is None
 
@@ -86,6 +86,21 @@ def test_a_faulty_precision_is_not_chosen_and_the_reason_says_why(monkeypatch):
     assert "not in bfloat16, because the convolution of a volume is wrong by 100%" in wrong.reason
     asked = choose_execution("cpu", "bfloat16")
     assert asked.dtype == torch.bfloat16 and "as asked" in asked.reason
+
+
+def test_a_gpu_that_computes_nothing_is_left_alone(monkeypatch):
+    """As one that is older than what PyTorch was built for."""
+
+    def faulty_gpu(device, dtype):
+        return "the convolution of a volume fails (no kernel image)" if device.type == "cuda" else None
+
+    monkeypatch.setattr(device_module, "_choose_device", lambda name: (torch.device("cuda"), "on a GPU"))
+    monkeypatch.setattr(device_module, "_fast_dtypes", lambda device: [(torch.float16, "which is fast")])
+    monkeypatch.setattr(device_module, "known_fault", faulty_gpu)
+    chosen = choose_execution()
+    assert chosen.device == CPU
+    assert chosen.reason.startswith("on the CPU, because the convolution of a volume fails (no kernel image) on a GPU")
+    assert choose_execution("cuda").device.type == "cuda"  # it was asked for
 
 
 def test_it_costs_a_blink_and_that_once():

@@ -266,8 +266,9 @@ def _summary(subject: _Subject, way: str, device: str, process: _Process, ceilin
         return Measurement(**about, problem=process.problem)
     found = process.result
     first = found["step_seconds"][0]
-    # The first step has all that goes before it, and the last may do more than the others.
-    others = slice(1, -1 if found["finished"] else None)
+    # The first step has all that goes before it, the second may be recorded (MedDPMLib.networks.replay), and the last
+    # may do more than the others.
+    others = slice(1 if device == "cpu" else 2, -1 if found["finished"] else None)
     measured = found["step_seconds"][others] or [first]
     step = statistics.median(measured)
     cpu = statistics.median(found["step_cpu_seconds"][others] or found["step_cpu_seconds"][:1])

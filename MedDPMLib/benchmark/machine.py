@@ -55,9 +55,9 @@ def load() -> dict:
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most bytes that this process held so far: on the GPU what PyTorch allocated, else resident memory."""
+    """The most bytes that this process held so far: on the GPU what PyTorch kept from others, else resident memory."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+        return torch.cuda.max_memory_reserved(device)
     if sys.platform == "linux":
         # Not getrusage: its peak survives from the process that started this one.
         with open("/proc/self/status") as status:

@@ -16,7 +16,9 @@ _COMPLETED = "brain-brats"
 
 def complete(
     mask: Annotated[Path, typer.Argument(help="A mask of a tumour and the rest of the brain.")],
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The completed mask, NIfTI.")],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FILE", help="The completed mask: .seg.nrrd for 3D Slicer, or NIfTI.")
+    ],
     seed: SeedOption = 0,
     model: Annotated[
         str, typer.Option("--model", help="The model that invents them.", autocompletion=model_names)
@@ -26,14 +28,19 @@ def complete(
 ) -> None:
     """Write the mask as the model sees it: with the structures that it leaves open, which are invented.
 
-    They are those that `meddpm generate` draws with the same model and seed. Corrected in 3D Slicer, the mask can be
-    given to a model of all structures: meddpm generate FILE --model brain-anatomy
+    They are those that `meddpm generate` draws with the same model and seed. As .seg.nrrd they are segments with names
+    and colours in 3D Slicer; corrected there, the mask can be given to a model of all structures: meddpm generate FILE
+    --model brain-anatomy
     """
     from MedDPMLib.completion import network_labels
     from MedDPMLib.masks import read_mask
+    from MedDPMLib.segments import SUFFIX, write_segments
     from MedDPMLib.store import ModelStore
-    from MedDPMLib.volume import Volume, write_nifti
+    from MedDPMLib.volume import NIFTI_SUFFIXES, Volume, volume_suffix, write_nifti
 
+    suffix = volume_suffix(out)
+    if suffix not in (SUFFIX, *NIFTI_SUFFIXES):
+        raise MedDPMError(f"{out} cannot be written: give it a name that ends with {SUFFIX}, .nii or .nii.gz")
     if out.resolve() == mask.resolve():
         raise MedDPMError(f"{out} is the mask itself: choose another file for the completed one")
     card = ModelStore().find(model).card
@@ -41,9 +48,12 @@ def complete(
         raise MedDPMError(f"the model {card.name} sees a mask as it is, nothing is invented for it: use {_COMPLETED}")
     read = read_mask(mask, card.scheme, numbering=labels, brain_from=brain_from)
     seen = network_labels(read, card, seed)
-    write_nifti(
-        out, Volume(seen.labels, seen.geometry), description=f"label map of MedDPM, partly invented, seed {seed}"
-    )
+    completed = Volume(seen.labels, seen.geometry)
+    description = f"label map of MedDPM, partly invented, seed {seed}"
+    if suffix == SUFFIX:
+        write_segments(out, completed, card.completion, description=description)
+    else:
+        write_nifti(out, completed, description=description)
     for note in (*read.notes, *seen.notes):
         typer.echo(note)
     typer.echo(str(out))

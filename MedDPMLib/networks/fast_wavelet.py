@@ -57,7 +57,7 @@ class FastWaveletUNet3d(WaveletDenoiser):
         self._up = [_residual(block, frame, [width, width]) for block, width in zip(network.up, widths, strict=True)]
         self._out_norm = copy.deepcopy(network.out_norm).to(device, torch.float32)
         self._out = copy.deepcopy(network.out).to(device, torch.float32)
-        self._replay = Replay() if device.type == "cuda" else None
+        self._replay = Replay() if device.type == "cuda" and economy is Economy.FAST else None
 
     @torch.no_grad()
     def encode_shifted(self, condition: Tensor, shift: tuple[int, int, int]) -> Tensor:

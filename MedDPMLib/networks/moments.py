@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -32,9 +32,10 @@ class Moments:
         return mean, (share * (variances + (means - mean).square())).sum(0)
 
 
-@lru_cache(maxsize=1024)
+@cache
 def _shares(sizes: tuple[int, ...], device: torch.device) -> Tensor:
-    """``sizes`` over their sum, (len, 1). Kept, because a step would wait for each copy to a device."""
+    """``sizes`` over their sum, (len, 1). Kept, because a step would wait for each copy to a device; and for good,
+    because a recorded step reads them where they lie."""
     return (torch.tensor(sizes, dtype=torch.float32) / sum(sizes))[:, None].to(device)
 
 
@@ -43,6 +44,8 @@ def channel_moments(piece: Tensor) -> tuple[Tensor, Tensor]:
     if piece.device.type not in ("cpu", "cuda"):
         variance, mean = torch.var_mean(piece.float(), dim=(0, 2, 3, 4), correction=0)
         return mean, variance
+    if piece.device.type == "cuda":
+        piece = piece.flatten(2, 3)  # of five axes it would make a float32 copy first
     # Reads the piece as it is; running statistics in float32 are what makes it answer in float32.
     running = torch.zeros(2, piece.shape[1], device=piece.device)
     return torch.batch_norm_update_stats(piece, running[0], running[1], 0.0)

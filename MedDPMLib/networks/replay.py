@@ -26,7 +26,7 @@ class Replay:
     ``record`` is :func:`record_graph`.
     """
 
-    def __init__(self, record: Callable[[Work, Sequence[Tensor]], Work | None] | None = None) -> None:
+    def __init__(self, record: Callable[[Work, Sequence[Tensor]], Work] | None = None) -> None:
         self._record = record or record_graph
         self._shapes: list[tuple] | None = None
         self._is_recorded, self._recorded = False, None
@@ -41,35 +41,33 @@ class Replay:
         return (self._recorded or work)(*tensors)
 
     def _checked_record(self, work: Work, tensors: Sequence[Tensor]) -> Work | None:
-        expected = work(*tensors).float()
+        expected = work(*tensors)
         try:
             recorded = self._record(work, tensors)
-            if recorded is None:
-                return None
-            found = recorded(*tensors).float()
+            found = recorded(*tensors)
         except RuntimeError as error:  # to run out of memory is one
             _log.warning("no CUDA graph is used, because a step cannot be recorded (%s)", error)
             return None
-        error = float((found - expected).norm() / expected.norm())
-        if error < torch.finfo(tensors[0].dtype).eps:  # NaN is not
+        error = float((found.float() - expected.float()).norm() / expected.float().norm())
+        if error < torch.finfo(expected.dtype).eps:  # NaN is not
             return recorded
         _log.warning("no CUDA graph is used, because a replayed step is wrong by %.0e", error)
         return None
 
 
-def record_graph(work: Work, tensors: Sequence[Tensor]) -> Work | None:
-    """``work`` as a CUDA graph for tensors of these shapes; None where its memory would be missed.
-
-    What the graph works in stays taken while it lives; so there has to be as much again for everything else.
-    """
+def record_graph(work: Work, tensors: Sequence[Tensor]) -> Work:
+    """``work`` as a CUDA graph for tensors of these shapes. What it works in stays taken while the graph lives."""
     device = tensors[0].device
-    if torch.cuda.mem_get_info(device)[0] < torch.cuda.max_memory_allocated(device):
-        return None
     # Zeros, so that a graph that misses its arguments is found out.
     kept = [torch.zeros_like(tensor) for tensor in tensors]
     graph = torch.cuda.CUDAGraph()
-    # Other threads, which bring data to the device, may go on meanwhile.
-    with torch.cuda.device(device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
+    recording = torch.cuda.graph(
+        graph,
+        stream=torch.cuda.Stream(device),
+        capture_error_mode="thread_local",  # other threads, which bring data to the device, may go on meanwhile
+    )
+    # A recording that fails leaves its stream in place; the outer one puts back what was there.
+    with torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream(device)), recording:
         made = work(*kept)
 
     def replay(*tensors: Tensor) -> Tensor:

@@ -16,15 +16,12 @@ from MedDPMLib.labels import Label, LabelScheme
 from MedDPMLib.scene.images import oriented_image, volume_from_node
 from MedDPMLib.scene.segmentation import painted, painted_geometry, read_labels, reference_geometry
 from MedDPMLib.scene.turns import Work, at_once
+from MedDPMLib.segments import REGIONS, TYPES
 from MedDPMLib.tumour import paint_tumour
 from MedDPMLib.volume import Volume
 
 _BINARY_LABELMAP = slicer.vtkSegmentationConverter.GetBinaryLabelmapRepresentationName()
 _CONVERTER = slicer.vtkSegmentationConverter
-
-#: Slicer's own terminology and anatomic context: where its selector looks an entry up.
-_TERMINOLOGY = "Segmentation category and type - 3D Slicer General Anatomy list"
-_ANATOMY = "Anatomic codes - DICOM master list"
 
 
 def add_segmentation(labels: Volume, scheme: LabelScheme, name: str) -> slicer.vtkMRMLSegmentationNode:
@@ -188,7 +185,7 @@ def _describe(segment: slicer.vtkSegment, label: Label) -> None:
     modifier, region = ("", "", ""), ("", "", "")
     segment.SetTerminology(
         slicer.vtkSlicerTerminologiesModuleLogic.SerializeTerminologyEntry(
-            _TERMINOLOGY, *codes, *modifier, _ANATOMY, *region, *modifier
+            TYPES, *codes, *modifier, REGIONS, *region, *modifier
         )
     )
     # Given on purpose: a change of the terminology is not to rename or recolour it.

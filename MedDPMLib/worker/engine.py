@@ -10,6 +10,7 @@ import importlib
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -78,7 +79,8 @@ class Engine:
         except ImportError:
             return
         if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+            with suppress(RuntimeError):  # a recording that failed in an older PyTorch keeps it from doing so
+                torch.cuda.empty_cache()
 
     def generate(self, request: Generate, send: Send) -> Result:
         """Sends everything but the last result, which it returns."""
