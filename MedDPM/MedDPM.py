@@ -130,6 +130,15 @@ class Precision(enum.Enum):
         return _("Automatic") if precision.value == "auto" else precision.value
 
 
+class Memory(enum.Enum):
+    Automatic = "auto"
+    Low = "low"
+
+    @staticmethod
+    def label(memory):
+        return _("Automatic") if memory.value == "auto" else _("as little as possible")
+
+
 class OutputGrid(enum.Enum):
     Model = "model"
     Segmentation = "mask"
@@ -156,6 +165,7 @@ class MedDPMParameterNode:
     steps: Annotated[int, WithinRange(0, 1000)] = 0
     device: Device = Device.Automatic
     precision: Precision = Precision.Automatic
+    memory: Memory = Memory.Automatic
     guidance: Annotated[float, WithinRange(0, 20)] = 1.0
     outputGrid: OutputGrid = OutputGrid.Model
     stampRadius: Annotated[float, WithinRange(3, 40)] = 12.0
@@ -388,6 +398,7 @@ class MedDPMLogic(ScriptedLoadableModuleLogic):
             device=chosen.device.value,
             precision=chosen.precision.value,
             guidance=chosen.guidance if card.label_dropout else 1.0,
+            memory=chosen.memory.value,
             space=chosen.outputGrid.value,
             preview=chosen.livePreview,
             into=into or {},

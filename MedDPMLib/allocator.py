@@ -24,16 +24,23 @@ _NEVER = 2**31 - 1
 #: little; more (glibc allows twice as much) leaves the slabs of a large network to its heap, where gaps add up.
 _LARGE = 16 << 20
 
-#: Whether this process has chosen to keep what is freed.
-_kept = False
+#: Whether this process is MedDPM's own, and whether it keeps what is freed.
+_own = _kept = False
 
 
 def keep_freed_memory() -> bool:
-    """Lets this process keep freed memory for its next arrays; False where the C library offers no such choice."""
-    global _kept
+    """Lets this process, which is MedDPM's own, keep freed memory for its next arrays; False where the C library offers
+    no such choice."""
+    global _own, _kept
+    _own = True
     libc = _glibc()
     _kept = libc is not None and bool(libc.mallopt(_M_MMAP_MAX, 0)) and bool(libc.mallopt(_M_TRIM_THRESHOLD, _NEVER))
     return _kept
+
+
+def is_own_process() -> bool:
+    """Whether :func:`keep_freed_memory` was called: then this process holds nothing but MedDPM."""
+    return _own
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import psutil
 import torch
 
+from MedDPMLib.allocator import is_own_process
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.ram import available_memory
 from MedDPMLib.selftest import known_fault
@@ -77,7 +78,8 @@ def _choose_dtype(device: torch.device, precision: str) -> tuple[torch.dtype, st
     if name in _DTYPES:
         if device.type == "cpu" and name == "float16":
             raise MedDPMError("float16 is not computed on the CPU: use bfloat16, float32 or auto")
-        return _DTYPES[name], f"in {name}, as asked"
+        fault = known_fault(device, _DTYPES[name])
+        return _DTYPES[name], f"in {name}, as asked" + (f", although {fault} in it on this device" if fault else "")
     if name != "auto":
         raise MedDPMError(f'there is no precision "{precision}": use {", ".join(PRECISIONS)}')
     faults = []
@@ -110,7 +112,8 @@ def free_memory(device: torch.device) -> int:
 
 
 def held_memory(device: torch.device) -> int:
-    """Bytes on ``device`` that this process has already taken."""
+    """Bytes on ``device`` that this process has already taken and a run can use: on the CPU only if the process is
+    MedDPM's own, in which there is nothing else."""
     if device.type == "cuda":
         return torch.cuda.memory_reserved(device)
-    return psutil.Process().memory_info().rss
+    return psutil.Process().memory_info().rss if is_own_process() else 0

@@ -19,7 +19,7 @@ from MedDPMLib.device import Execution, choose_execution
 from MedDPMLib.errors import MedDPMError, OutOfMemory
 from MedDPMLib.geometry import Geometry
 from MedDPMLib.masks import Fitted, Mask, condition, read_mask, voxel_positions
-from MedDPMLib.memory import not_enough, plan_memory
+from MedDPMLib.memory import MemoryPlan, not_enough, plan_memory
 from MedDPMLib.model import Model
 from MedDPMLib.networks.denoiser import Denoiser, Economy
 from MedDPMLib.record import make_record
@@ -54,7 +54,7 @@ def generate(
     device: str | torch.device = "auto",
     precision: str = "auto",
     guidance: float = 1.0,
-    memory: str = "auto",
+    memory: str | MemoryPlan = "auto",
     space: str = "model",
     progress: Progress | None = None,
 ) -> Generated:
@@ -64,8 +64,8 @@ def generate(
     :data:`MedDPMLib.samplers.METHODS`) default to the card's quality "standard". The same seed gives the same
     volumes on the same device. ``guidance`` above 1 draws the labels more strongly than they were learnt, at twice the
     work for each step (see :func:`check_guidance`). ``memory`` is "auto", "low" or a limit such as "4 GB" (see
-    :func:`MedDPMLib.memory.plan_memory`). ``space`` is one of :data:`SPACES`; voxels of the mask's grid that
-    the model's does not reach are background.
+    :func:`MedDPMLib.memory.plan_memory`, whose plan is taken too). ``space`` is one of :data:`SPACES`; voxels of the
+    mask's grid that the model's does not reach are background.
 
     Raises :class:`MedDPMError` for whatever is wrong with mask or settings, and :class:`OutOfMemory`.
     """
@@ -81,10 +81,12 @@ def generate(
     guidance = check_guidance(card, guidance)
     mask = as_mask(mask, model)
     execution = choose_execution(device, precision)
-    plan = plan_memory(model, execution, memory=memory, guided=guidance != 1)
+    plan = memory
+    if not isinstance(plan, MemoryPlan):
+        plan = plan_memory(model, execution, memory=memory, guided=guidance != 1)
     started = time.perf_counter()
     sparing = nullcontext() if plan.economy is Economy.FAST else handing_back()
-    with _memory_explained(model, execution), sparing:
+    with _memory_explained(model, execution, guided=guidance != 1), sparing:
         fitted = network_labels(mask, card, seed)
         network = model.prepared(execution, plan.economy)
         images = _sample(model, network, fitted, execution, seed, steps, sampler, guidance, progress)
@@ -248,13 +250,13 @@ def volumes(card: Card, images: Tensor, geometry: Geometry, wanted: Geometry) ->
 
 
 @contextmanager
-def _memory_explained(model: Model, execution: Execution):
+def _memory_explained(model: Model, execution: Execution, guided: bool):
     """Says what would fit when memory runs out in spite of the plan."""
     try:
         yield
     except (MemoryError, torch.OutOfMemoryError) as error:
-        raise OutOfMemory(not_enough(model, execution, "it ran out")) from error
+        raise OutOfMemory(not_enough(model, execution, "it ran out", guided)) from error
     except RuntimeError as error:
         if "alloc" not in str(error) or "memory" not in str(error):  # what the CPU's allocator says
             raise
-        raise OutOfMemory(not_enough(model, execution, "it ran out")) from error
+        raise OutOfMemory(not_enough(model, execution, "it ran out", guided)) from error

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 #: What PyTorch itself takes of a process once it computes, or of a GPU, with what its allocators leave unused.
 _PYTORCH = 750_000_000
 
+#: What a process that keeps freed memory (:mod:`MedDPMLib.allocator`) holds for each byte in use, gaps and all, where
+#: nothing is handed back: at most, measured with the published and the bundled models.
+_WITH_GAPS = 1.4
+
 #: Images in float32 that a sampler holds while the network works, and while it takes a step itself.
 _IMAGES_BESIDE_NETWORK, _IMAGES_OF_A_STEP = 3, 8
 
@@ -42,10 +46,8 @@ class MemoryPlan:
         return f"about {_gigabytes(self.needs)} at the peak, {self.way} ({self.limit})"
 
 
-def plan_memory(
-    model: Model, execution: Execution, *, memory: str = "auto", batch: int = 1, guided: bool = False
-) -> MemoryPlan:
-    """The fastest plan that fits for ``batch`` images at once, ``guided`` or not, before anything is taken.
+def plan_memory(model: Model, execution: Execution, *, memory: str = "auto", guided: bool = False) -> MemoryPlan:
+    """The fastest plan that fits for a run, ``guided`` or not, before anything is taken.
 
     ``memory`` is "auto" (fit into what is free on the device now), "low" (take as little as possible) or a number of
     gigabytes, "4 GB" (10^9 bytes; on the CPU what the whole process takes, PyTorch included).
@@ -55,10 +57,10 @@ def plan_memory(
     limit, what = _limit(memory, execution)
     economies = model.network.economies
     for economy in economies[-1:] if memory == "low" else economies:
-        needs = peak_bytes(model, execution.device, execution.dtype, economy, batch, guided)
+        needs = peak_bytes(model, execution.device, execution.dtype, economy, guided)
         if needs <= limit:
             return MemoryPlan(economy, needs, _way(economy, execution.dtype), what)
-    raise OutOfMemory(not_enough(model, execution, what))
+    raise OutOfMemory(not_enough(model, execution, what, guided))
 
 
 def peak_bytes(
@@ -66,7 +68,6 @@ def peak_bytes(
     device: torch.device,
     dtype: torch.dtype,
     economy: Economy = Economy.FAST,
-    batch: int = 1,
     guided: bool = False,
 ) -> int:
     """About how many bytes a run takes at its peak: PyTorch, weights (as loaded and as used), condition, images, the
@@ -78,15 +79,18 @@ def peak_bytes(
     weights *= 4 + width if device.type == "cpu" else width
     condition = described["condition_channels"] * voxels * (4 if model.network.exact_condition else width)
     condition *= 2 if guided else 1
-    image = batch * described["image_channels"] * voxels * 4
+    image = described["image_channels"] * voxels * 4
     working = model.network.working_bytes(card.grid.size[::-1], device, dtype, economy)
-    return _PYTORCH + weights + condition + max(working + _IMAGES_BESIDE_NETWORK * image, _IMAGES_OF_A_STEP * image)
+    used = weights + condition + max(working + _IMAGES_BESIDE_NETWORK * image, _IMAGES_OF_A_STEP * image)
+    keeps = device.type == "cpu" and economy is Economy.FAST
+    return _PYTORCH + (math.ceil(_WITH_GAPS * used) if keeps else used)
 
 
-def not_enough(model: Model, execution: Execution, found: str) -> str:
+def not_enough(model: Model, execution: Execution, found: str, guided: bool = False) -> str:
     """The message for a run that does not fit, with what would; ``found`` says how that was found out."""
+    least = model.network.economies[-1]
     needs = ", ".join(
-        f"{_gigabytes(peak_bytes(model, execution.device, dtype, model.network.economies[-1]))}"
+        f"{_gigabytes(peak_bytes(model, execution.device, dtype, least, guided))}"
         f" in {str(dtype).removeprefix('torch.')}"
         for dtype in (torch.bfloat16, torch.float32)
     )

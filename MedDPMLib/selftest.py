@@ -38,7 +38,9 @@ _CONVOLUTIONS = (
     ("the convolution of a slab", 96, 64, 3, 1, (0, 1, 1)),
     ("the convolution of few channels", 3, 64, 3, 1, (1, 1, 1)),
     ("the convolution to one channel", 64, 1, 3, 1, (1, 1, 1)),
+    ("the convolution to four channels", 64, 4, 3, 1, (1, 1, 1)),
     ("the convolution that halves a volume", 64, 64, 3, 2, (1, 1, 1)),
+    ("the convolution that halves a slab", 64, 64, 3, 2, (0, 1, 1)),
     ("the convolution of blocks", 48, 80, 2, 2, (0, 0, 0)),
     ("the convolution of single voxels", 128, 64, 1, 1, (0, 0, 0)),
 )
@@ -139,6 +141,7 @@ def _trials(convolve: Convolve) -> Iterator[tuple[str, Callable[..., Tensor], li
     yield "normalisation of groups", lambda x: F.group_norm(x, 32), [volume]
     yield "the SiLU function", F.silu, [volume]
     yield "interpolation", lambda x: F.interpolate(x, scale_factor=2, mode="trilinear"), [volume]
+    yield "repetition", lambda x: F.interpolate(x, scale_factor=2.0, mode="nearest"), [volume]
     yield "mean and variance", lambda x: torch.stack(channel_moments(x)), [volume]
     yield "attention", F.scaled_dot_product_attention, [draw(1, 1, 128, 256) for _ in range(3)]
     yield "the product of matrices", F.linear, [draw(128, 64), draw(192, 64) / 8, draw(192)]

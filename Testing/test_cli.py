@@ -202,6 +202,15 @@ def test_a_volume_is_the_api_s_with_record_and_mark(meddpm, small_model, small_m
         assert str(Path("out") / path.name) in result.stdout
 
 
+@pytest.mark.parametrize("memory, way", [("auto", "whole"), ("low", "in thin slabs"), ("32GB", "whole")])
+def test_the_memory_that_is_planned_is_told_and_taken(meddpm, small_model, small_mask, tmp_path, memory, way):
+    result = meddpm("generate", small_mask, "--model", small_model, "--out", "out", "--memory", memory)
+    assert result.returncode == 0, result.stderr
+    told = [line for line in result.stderr.splitlines() if "at the peak" in line]
+    assert len(told) == 1 and f"GB at the peak, {way} (" in told[0]
+    assert json.loads((tmp_path / "out" / "case_seed0_t1.json").read_text())["memory"] == way
+
+
 def test_samples_are_seeds_in_a_row(meddpm, small_model, small_mask, tmp_path):
     assert (
         meddpm("generate", small_mask, "--model", small_model, "--out", "many", "--samples", 3, "--seed", 5).returncode

@@ -59,14 +59,15 @@ def test_how_it_is_cut_changes_nothing_but_rounding(network, monkeypatch):
     torch.testing.assert_close(*results, rtol=0, atol=1e-5 * float(results[0].std()))
 
 
-def test_in_bfloat16_it_is_as_close_as_the_plain_network_in_bfloat16(network):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_in_16_bits_it_is_as_close_as_the_plain_network(network, dtype):
     given = arguments()
     expected = exact(network, *given)
     x, t, condition = given
-    fast = network.for_inference(CPU, torch.bfloat16)(x.bfloat16(), t, condition)
-    assert fast.dtype == torch.bfloat16
+    fast = network.for_inference(CPU, dtype)(x.to(dtype), t, condition)
+    assert fast.dtype == dtype
     try:
-        plain = network.bfloat16()(x.bfloat16(), t, condition.bfloat16())
+        plain = network.to(dtype)(x.to(dtype), t, condition.to(dtype))
     finally:
         network.float()
     assert error(fast, expected) < 1.2 * error(plain, expected) + 1e-3

@@ -9,9 +9,11 @@ import pytest
 import torch
 from alive import Alive
 from exactness import error, exact
+from test_replay import Recorder
 
 from MedDPMLib.networks import slabs
 from MedDPMLib.networks.fast_wavelet import FastWaveletUNet3d, blocks_of, voxels_of
+from MedDPMLib.networks.replay import Replay
 from MedDPMLib.networks.slabs import Frame, Repeated, keep
 from MedDPMLib.networks.wavelet import WaveletUNet3d, haar_of_blocks, haar_split
 
@@ -58,13 +60,14 @@ def test_every_timestep_blends_as_the_plain_network(network):
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.std()))
 
 
-def test_in_bfloat16_it_is_as_close_as_the_plain_network_in_bfloat16(network):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_in_16_bits_it_is_as_close_as_the_plain_network(network, dtype):
     x, t, condition = given = arguments(sides=(40, 16, 24))
     expected = exact(network, *given)
-    fast = network.for_inference(CPU, torch.bfloat16)(x.bfloat16(), t, condition)
-    assert fast.dtype == torch.bfloat16
+    fast = network.for_inference(CPU, dtype)(x.to(dtype), t, condition)
+    assert fast.dtype == dtype
     try:
-        plain = network.bfloat16()(x.bfloat16(), t, condition.bfloat16())
+        plain = network.to(dtype)(x.to(dtype), t, condition.to(dtype))
     finally:
         network.float()
     assert error(fast, expected) < 1.1 * error(plain, expected) < 0.03
@@ -86,6 +89,21 @@ def test_arguments_are_left_as_they_are(network):
     share = encoded.clone()
     fast.denoise(given[0], given[1], encoded)
     assert all(torch.equal(tensor, before) for tensor, before in zip((*given, encoded), (*kept, share), strict=True))
+
+
+def test_replayed_steps_are_the_worked_ones(network):
+    """With a stand-in for CUDA's graphs; in a batch and in the last step, too."""
+    worked, replayed = (network.for_inference(CPU, torch.float32) for _ in range(2))
+    recorder = Recorder()
+    replayed._replay = Replay(recorder)
+    x, _, condition = arguments(batch=2)
+    encoded = worked.encode_condition(condition)
+    for t in ([201, 3], [100, 100], [7, 0]):
+        given = x + t[0], torch.tensor(t), encoded
+        assert torch.equal(replayed.denoise(*given), worked.denoise(*given))
+    given = x, torch.tensor([0, 0]), condition, encoded
+    assert torch.equal(replayed.denoise_last(*given), worked.denoise_last(*given))
+    assert recorder.recorded == 1 and recorder.replayed > 8
 
 
 def test_one_timestep_and_one_condition_do_for_a_batch(network):

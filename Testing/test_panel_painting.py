@@ -284,6 +284,18 @@ def test_only_a_model_that_was_trained_for_it_is_guided(panel, models):
         file.unlink()
 
 
+def test_memory_is_taken_as_chosen(panel):
+    start_from_template(panel)
+    assert panel.makeOrder().memory == "auto"
+    box = panel.ui.memoryBox
+    assert [box.itemText(i) for i in range(box.count)] == ["Automatic", "as little as possible"]
+    box.currentIndex = 1
+    panel.ui.stepsBox.value = 2
+    generate(panel)
+    assert volumes.record_of(volumes.results()[0])["memory"] == "in thin slabs", panel.ui.messageLabel.text
+    assert any("in thin slabs" in line for line in panel.logic.client.log)
+
+
 # The worker ------------------------------------------------------------------------------------------
 
 

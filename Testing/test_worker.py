@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -288,6 +289,16 @@ def test_settings_reach_the_generation(worker, small_model, brats, labels):
     assert (record["precision"], record["device"], record["space"]) == ("bfloat16", "cpu", "mask")
 
 
+@pytest.mark.parametrize("memory, way", [("auto", "whole"), ("64 GB", "whole"), ("low", "in thin slabs")])
+def test_memory_is_planned_as_asked_and_the_log_says_how(worker, small_model, labels, memory, way):
+    [result] = answered(worker, worker.generate(small_model, labels, steps=2, memory=memory))
+    fetched(worker, result)
+    assert result.record["memory"] == way
+    worker.log.flush()
+    told = [line for line in Path(worker.log.name).read_text().splitlines() if "at the peak" in line][-1]
+    assert re.fullmatch(rf"small on .* GB at the peak, {way} \(.*\)", told), told
+
+
 def test_guidance_reaches_the_generation(worker, tmp_path, brats, labels):
     card = dataclasses.replace(small_card(brats), label_dropout=0.1)
     path = write_small_model(tmp_path / "guided.safetensors", card)
@@ -534,6 +545,7 @@ def test_arrays_and_settings_that_cannot_be_used_are_told_in_a_sentence(worker, 
         (request(precision="float8"), "float8"),
         (request(space="world"), "world"),
         (request(guidance=2), "cannot be guided"),
+        (request(memory="much"), '"auto", "low" or a number of gigabytes'),
     ]
     for sent, says in cases:
         worker.send(sent)

@@ -45,6 +45,10 @@ class Measurement:
     device: str
     precision: str | None = None
     problem: str | None = None
+    #: Why it ran so, how its memory was used, and about how many bytes that was going to take; None of the plain way.
+    reason: str | None = None
+    memory: str | None = None
+    planned_bytes: int | None = None
     #: Loading the model.
     load_seconds: float | None = None
     #: The first step with all that goes before it; the median of the others.
@@ -110,7 +114,7 @@ class Benchmark:
 
 def phases(steps: int) -> int:
     """How often :func:`benchmark` reports for each model and device."""
-    return sum(len(together) for together in WAYS) * (steps + 3)
+    return sum(len(together) for together in WAYS) * (steps + 2)
 
 
 def benchmark(
@@ -177,13 +181,12 @@ def _measure(
                 for way, process in ways.items():
                     report(f"{name}, {way}: step {number} of {steps}")
                     rate = ceiling.go()
-                    if rate is not None:  # its process may have ended
-                        rates.append(rate)
+                    if rate is None:
+                        raise MedDPMError(f"the ceiling of {device} cannot be measured: {ceiling.problem}")
+                    rates.append(rate)
                     process.go()
             for way, process in ways.items():
-                report(f"{name}, {way}: profile")
-                process.go("profile")
-                report(f"{name}, {way}: the rest")
+                report(f"{name}, {way}: the rest and a profile")
                 process.end()
         for way, process in ways.items():
             measured[way] = _summary(subject, way, device, process, _medians(rates))
@@ -193,8 +196,6 @@ def _measure(
 
 
 def _medians(rates: Sequence[dict[str, float]]) -> dict[str, float]:
-    if not rates:
-        raise MedDPMError("the process that measures the ceiling has ended, most likely for lack of memory: free some")
     return {name: statistics.median(rate[name] for rate in rates) for name in rates[0]}
 
 
@@ -269,22 +270,24 @@ def _summary(subject: _Subject, way: str, device: str, process: _Process, ceilin
     # The first step has all that goes before it, the second may be recorded (MedDPMLib.networks.replay), and the last
     # may do more than the others.
     others = slice(1 if device == "cpu" else 2, -1 if found["finished"] else None)
-    measured = found["step_seconds"][others] or [first]
+    measured = found["step_seconds"][others] or found["step_seconds"][-1:]
     step = statistics.median(measured)
-    cpu = statistics.median(found["step_cpu_seconds"][others] or found["step_cpu_seconds"][:1])
+    cpu = statistics.median(found["step_cpu_seconds"][others] or found["step_cpu_seconds"][-1:])
     if found["finished"]:
-        profiled = settings["steps"] - len(found["step_seconds"])
-        volume = sum(found["step_seconds"]) + profiled * step + found["last_seconds"]
+        volume = sum(found["step_seconds"]) + found["last_seconds"]
     else:
         # What comes before the first step is nothing beside hundreds of them, but something beside twenty.
         volume = (step if way == "plain" else first) + (settings["steps"] - 1) * step
     flops = step_flops(card.network_description, card.grid.shape, encoded=way != "plain")
-    of_ceiling = flops / step / max(ceiling["bfloat16"], ceiling["float32"])
+    of_ceiling = flops / step / ceiling["highest"]
     on_cpu = device == "cpu"
     products = found["products"]
     return Measurement(
         **about,
         precision=found["precision"],
+        reason=found["reason"],
+        memory=found["memory"],
+        planned_bytes=found["planned_bytes"],
         load_seconds=found["load_seconds"],
         first_seconds=first,
         step_seconds=step,

@@ -39,9 +39,16 @@ def _row(one: Measurement, ratios: dict[str, float | None]) -> list[str]:
 def remarks(result: Benchmark) -> list[str]:
     """What must be known to read the table."""
     found = [
-        f"{device}: the ceiling is {max(rates['bfloat16'], rates['float32']) / 1e12:.3g} TFLOP/s, measured in between"
+        f"{device}: the ceiling is {rates['highest'] / 1e12:.3g} TFLOP/s, measured in between"
         f" (bfloat16 {rates['bfloat16'] / 1e12:.3g}, float32 {rates['float32'] / 1e12:.3g})."
         for device, rates in result.ceiling.items()
+    ]
+    found += [f"{device}: ours runs {reason}." for device, reason in _reasons(result).items()]
+    found += [
+        f"{one.model}, {one.way} on {one.device}: {one.memory}, {one.planned_bytes / 1e9:.1f} GB were foretold,"
+        f" {one.peak_bytes / 1e9:.1f} taken."
+        for one in result.measurements
+        if one.memory and one.way != "draft"
     ]
     found.append(
         "plain: float32, channels first, every step of the schedule by ancestral sampling. faster: a volume against it."
@@ -79,6 +86,11 @@ def remarks(result: Benchmark) -> list[str]:
     if by_cpu and max(before["busy"], after["busy"]) > _QUIET:
         found.append(f"By processor time, which other work hardly changes: {'; '.join(by_cpu)}.")
     return found
+
+
+def _reasons(result: Benchmark) -> dict[str, str]:
+    """By device why ours runs as it does."""
+    return {one.device: one.reason for one in result.measurements if one.reason and one.way == "standard"}
 
 
 def _by_cpu(one: Measurement, ratios: dict[str, float | None]) -> str:

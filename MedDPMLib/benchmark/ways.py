@@ -1,8 +1,8 @@
 """What is timed? One way of making a volume, in a process of its own, step by step as it is told.
 
 A process that measures answers every command with one message. It runs to the first pause, after the first step, on
-its own; then "go" is one step more, "profile" one step under PyTorch's profiler, "finish" the rest without a pause,
-and "stop" ends it. The messages are ("step", {...}), ("done", {...}) at the end, and ("failed", sentence).
+its own; then "go" is one step more, "finish" the rest without a pause, and "stop" ends it; a step under PyTorch's
+profiler follows. The messages are ("step", {...}), ("done", {...}) at the end, and ("failed", sentence).
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from MedDPMLib.benchmark.subject import load_subject, painted_ball
 from MedDPMLib.completion import network_labels
 from MedDPMLib.device import choose_execution, free_memory
 from MedDPMLib.errors import MedDPMError, OutOfMemory
-from MedDPMLib.generation import generate
+from MedDPMLib.generation import Progress, generate
 from MedDPMLib.masks import condition
+from MedDPMLib.memory import plan_memory
 from MedDPMLib.model import Model
 from MedDPMLib.samplers import sample
 
@@ -56,24 +57,13 @@ class Pace:
         self.connection, self.device = connection, device
         self.seconds: list[float] = []
         self.cpu_seconds: list[float] = []
-        self.products: float | None = None
-        #: Before the profiler, which takes half a gigabyte itself.
-        self.peak_bytes: int | None = None
         self._finishing = False
-        self._profiler: torch.profiler.profile | None = None
         self._start()
 
     def __call__(self, step: int, steps: int, x0: Tensor) -> None:
         synchronize(self.device)
-        if self._profiler is None:
-            self.seconds.append(time.perf_counter() - self._started)
-            self.cpu_seconds.append(time.process_time() - self._cpu_started)
-        else:  # a step under the profiler is slower, its time does not count
-            with _silence():
-                self._profiler.stop()
-            if self.device.type != "mps":  # whose time the profiler does not see
-                self.products = share_of_products(self._profiler)
-            self._profiler = None
+        self.seconds.append(time.perf_counter() - self._started)
+        self.cpu_seconds.append(time.process_time() - self._cpu_started)
         if step < steps and not self._finishing:
             self._await_command(step, steps)
         self._start()
@@ -87,18 +77,40 @@ class Pace:
         if command == "stop":
             raise _Stopped
         self._finishing = command == "finish"
-        if command == "profile":
-            self.peak_bytes = peak_memory(self.device)
-            activities = [torch.profiler.ProfilerActivity.CPU]
-            if self.device.type == "cuda":
-                activities.append(torch.profiler.ProfilerActivity.CUDA)
-            self._profiler = torch.profiler.profile(activities=activities)
-            with _silence():
-                self._profiler.start()
 
     def since_last_step(self) -> float:
         synchronize(self.device)
         return time.perf_counter() - self._started
+
+
+class Profile:
+    """Progress of a run that ends with its step number ``step``, which is profiled: ``products`` as found by
+    :func:`share_of_products`. The first step is profiled with all that goes before it."""
+
+    def __init__(self, device: torch.device, step: int) -> None:
+        self.device, self.step = device, step
+        self.products: float | None = None
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        if device.type == "cuda":
+            activities.append(torch.profiler.ProfilerActivity.CUDA)
+        self._profiler = torch.profiler.profile(activities=activities)
+        if step == 1:
+            self._start()
+
+    def __call__(self, step: int, steps: int, x0: Tensor) -> None:
+        synchronize(self.device)
+        if step == self.step - 1:
+            self._start()
+        if step == self.step:
+            with _silence():
+                self._profiler.stop()
+            if self.device.type != "mps":  # whose time the profiler does not see
+                self.products = share_of_products(self._profiler)
+            raise _Stopped
+
+    def _start(self) -> None:
+        with _silence():
+            self._profiler.start()
 
 
 class _Stopped(Exception):
@@ -135,43 +147,52 @@ def share_of_products(profiler: torch.profiler.profile) -> float | None:
 def measure_way(connection: Connection, order: Order) -> None:
     """What the process of ``order`` does; see the module."""
     try:
-        if order.way != "plain":
+        plain = order.way == "plain"
+        if not plain:
             keep_freed_memory()  # as the command line and the worker do
         started = time.perf_counter()
         model = load_subject(order.model, order.share)
-        execution = choose_execution(order.device, "float32" if order.way == "plain" else "auto")
-        if order.way == "plain":
-            _check_memory(model, execution.device)
-            model.network.to(execution.device)
+        execution = choose_execution(order.device, "float32" if plain else "auto")
+        device, plan = execution.device, None
+        if plain:
+            _check_memory(model, device)
+            model.network.to(device)
+        else:
+            plan = plan_memory(model, execution, memory="low" if order.way == "low memory" else "auto")
         loaded = time.perf_counter() - started
-        pace = Pace(connection, execution.device)
-        finished = True
-        try:
-            if order.way == "plain":
-                _plain(model, execution.device, pace)
-            else:
-                generate(
-                    model, painted_ball(model.card), device=execution.device, precision=execution.precision,
-                    memory="low" if order.way == "low memory" else "auto", progress=pace,
-                    **model.card.qualities["standard"],
-                )  # fmt: skip
-        except _Stopped:
-            finished = False
-        connection.send((
-            "done",
-            {
-                "precision": execution.precision,
-                "reason": execution.reason,
-                "device": str(execution.device),
-                "load_seconds": loaded,
-                "step_seconds": pace.seconds,
-                "step_cpu_seconds": pace.cpu_seconds,
-                "last_seconds": pace.since_last_step() if finished else None,
-                "finished": finished,
-                "products": pace.products,
-                "peak_bytes": pace.peak_bytes or peak_memory(execution.device),
-            },
-        ))  # fmt: skip
+
+        def run(progress: Progress) -> bool:
+            """Whether it came to its end."""
+            try:
+                if plain:
+                    _plain(model, device, progress)
+                else:
+                    generate(
+                        model, painted_ball(model.card), device=device, precision=execution.precision, memory=plan,
+                        progress=progress, **model.card.qualities["standard"],
+                    )  # fmt: skip
+            except _Stopped:
+                return False
+            return True
+
+        pace = Pace(connection, device)
+        finished = run(pace)
+        result = {
+            "precision": execution.precision,
+            "reason": execution.reason,
+            "memory": plan and plan.way,
+            "planned_bytes": plan and plan.needs,
+            "load_seconds": loaded,
+            "step_seconds": pace.seconds,
+            "step_cpu_seconds": pace.cpu_seconds,
+            "last_seconds": pace.since_last_step() if finished else None,
+            "finished": finished,
+            "peak_bytes": peak_memory(device),  # before the profiler, which takes half a gigabyte itself
+        }
+        # Of ours the first step begins with what is done once.
+        profile = Profile(device, 1 if plain else 2)
+        run(profile)
+        connection.send(("done", {**result, "products": profile.products}))
     except EOFError:  # whoever asked is gone
         return
     except (MedDPMError, MemoryError, RuntimeError) as error:  # what a device cannot do must not end the others
@@ -180,8 +201,8 @@ def measure_way(connection: Connection, order: Order) -> None:
 
 def measure_ceiling(connection: Connection, device: str) -> None:
     """The process that measures the device's ceiling at every "go", until "stop"."""
-    ceiling = Ceiling(choose_execution(device).device)
     try:
+        ceiling = Ceiling(choose_execution(device).device)
         while True:
             connection.send(("step", ceiling.measure()))
             if connection.recv() == "stop":
@@ -189,9 +210,11 @@ def measure_ceiling(connection: Connection, device: str) -> None:
                 return
     except EOFError:
         return
+    except (MedDPMError, MemoryError, RuntimeError) as error:
+        connection.send(("failed", str(error) or "it ran out of memory"))
 
 
-def _plain(model: Model, device: torch.device, pace: Pace) -> Tensor:
+def _plain(model: Model, device: torch.device, progress: Progress) -> Tensor:
     """How the published code samples: every step of the schedule, the whole network in float32, channels first."""
     card = model.card
     fitted = network_labels(painted_ball(card), card, seed=0)
@@ -205,7 +228,7 @@ def _plain(model: Model, device: torch.device, pace: Pace) -> Tensor:
         steps=model.schedule.timesteps,
         generator=torch.Generator().manual_seed(0),
         prediction=card.prediction,
-        progress=pace,
+        progress=progress,
     )
 
 

@@ -19,7 +19,7 @@ from MedDPMLib.cli.options import (
     SeedOption,
     StepsOption,
     check_settings,
-    tell_plan,
+    planned,
 )
 from MedDPMLib.cli.output import show_progress
 
@@ -55,7 +55,7 @@ def demo(
     mask = demo_mask(card.scheme)
     mask_path, montage_path, record_path = out / "demo_mask.nii.gz", out / "montage.png", out / "record.json"
     loaded = load_model(model)
-    tell_plan(loaded, settings)
+    settings = planned(settings, loaded)
     with show_progress(settings.steps, "generating") as progress:
         generated = generate(
             loaded,

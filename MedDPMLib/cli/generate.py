@@ -26,7 +26,7 @@ from MedDPMLib.cli.options import (
     Settings,
     StepsOption,
     check_settings,
-    tell_plan,
+    planned,
 )
 from MedDPMLib.cli.output import Progress, complain, show_progress
 from MedDPMLib.errors import MedDPMError
@@ -94,7 +94,7 @@ class Batch:
         from MedDPMLib import load_model
 
         model = load_model(self.entry.path)
-        tell_plan(model, self.settings)
+        self.settings = planned(self.settings, model)
         return model
 
     def make(self, path: Path, seeds: Sequence[int], progress: Progress) -> None:
@@ -103,7 +103,7 @@ class Batch:
         from MedDPMLib.masks import read_mask
         from MedDPMLib.record import describe_run, is_finished, write_result
 
-        card, settings = self.entry.card, self.settings
+        card = self.entry.card
         try:
             mask = read_mask(path, card.scheme, numbering=self.numbering, brain_from=self.brain_from)
         except MedDPMError as error:
@@ -111,6 +111,7 @@ class Batch:
         told = set()
         for index, seed in enumerate(seeds):
             stem, doing = f"{mask.name}_seed{seed}", f"{mask.name}, seed {seed}"
+            settings = self.settings
             run = describe_run(
                 card=card, model_hash=self.entry.hash, mask=mask, execution=settings.execution, seed=seed,
                 steps=settings.steps, sampler=settings.sampler, guidance=settings.guidance,
@@ -128,7 +129,7 @@ class Batch:
                     mask,
                     seed=seed,
                     progress=lambda *_, doing=doing: progress.advance(doing),
-                    **settings.keywords(),
+                    **self.settings.keywords(),
                 )
             except MedDPMError as error:
                 return self._fail(error, len(seeds) - index, progress)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +13,7 @@ from MedDPMLib.errors import MedDPMError
 
 if TYPE_CHECKING:
     from MedDPMLib.device import Execution
+    from MedDPMLib.memory import MemoryPlan
     from MedDPMLib.model import Model
 
 BUNDLED_MODEL = "brain-anatomy"
@@ -73,7 +74,7 @@ class Settings:
     steps: int
     execution: Execution
     guidance: float
-    memory: str
+    memory: str | MemoryPlan
     space: str
 
     def keywords(self) -> dict:
@@ -121,9 +122,11 @@ def check_settings(
     return Settings(sampler, steps, execution, check_guidance(card, guidance), memory, space)
 
 
-def tell_plan(model: Model, settings: Settings) -> None:
-    """Where, how and in how much memory a run is going to work, on stderr, before it begins."""
+def planned(settings: Settings, model: Model) -> Settings:
+    """``settings`` with the memory planned for ``model``. Where, how and in how much memory it is going to work is told
+    on stderr."""
     from MedDPMLib.memory import plan_memory
 
     plan = plan_memory(model, settings.execution, memory=settings.memory, guided=settings.guidance != 1)
     typer.echo(f"{model.card.name} {settings.execution.reason}; {plan.sentence}", err=True)
+    return replace(settings, memory=plan)

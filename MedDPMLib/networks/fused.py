@@ -1,7 +1,8 @@
 """Normalisation by given moments and SiLU in one pass over memory, for CUDA.
 
 PyTorch reads and writes a volume twice for them, and it is memory that a GPU waits for there. The kernel is in Triton,
-which comes with PyTorch for CUDA on Linux; whether it can be used, :func:`MedDPMLib.selftest.fusion_fault` finds out.
+which comes with PyTorch for CUDA on Linux; :func:`MedDPMLib.selftest.fused_normalisation` finds out whether it can be
+used.
 """
 
 from __future__ import annotations

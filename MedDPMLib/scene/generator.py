@@ -41,6 +41,7 @@ class Order:
     device: str = "auto"
     precision: str = "auto"
     guidance: float = 1.0
+    memory: str = "auto"
     space: str = "model"
     preview: bool = True
     into: dict[tuple[int, str], slicer.vtkMRMLScalarVolumeNode] = field(default_factory=dict)
@@ -97,6 +98,7 @@ class Generator:
             "device": order.device,
             "precision": order.precision,
             "guidance": order.guidance,
+            "memory": order.memory,
             "space": order.space,
             "modalities": list(order.modalities),
             "preview_every": int(order.preview),  # the next one waits until this one was read

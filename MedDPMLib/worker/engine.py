@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -84,8 +85,10 @@ class Engine:
 
     def generate(self, request: Generate, send: Send) -> Result:
         """Sends everything but the last result, which it returns."""
+        from MedDPMLib.device import choose_execution
         from MedDPMLib.generation import generate
         from MedDPMLib.masks import fit
+        from MedDPMLib.memory import plan_memory
 
         samples = len(request.seeds)
         send(Progress(id=request.id, stage="model", sample=1, samples=samples))
@@ -98,11 +101,15 @@ class Engine:
         report = _Report(request, model, fit(mask, card.grid).geometry, wanted, self.session, send)
         send(Progress(id=request.id, stage="steps", sample=1, samples=samples, steps=steps))
         try:
+            execution = choose_execution(request.device, request.precision)
+            plan = plan_memory(model, execution, memory=request.memory, guided=request.guidance != 1)
+            print(f"{card.name} {execution.reason}; {plan.sentence}", file=sys.stderr, flush=True)
             for sample, seed in enumerate(request.seeds, start=1):
                 report.begin(sample)
                 generated = generate(
-                    model, mask, seed=seed, steps=steps, sampler=request.sampler, device=request.device,
-                    precision=request.precision, guidance=request.guidance, space=request.space, progress=report.step,
+                    model, mask, seed=seed, steps=steps, sampler=request.sampler, device=execution.device,
+                    precision=execution.precision, guidance=request.guidance, memory=plan, space=request.space,
+                    progress=report.step,
                 )  # fmt: skip
                 volumes = {name: generated[name] for name in wanted}
                 result = Result(

@@ -153,6 +153,7 @@ class Generate(Request):
     device: str = _field(_TEXT, default="auto")
     precision: str = _field(_TEXT, default="auto")
     guidance: float = _field(_GUIDANCE, default=1.0)
+    memory: str = _field(_TEXT, default="auto")
     space: str = _field(_TEXT, default="model")
     modalities: list[str] | None = _field(_or_none(_list_of(_TEXT, 1, 16)), default=None)
     preview_every: int = _field(_COUNT, default=0)
