@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from MedDPMLib.model import Model
 
 #: What PyTorch itself takes of a process once it computes, or of a GPU, with what its allocators leave unused.
-_PYTORCH = 750_000_000
+_PYTORCH = 800_000_000
 
 #: What a process that keeps freed memory (:mod:`MedDPMLib.allocator`) holds for each byte in use, gaps and all, where
 #: nothing is handed back: at most, measured with the published and the bundled models.
-_WITH_GAPS = 1.4
+_WITH_GAPS = 1.5
 
 #: Images in float32 that a sampler holds while the network works, and while it takes a step itself.
 _IMAGES_BESIDE_NETWORK, _IMAGES_OF_A_STEP = 3, 8

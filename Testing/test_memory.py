@@ -105,9 +105,10 @@ def test_another_memory_is_refused(model, wrong):
 def test_the_published_grids_fit_where_they_should():
     """What the plans promise for machines that are not here: 4 GB of a laptop's memory, a GPU of 6 GB."""
     brats = published("med-ddpm-brats")
-    assert peak_bytes(brats, CPU, torch.bfloat16, Economy.LEANEST) < 4.3 * GB
-    assert peak_bytes(brats, torch.device("cuda"), torch.bfloat16, Economy.LEAN) < 6 * GB
-    assert peak_bytes(brats, torch.device("cuda"), torch.float16, Economy.LEAN) < 6 * GB
+    assert peak_bytes(brats, CPU, torch.bfloat16, Economy.LEANEST) < 4 * GB
+    for dtype in (torch.bfloat16, torch.float16):
+        assert peak_bytes(brats, torch.device("cuda"), dtype, Economy.FAST) < 6 * GB
+        assert peak_bytes(brats, torch.device("cuda"), dtype, Economy.LEAN) < 4 * GB
 
 
 def test_the_second_condition_of_a_guided_run_is_counted(model):

@@ -24,7 +24,7 @@ from MedDPMLib.networks.moments import Moments
 from MedDPMLib.selftest import fused_normalisation
 
 #: Bytes of a slab. On the CPU it stays in the last cache beside what a convolution makes of it; a GPU wants more to do.
-_CPU_SLAB, _GPU_SLAB = 4 << 20, 128 << 20
+_CPU_SLAB, _GPU_SLAB = 4 << 20, 96 << 20
 #: The same where memory counts more.
 _LEAN_CPU_SLAB, _LEAN_GPU_SLAB = 2 << 20, 32 << 20
 #: With fewer the neighbouring planes, which are normalised twice, would count.
