@@ -43,6 +43,11 @@ def is_own_process() -> bool:
     return _own
 
 
+def keeps_freed_memory() -> bool:
+    """Whether what is freed stays with this process, with the gaps that this leaves."""
+    return _kept
+
+
 @contextmanager
 def handing_back() -> Iterator[None]:
     """Within it a process that keeps freed memory hands that of large arrays back, which takes time: the gaps between

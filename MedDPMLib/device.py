@@ -37,9 +37,10 @@ class Execution:
 def choose_execution(device: str | torch.device = "auto", precision: str = "auto") -> Execution:
     """The device ("auto", "cpu", "cuda", "cuda:1", "mps") and precision (one of :data:`PRECISIONS`) to run with.
 
-    "auto" takes a GPU if there is one, and the fastest precision that the device computes well, which
-    :mod:`MedDPMLib.selftest` tries out; a precision that is named is taken as it is. A device that was named and
-    is not there, or a name that does not exist, raises :class:`MedDPMError`.
+    "auto" takes a GPU if there is one that computes right, and the fastest precision that the device computes well:
+    :mod:`MedDPMLib.selftest` tries them out. A precision that is named is tried too, and taken all the same; the reason
+    then says what is wrong. A device that was named and is not there, or a name that does not exist, raises
+    :class:`MedDPMError`.
     """
     chosen, why = _choose_device(device)
     dtype, how = _choose_dtype(chosen, precision)

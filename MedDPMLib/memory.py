@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from MedDPMLib.allocator import keeps_freed_memory
 from MedDPMLib.device import Execution, free_memory, held_memory
 from MedDPMLib.errors import MedDPMError, OutOfMemory
 from MedDPMLib.networks.denoiser import Economy
@@ -82,8 +83,8 @@ def peak_bytes(
     image = described["image_channels"] * voxels * 4
     working = model.network.working_bytes(card.grid.size[::-1], device, dtype, economy)
     used = weights + condition + max(working + _IMAGES_BESIDE_NETWORK * image, _IMAGES_OF_A_STEP * image)
-    keeps = device.type == "cpu" and economy is Economy.FAST
-    return _PYTORCH + (math.ceil(_WITH_GAPS * used) if keeps else used)
+    gaps = device.type == "cpu" and economy is Economy.FAST and keeps_freed_memory()
+    return _PYTORCH + (math.ceil(_WITH_GAPS * used) if gaps else used)
 
 
 def not_enough(model: Model, execution: Execution, found: str, guided: bool = False) -> str:

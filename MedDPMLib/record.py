@@ -36,8 +36,8 @@ def describe_run(
     guidance: float,
     space: str,
 ) -> dict[str, Any]:
-    """The part of a record that decides what a volume looks like: where it is equal, the volumes are, up to rounding
-    (how the memory was used, the record's "memory", changes no more)."""
+    """The part of a record that decides what a volume looks like: where it is equal, the volumes are, but for what
+    the record's "memory" changes: rounding, to that of bfloat16 where volumes are kept in it."""
     return {
         "model": {"name": card.name, "hash": model_hash},
         "mask": {"name": mask.name, "source": mask.source and Path(mask.source).name, "hash": mask.hash},

@@ -123,10 +123,10 @@ def write_segments(path: str | os.PathLike, labels: Volume, scheme: LabelScheme,
     with written_whole(path) as temporary:
         try:
             SimpleITK.WriteImage(image, str(temporary), useCompression=True)
-            whole = np.array_equal(itk_array(SimpleITK.ReadImage(str(temporary))), array)
-        except RuntimeError:
-            whole = False
-        if not whole:  # a full disk is not always told
+            written = itk_array(SimpleITK.ReadImage(str(temporary)))
+        except RuntimeError as error:
+            raise OSError(str(error)) from error
+        if not np.array_equal(written, array):  # a full disk is not always told
             raise OSError("not all of it arrived")
 
 

@@ -1,4 +1,4 @@
-"""Does this device compute right in a reduced precision?
+"""Does this device compute right in this precision?
 
 Libraries have shipped half-precision convolutions in three dimensions that were wrong without a word. So before a
 device is used in bfloat16 or float16, the operations of the networks are done once on a small block and compared with

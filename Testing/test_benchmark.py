@@ -211,7 +211,7 @@ def test_a_run_measures_every_way(small_model):
     assert 0 < plain.products < 1 and plain.products_of_ceiling == pytest.approx(plain.of_ceiling / plain.products)
     assert plain.step_flops == step_flops(card.network_description, (16, 16, 16), encoded=False)
     assert standard.step_flops == step_flops(card.network_description, (16, 16, 16), encoded=True)
-    assert len(told) == inference.phases(2)
+    assert len(told) == inference.phases(2, "cpu")
 
 
 def test_a_draft_has_a_last_step_too(small_model):
@@ -298,9 +298,16 @@ def test_a_process_that_is_killed_between_two_steps_is_a_problem_of_its_row_alon
     assert process.result is None and "ended from outside" in process.problem
 
 
+def no_ceiling(connection, device):
+    connection.send(("failed", "there is no product"))
+
+
 def test_a_ceiling_that_cannot_be_measured_ends_it_with_the_reason(small_model, monkeypatch):
-    monkeypatch.setattr(inference, "measure_ceiling", isinstance)  # it returns at once, and says nothing
-    with pytest.raises(MedDPMError, match="the ceiling of cpu cannot be measured: "):
+    with inference._Process(ways.measure_ceiling, "nowhere") as process:
+        process.begin()
+        assert process.go() is None and 'there is no device "nowhere"' in process.problem
+    monkeypatch.setattr(inference, "measure_ceiling", no_ceiling)
+    with pytest.raises(MedDPMError, match="^the ceiling of cpu cannot be measured: there is no product$"):
         benchmark([str(small_model)], ["cpu"], steps=1)
 
 

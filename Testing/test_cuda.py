@@ -67,7 +67,9 @@ def test_in_half_precision_it_is_about_as_close_as_the_cpu(network, dtype):
     assert error(found.cpu(), expected) < 1.5 * error(on_cpu, expected) + 1e-3
 
 
-def test_replayed_steps_are_the_worked_ones(dtype, caplog):
+@pytest.mark.parametrize("in_float32", [False, True])
+def test_replayed_steps_are_the_worked_ones(in_float32, dtype, caplog):
+    dtype = torch.float32 if in_float32 else dtype
     network = build_network({"image_channels": 2, "condition_channels": 5, **DESCRIPTIONS["compact"]})
     torch.nn.init.normal_(network.out.weight, std=0.05)
     fast, worked = (network.for_inference(CUDA, dtype, economy) for economy in network.economies)
@@ -78,7 +80,7 @@ def test_replayed_steps_are_the_worked_ones(dtype, caplog):
         results.append((fast.denoise(x, t, encoded), worked.denoise(x, t, encoded)))
     assert fast._replay._recorded is not None, caplog.text
     for found, expected in results:  # how they are cut differs
-        assert error(found, expected) < 2 * torch.finfo(dtype).eps
+        assert error(found, expected) < (1e-5 if in_float32 else 2 * torch.finfo(dtype).eps)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -105,19 +107,29 @@ def test_nothing_in_the_loop_waits(network, method, dtype):
 
 def test_a_volume_is_repeatable_and_near_that_of_the_cpu(small_model, brats):
     mask = Volume(small_labels(brats), small_geometry())
-    model = load_model(small_model)
+    model, told = load_model(small_model), []
     first, again, on_cpu = (
-        generate(model, mask, seed=4, steps=6, device=device, precision="float32") for device in ("cuda", "cuda", "cpu")
+        generate(
+            model,
+            mask,
+            seed=4,
+            steps=6,
+            device=device,
+            precision="float32",
+            progress=lambda step, *_: told.append(step),
+        )
+        for device in ("cuda", "cuda", "cpu")
     )
     for modality in first:
         assert (first[modality].array == again[modality].array).all()
         assert abs(first[modality].array - on_cpu[modality].array).max() < 1e-3
+    assert told == 3 * [1, 2, 3, 4, 5, 6]
     assert first.record["device"].startswith("cuda")
 
 
 @pytest.mark.parametrize("economy", [Economy.FAST, Economy.LEAN])
-def test_the_memory_foretold_is_enough(economy, dtype):
-    """Of a network as wide as the published ones."""
+def test_the_memory_foretold_is_about_what_is_taken(economy, dtype):
+    """By a network as wide as the published ones."""
     network = build_network(
         {
             "kind": "unet", "image_channels": 4, "condition_channels": 4, "base": 64, "multipliers": [1, 1, 2],
@@ -134,4 +146,4 @@ def test_the_memory_foretold_is_enough(economy, dtype):
     before = torch.cuda.memory_allocated()
     fast.denoise(x, t, encoded)
     taken = torch.cuda.max_memory_allocated() - before
-    assert taken < 1.3 * network.working_bytes(sides, CUDA, dtype, economy)
+    assert 0.5 < taken / network.working_bytes(sides, CUDA, dtype, economy) < 1.3  # libraries take some, too

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -115,6 +118,38 @@ def test_the_second_condition_of_a_guided_run_is_counted(model):
     once, twice = (peak_bytes(model, CPU, torch.bfloat16, Economy.LEAN, guided) for guided in (False, True))
     described = model.card.network_description
     assert twice - once == described["condition_channels"] * math.prod(model.card.grid.size) * 2
+
+
+OWN = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import torch
+from test_memory import CPU, published
+from MedDPMLib.allocator import keep_freed_memory
+from MedDPMLib.device import held_memory
+from MedDPMLib.memory import peak_bytes
+from MedDPMLib.networks.denoiser import Economy
+
+model = published("med-ddpm-whole-head")
+
+def figures():
+    return [peak_bytes(model, CPU, torch.bfloat16, economy) for economy in model.network.economies[:2]]
+
+print(*figures(), held_memory(CPU), keep_freed_memory(), *figures(), held_memory(CPU))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux has glibc's allocator")
+def test_a_process_of_meddpm_s_own_counts_what_it_holds_and_its_gaps():
+    folder = str(Path(__file__).parent)
+    printed = subprocess.run([sys.executable, "-c", OWN, folder], capture_output=True, text=True, check=True).stdout
+    fast, lean, held, kept, *own = printed.split()
+    fast, lean, held, own_fast, own_lean, own_held = map(int, [fast, lean, held, *own])
+    if kept == "False":
+        pytest.skip("another C library than glibc")
+    assert held == 0 and own_held > 100e6
+    assert own_lean == lean  # hands large arrays back
+    assert 1.2 * fast < own_fast < 1.5 * fast
 
 
 # In a run --------------------------------------------------------------------------------------------

@@ -112,9 +112,15 @@ class Benchmark:
         }
 
 
-def phases(steps: int) -> int:
-    """How often :func:`benchmark` reports for each model and device."""
-    return sum(len(together) for together in WAYS) * (steps + 2)
+def phases(steps: int, device: str) -> int:
+    """How often :func:`benchmark` reports for each model on ``device``."""
+    return sum(len(together) for together in WAYS) * (_first_steps(device) + steps + 1)
+
+
+def _first_steps(device: str) -> int:
+    """How many steps of a process are not measured: the first one has all that goes before it, and on CUDA the second
+    one may be recorded (:mod:`MedDPMLib.networks.replay`)."""
+    return 2 if device.startswith("cuda") else 1
 
 
 def benchmark(
@@ -128,8 +134,8 @@ def benchmark(
     """Measures the models called ``names`` on ``devices``; ``report`` is told what is being done.
 
     ``share`` scales the sides of every grid, for machines that are too small; ``steps`` are measured of each way beside
-    the first one, more only where the whole volume takes less than a minute. Raises :class:`MedDPMError` for unknown
-    names and devices before anything is measured.
+    the first ones, more only where the whole volume takes less than a minute. Raises :class:`MedDPMError` for unknown
+    names and devices before anything is measured, and where the ceiling cannot be.
     """
     subjects = {}
     for name in names:
@@ -144,9 +150,7 @@ def benchmark(
         with _Process(measure_ceiling, device) as ceiling:
             ceiling.begin()
             for subject in subjects.values():
-                of_subject, found = _measure(subject, device, share, steps, ceiling, report)
-                measurements += of_subject
-                rates += found
+                measurements += _measure(subject, device, share, steps, ceiling, rates, report)
         ceilings[device] = _medians(rates)
     return Benchmark(describe_machine(), before, load(), share, ceilings, tuple(measurements))
 
@@ -165,10 +169,11 @@ def _measure(
     share: float,
     steps: int,
     ceiling: _Process,
+    all_rates: list[dict[str, float]],
     report: Callable[[str], None],
-) -> tuple[list[Measurement], list[dict[str, float]]]:
-    """All ways of one model on one device, their steps in turn, and what the ceiling was meanwhile."""
-    name, measured, all_rates = subject.name, {}, []
+) -> list[Measurement]:
+    """All ways of one model on one device, their steps in turn; what the ceiling is meanwhile joins ``all_rates``."""
+    name, measured = subject.name, {}
     for together in WAYS:
         rates = []
         with ExitStack() as stack:
@@ -177,22 +182,23 @@ def _measure(
                 report(f"{name}, {way}: loading and first step")
                 ways[way] = stack.enter_context(_Process(measure_way, Order(name, way, device, share)))
                 ways[way].begin()
-            for number in range(1, steps + 1):
+            for number in range(2, _first_steps(device) + steps + 1):
                 for way, process in ways.items():
-                    report(f"{name}, {way}: step {number} of {steps}")
+                    report(f"{name}, {way}: step {number} of {_first_steps(device) + steps}")
                     rate = ceiling.go()
-                    if rate is None:
-                        raise MedDPMError(f"the ceiling of {device} cannot be measured: {ceiling.problem}")
-                    rates.append(rate)
+                    if rate is not None:  # its process may have ended
+                        rates.append(rate)
                     process.go()
             for way, process in ways.items():
                 report(f"{name}, {way}: the rest and a profile")
                 process.end()
-        for way, process in ways.items():
-            measured[way] = _summary(subject, way, device, process, _medians(rates))
         all_rates += rates
+        if not all_rates:
+            raise MedDPMError(f"the ceiling of {device} cannot be measured: {ceiling.problem}")
+        for way, process in ways.items():
+            measured[way] = _summary(subject, way, device, process, _medians(rates or all_rates))
     draft = _draft(measured["standard"], subject.card)
-    return [measured["plain"], measured["standard"], draft, measured["low memory"]], all_rates
+    return [measured["plain"], measured["standard"], draft, measured["low memory"]]
 
 
 def _medians(rates: Sequence[dict[str, float]]) -> dict[str, float]:
@@ -267,9 +273,8 @@ def _summary(subject: _Subject, way: str, device: str, process: _Process, ceilin
         return Measurement(**about, problem=process.problem)
     found = process.result
     first = found["step_seconds"][0]
-    # The first step has all that goes before it, the second may be recorded (MedDPMLib.networks.replay), and the last
-    # may do more than the others.
-    others = slice(1 if device == "cpu" else 2, -1 if found["finished"] else None)
+    # The last step may do more than the others.
+    others = slice(_first_steps(device), -1 if found["finished"] else None)
     measured = found["step_seconds"][others] or found["step_seconds"][-1:]
     step = statistics.median(measured)
     cpu = statistics.median(found["step_cpu_seconds"][others] or found["step_cpu_seconds"][-1:])

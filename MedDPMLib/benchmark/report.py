@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from MedDPMLib.benchmark.inference import Benchmark, Measurement
+from MedDPMLib.device import PRECISIONS
 
 HEADINGS = (
     "network", "device", "way", "precision", "steps", "s/step", "CPU s/step", "s/volume", "faster", "memory",
@@ -40,7 +41,7 @@ def remarks(result: Benchmark) -> list[str]:
     """What must be known to read the table."""
     found = [
         f"{device}: the ceiling is {rates['highest'] / 1e12:.3g} TFLOP/s, measured in between"
-        f" (bfloat16 {rates['bfloat16'] / 1e12:.3g}, float32 {rates['float32'] / 1e12:.3g})."
+        f" ({', '.join(f'{name} {rates[name] / 1e12:.3g}' for name in PRECISIONS if name in rates)})."
         for device, rates in result.ceiling.items()
     ]
     found += [f"{device}: ours runs {reason}." for device, reason in _reasons(result).items()]

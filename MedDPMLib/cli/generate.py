@@ -90,12 +90,12 @@ class Batch:
         self.made = self.skipped = self.failed = 0
 
     @cached_property
-    def model(self) -> Model:
+    def prepared(self) -> tuple[Model, Settings]:
+        """The model and the settings with the memory planned for it."""
         from MedDPMLib import load_model
 
         model = load_model(self.entry.path)
-        self.settings = planned(self.settings, model)
-        return model
+        return model, planned(self.settings, model)
 
     def make(self, path: Path, seeds: Sequence[int], progress: Progress) -> None:
         """All samples of the mask in ``path``. A fault of the mask ends it, a fault in writing ends everything."""
@@ -103,7 +103,7 @@ class Batch:
         from MedDPMLib.masks import read_mask
         from MedDPMLib.record import describe_run, is_finished, write_result
 
-        card = self.entry.card
+        card, settings = self.entry.card, self.settings
         try:
             mask = read_mask(path, card.scheme, numbering=self.numbering, brain_from=self.brain_from)
         except MedDPMError as error:
@@ -111,7 +111,6 @@ class Batch:
         told = set()
         for index, seed in enumerate(seeds):
             stem, doing = f"{mask.name}_seed{seed}", f"{mask.name}, seed {seed}"
-            settings = self.settings
             run = describe_run(
                 card=card, model_hash=self.entry.hash, mask=mask, execution=settings.execution, seed=seed,
                 steps=settings.steps, sampler=settings.sampler, guidance=settings.guidance,
@@ -122,14 +121,14 @@ class Batch:
                 progress.drop(settings.steps)
                 typer.echo(f"{doing}: finished before, skipped")
                 continue
-            model = self.model
+            model, with_plan = self.prepared
             try:
                 generated = generate(
                     model,
                     mask,
                     seed=seed,
                     progress=lambda *_, doing=doing: progress.advance(doing),
-                    **self.settings.keywords(),
+                    **with_plan.keywords(),
                 )
             except MedDPMError as error:
                 return self._fail(error, len(seeds) - index, progress)

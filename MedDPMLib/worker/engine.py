@@ -11,7 +11,6 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -80,8 +79,10 @@ class Engine:
         except ImportError:
             return
         if torch.cuda.is_available():
-            with suppress(RuntimeError):  # a recording that failed in an older PyTorch keeps it from doing so
+            try:
                 torch.cuda.empty_cache()
+            except RuntimeError as error:  # a recording that failed in an older PyTorch keeps it from doing so
+                print(f"the GPU's memory is not given back ({error})", file=sys.stderr, flush=True)
 
     def generate(self, request: Generate, send: Send) -> Result:
         """Sends everything but the last result, which it returns."""
