@@ -64,6 +64,11 @@ def plan_memory(model: Model, execution: Execution, *, memory: str = "auto", gui
     raise OutOfMemory(not_enough(model, execution, what, guided))
 
 
+def describe_plan(model: Model, execution: Execution, plan: MemoryPlan) -> str:
+    """Where, how and in how much memory a run is going to work: a line for the log."""
+    return f"{model.card.name} {execution.reason}; {plan.sentence}"
+
+
 def peak_bytes(
     model: Model,
     device: torch.device,

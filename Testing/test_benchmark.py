@@ -118,9 +118,8 @@ def test_the_share_of_products_is_found():
                 work()
         return share_of_products(profiler)
 
-    # On a busy machine now and then the memory for the results takes longer than they do.
-    assert max(profiled(lambda: [a @ a for _ in range(20)]) for _ in range(5)) > 0.9
-    assert max(profiled(lambda: [conv(image) for _ in range(5)]) for _ in range(5)) > 0.9
+    assert profiled(lambda: [a @ a for _ in range(20)]) > 0.9
+    assert profiled(lambda: [conv(image) for _ in range(5)]) > 0.8
     assert profiled(lambda: [a.exp() for _ in range(5)]) is None
     large = torch.randn(1, 8, 32, 32, 32)
     assert profiled(lambda: torch.nn.functional.interpolate(large, scale_factor=2, mode="trilinear")) is None

@@ -44,7 +44,8 @@ def remarks(result: Benchmark) -> list[str]:
         f" ({', '.join(f'{name} {rates[name] / 1e12:.3g}' for name in PRECISIONS if name in rates)})."
         for device, rates in result.ceiling.items()
     ]
-    found += [f"{device}: ours runs {reason}." for device, reason in _reasons(result).items()]
+    reasons = {one.device: one.reason for one in result.measurements if one.reason and one.way == "standard"}
+    found += [f"{device}: ours runs {reason}." for device, reason in reasons.items()]
     found += [
         f"{one.model}, {one.way} on {one.device}: {one.memory}, {one.planned_bytes / 1e9:.1f} GB were foretold,"
         f" {one.peak_bytes / 1e9:.1f} taken."
@@ -87,11 +88,6 @@ def remarks(result: Benchmark) -> list[str]:
     if by_cpu and max(before["busy"], after["busy"]) > _QUIET:
         found.append(f"By processor time, which other work hardly changes: {'; '.join(by_cpu)}.")
     return found
-
-
-def _reasons(result: Benchmark) -> dict[str, str]:
-    """By device why ours runs as it does."""
-    return {one.device: one.reason for one in result.measurements if one.reason and one.way == "standard"}
 
 
 def _by_cpu(one: Measurement, ratios: dict[str, float | None]) -> str:

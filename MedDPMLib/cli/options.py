@@ -125,8 +125,8 @@ def check_settings(
 def planned(settings: Settings, model: Model) -> Settings:
     """``settings`` with the memory planned for ``model``. Where, how and in how much memory it is going to work is told
     on stderr."""
-    from MedDPMLib.memory import plan_memory
+    from MedDPMLib.memory import describe_plan, plan_memory
 
     plan = plan_memory(model, settings.execution, memory=settings.memory, guided=settings.guidance != 1)
-    typer.echo(f"{model.card.name} {settings.execution.reason}; {plan.sentence}", err=True)
+    typer.echo(describe_plan(model, settings.execution, plan), err=True)
     return replace(settings, memory=plan)

@@ -12,10 +12,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-_log = logging.getLogger(__name__)
+from MedDPMLib.selftest import FLOAT32_TOLERANCE, relative_error
 
-#: What every fast path may differ from the simple one, relative, in float32.
-_TOLERANCE = 1e-5
+_log = logging.getLogger(__name__)
 
 Work = Callable[..., Tensor]
 
@@ -51,8 +50,8 @@ class Replay:
         except RuntimeError as error:  # to run out of memory is one
             _log.warning("no CUDA graph is used, because a step cannot be recorded (%s)", error)
             return None
-        error = float((found.float() - expected.float()).norm() / expected.float().norm())
-        if error < max(torch.finfo(expected.dtype).eps, _TOLERANCE):  # NaN is not
+        error = relative_error(found, expected)
+        if error < max(torch.finfo(expected.dtype).eps, FLOAT32_TOLERANCE):  # NaN is not
             return recorded
         _log.warning("no CUDA graph is used, because a replayed step is wrong by %.0e", error)
         return None

@@ -89,7 +89,7 @@ class Engine:
         from MedDPMLib.device import choose_execution
         from MedDPMLib.generation import generate
         from MedDPMLib.masks import fit
-        from MedDPMLib.memory import plan_memory
+        from MedDPMLib.memory import describe_plan, plan_memory
 
         samples = len(request.seeds)
         send(Progress(id=request.id, stage="model", sample=1, samples=samples))
@@ -104,7 +104,7 @@ class Engine:
         try:
             execution = choose_execution(request.device, request.precision)
             plan = plan_memory(model, execution, memory=request.memory, guided=request.guidance != 1)
-            print(f"{card.name} {execution.reason}; {plan.sentence}", file=sys.stderr, flush=True)
+            print(describe_plan(model, execution, plan), file=sys.stderr, flush=True)
             for sample, seed in enumerate(request.seeds, start=1):
                 report.begin(sample)
                 generated = generate(
