@@ -279,6 +279,7 @@ class Application(Signals):
         # The order of Slicer: segmentations before any segmentation node, or none gets a closed surface.
         for name, cls in (
             ("subjecthierarchy", slicer.vtkSlicerSubjectHierarchyModuleLogic),
+            ("colors", slicer.vtkSlicerColorLogic),
             ("volumes", slicer.vtkSlicerVolumesLogic),
             ("segmentations", slicer.vtkSlicerSegmentationsModuleLogic),
         ):
