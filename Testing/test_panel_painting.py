@@ -22,6 +22,7 @@ from bench.driver import (  # noqa: F401
     generate,
     models,
     panel,
+    small_segmentation,
     start_from_template,
     stroke,
     wait_until,
@@ -29,6 +30,7 @@ from bench.driver import (  # noqa: F401
 )
 from conftest import small_card, without_old_garbage, write_small_model
 
+import qt  # isort: skip
 import slicer  # isort: skip
 
 from MedDPMLib.errors import MedDPMError
@@ -37,8 +39,8 @@ from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.masks.mask import Mask
 from MedDPMLib.masks.schemes import load_scheme
 from MedDPMLib.scene import painting, volumes
-from MedDPMLib.scene.background_work import Turns, at_once
-from MedDPMLib.scene.panel.messages import in_panel_words
+from MedDPMLib.scene.background_work import BackgroundWork, at_once
+from MedDPMLib.scene.panel.messages import say
 from MedDPMLib.scene.segmentation import read_labels, set_label
 
 #: In the white matter of the template, RAS in mm.
@@ -110,8 +112,7 @@ def test_the_sheet_makes_way_for_the_image_and_comes_back(panel):
     made = volumes.results()
     assert background() is made[0] and panel.mask.editor.sourceVolumeNode() is made[0]
     assert not display.GetVisibility2DFill() and display.GetVisibility2DOutline()
-    panel.ui.resultsList.selectAll()
-    panel.ui.deleteButton.click()
+    panel.ui.deleteButton.click()  # what was generated last is chosen
     wait_until(lambda: panel.mask.editor.sourceVolumeNode() is sheet, 5)
     assert background() is sheet and display.GetVisibility2DFill()
     click_effect(panel, "Paint")
@@ -164,6 +165,19 @@ def test_effects_that_come_later_are_listed(panel, monkeypatch):
     assert listed == [panel.mask.editor]
 
 
+def test_a_volume_that_no_brain_has_is_not_filled_without_a_word(panel):
+    geometry = Geometry((40, 40, 40), np.diag([5.0, 5, 5, 1]))
+    image = np.zeros(geometry.shape, np.float32)
+    image[1:-1, 1:-1, 1:-1] = np.random.default_rng(0).uniform(1, 9, (38, 38, 38))
+    node = painting.add_segmentation(Volume(np.zeros(geometry.shape, np.uint8), geometry), SCHEME, "Own")
+    panel.ui.segmentationSelector.setCurrentNode(node)
+    noise = slicer.util.addVolumeFromArray(image, geometry.ijk_to_ras, "noise")
+    panel.ui.brainSelector.setCurrentNode(noise)
+    panel.ui.brainButton.click()
+    wait_until_painted(panel)
+    assert "6.9 l is not the volume of a brain" in panel.ui.maskMessage.text
+
+
 # The event loop --------------------------------------------------------------------------------------
 
 
@@ -192,7 +206,7 @@ def test_work_in_turns_is_the_same_work(application):
             log.append("told")
         return sum((yield lambda: [1, 2, 3]) or ())
 
-    logs, turns, results, faults = ([], []), Turns(), [], []
+    logs, turns, results, faults = ([], []), BackgroundWork(), [], []
     assert at_once(work(logs[0])) == 6
     turns.start(work(logs[1]), results.append, faults.append)
     wait_until(lambda: not turns.busy, 5)
@@ -209,7 +223,7 @@ def test_work_in_turns_is_the_same_work(application):
 
 
 def test_dropped_work_is_heard_of_no_more(application):
-    heard, turns = [], Turns()
+    heard, turns = [], BackgroundWork()
 
     def slow():
         heard.append((yield lambda: time.sleep(0.2)))
@@ -226,6 +240,30 @@ def test_dropped_work_is_heard_of_no_more(application):
     assert heard == ["quick"]
 
 
+def test_undo_and_redo_are_edits_and_a_new_name_is_none(panel):
+    """They send another event than a stroke does."""
+    node, edits = small_segmentation(panel), []
+    panel.mask._rest.interval = 50
+    panel.mask.edited.connect(lambda: edits.append(1))
+    slicer.app.processEvents()
+
+    def edits_after(action):
+        edits.clear()
+        action()
+        end = time.monotonic() + 0.5
+        wait_until(lambda: time.monotonic() > end, 5)
+        return len(edits)
+
+    def paint():
+        panel.mask.editor.saveStateForUndo()
+        painting.paint(node, "Necrosis", np.ones((2, 2, 2), bool))
+
+    assert [edits_after(action) for action in (paint, panel.mask.editor.undo, panel.mask.editor.redo)] == [1, 1, 1]
+    segment = node.GetSegmentation().GetSegment("Necrosis")
+    assert edits_after(lambda: segment.SetName("Dead tissue")) == edits_after(lambda: segment.SetColor(1, 0, 1)) == 0
+    assert edits_after(lambda: panel.ui.labelTable.cellWidget(0, 1).setCurrentIndex(2)) == 1
+
+
 # Labels ----------------------------------------------------------------------------------------------
 
 
@@ -238,28 +276,22 @@ def test_the_table_of_labels_opens_where_something_is_missing(panel):
     panel.ui.segmentationSelector.setCurrentNode(None)
     assert section.collapsed
     panel.ui.segmentationSelector.setCurrentNode(segmentation)
-    assert not section.collapsed and section.text == f"Labels: {count - 1} of {count} found, 1 segments not used"
+    assert not section.collapsed and section.text == f"Labels: {count - 1} of {count} found, 1 segment not used"
     assert not panel.ui.missingLabel.isHidden() and not panel.ui.addMissingButton.isHidden()
 
 
-def test_messages_name_what_is_in_the_panel():
-    """The core's messages name options of the command line; every one that a mask from the panel can meet."""
-    scheme = load_scheme("brats")
+def test_messages_name_what_is_in_the_panel(application):
+    """Of a mistake that a mask of the panel can have, the remedy names a control of the panel, not an option."""
+    scheme, line = load_scheme("brats"), qt.QLabel()
     geometry = Geometry((20, 20, 20), np.diag([8.0, 8, 8, 1]))
-    told = []
     for name in ("oedema", "necrosis"):
         labels = np.zeros(geometry.shape, np.uint8)
         labels[8:12, 8:12, 8:12] = scheme.label_by_name(name).value
         with pytest.raises(MedDPMError) as caught:
             Mask.from_volume(Volume(labels, geometry), scheme, numbering=scheme.own_numbering)
-        told.append(str(caught.value))
-    labels = np.zeros(geometry.shape, np.uint8)
-    labels[2:18, 2:18, 2:18] = SCHEME.label_by_name("Cerebral white matter").value
-    told += Mask.from_volume(Volume(labels, geometry), SCHEME, numbering=SCHEME.own_numbering).notes
-    assert any("--" in text for text in told)
-    for text in told:
-        assert "--" not in in_panel_words(text)
-    assert all("Brain from volume" in in_panel_words(text) for text in told if "--brain-from" in text)
+        say(line, caught.value)
+        assert "brain_from" in str(caught.value)
+        assert "Brain from volume" in line.text and "brain_from" not in line.text and "--" not in line.text
 
 
 # Guidance --------------------------------------------------------------------------------------------
@@ -271,12 +303,12 @@ def test_only_a_model_that_was_trained_for_it_is_guided(panel, models):
     chosen.guidance = 3.0
     segmentation = start_from_template(panel)
     order = panel.makeOrder()
-    assert order.guidance == 1.0 and order.segmentation is segmentation
+    assert order.settings.guidance == 1.0 and order.segmentation is segmentation
     card = dataclasses.replace(small_card(SCHEME), name="guided", title="A guided model", label_dropout=0.1)
     file = write_small_model(models / "guided.safetensors", card)
     try:
         panel.models.fill("guided")
-        assert box.enabled and "1 is as learnt" in box.toolTip and box.value == 3.0
+        assert box.enabled and "follows the mask more closely" in box.toolTip and box.value == 3.0
         panel.ui.stepsBox.value = 2
         generate(panel)
         assert volumes.record_of(volumes.results()[0])["guidance"] == 3.0, panel.ui.messageLabel.text
@@ -286,9 +318,9 @@ def test_only_a_model_that_was_trained_for_it_is_guided(panel, models):
 
 def test_memory_is_taken_as_chosen(panel):
     start_from_template(panel)
-    assert panel.makeOrder().memory == "auto"
+    assert panel.makeOrder().settings.memory == "auto"
     box = panel.ui.memoryBox
-    assert [box.itemText(i) for i in range(box.count)] == ["Automatic", "as little as possible"]
+    assert [box.itemText(i) for i in range(box.count)] == ["Automatic", "Low (slower)"]
     box.currentIndex = 1
     panel.ui.stepsBox.value = 2
     generate(panel)
