@@ -127,6 +127,7 @@ class MedDPMParameterNode:
     newSeed: bool = False
     quality: Quality = Quality.Standard
     livePreview: bool = True
+    surface: bool = True
     autoRegenerate: bool = False
     sampler: Sampler = Sampler.Recommended
     steps: Annotated[int, WithinRange(0, SETTINGS["steps"].high)] = 0
@@ -149,6 +150,7 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._imported = False
 
     def setup(self):
+        from MedDPMLib.scene.background_work import BackgroundWork
         from MedDPMLib.scene.panel.guide import Guide
         from MedDPMLib.scene.panel.mask import MaskSection
         from MedDPMLib.scene.panel.models import ModelSection
@@ -175,6 +177,7 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.results = ResultsSection(self.ui)
         self.marks = SyntheticMarks()
         self.recognition = Recognition()
+        self._surfaces = BackgroundWork()
         buttons = (self.ui.outlinesTumor, self.ui.outlinesAll, self.ui.outlinesNone)
         self._outlines = dict(zip(OUTLINES, buttons, strict=True))
         self._keys = self.makeKeys(uiWidget)
@@ -183,6 +186,10 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._settle.setSingleShot(True)
         self._settle.interval = 0
         self._settle.timeout.connect(self.onSettled)
+        self._sweep = qt.QTimer()
+        self._sweep.setSingleShot(True)
+        self._sweep.interval = 0
+        self._sweep.timeout.connect(self.showSurfaces)
         self._warmUp = qt.QTimer()
         self._warmUp.setSingleShot(True)
         self._warmUp.interval = _WARM_UP
@@ -194,6 +201,8 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.mask.started.connect(self.onStartedFromTemplate)
         self.mask.edited.connect(self.onMaskEdited)
         self.results.again.connect(self.onAgain)
+        self.ui.undoButton.clicked.connect(self.onUndo)
+        self.ui.surfaceBox.toggled.connect(self.onSurface)
         self.logic.generator.progressed.connect(self.onProgressed)
         self.logic.generator.ended.connect(self.onEnded)
         self.ui.segmentationSelector.currentNodeChanged.connect(self.onSegmentationChanged)
@@ -216,16 +225,19 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def cleanup(self):
         slicer.app.disconnect("aboutToQuit()", self.logic.stop)
         self.setParameterNode(None)
-        self._warmUp.stop()
-        self._settle.stop()
         self.logic.stop()
+        self.removeObservers()
+        for timer in (self._warmUp, self._settle, self._sweep):
+            timer.stop()
         self.run.disconnect()
+        self.logic.generator.progressed.disconnect(self.onProgressed)
+        self.logic.generator.ended.disconnect(self.onEnded)
         self.models.stop()
         self.results.stop()
         self.mask.stop()
         self.recognition.stop()
+        self._surfaces.stop()
         self.marks.stop()
-        self.removeObservers()
 
     def enter(self):
         self.models.fill()
@@ -247,6 +259,7 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._settle.stop()
         self.logic.stop()
         self.results.close_scene()
+        self._surfaces.stop()
         self.setParameterNode(None)
         self.mask.close_scene()
 
@@ -278,6 +291,7 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def onNodeRemoved(self, caller, event):
         self.results.refresh()
         self.mask.check_source()
+        self._sweep.start()
 
     def initializeParameterNode(self):
         self.setParameterNode(self.logic.getParameterNode())
@@ -343,6 +357,28 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if segmentation is not None:
             show_outline(segmentation, not is_outlined(segmentation))
 
+    def onSurface(self, shown=None):
+        self.showSurfaces()
+
+    def showSurfaces(self):
+        """The surfaces of the chosen mask, if they are wanted; they are made when an image has been generated."""
+        from MedDPMLib.scene.surface import show_surfaces_of
+
+        if not slicer.mrmlScene.IsClosing():
+            shown = self.ui.surfaceBox.checked
+            show_surfaces_of(self.ui.segmentationSelector.currentNode() if shown else None)
+
+    def makeSurfaces(self):
+        from MedDPMLib.scene.surface import showing
+
+        order, labels = self.logic.generator.latest, self.logic.generator.labels
+        if self.ui.surfaceBox.checked and order is not None and labels is not None:
+            work = showing(order.segmentation, labels, order.card.scheme)
+            self._surfaces.start(work, lambda _nothing: self.showSurfaces(), self.onSurfacesFailed)
+
+    def onSurfacesFailed(self, error):
+        raise error
+
     def showGuide(self):
         self.guide.show(
             usable_model=self.models.card is not None,
@@ -350,6 +386,7 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             running=self.logic.generator.order is not None,
             results=self.results.count,
         )
+        self.ui.undoButton.enabled = bool(self.logic.generator.made)
 
     def setParameterNode(self, parameterNode):
         if self._parameterNode is not None:
@@ -402,6 +439,7 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.mask.set_segmentation(segmentation)
         if segmentation is not None:
             self._outlines[outlines_of(segmentation)].checked = True
+        self._sweep.start()
         self.showGuide()
 
     def onStartedFromTemplate(self, segmentation):
@@ -451,6 +489,12 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         say(self.ui.resultMessage, "")
         self.run.start(order)
 
+    def onUndo(self, checked=None):
+        self.logic.generator.undo()
+        self.results.fill()
+        self.mask.check_source()
+        self.showGuide()
+
     def onProgressed(self, text, part):
         self.showGuide()
 
@@ -460,6 +504,7 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
         made = list(self.logic.generator.made.values())
         if made and message is None:
+            self.makeSurfaces()
             self.results.select_newest()
             shown = shown_background() if shown_background() in made else made[0]
             if shown.GetNodeReference(SEGMENTATION_ROLE) is self.ui.segmentationSelector.currentNode():

@@ -250,6 +250,17 @@ def test_an_edit_makes_the_image_again_in_the_same_volume(panel):
     assert volumes.results() == nodes
     assert not np.array_equal(before, slicer.util.arrayFromVolume(nodes[0]))
     assert volumes.record_of(nodes[0])["seed"] == 0
+    # And back: what an edit has overwritten comes again, what a run has made goes.
+    panel.ui.autoBox.checked = False
+    panel.ui.undoButton.click()
+    assert np.array_equal(before, slicer.util.arrayFromVolume(nodes[0])) and not panel.ui.undoButton.enabled
+    panel.ui.seedBox.value = 5
+    generate(panel)
+    assert len(volumes.results()) == 4
+    panel.ui.undoButton.click()
+    assert volumes.results() == nodes and panel.results.count == 1
+    red = slicer.app.layoutManager().sliceWidget("Red")
+    assert red.mrmlSliceCompositeNode().GetBackgroundVolumeID() == nodes[0].GetID()
 
 
 def test_results_are_exported_deleted_and_made_again(panel, tmp_path):

@@ -27,10 +27,13 @@ import vtk  # isort: skip
 from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.inference.record import write_result
 from MedDPMLib.masks.templates import find_template
-from MedDPMLib.scene import painting, views, volumes
+from MedDPMLib.scene import painting, surface, views, volumes
+from MedDPMLib.scene.background_work import at_once
 from MedDPMLib.scene.panel.results import _Export
 from MedDPMLib.scene.recognition import recognize
+from MedDPMLib.scene.segmentation import read_labels
 
+REST = SCHEME.rest.value
 RECORD = {
     "model": {"name": "small", "hash": "0"}, "mask": {"name": "Small", "hash": "0"}, "seed": 0, "sampler": "ddim",
     "steps": 2, "description": "synthetic, MedDPM", "created": "2026-11-30T12:00:00+00:00", "seconds": 1.0,
@@ -179,6 +182,7 @@ def test_the_views_stay_on_the_modality_that_is_looked_at(panel):
     generate(panel)
     t1, t2 = volumes.results()
     assert backgrounds() == {t1} and views.is_outlined(node)  # else the image lies under the filled mask
+    wait_until(lambda: any(model.GetDisplayNode().GetVisibility() for model in surface.surfaces()), 5)
     assert panel.ui.hintLabel.isHidden() and not panel.ui.resultsSection.collapsed
 
     panel.results.next_modality()
@@ -469,3 +473,36 @@ def test_an_edit_that_generates_again_asks_nothing_and_says_what_is_not_used(pan
     wait_until(lambda: panel.ui.messageLabel.text != "", 10)
     assert '"tumor"' in panel.ui.messageLabel.text and dialogs.shown == []
     assert panel.logic.generator.order is None
+
+
+# 3-D -------------------------------------------------------------------------------------------------
+
+
+def bounds_of(surface):
+    return np.array(surface.GetMesh().GetBounds()).reshape(3, 2)
+
+
+def test_the_3d_view_shows_the_tumor_in_its_brain(panel):
+    node = small_segmentation(panel)
+    labels = read_labels(node, panel.mask.table, SCHEME)
+    at_once(surface.showing(node, labels, SCHEME))
+    shown = {model.GetName(): model for model in surface.surfaces()}
+    assert set(shown) == {"Brain surface", "Oedema surface", "Enhancing tumour surface"}
+    geometry = labels.geometry
+    for name, inside in (("Brain", labels.array > 0), ("Oedema", labels.array == SCHEME.label_by_name("Oedema").value)):
+        voxels = geometry.to_ras(np.argwhere(inside)[:, ::-1])
+        box = np.stack([voxels.min(axis=0), voxels.max(axis=0)], axis=1)
+        drift = np.abs(bounds_of(shown[f"{name} surface"]) - box)
+        assert drift.max() <= 0.5 * geometry.spacing.max() + 1e-3, name
+    assert shown["Brain surface"].GetDisplayNode().GetOpacity() < 0.5
+    # Again: the same nodes, and nothing of a part that is gone.
+    before = {model.GetID() for model in surface.surfaces()}
+    at_once(surface.showing(node, Volume(np.where(labels.array == REST, REST, 0), geometry), SCHEME))
+    assert {model.GetID() for model in surface.surfaces()} == before
+    assert shown["Oedema surface"].GetMesh().GetNumberOfPoints() == 0
+    # They go with the mask: another is chosen, it is deleted.
+    small_segmentation(panel, name="Other")
+    slicer.app.processEvents()
+    assert not any(model.GetDisplayNode().GetVisibility() for model in surface.surfaces())
+    slicer.mrmlScene.RemoveNode(node)
+    wait_until(lambda: surface.surfaces() == [], 5)

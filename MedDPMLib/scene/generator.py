@@ -57,6 +57,8 @@ class Generator:
         #: The order that is carried out, None if none is, and the latest.
         self.order: Order | None = None
         self.latest: Order | None = None
+        #: The labels of the latest order, as they were when it began.
+        self.labels: Volume | None = None
         #: The nodes made by the latest order, by seed and modality.
         self.made: dict[tuple[int, str], slicer.vtkMRMLScalarVolumeNode] = {}
         #: What looks odd about the mask of the latest order, in sentences.
@@ -66,6 +68,9 @@ class Generator:
         #: What the views showed before the first preview.
         self._before: dict[str, str] | None = None
         self._outlined = False
+        #: What was in the volumes that the latest order has overwritten, and what the views showed before it.
+        self._overwritten: dict[tuple[int, str], tuple[Volume, dict[str, Any]]] = {}
+        self._shown_before: dict[str, str] = {}
         #: The numbers that the new results of a sample have in their names, by seed.
         self._numbers: dict[int, int] = {}
         #: What is to be taken into the scene: a modality of a result, then None for its end.
@@ -104,8 +109,10 @@ class Generator:
             self._drop()
         self._id = id
         self.order = self.latest = order
+        self.labels = labels
         self.made, self.notes = {}, list(labels.notes)
         self._numbers, self._outlined = {}, False
+        self._overwritten, self._shown_before = {}, self._before or backgrounds()
         self.progressed.emit(_("Starting PyTorch") if cold else _("Waiting for the worker"), 0.0)
 
     def cancel(self) -> None:
@@ -122,8 +129,24 @@ class Generator:
     def forget(self) -> None:
         """Ends the order that runs and lets go of everything in the scene, which may be about to be closed."""
         self.cancel()
-        self.latest = None
+        self.latest = self.labels = None
         self.made, self.notes = {}, []
+        self._overwritten, self._shown_before = {}, {}
+
+    def undo(self) -> None:
+        """Takes the latest order back: the volumes that it has overwritten come back, and those that it made go."""
+        self.cancel()
+        for key, node in self.made.items():
+            if not _in_scene(node):
+                continue
+            if key in self._overwritten:
+                volume, record = self._overwritten[key]
+                volumes.update_volume(node, volume)
+                volumes.set_record(node, record)
+            else:
+                volumes.remove_result(node)
+        self.made, self._overwritten = {}, {}
+        restore_backgrounds(self._shown_before)
 
     def _drop(self) -> None:
         """Nothing more of the order that runs is wanted."""
@@ -164,9 +187,10 @@ class Generator:
             self.client.discard(event.files)
         volume = self._volume(event, arrays[modality])
         node = self._preview
-        if _in_scene(node):
+        if _in_scene(node) and volumes.modality_of(node) == modality:
             volumes.update_volume(node, volume)
             return
+        self._remove_preview()
         if self._before is None:
             self._before = backgrounds()
         self._preview = volumes.add_volume(
@@ -208,6 +232,7 @@ class Generator:
         if not _in_scene(node):
             node = volumes.same_result(self._segmentation(), modality, event.record)
         if node is not None:
+            self._overwritten[seed, modality] = volumes.result_volume(node), volumes.record_of(node)
             volumes.update_volume(node, volume)
         else:
             window = volumes.fitting_window(_thinned(volume), 0)
