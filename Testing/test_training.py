@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -393,6 +396,23 @@ def test_missing_memory_is_told_with_what_would_fit(monkeypatch):
     with pytest.raises(OutOfMemory, match="take patches of about [0-9]+ voxels"):
         check_memory(replace(recipe, stages=(replace(recipe.stages[0], patch=(96, 96, 96)),)), EXACT, False, Network())
     assert asked
+
+
+def test_the_peak_of_the_process_that_measures_is_not_that_of_the_one_that_asked():
+    """A Python of 1.5 GB asks what a network of a few thousand weights takes on 4096 voxels."""
+    code = f"""
+import sys
+sys.path.insert(0, {str(Path(run_module.__file__).parents[2])!r})
+from MedDPMLib.recipes.recipe import load_recipe, recipe_values
+from MedDPMLib.train.iteration_cost import Job, measure
+held = b"x" * 1_500_000_000
+values = recipe_values(load_recipe("brats-compact", ["network.channels=[8, 16]"]))
+(found,) = measure(Job(values, [(16, 16, 16)], 1, 1, "cpu", "float32", False, plain=False))
+print(found.peak)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert 10**5 < int(done.stdout) < 500_000_000
 
 
 def test_what_training_takes_is_measured_in_its_own_process(monkeypatch):

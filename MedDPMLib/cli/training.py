@@ -63,8 +63,9 @@ def train(
         bool, typer.Option("--shard", help="Divide weights and optimiser among the processes of torchrun (FSDP).")
     ] = False,
     workers: Annotated[int, typer.Option(min=1, help="Threads that make examples ahead.")] = 1,
-    memory: Annotated[
-        bool, typer.Option("--memory", help="Train nothing: measure and print what would fit into the memory.")
+    estimate_memory: Annotated[
+        bool,
+        typer.Option("--estimate-memory", help="Train nothing: measure and print how much memory it would take."),
     ] = False,
 ) -> None:
     """Train a model by a recipe.
@@ -83,7 +84,7 @@ def train(
     if device in ("auto", "cuda"):
         _take_own_gpu()
     execution = choose_execution(device, precision)
-    if memory:
+    if estimate_memory:
         _print_memory(settings, execution.device)
         return
     if dataset is None or run is None:

@@ -106,7 +106,7 @@ def check_memory(recipe: Recipe, execution: Execution, checkpointing: bool, netw
     advice = f"what fits: {'; '.join(fitting)}" if fitting else f"take patches of about {smaller} voxels a side"
     raise OutOfMemory(
         f"{_gigabytes(total)} of memory on {execution.device} are not enough to train {recipe.name}: {_spoken(need)};"
-        f" {advice} (--set stages.0.patch=[...]; --memory prints the table)"
+        f" {advice} (--set stages.0.patch=[...]; --estimate-memory prints the table)"
     )
 
 
@@ -129,7 +129,7 @@ def _ran_out(recipe: Recipe, execution: Execution, checkpointing: bool) -> str:
     mends += ["smaller patches (--set stages.0.patch=[...])"]
     return (
         f"the memory of {execution.device} ran out while training {recipe.name} in {execution.precision}: use"
-        f" {', '.join(mends)}; meddpm train --recipe {recipe.name} --memory prints what would fit"
+        f" {', '.join(mends)}; meddpm train --recipe {recipe.name} --estimate-memory prints what would fit"
     )
 
 
