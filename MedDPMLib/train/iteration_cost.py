@@ -109,10 +109,19 @@ def _run(job: Job) -> list[Measurement]:
 
 
 def _step(recipe, execution, checkpointing: bool, compile: bool) -> Callable[[Any], object]:
-    from MedDPMLib.train.engine import Engine
+    from MedDPMLib.train.engine import Engine, NotFinite
 
     engine = Engine(recipe, execution, checkpointing=checkpointing, compile=compile)
-    return lambda example: engine.step([example])
+
+    def step(example) -> None:
+        try:
+            engine.step([example])
+        except NotFinite:
+            if engine.iteration == 0:
+                raise
+            # Random numbers may overflow; once the optimizer has its moments, that takes no other memory.
+
+    return step
 
 
 def _plain_step(recipe, device) -> Callable[[Any], object]:
