@@ -290,7 +290,7 @@ def test_only_a_model_that_was_trained_for_it_is_guided(panel, models):
 
 def test_memory_is_taken_as_chosen(panel):
     start_from_template(panel)
-    assert panel.makeOrder().memory == "auto"
+    assert panel.makeOrder().settings.memory == "auto"
     box = panel.ui.memoryBox
     assert [box.itemText(i) for i in range(box.count)] == ["Automatic", "as little as possible"]
     box.currentIndex = 1
