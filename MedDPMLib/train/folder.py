@@ -27,7 +27,7 @@ _ROWS = 20
 
 
 @dataclass
-class Story:
+class RunHistory:
     """What happened in a run so far: plain data for JSON."""
 
     #: ``name``, ``licence`` (None where not known) and names of the ``cases`` learnt from and ``held_out``.
@@ -51,8 +51,8 @@ class Story:
     changes: list[str] = field(default_factory=list)
 
 
-#: What the fields of a :class:`Story` hold: a type, a list of one, a table of named ones, or one of several. ``float``
-#: is any finite number.
+#: What the fields of a :class:`RunHistory` hold: a type, a list of one, a table of named ones, or one of several.
+#: ``float`` is any finite number.
 _SHAPES: dict[str, Any] = {
     "data": {"name": str, "licence": (str, None), "cases": [str], "held_out": [str]},
     "machine": {
@@ -70,8 +70,8 @@ _SHAPES: dict[str, Any] = {
 }  # fmt: skip
 
 
-def story_fields(values: Any, tell: Callable[[str], None] = lambda sentence: None) -> dict[str, Any]:
-    """Those fields of a :class:`Story` that can be used of ``values``, which another version may have written.
+def history_fields(values: Any, tell: Callable[[str], None] = lambda sentence: None) -> dict[str, Any]:
+    """Those fields of a :class:`RunHistory` that can be used of ``values``, which another version may have written.
 
     ``tell`` takes a sentence for each field that is unknown or not as expected. What is missing is missing: a history
     is not worth a run.
@@ -121,11 +121,11 @@ class RunFolder:
     def recipe(self) -> Recipe:
         return load_recipe(self.path / "recipe.toml")
 
-    def story(self) -> Story:
+    def history(self) -> RunHistory:
         """What ``run.json`` tells; what it lacks beside data and machine is left open."""
         path = self.path / "run.json"
         try:
-            found = story_fields(json.loads(path.read_text(encoding="utf-8")))
+            found = history_fields(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, RecursionError) as error:
             raise MedDPMError(f"{path} cannot be read ({str(error):.80}): it is not the folder of a run") from error
         for name in ("data", "machine"):
@@ -134,22 +134,22 @@ class RunFolder:
                     f'{path} does not say what the model was trained on: its "{name}" is missing or incomplete. Resume'
                     f" the run (meddpm train DATASET --run {self.path}), which writes the file anew, and export it then"
                 )
-        return Story(**found)
+        return RunHistory(**found)
 
     def write_recipe(self, recipe: Recipe) -> None:
         with written_whole(self.path / "recipe.toml") as temporary:
             temporary.write_text(recipe_toml(recipe), encoding="utf-8")
 
-    def write_story(self, recipe: Recipe, story: Story) -> None:
-        story.changed = _now()
+    def write_history(self, recipe: Recipe, history: RunHistory) -> None:
+        history.changed = _now()
         with written_whole(self.path / "run.json") as temporary:
-            temporary.write_text(json.dumps(asdict(story), indent=1) + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps(asdict(history), indent=1) + "\n", encoding="utf-8")
         with written_whole(self.path / "README.md") as temporary:
-            temporary.write_text(run_page(recipe, story, self.path), encoding="utf-8")
+            temporary.write_text(run_page(recipe, history, self.path), encoding="utf-8")
 
 
-def describe_machine(execution, processes: int) -> dict[str, Any]:
-    """For :attr:`Story.machine`."""
+def training_machine(execution, processes: int) -> dict[str, Any]:
+    """For :attr:`RunHistory.machine`."""
     import torch
 
     device = execution.device
@@ -179,27 +179,27 @@ def spoken_time(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def run_page(recipe: Recipe, story: Story, path: Path) -> str:
+def run_page(recipe: Recipe, history: RunHistory, path: Path) -> str:
     """The README of the run in the folder ``path``, in Markdown."""
-    data, done = story.data, story.iteration >= recipe.iterations
-    where = f"Iteration {story.iteration:,} of {recipe.iterations:,}, after {spoken_time(story.seconds)}"
+    data, done = history.data, history.iteration >= recipe.iterations
+    where = f"Iteration {history.iteration:,} of {recipe.iterations:,}, after {spoken_time(history.seconds)}"
     lines = [
         f"# A training run of MedDPM: {recipe.name}",
         "",
         f"{recipe.card.get('title', recipe.name)}. {recipe.card.get('summary', '')}",
         "",
-        f"**{where}: {'finished' if done else 'not finished'}.** Written {story.changed}.",
+        f"**{where}: {'finished' if done else 'not finished'}.** Written {history.changed}.",
         "",
         "| | |",
         "|---|---|",
         f"| recipe | {recipe.name}: {recipe.network['kind']}, predicts {recipe.prediction}; in full in recipe.toml |",
         f"| data | {data['name']}: {len(data['cases'])} cases learnt from, {len(data['held_out'])} held out |",
-        f"| begun | {story.started}, {_begun_with(story)} |",
-        f"| machine | {spoken_machine(story.machine)} |",
-        f"| versions | {', '.join(f'{name} {number}' for name, number in story.machine['versions'].items())} |",
+        f"| begun | {history.started}, {_begun_with(history)} |",
+        f"| machine | {spoken_machine(history.machine)} |",
+        f"| versions | {', '.join(f'{name} {number}' for name, number in history.machine['versions'].items())} |",
     ]
-    lines += [f"| changed | {change} |" for change in story.changes]
-    if story.losses:
+    lines += [f"| changed | {change} |" for change in history.changes]
+    if history.losses:
         lines += [
             "",
             "## Losses",
@@ -209,10 +209,10 @@ def run_page(recipe: Recipe, story: Story, path: Path) -> str:
         ]
         lines += [
             f"| {row['iteration']:,} | {row['loss']:.4f} | {_number(row['held_out'])} |"
-            for row in _thinned(story.losses)
+            for row in _thinned(history.losses)
         ]
-    if story.best:
-        lines += ["", f"Best: iteration {story.best['iteration']:,}, with {story.best['score']:.4f}."]
+    if history.best:
+        lines += ["", f"Best: iteration {history.best['iteration']:,}, with {history.best['score']:.4f}."]
     lines += [
         "",
         "## Files",
@@ -227,10 +227,11 @@ def run_page(recipe: Recipe, story: Story, path: Path) -> str:
     return "\n".join(lines)
 
 
-def _begun_with(story: Story) -> str:
-    if not story.init:
-        return "with fresh weights"
-    return f"with the weights of {story.init['model']} ({story.init['fresh']} of {story.init['tensors']} tensors fresh)"
+def _begun_with(history: RunHistory) -> str:
+    if not history.init:
+        return "from scratch"
+    init = history.init
+    return f"from the weights of {init['model']} ({init['fresh']} of {init['tensors']} tensors from scratch)"
 
 
 def _number(value: float | None) -> str:
