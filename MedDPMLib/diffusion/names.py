@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 #: - "dpm-solver++": second-order multistep solver on x0 (2M; Lu et al. 2022, arXiv 2211.01095, algorithm 2).
-#: - "ddim": Song, Meng and Ermon 2021, arXiv 2010.02502, equation 12, deterministic; first order.
+#: - "heun": Heun's method on the probability-flow ODE (Karras et al. 2022, arXiv 2206.00364, algorithm 1 without added
+#:   noise); second order, with two evaluations of the network at each step but the last.
+#: - "ddim": Song, Meng and Ermon 2021, arXiv 2010.02502, equation 12, deterministic (eta = 0); first order.
 #: - "ddpm": ancestral sampling (Ho, Jain and Abbeel 2020, arXiv 2006.11239, algorithm 2).
-METHODS = ("dpm-solver++", "ddim", "ddpm")
+METHODS = ("dpm-solver++", "heun", "ddim", "ddpm")
 
 #: What a network may predict: the noise, the clean image, or the velocity of Salimans and Ho (2022),
 #: v = sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) x0.
