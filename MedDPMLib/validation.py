@@ -87,11 +87,11 @@ def flag() -> Rule:
     return rule("true or false", lambda value: isinstance(value, bool))
 
 
-def text(longest: int = 10_000) -> Rule:
-    """Any text that is not empty, as paths and messages are."""
+def text(longest: int = 10_000, *, least: int = 1) -> Rule:
+    """Any text of ``least`` to ``longest`` characters without NUL, as paths and messages are."""
     return rule(
-        f"a text of 1 to {longest:,} characters",
-        lambda value: isinstance(value, str) and 0 < len(value) <= longest and "\0" not in value,
+        f"a text of {least} to {longest:,} characters",
+        lambda value: isinstance(value, str) and least <= len(value) <= longest and "\0" not in value,
     )
 
 

@@ -14,12 +14,13 @@ from MedDPMLib.cli.options import (
     LabelsOption,
     ModelOption,
     OutOption,
-    PrecisionOption,
     SeedOption,
     model_names,
+    takes_settings,
 )
 from MedDPMLib.cli.output import print_table, show_progress
 from MedDPMLib.errors import MedDPMError
+from MedDPMLib.inference.settings import GenerationSettings
 
 if TYPE_CHECKING:
     from MedDPMLib.benchmark.steps import Row
@@ -155,7 +156,9 @@ def _training_figures(row) -> list[str]:
 
 
 @app.command()
+@takes_settings("device", "precision")
 def steps(
+    *,
     out: OutOption,
     masks: Annotated[
         list[Path] | None, typer.Argument(metavar="MASK", help="Mask files or folders; the bundled templates without.")
@@ -184,8 +187,7 @@ def steps(
     ] = 2,
     seed: SeedOption = 0,
     labels: LabelsOption = None,
-    device: DeviceOption = "auto",
-    precision: PrecisionOption = "auto",
+    settings: GenerationSettings,
 ) -> None:
     """Compare few steps with many, at the same masks and seeds: what is lost, and what is gained in time.
 
@@ -201,8 +203,7 @@ def steps(
     check_writable(out)
 
     from MedDPMLib import load_model
-    from MedDPMLib.benchmark.steps import STEPS, Study, reference_of, student_setting
-    from MedDPMLib.benchmark.steps import settings as make_settings
+    from MedDPMLib.benchmark.steps import STEPS, Study, reference_of, student_variant, variants
     from MedDPMLib.figures.comparison import draw_strip
     from MedDPMLib.imaging.io import SYNTHETIC
     from MedDPMLib.masks.mask import read_mask
@@ -219,18 +220,19 @@ def steps(
                 f"two of the models are called {taught.card.name}: give one another name (meddpm models import --name)"
             )
         students[taught.card.name] = taught
-    settings = make_settings(card, counts, _numbers(guidance))
-    settings += [student_setting(card, found.card) for found in students.values()]
+    compared = variants(card, counts, _numbers(guidance), settings)
+    compared += [student_variant(card, found.card, settings) for found in students.values()]
     painted = [read_mask(path, card.scheme, numbering=labels) for path in paths]
     painted = painted or [load_template(name, card.scheme) for name in template_names()]
     seeds = range(seed, seed + samples)
-    study = Study(load_model(model), painted, seeds, settings, out, choose_execution(device, precision), students)
-    with show_progress(sum(one.steps for one in settings) * len(painted) * samples, "generating") as progress:
+    execution = choose_execution(settings.device, settings.precision)
+    study = Study(load_model(model), painted, seeds, compared, out, execution, students)
+    with show_progress(sum(one.settings.steps for one in compared) * len(painted) * samples, "generating") as progress:
         study.make(lambda doing, done: progress.reach(progress.done + done, doing))
-    with show_progress(len(settings) * len(painted), "comparing") as progress:
+    with show_progress(len(compared) * len(painted), "comparing") as progress:
         rows = study.compare(progress.advance)
 
-    reference = reference_of(card, settings)
+    reference = reference_of(card, compared)
     _write_json(
         out / "steps.json",
         {
@@ -245,7 +247,7 @@ def steps(
     )
     mask = study.example()
     picture = draw_strip(
-        {one.name: study.volumes(one, mask, seed) for one in settings}, mask.volume, card.scheme,
+        {one.name: study.volumes(one, mask, seed) for one in compared}, mask.volume, card.scheme,
         caption=f"{SYNTHETIC}, {card.name}, {mask.name}, seed {seed}",
     )  # fmt: skip
     with written_whole(out / "steps.png") as temporary:
@@ -269,7 +271,7 @@ def _steps_row(row: Row) -> list[str]:
         row.correlation, row.mean_difference, row.sd_difference, row.ms_ssim, row.mae, row.sharpness,
         row.ms_ssim_between_seeds, row.sd_tumour, row.sd_brain,
     )  # fmt: skip
-    return [row.setting.name, f"{row.seconds:.3g}", *map(_over_modalities, figures)]
+    return [row.variant.name, f"{row.seconds:.3g}", *map(_over_modalities, figures)]
 
 
 def _over_modalities(by_modality: dict[str, float | None]) -> str:

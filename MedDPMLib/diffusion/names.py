@@ -7,7 +7,14 @@ from __future__ import annotations
 #:   noise); second order, with two evaluations of the network at each step but the last.
 #: - "ddim": Song, Meng and Ermon 2021, arXiv 2010.02502, equation 12, deterministic (eta = 0); first order.
 #: - "ddpm": ancestral sampling (Ho, Jain and Abbeel 2020, arXiv 2006.11239, algorithm 2).
-METHODS = ("dpm-solver++", "heun", "ddim", "ddpm")
+#: Each with the title that people read.
+METHOD_TITLES = {
+    "dpm-solver++": "DPM-Solver++",
+    "heun": "Heun (two evaluations a step)",
+    "ddim": "DDIM",
+    "ddpm": "DDPM (ancestral)",
+}
+METHODS = tuple(METHOD_TITLES)
 
 #: What a network may predict: the noise, the clean image, or the velocity of Salimans and Ho (2022),
 #: v = sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) x0.

@@ -171,8 +171,10 @@ class LabelScheme:
         meanings = {tuple(sorted((a, b) for a, b in numbering.values if a in present)) for numbering in chosen}
         if len(meanings) != 1:
             raise MedDPMError(
-                f"the values {_listed(sorted(present))} can mean different things: say which numbering it is"
-                f" with --labels: {self._choices(candidates)}"
+                f"the values {_listed(sorted(present))} can mean different things",
+                remedy=f"say which label convention it is: {self._choices(candidates)}",
+                code="ambiguous-labels",
+                choices=self._choices(candidates),
             )
         return chosen[0]
 

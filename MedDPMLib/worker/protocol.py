@@ -30,7 +30,7 @@ from MedDPMLib.validation import (
 )
 
 #: Raised whenever an older client or worker would misunderstand the other.
-PROTOCOL = 1
+PROTOCOL = 2
 
 #: Bytes; no message comes near.
 LONGEST_LINE = 1 << 20
@@ -39,7 +39,7 @@ LONGEST_LINE = 1 << 20
 ERROR_KINDS = ("input", "memory", "package", "internal")
 
 #: Why a request ended without a result; "finished": it had ended before, or there never was one of that id.
-CANCEL_REASONS = ("asked", "superseded", "finished")
+CANCEL_REASONS = ("asked", "finished")
 
 #: What a running request is busy with.
 STAGES = ("model", "mask", "steps")
@@ -63,6 +63,7 @@ def worker_arguments(session: Path, idle: float | None = None) -> list[str]:
 
 _ID = printable(100)
 _TEXT = text()
+_ANY_TEXT = text(least=0)
 #: A name of :mod:`MedDPMLib.worker.session`: no path, nothing outside the session's folder.
 _FILE = matching(
     r"(mask|preview|result)-[A-Za-z0-9_-]{1,64}\.npy", "the name of a file of the session, such as mask-1.npy"
@@ -98,9 +99,8 @@ class Generate(Request):
 
     ``mask`` is a file of the session, uint8 (k, j, i) with the values of the label scheme called ``scheme``, placed by
     ``ijk_to_ras`` (4 x 4, mm); ``name`` is what the record calls it. The worker removes the file when the request has
-    ended. Settings are those of :func:`MedDPMLib.generate`; None is the model's standard. ``modalities`` are those
-    wanted, None for all. A preview is made every ``preview_every`` steps, 0 for none. Of requests that wait with the
-    same ``slot`` only the newest is kept.
+    ended. ``settings`` are those of :class:`MedDPMLib.inference.settings.GenerationSettings`, as its ``to_dict`` gives
+    them. ``modalities`` are those wanted, None for all. A preview is made every ``preview_every`` steps, 0 for none.
     """
 
     model: str = field(_TEXT)
@@ -109,26 +109,14 @@ class Generate(Request):
     scheme: str = field(_TEXT)
     name: str = field(_TEXT, default="mask")
     seeds: list[int] = field(list_of(_SEED, 1, 1000, kind=list), default=(0,))
-    steps: int | None = field(optional(_POSITIVE), default=None)
-    sampler: str | None = field(optional(_TEXT), default=None)
-    device: str = field(_TEXT, default="auto")
-    precision: str = field(_TEXT, default="auto")
-    guidance: float = field(_NOT_NEGATIVE, default=1.0)
-    memory: str = field(_TEXT, default="auto")
-    space: str = field(_TEXT, default="model")
+    settings: dict[str, Any] = field(table(), default_factory=dict)
     modalities: list[str] | None = field(optional(list_of(_TEXT, 1, 16, kind=list)), default=None)
     preview_every: int = field(_COUNT, default=0)
-    slot: str | None = field(optional(_ID), default=None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cancel(Request):
     """Ends the request whose id this is: :class:`Cancelled`, at once, and nothing more of that id."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Unload(Request):
-    """Releases the model's memory after the requests before it: :class:`Unloaded`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,9 +166,7 @@ class Loaded(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Unloaded(Event):
-    """No model is loaded any more; ``id`` is None after idle time."""
-
-    id: str | None = field(optional(_ID), default=None)
+    """No model is loaded any more, after idle time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,12 +221,24 @@ class Result(Event):
 class Error(Event):
     """The request has ended with a fault: ``message`` is a sentence for the user, ``kind`` one of :data:`ERROR_KINDS`.
 
-    ``id`` is None for a line in which no request could be recognised, and for a fault of the start.
+    ``id`` is None for a line in which no request could be recognised, and for a fault of the start. ``code`` and
+    ``values`` are those of a :class:`MedDPMError` whose remedy each face words itself, ``fact`` what is wrong.
     """
 
     id: str | None = field(optional(_ID))
     kind: str = field(one_of(*ERROR_KINDS))
     message: str = field(_TEXT)
+    fact: str = field(_ANY_TEXT, default="")
+    code: str = field(_ANY_TEXT, default="")
+    values: dict[str, str] = field(table(), default_factory=dict)
+
+    @property
+    def error(self) -> MedDPMError:
+        """The mistake, as it was raised in the worker."""
+        if not self.code:
+            return MedDPMError(self.message)
+        remedy = self.message.removeprefix(self.fact).removeprefix(": ")
+        return MedDPMError(self.fact, remedy=remedy, code=self.code, **self.values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,7 +270,7 @@ def _by_type(*classes: type) -> dict[str, type]:
     return {cls.__name__.lower(): cls for cls in classes}
 
 
-_REQUESTS = _by_type(Load, Generate, Cancel, Unload, Status, Shutdown)
+_REQUESTS = _by_type(Load, Generate, Cancel, Status, Shutdown)
 _EVENTS = _by_type(Hello, Ready, Loaded, Unloaded, Progress, Preview, Result, Error, Cancelled, State, Bye)
 
 

@@ -270,7 +270,7 @@ class MaskSection:
         self._show_busy()
         if not isinstance(error, MedDPMError):
             raise error
-        say(self._ui.maskMessage, str(error))
+        say(self._ui.maskMessage, error)
 
     def _show_busy(self) -> None:
         """One thing at a time; a button says by itself that it works."""
@@ -284,7 +284,7 @@ class MaskSection:
         try:
             dependencies.ensure()
         except MedDPMError as error:
-            say(self._ui.maskMessage, str(error))
+            say(self._ui.maskMessage, error)
             return
         self._begin(_start(self._ui.templateBox.currentData, self._scheme), self._show_started)
 
