@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 #: - "dpm-solver++": second-order multistep solver on x0 (2M; Lu et al. 2022, arXiv 2211.01095, algorithm 2).
-#: - "heun": Heun's method on the probability-flow ODE (Karras et al. 2022, arXiv 2206.00364, algorithm 1 without added
-#:   noise); second order, with two evaluations of the network at each step but the last.
+#: - "heun": the same solver's single steps in Heun's form, with the second evaluation at the end of each step (2S with
+#:   r = 1; algorithm 1); second order, twice the time of the others.
 #: - "ddim": Song, Meng and Ermon 2021, arXiv 2010.02502, equation 12, deterministic (eta = 0); first order.
 #: - "ddpm": ancestral sampling (Ho, Jain and Abbeel 2020, arXiv 2006.11239, algorithm 2).
 #: Each with the title that people read.

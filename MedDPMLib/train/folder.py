@@ -7,8 +7,6 @@ the same for people; both are written anew with each checkpoint.
 from __future__ import annotations
 
 import json
-import os
-import platform
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -88,11 +86,12 @@ def describe_machine(execution, processes: int) -> dict[str, Any]:
     """For :attr:`Story.machine`."""
     import torch
 
+    from MedDPMLib.runtime.hardware import processor
+
     device = execution.device
-    processor = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {
         "device": device.type,
-        "processor": processor,
+        "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         "precision": execution.precision,
         "processes": processes,
         "threads": torch.get_num_threads(),
@@ -180,16 +179,6 @@ def _thinned(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         group = rows[start : start + each]
         thinned.append({**group[-1], "loss": sum(row["loss"] for row in group) / len(group)})
     return thinned
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine() or f"{os.cpu_count()} cores"
 
 
 def _now() -> str:
