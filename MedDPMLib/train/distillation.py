@@ -31,7 +31,7 @@ class Teacher:
         settings = recipe.distillation
         model = load_model(settings.teacher)
         _check_same(model.card, recipe_card(recipe))
-        #: For the run's story.
+        #: For the run's history.
         self.identity = {"model": model.card.name, "hash": model.hash}
         self.prediction, self.schedule, self.dtype = model.card.prediction, schedule, dtype
         self.network = optimize(model.network, device, dtype)

@@ -7,6 +7,8 @@ the same for people; both are written anew with each checkpoint.
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -23,7 +25,7 @@ _ROWS = 20
 
 
 @dataclass
-class Story:
+class RunHistory:
     """What happened in a run so far: plain data for JSON."""
 
     #: ``name``, ``licence`` (None where not known) and names of the ``cases`` learnt from and ``held_out``.
@@ -47,6 +49,60 @@ class Story:
     changes: list[str] = field(default_factory=list)
 
 
+#: What the fields of a :class:`RunHistory` hold: a type, a list of one, a table of named ones, or one of several.
+#: ``float`` is any finite number.
+_SHAPES: dict[str, Any] = {
+    "data": {"name": str, "licence": (str, None), "cases": [str], "held_out": [str]},
+    "machine": {
+        "device": str, "processor": str, "precision": str, "processes": int, "threads": int, "versions": {},
+    },
+    "init": ({"model": str, "tensors": int, "fresh": int}, None),
+    "teacher": ({"model": str, "hash": str}, None),
+    "iteration": int,
+    "seconds": float,
+    "started": str,
+    "changed": str,
+    "losses": [{"iteration": int, "loss": float, "held_out": (float, None)}],
+    "best": ({"iteration": int, "score": float}, None),
+    "changes": [str],
+}  # fmt: skip
+
+
+def history_fields(values: Any, tell: Callable[[str], None] = lambda sentence: None) -> dict[str, Any]:
+    """Those fields of a :class:`RunHistory` that can be used of ``values``, which another version may have written.
+
+    ``tell`` takes a sentence for each field that is unknown or not as expected. What is missing is missing: a history
+    is not worth a run.
+    """
+    if not isinstance(values, dict):
+        tell("the history of the run is not a table of fields and is dropped")
+        return {}
+    for name in sorted(values.keys() - _SHAPES.keys()):
+        tell(f'"{name}" in the history of the run is unknown to this version and is dropped')
+    found = {}
+    for name, shape in _SHAPES.items():
+        if name in values and is_shaped(values[name], shape):
+            found[name] = values[name]
+        elif name in values:
+            tell(f'"{name}" in the history of the run is not what this version expects and is dropped')
+    return found
+
+
+def is_shaped(value: Any, shape: Any) -> bool:
+    """Whether ``value`` is as ``shape`` says, see :data:`_SHAPES`; a table may have more fields."""
+    if isinstance(shape, tuple):
+        return any(is_shaped(value, one) for one in shape)
+    if isinstance(shape, list):
+        return isinstance(value, list) and all(is_shaped(entry, shape[0]) for entry in value)
+    if isinstance(shape, dict):
+        return isinstance(value, dict) and all(name in value and is_shaped(value[name], shape[name]) for name in shape)
+    if shape is None:
+        return value is None
+    if shape is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, shape) and not isinstance(value, bool)
+
+
 class RunFolder:
     """The files of the run in ``path``."""
 
@@ -63,27 +119,35 @@ class RunFolder:
     def recipe(self) -> Recipe:
         return load_recipe(self.path / "recipe.toml")
 
-    def story(self) -> Story:
+    def history(self) -> RunHistory:
+        """What ``run.json`` tells; what it lacks beside data and machine is left open."""
         path = self.path / "run.json"
         try:
-            return Story(**json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
+            found = history_fields(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, RecursionError) as error:
             raise MedDPMError(f"{path} cannot be read ({str(error):.80}): it is not the folder of a run") from error
+        for name in ("data", "machine"):
+            if name not in found:
+                raise MedDPMError(
+                    f'{path} does not say what the model was trained on: its "{name}" is missing or incomplete. Resume'
+                    f" the run (meddpm train DATASET --run {self.path}), which writes the file anew, and export it then"
+                )
+        return RunHistory(**found)
 
     def write_recipe(self, recipe: Recipe) -> None:
         with written_whole(self.path / "recipe.toml") as temporary:
             temporary.write_text(recipe_toml(recipe), encoding="utf-8")
 
-    def write_story(self, recipe: Recipe, story: Story) -> None:
-        story.changed = _now()
+    def write_history(self, recipe: Recipe, history: RunHistory) -> None:
+        history.changed = _now()
         with written_whole(self.path / "run.json") as temporary:
-            temporary.write_text(json.dumps(asdict(story), indent=1) + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps(asdict(history), indent=1) + "\n", encoding="utf-8")
         with written_whole(self.path / "README.md") as temporary:
-            temporary.write_text(_readme(recipe, story, self.path), encoding="utf-8")
+            temporary.write_text(run_page(recipe, history, self.path), encoding="utf-8")
 
 
-def describe_machine(execution, processes: int) -> dict[str, Any]:
-    """For :attr:`Story.machine`."""
+def training_machine(execution, processes: int) -> dict[str, Any]:
+    """For :attr:`RunHistory.machine`."""
     import torch
 
     from MedDPMLib.runtime.hardware import processor
@@ -114,26 +178,27 @@ def spoken_time(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def _readme(recipe: Recipe, story: Story, path: Path) -> str:
-    data, done = story.data, story.iteration >= recipe.iterations
-    where = f"Iteration {story.iteration:,} of {recipe.iterations:,}, after {spoken_time(story.seconds)}"
+def run_page(recipe: Recipe, history: RunHistory, path: Path) -> str:
+    """The README of the run in the folder ``path``, in Markdown."""
+    data, done = history.data, history.iteration >= recipe.iterations
+    where = f"Iteration {history.iteration:,} of {recipe.iterations:,}, after {spoken_time(history.seconds)}"
     lines = [
         f"# A training run of MedDPM: {recipe.name}",
         "",
         f"{recipe.card.get('title', recipe.name)}. {recipe.card.get('summary', '')}",
         "",
-        f"**{where}: {'finished' if done else 'not finished'}.** Written {story.changed}.",
+        f"**{where}: {'finished' if done else 'not finished'}.** Written {history.changed}.",
         "",
         "| | |",
         "|---|---|",
         f"| recipe | {recipe.name}: {recipe.network['kind']}, predicts {recipe.prediction}; in full in recipe.toml |",
         f"| data | {data['name']}: {len(data['cases'])} cases learnt from, {len(data['held_out'])} held out |",
-        f"| begun | {story.started}, {_begun_with(story)} |",
-        f"| machine | {spoken_machine(story.machine)} |",
-        f"| versions | {', '.join(f'{name} {number}' for name, number in story.machine['versions'].items())} |",
+        f"| begun | {history.started}, {_begun_with(history)} |",
+        f"| machine | {spoken_machine(history.machine)} |",
+        f"| versions | {', '.join(f'{name} {number}' for name, number in history.machine['versions'].items())} |",
     ]
-    lines += [f"| changed | {change} |" for change in story.changes]
-    if story.losses:
+    lines += [f"| changed | {change} |" for change in history.changes]
+    if history.losses:
         lines += [
             "",
             "## Losses",
@@ -143,10 +208,10 @@ def _readme(recipe: Recipe, story: Story, path: Path) -> str:
         ]
         lines += [
             f"| {row['iteration']:,} | {row['loss']:.4f} | {_number(row['held_out'])} |"
-            for row in _thinned(story.losses)
+            for row in _thinned(history.losses)
         ]
-    if story.best:
-        lines += ["", f"Best: iteration {story.best['iteration']:,}, with {story.best['score']:.4f}."]
+    if history.best:
+        lines += ["", f"Best: iteration {history.best['iteration']:,}, with {history.best['score']:.4f}."]
     lines += [
         "",
         "## Files",
@@ -161,10 +226,11 @@ def _readme(recipe: Recipe, story: Story, path: Path) -> str:
     return "\n".join(lines)
 
 
-def _begun_with(story: Story) -> str:
-    if not story.init:
-        return "with fresh weights"
-    return f"with the weights of {story.init['model']} ({story.init['fresh']} of {story.init['tensors']} tensors fresh)"
+def _begun_with(history: RunHistory) -> str:
+    if not history.init:
+        return "from scratch"
+    init = history.init
+    return f"from the weights of {init['model']} ({init['fresh']} of {init['tensors']} tensors from scratch)"
 
 
 def _number(value: float | None) -> str:

@@ -292,7 +292,7 @@ class MaskSection:
         self.started.emit(segmentation)
         show_background(volumes.sheet_of(segmentation), fit=True)
         show_crosshair()
-        tumour = self._scheme.label_by_name("Enhancing tumour") or next(iter(self._scheme.tumour), None)
+        tumour = next(iter((*self._scheme.of_tissue("rim"), *self._scheme.tumour)), None)
         if tumour is not None:  # what most will paint first
             self.editor.setCurrentSegmentID(tumour.name)
 
