@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import small_card
 
-from MedDPMLib.benchmark import inference, timed_process, training
+from MedDPMLib.benchmark import inference, throughput, timed_process, training
 from MedDPMLib.benchmark.inference import Benchmark, Measurement, benchmark
 from MedDPMLib.benchmark.report import HEADINGS, remarks, rows
 from MedDPMLib.benchmark.throughput import Ceiling, step_flops
@@ -54,11 +54,22 @@ def test_the_condition_s_share_is_left_out():
         assert full - encoded == 2 * 27 * len(card.scheme.labels) * 64 * 16 * 32 * 48
 
 
-def test_the_ceiling_is_a_rate():
-    slow, fast = Ceiling(CPU, side=128).measure(), Ceiling(CPU, side=512).measure()
-    assert slow.keys() == fast.keys() == {"bfloat16", "float32", "highest", "per_cpu_second"}
-    assert all(rates["highest"] == max(rates["bfloat16"], rates["float32"]) for rates in (slow, fast))
-    assert all(1e7 < rate < 1e15 for rates in (slow, fast) for rate in rates.values())
+def test_the_ceiling_is_what_the_products_did_in_their_time(monkeypatch):
+    """Two operations for each of n^3 factors, by a clock on which every product takes 0.1 s, on two cores."""
+    clock, multiply = [0.0], torch.mm
+
+    def slow_product(a, b):
+        clock[0] += 0.1
+        return multiply(a, b)
+
+    monkeypatch.setattr(throughput.torch, "mm", slow_product)
+    monkeypatch.setattr(throughput.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(throughput.time, "process_time", lambda: 2 * clock[0])
+    measured = Ceiling(CPU, side=128).measure()
+    assert measured == pytest.approx(
+        {"bfloat16": 2 * 128**3 / 0.1, "float32": 2 * 64**3 / 0.1, "highest": 2 * 128**3 / 0.1,
+         "per_cpu_second": 2 * 128**3 / 0.2}
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("size", [(192, 192, 144), (128, 128, 128), (48, 33, 17)])

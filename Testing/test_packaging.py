@@ -50,9 +50,7 @@ def test_slicer_is_asked_for_the_packages_that_pyproject_names():
         if isinstance(node, ast.Assign) and node.targets[0].id in ("TORCH", "REQUIREMENTS")
     }
     asked = {"torch": constants["TORCH"], **constants["REQUIREMENTS"]}
-    assert asked == {
-        name: line for name, line in wanted.items() if name not in BROUGHT_BY_SLICER | OF_THE_COMMAND_LINE
-    }
+    assert asked == {name: line for name, line in wanted.items() if name not in BROUGHT_BY_SLICER | OF_THE_COMMAND_LINE}
 
 
 def test_the_extension_is_described_alike_everywhere():

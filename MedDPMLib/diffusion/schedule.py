@@ -86,6 +86,9 @@ class NoiseSchedule:
     betas: Tensor = field(init=False, repr=False, compare=False)
     #: (T,) float32 on ``device``: how much of the image's variance is left.
     alpha_bar: Tensor = field(init=False, repr=False, compare=False)
+    #: (T,) float32 on ``device``: the factors of image and noise in x_t.
+    _signal: Tensor = field(init=False, repr=False, compare=False)
+    _sigma: Tensor = field(init=False, repr=False, compare=False)
     #: ``alpha_bar`` in float64, always on the CPU: for coefficients that are worked out before a loop.
     exact_alpha_bar: Tensor = field(init=False, repr=False, compare=False)
 

@@ -24,7 +24,7 @@ from MedDPMLib.validation import build, field, flag, list_of, number, one_of, op
 try:
     import tomllib
 except ModuleNotFoundError:  # Python 3.10
-    import tomli as tomllib
+    import tomli as tomllib  # type: ignore[no-redef]
 
 LOSSES = ("l1", "l2", "huber")
 OPTIMISERS = ("adam", "adamw")
@@ -335,7 +335,7 @@ def _override(values: dict[str, Any], override: str) -> None:
     for depth, key in enumerate(path):
         if isinstance(place, list):
             found = key.isdecimal() and int(key) < len(place)
-            known, key = f"0 to {len(place) - 1}", int(key) if found else key
+            known, key = f"0 to {len(place) - 1}", int(key) if found else key  # type: ignore[assignment]
         else:
             # A field that is not there yet may be one that need not be; what is unknown is refused with the rest.
             found = isinstance(place, dict) and (key in place or depth == len(path) - 1)

@@ -76,8 +76,8 @@ def fault_of(
         raise  # what is in the way now says nothing of the device
     except failures as error:
         return f"{name} fails ({str(error):.80})"
-    error = relative_error(found, expected)
-    return None if error < tolerance else f"{name} is wrong by {error:.0%}"  # NaN is no small error
+    difference = relative_error(found, expected)
+    return None if difference < tolerance else f"{name} is wrong by {difference:.0%}"  # NaN is no small difference
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:

@@ -279,7 +279,7 @@ _EVENTS = _by_type(Hello, Ready, Loaded, Unloaded, Progress, Preview, Result, Er
 
 def encode(message: Request | Event) -> bytes:
     """``message`` as its line, with the newline; plain ASCII, which is UTF-8."""
-    data = {"type": type(message).__name__.lower()}
+    data: dict[str, Any] = {"type": type(message).__name__.lower()}
     if isinstance(message, Request):
         data["protocol"] = PROTOCOL
     data |= {entry.name: getattr(message, entry.name) for entry in dataclasses.fields(message)}
