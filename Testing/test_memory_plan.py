@@ -149,7 +149,8 @@ def test_a_process_of_meddpm_s_own_counts_what_it_holds_and_its_gaps():
         pytest.skip("another C library than glibc")
     assert held == 0 and own_held > 100e6
     assert own_lean == lean  # hands large arrays back
-    assert 1.2 * fast < own_fast < 1.5 * fast
+    # By how much: test_benchmark.py holds the plan against the peak of a process.
+    assert own_fast > fast
 
 
 # In a run --------------------------------------------------------------------------------------------
