@@ -153,6 +153,7 @@ def test_mistakes_are_told_before_anything_heavy(meddpm, tmp_path):
         assert done.returncode == 2 and says in done.stderr, done.stderr
 
 
+@pytest.mark.timeout(900)  # half a minute, in which four processes import everything: long where others compute, too
 def test_what_would_fit_is_measured_and_printed_without_a_dataset(meddpm):
     """Less in bfloat16 and with recomputed activations, more for larger patches: each is measured, none replaced."""
     small = ["--set", "network.channels=[8, 16]", "--set", "stages.0.patch=[64, 64, 48]"]
