@@ -59,7 +59,8 @@ def test_whatever_comes_is_read_once_and_for_all_or_refused_by_name(rule: Rule, 
         assert "the value" in str(error) and len(str(error)) < 400 and not rule.fits(value)
     else:
         assert rule.fits(value) and rule.read(taken, "the value") == taken, "what was read once is read again"
-        json.dumps(taken, allow_nan=False)
+        if rule is not RULES["table"]:  # whose values nothing is said of
+            json.dumps(taken, allow_nan=False)
 
 
 @pytest.mark.parametrize(
