@@ -64,7 +64,7 @@ class Engine:
         schedule = make_schedule(**recipe.schedule).to(self.device)
         self.schedule = schedule
         self.objective = Objective(recipe.training, recipe.prediction, schedule)
-        self.teacher = recipe.distillation and Teacher(recipe, schedule, self.device, execution.dtype)
+        self.teacher = Teacher(recipe, schedule, self.device, execution.dtype) if recipe.distillation else None
         self.network = build_network(recipe_card(recipe).network_description)
         self.network.start_training(schedule.alpha_bar.cpu())
         # FSDP keeps no memory layout of its own.

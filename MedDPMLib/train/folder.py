@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,26 +52,25 @@ class RunHistory:
 
 _TEXT, _COUNT, _TEXTS = text(least=0), whole(0), list_of(text(), 0, 10**6)
 
+_table = partial(table_with, more=True, complete=True)
+
 #: What the fields of a :class:`RunHistory` hold; tables may have more fields than these.
 _RULES: dict[str, Rule] = {
-    "data": table_with({"name": _TEXT, "licence": optional(_TEXT), "cases": _TEXTS, "held_out": _TEXTS}, more=True),
-    "machine": table_with(
+    "data": _table({"name": _TEXT, "licence": optional(_TEXT), "cases": _TEXTS, "held_out": _TEXTS}),
+    "machine": _table(
         {
             "device": _TEXT, "processor": _TEXT, "precision": _TEXT, "processes": _COUNT, "threads": _COUNT,
             "versions": table(),
-        },
-        more=True,
+        }
     ),
-    "init": optional(table_with({"model": _TEXT, "tensors": _COUNT, "fresh": _COUNT}, more=True)),
-    "teacher": optional(table_with({"model": _TEXT, "hash": _TEXT}, more=True)),
+    "init": optional(_table({"model": _TEXT, "tensors": _COUNT, "fresh": _COUNT})),
+    "teacher": optional(_table({"model": _TEXT, "hash": _TEXT})),
     "iteration": _COUNT,
     "seconds": number(),
     "started": _TEXT,
     "changed": _TEXT,
-    "losses": list_of(
-        table_with({"iteration": _COUNT, "loss": number(), "held_out": optional(number())}, more=True), 0, 10**6
-    ),
-    "best": optional(table_with({"iteration": _COUNT, "score": number()}, more=True)),
+    "losses": list_of(_table({"iteration": _COUNT, "loss": number(), "held_out": optional(number())}), 0, 10**6),
+    "best": optional(_table({"iteration": _COUNT, "score": number()})),
     "changes": _TEXTS,
 }  # fmt: skip
 

@@ -147,7 +147,7 @@ class _Session:
         if state is None:
             if init is not None:
                 self.history.init = self._initialise(init)
-            self.history.teacher = self.engine.teacher and self.engine.teacher.identity  # type: ignore[assignment]
+            self.history.teacher = self.engine.teacher.identity if self.engine.teacher else None
         else:
             changes = recipe_changes(self.folder.recipe(), self.recipe) if self.folder.has_recipe else []
             self._load(state)
