@@ -33,13 +33,14 @@ from conftest import small_card, without_old_garbage, write_small_model
 import qt  # isort: skip
 import slicer  # isort: skip
 
+from MedDPMLib.cli.remedies import worded
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.geometry import Geometry
 from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.masks.mask import Mask
 from MedDPMLib.masks.schemes import load_scheme
 from MedDPMLib.scene import painting, volumes
-from MedDPMLib.scene.background_work import BackgroundWork, at_once
+from MedDPMLib.scene.background_work import BackgroundWork, run_now
 from MedDPMLib.scene.panel.messages import say
 from MedDPMLib.scene.segmentation import read_labels, set_label
 
@@ -88,7 +89,7 @@ def test_five_clicks_and_a_stroke_make_a_volume(panel):
     assert background() is made[0]
 
 
-def test_a_template_can_be_painted_on_at_once(panel):
+def test_a_template_can_be_painted_on_run_now(panel):
     """Slicer's Segment Editor disables its effects without a source volume: there is a blank one."""
     segmentation = start_from_template(panel)
     sheet = volumes.sheet_of(segmentation)
@@ -207,7 +208,7 @@ def test_work_in_turns_is_the_same_work(application):
         return sum((yield lambda: [1, 2, 3]) or ())
 
     logs, turns, results, faults = ([], []), BackgroundWork(), [], []
-    assert at_once(work(logs[0])) == 6
+    assert run_now(work(logs[0])) == 6
     turns.start(work(logs[1]), results.append, faults.append)
     wait_until(lambda: not turns.busy, 5)
     assert results == [6] and not faults and logs[0] == logs[1] == [2, None, "told"]
@@ -216,7 +217,7 @@ def test_work_in_turns_is_the_same_work(application):
         yield lambda: slicer.util.getNode("nothing of this name")
 
     with pytest.raises(slicer.util.MRMLNodeNotFoundException):
-        at_once(bad())
+        run_now(bad())
     turns.start(bad(), results.append, faults.append)
     wait_until(lambda: not turns.busy, 5)
     assert isinstance(faults[0], slicer.util.MRMLNodeNotFoundException) and results == [6]
@@ -280,18 +281,26 @@ def test_the_table_of_labels_opens_where_something_is_missing(panel):
     assert not panel.ui.missingLabel.isHidden() and not panel.ui.addMissingButton.isHidden()
 
 
-def test_messages_name_what_is_in_the_panel(application):
-    """Of a mistake that a mask of the panel can have, the remedy names a control of the panel, not an option."""
-    scheme, line = load_scheme("brats"), qt.QLabel()
+def test_messages_name_what_is_in_the_panel():
+    """No option of the command line in what a mask from the panel can meet, and each face words what to do itself."""
+    scheme = load_scheme("brats")
     geometry = Geometry((20, 20, 20), np.diag([8.0, 8, 8, 1]))
+    errors = []
     for name in ("oedema", "necrosis"):
         labels = np.zeros(geometry.shape, np.uint8)
         labels[8:12, 8:12, 8:12] = scheme.label_by_name(name).value
         with pytest.raises(MedDPMError) as caught:
             Mask.from_volume(Volume(labels, geometry), scheme, numbering=scheme.own_numbering)
-        say(line, caught.value)
-        assert "brain_from" in str(caught.value)
-        assert "Brain from volume" in line.text and "brain_from" not in line.text and "--" not in line.text
+        errors.append(caught.value)
+    labels = np.zeros(geometry.shape, np.uint8)
+    labels[2:18, 2:18, 2:18] = SCHEME.label_by_name("Cerebral white matter").value
+    notes = Mask.from_volume(Volume(labels, geometry), SCHEME, numbering=SCHEME.own_numbering).notes
+    line = qt.QLabel()
+    for error in errors:
+        say(line, error)
+        assert "Brain from volume" in line.text and "--" not in line.text and str(error).split(":")[0] in line.text
+        assert "--brain-from IMAGE" in worded(error) and "--" not in str(error)
+    assert notes and not any("--" in note for note in notes)
 
 
 # Guidance --------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.inference.record import write_result
 from MedDPMLib.masks.templates import find_template
 from MedDPMLib.scene import painting, surface, views, volumes
-from MedDPMLib.scene.background_work import at_once
+from MedDPMLib.scene.background_work import run_now
 from MedDPMLib.scene.panel.results import _Export
 from MedDPMLib.scene.recognition import recognize
 from MedDPMLib.scene.segmentation import read_labels
@@ -82,7 +82,7 @@ def outlined(segmentation):
 # The mask --------------------------------------------------------------------------------------------
 
 
-def test_a_loaded_scene_can_be_painted_on_at_once(panel, application, tmp_path):
+def test_a_loaded_scene_can_be_painted_on_run_now(panel, application, tmp_path):
     """3D Slicer's segment editor loses its segmentation at the end of the batch, after the end of the import."""
     small_segmentation(panel)
     application.processEvents()
@@ -485,7 +485,7 @@ def bounds_of(surface):
 def test_the_3d_view_shows_the_tumor_in_its_brain(panel):
     node = small_segmentation(panel)
     labels = read_labels(node, panel.mask.table, SCHEME)
-    at_once(surface.showing(node, labels, SCHEME))
+    run_now(surface.showing(node, labels, SCHEME))
     shown = {model.GetName(): model for model in surface.surfaces()}
     assert set(shown) == {"Brain surface", "Oedema surface", "Enhancing tumour surface"}
     geometry = labels.geometry
@@ -497,7 +497,7 @@ def test_the_3d_view_shows_the_tumor_in_its_brain(panel):
     assert shown["Brain surface"].GetDisplayNode().GetOpacity() < 0.5
     # Again: the same nodes, and nothing of a part that is gone.
     before = {model.GetID() for model in surface.surfaces()}
-    at_once(surface.showing(node, Volume(np.where(labels.array == REST, REST, 0), geometry), SCHEME))
+    run_now(surface.showing(node, Volume(np.where(labels.array == REST, REST, 0), geometry), SCHEME))
     assert {model.GetID() for model in surface.surfaces()} == before
     assert shown["Oedema surface"].GetMesh().GetNumberOfPoints() == 0
     # They go with the mask: another is chosen, it is deleted.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from MedDPMLib.cli.checks import check_writable, check_writable_file
 from MedDPMLib.cli.options import (
     BUNDLED_MODEL,
     DeviceOption,
@@ -21,6 +22,7 @@ from MedDPMLib.cli.options import (
 from MedDPMLib.cli.output import print_table, show_progress
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.inference.settings import GenerationSettings
+from MedDPMLib.runtime.packages import require
 
 if TYPE_CHECKING:
     from MedDPMLib.benchmark.steps import Row
@@ -77,6 +79,8 @@ def generate(
     from MedDPMLib.benchmark.workload import all_names
     from MedDPMLib.runtime.hardware import devices as all_devices
 
+    if json_file is not None:
+        check_writable_file(json_file)
     if quick:
         grid, steps_measured = _QUICK_GRID, 1
     names, devices = model or all_names(), device or all_devices()
@@ -121,15 +125,21 @@ def train(
     from MedDPMLib.recipes.recipe import load_recipe, recipe_card, recipe_names
     from MedDPMLib.runtime.hardware import describe_machine, load
 
+    require("benchmark train", "accelerate", "monai")
+    if json_file is not None:
+        check_writable_file(json_file)
     if quick:
         grid, iterations = _QUICK_GRID, 1
     loaded = [load_recipe(name) for name in recipes or recipe_names()]
+    multiples = [build_network(recipe_card(settings).network_description).side_multiple for settings in loaded]
+    sizes = [
+        scaled_size(settings.stages[-1].learnt, grid, multiple)
+        for settings, multiple in zip(loaded, multiples, strict=True)
+    ]
     before = load()
     found = []
     with show_progress(len(loaded), "starting") as progress:
-        for settings in loaded:
-            multiple = build_network(recipe_card(settings).network_description).side_multiple
-            size = scaled_size(settings.stages[-1].learnt, grid, multiple)
+        for settings, size in zip(loaded, sizes, strict=True):
             progress.reach(progress.done, settings.name)
             found += measure_training(settings, grid=size, iterations=iterations, device=device)
             progress.advance(settings.name)
@@ -195,9 +205,10 @@ def steps(
     Writes all volumes, steps.json with the figures by modality, and steps.png to look at. What was made before is not
     made again: a run that was stopped goes on.
     """
-    from MedDPMLib.cli.generate import check_writable, find_masks
+    from MedDPMLib.cli.generate import find_masks
     from MedDPMLib.models.store import ModelStore
 
+    require("benchmark steps (its MS-SSIM)", "monai")
     card = ModelStore().find(model).card
     paths = find_masks(masks, out) if masks else []
     check_writable(out)

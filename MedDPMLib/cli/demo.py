@@ -6,7 +6,7 @@ import json
 
 import typer
 
-from MedDPMLib.cli.generate import check_writable
+from MedDPMLib.cli.checks import check_writable
 from MedDPMLib.cli.options import (
     BUNDLED_MODEL,
     ModelOption,

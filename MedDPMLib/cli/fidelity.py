@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from MedDPMLib.cli.checks import check_writable_file
 from MedDPMLib.cli.options import (
     LabelsOption,
     SeedOption,
@@ -18,6 +19,7 @@ from MedDPMLib.cli.options import (
 from MedDPMLib.cli.output import Progress, print_table, show_progress
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.inference.settings import GenerationSettings
+from MedDPMLib.runtime.packages import require
 
 if TYPE_CHECKING:
     from MedDPMLib.imaging.volume import Volume
@@ -66,15 +68,20 @@ def fidelity(
     """
     from MedDPMLib.models.store import ModelStore
 
+    if pairs:
+        require("--pairs (its MS-SSIM)", "monai")
+    if json_file is not None:
+        check_writable_file(json_file)
     cards = [ModelStore().find(name).card for name in model]
     images = _real_images(real, list(dict.fromkeys(modality for card in cards for modality in card.modalities)))
     for_cards = [settings.for_card(card) for card in cards]
     painted = [_mask(mask, card, tumour, labels, images) for card in cards]
+    references = [_reference(one, card, images) for one, card in zip(painted, cards, strict=True)]
     seeds = range(seed, seed + samples)
     with show_progress(sum(one.steps for one in for_cards) * samples, "generating") as progress:
         results = [
-            _measure(name, card, settings, one, images, seeds, pairs, progress)
-            for name, card, one in zip(model, cards, painted, strict=True)
+            _measure(name, card, settings, one, reference, seeds, pairs, progress)
+            for name, card, one, reference in zip(model, cards, painted, references, strict=True)
         ]
 
     if json_file is not None:
@@ -125,22 +132,20 @@ def _mask(path: Path, card: Card, tumour: Path | None, numbering: str | None, im
     )
 
 
-def _measure(
-    name: str,
-    card: Card,
-    settings: GenerationSettings,
-    mask: Mask,
-    images: dict[str, Volume],
-    seeds: range,
-    pairs: bool,
-    progress: Progress,
-) -> _Result:
-    from MedDPMLib import load_model
+@dataclass(frozen=True)
+class _Reference:
+    """What is compared with: the ``labels`` that the model sees, and the real ``images`` on their grid."""
+
+    labels: Volume
+    images: dict[str, Volume]
+
+
+def _reference(mask: Mask, card: Card, images: dict[str, Volume]) -> _Reference:
+    """Raises :class:`MedDPMError` for what cannot be compared, before anything is generated for it."""
     from MedDPMLib.imaging.resample import resample_image
     from MedDPMLib.imaging.volume import Volume
-    from MedDPMLib.inference.generation import plan_run
     from MedDPMLib.masks.fit import fit
-    from MedDPMLib.metrics.label_statistics import average, mask_fidelity, paired_likeness
+    from MedDPMLib.metrics.label_statistics import mask_fidelity
 
     fitted = fit(mask, card.grid)
     labels = Volume(fitted.labels, fitted.geometry)
@@ -148,15 +153,33 @@ def _measure(
         modality: resample_image(images[modality], fitted.geometry, fill=float(images[modality].array.min()))
         for modality in card.modalities
     }
+    mask_fidelity(on_grid, on_grid, labels, card.scheme)
+    return _Reference(labels, on_grid)
+
+
+def _measure(
+    name: str,
+    card: Card,
+    settings: GenerationSettings,
+    mask: Mask,
+    real: _Reference,
+    seeds: range,
+    pairs: bool,
+    progress: Progress,
+) -> _Result:
+    from MedDPMLib import load_model
+    from MedDPMLib.inference.generation import plan_run
+    from MedDPMLib.metrics.label_statistics import average, mask_fidelity, paired_likeness
+
     run = plan_run(load_model(name), settings)
     records, results, likeness = [], [], []
     for seed in seeds:
         doing = f"{card.name}, seed {seed}"
         generated = run.generate(mask, seed=seed, progress=lambda *_, doing=doing: progress.advance(doing))
         records.append(generated.record)
-        results.append(mask_fidelity(generated, on_grid, labels, card.scheme))
+        results.append(mask_fidelity(generated, real.images, real.labels, card.scheme))
         if pairs:
-            likeness.append(paired_likeness(generated, on_grid, labels))
+            likeness.append(paired_likeness(generated, real.images, real.labels))
     return _Result(name, records, average(results), results, likeness)
 
 

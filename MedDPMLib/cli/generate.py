@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from MedDPMLib.cli.checks import check_writable
 from MedDPMLib.cli.options import (
     BrainFromOption,
     LabelsOption,
@@ -49,11 +49,16 @@ def generate(
     there already, made in the same way, is skipped. A mask that cannot be used is told and left out, the others are
     made; the exit code is then 2.
     """
-    paths = find_masks(masks, out)
+    from MedDPMLib.imaging.io import check_readable
     from MedDPMLib.models.store import ModelStore
 
+    paths = find_masks(masks, out)
     entry = ModelStore().find(model)
     settings = settings.for_card(entry.card)
+    if labels is not None:
+        entry.card.scheme.numbering(labels)
+    if brain_from is not None:
+        check_readable(brain_from)
     check_writable(out)
     batch = Batch(entry, settings, out, labels, brain_from)
     seeds = range(seed, seed + samples)
@@ -161,13 +166,3 @@ def find_masks(arguments: Sequence[Path], out: Path) -> list[Path]:
     if twice:
         raise MedDPMError(f'several masks are called "{twice[0]}", and their results would be too: rename them')
     return list(dict.fromkeys(paths))
-
-
-def check_writable(folder: Path) -> None:
-    """Before hours are spent on what cannot be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise MedDPMError(f"{folder} cannot be written to ({error.strerror}): choose another folder") from error

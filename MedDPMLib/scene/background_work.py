@@ -24,7 +24,7 @@ Work = Generator[Callable[[], Any] | None, Any, Any]
 _LOOK = 0.01
 
 
-def at_once(work: Work) -> Any:
+def run_now(work: Work) -> Any:
     """Does all of ``work`` now, for a script; returns its result."""
     answer, fault = None, None
     while True:

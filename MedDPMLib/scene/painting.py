@@ -16,9 +16,9 @@ from MedDPMLib.masks.brain_area import brain_area
 from MedDPMLib.masks.schemes import Label, LabelScheme
 from MedDPMLib.masks.seg_nrrd import REGIONS, TYPES
 from MedDPMLib.masks.tumor import paint_tumour
-from MedDPMLib.scene.background_work import Work, at_once
+from MedDPMLib.scene.background_work import Work, run_now
 from MedDPMLib.scene.images import oriented_image, volume_from_node
-from MedDPMLib.scene.segmentation import painted, painted_geometry, read_labels, reference_geometry
+from MedDPMLib.scene.segmentation import is_painted_at, painted, painted_geometry, read_labels, reference_geometry
 
 _BINARY_LABELMAP = slicer.vtkSegmentationConverter.GetBinaryLabelmapRepresentationName()
 _CONVERTER = slicer.vtkSegmentationConverter
@@ -80,6 +80,18 @@ def paint(
 
     The segments ``over`` lose what is painted; all others keep it and overlap.
     """
+    run_now(painting(segmentation, segment_id, voxels, first=first, over=over))
+
+
+def painting(
+    segmentation: slicer.vtkMRMLSegmentationNode,
+    segment_id: str,
+    voxels: np.ndarray,
+    *,
+    first: Sequence[int] = (0, 0, 0),
+    over: Iterable[str] = (),
+) -> Work:
+    """The work of :func:`paint`, step by step."""
     lattice, over = reference_geometry(segmentation), list(over)
     logic = slicer.vtkSlicerSegmentationsModuleLogic
     image = oriented_image(voxels.astype(np.uint8), lattice, first)
@@ -88,11 +100,14 @@ def paint(
     ):
         text = _('the segment "{segment}" of "{segmentation}" cannot be painted: see the error log')
         raise MedDPMError(text.format(segment=segment_id, segmentation=segmentation.GetName()))
-    # Segments in the same image have given way already; those in others are erased.
+    # Segments in the same image have given way already; those in others are erased, where there is something to erase.
     layer = segmentation.GetBinaryLabelmapInternalRepresentation(segment_id)
     rest = oriented_image(np.where(voxels, 0, 255).astype(np.uint8), lattice, first)
     for other in over:
-        if other != segment_id and segmentation.GetBinaryLabelmapInternalRepresentation(other) is not layer:
+        if other == segment_id or segmentation.GetBinaryLabelmapInternalRepresentation(other) is layer:
+            continue
+        if is_painted_at(segmentation, other, voxels, lattice, first):
+            yield
             logic.SetBinaryLabelmapToSegment(
                 rest, segmentation, other, logic.MODE_MERGE_MIN, rest.GetExtent(), False, over
             )
@@ -109,7 +124,7 @@ def fill_brain(
     ``table`` is segment ID to label value and has to name a segment for that label. Raises
     :class:`MedDPMError` if it does not, or if the image shows no brain (:func:`MedDPMLib.masks.brain_area.brain_area`).
     """
-    return at_once(filling_brain(segmentation, table, scheme, image))
+    return run_now(filling_brain(segmentation, table, scheme, image))
 
 
 def filling_brain(
@@ -149,7 +164,7 @@ def stamp_tumour(
     Every segment of ``table`` gives way, so that what is under the tumour is gone as with the brush. Raises
     :class:`MedDPMError` if a part of the tumour has no segment, or if there is no brain at ``center``.
     """
-    at_once(stamping_tumour(segmentation, table, scheme, center, radius, seed=seed))
+    run_now(stamping_tumour(segmentation, table, scheme, center, radius, seed=seed))
 
 
 def stamping_tumour(
@@ -169,7 +184,8 @@ def stamping_tumour(
     first, parts = yield partial(_tumour_parts, before, geometry, scheme, center, radius, seed)
     places = [(_segment_of(label, table), voxels) for label, voxels in parts]
     for segment_id, voxels in places:
-        paint(segmentation, segment_id, voxels, first=first, over=[id_ for id_ in table if id_ != segment_id])
+        others = [id_ for id_ in table if id_ != segment_id]
+        yield from painting(segmentation, segment_id, voxels, first=first, over=others)
         yield
 
 

@@ -7,7 +7,7 @@ the segmentation's own reference geometry: Slicer's export to one label map lets
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import slicer
@@ -100,7 +100,7 @@ def likely_label(name: str, scheme: LabelScheme) -> Label | None:
     words = set(re.split(r"[\W_\d]+", name.casefold()))
     if not words & _TUMOR_WORDS:
         return None
-    return scheme.label_by_name("Enhancing tumour") or next(iter(scheme.tumour), None)
+    return next(iter((*scheme.of_tissue("rim"), *scheme.tumour)), None)
 
 
 def tumor_segments(segmentation: slicer.vtkMRMLSegmentationNode) -> list[str]:
@@ -118,6 +118,28 @@ def tumor_center(labels: Volume, scheme: LabelScheme) -> np.ndarray | None:
     """A point (RAS, mm) in the middle of the tumor of ``labels`` (values of ``scheme``); None if there is none."""
     found = np.argwhere(np.isin(labels.array, [label.value for label in scheme.tumour]))
     return labels.geometry.to_ras(found.mean(axis=0)[::-1]) if len(found) else None
+
+
+def is_painted_at(
+    segmentation: slicer.vtkMRMLSegmentationNode,
+    segment_id: str,
+    voxels: np.ndarray,
+    lattice: Geometry,
+    first: Sequence[int],
+) -> bool:
+    """Whether the segment has any of ``voxels`` (k, j, i; boolean), the first at index ``first`` of ``lattice``."""
+    layer = segmentation.GetBinaryLabelmapInternalRepresentation(segment_id)
+    if layer is None or layer.IsEmpty() or layer.GetPointData().GetScalars() is None:
+        return False
+    offset = _offset(image_geometry(layer), lattice)
+    if offset is None:  # on another lattice it is not looked for voxel by voxel
+        return True
+    array, start = image_array(layer), np.array(first)[::-1] - offset[::-1]
+    low = np.maximum(start, 0)
+    high = np.maximum(np.minimum(start + voxels.shape, array.shape), low)
+    here = array[tuple(map(slice, low, high))]
+    there = voxels[tuple(map(slice, low - start, high - start))]
+    return bool((there & (here == segmentation.GetSegmentation().GetSegment(segment_id).GetLabelValue())).any())
 
 
 def fingerprint(segmentation: slicer.vtkMRMLSegmentationNode) -> tuple:

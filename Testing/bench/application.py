@@ -273,6 +273,7 @@ class Application(Signals):
     def _set_up_logics(self):
         self._logic.SetMRMLScene(self._scene)
         self._logic.SetTemporaryPath(self.temporaryPath)
+        self._logic.SetHomeDirectory(self.slicerHome)  # where there are no color tables in files
         self._logic.GetColorLogic().SetMRMLScene(self._scene)
         self._logic.GetColorLogic().AddDefaultColorNodes()
         slicer.modules = types.SimpleNamespace()

@@ -304,7 +304,7 @@ class MaskSection:
         show_crosshair()
         if center is not None:
             show_place(center)
-        tumour = self._scheme.label_by_name("Enhancing tumour") or next(iter(self._scheme.tumour), None)
+        tumour = next(iter((*self._scheme.of_tissue("rim"), *self._scheme.tumour)), None)
         if tumour is not None:  # what most will paint first
             self.editor.setCurrentSegmentID(tumour.name)
 
