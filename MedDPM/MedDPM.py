@@ -151,6 +151,7 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def setup(self):
         from MedDPMLib.scene.background_work import BackgroundWork
+        from MedDPMLib.scene.panel.completion import Completion
         from MedDPMLib.scene.panel.guide import Guide
         from MedDPMLib.scene.panel.mask import MaskSection
         from MedDPMLib.scene.panel.models import ModelSection
@@ -178,6 +179,9 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.marks = SyntheticMarks()
         self.recognition = Recognition()
         self._surfaces = BackgroundWork()
+        self.completion = Completion()
+        self.completion.ended.connect(self.onCompleted)
+        self.ui.completeButton.clicked.connect(self.onComplete)
         buttons = (self.ui.outlinesTumor, self.ui.outlinesAll, self.ui.outlinesNone)
         self._outlines = dict(zip(OUTLINES, buttons, strict=True))
         self._keys = self.makeKeys(uiWidget)
@@ -229,6 +233,9 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.removeObservers()
         for timer in (self._warmUp, self._settle, self._sweep):
             timer.stop()
+        for shortcut in self._keys:  # they belong to the main window, which stays
+            shortcut.setEnabled(False)
+            shortcut.deleteLater()
         self.run.disconnect()
         self.logic.generator.progressed.disconnect(self.onProgressed)
         self.logic.generator.ended.disconnect(self.onEnded)
@@ -237,6 +244,7 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.mask.stop()
         self.recognition.stop()
         self._surfaces.stop()
+        self.completion.stop()
         self.marks.stop()
 
     def enter(self):
@@ -260,6 +268,7 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.logic.stop()
         self.results.close_scene()
         self._surfaces.stop()
+        self.completion.stop()
         self.setParameterNode(None)
         self.mask.close_scene()
 
@@ -407,6 +416,8 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         leftOut = list(self._parameterNode.leftOut) if self._parameterNode is not None else []
         self.run.show_modalities(card, leftOut, self.onModalitiesChanged)
         self.run.show_guidance(card)
+        self.ui.completeButton.visible = card is not None and card.completion is not None
+        self.ui.completeLabel.visible = self.ui.completeButton.visible
         if self._parameterNode is not None and self.models.entry is not None:
             self._parameterNode.model = self.models.entry.name
         if self.parent.isEntered:
@@ -445,6 +456,36 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def onStartedFromTemplate(self, segmentation):
         self.ui.segmentationSelector.setCurrentNode(segmentation)
         self._warmUp.start()
+
+    # Completing
+
+    def onComplete(self, checked=None):
+        from MedDPMLib.errors import MedDPMError
+        from MedDPMLib.scene import dependencies
+        from MedDPMLib.scene.panel.messages import say
+
+        chosen, message = self._parameterNode, self.ui.maskMessage
+        try:
+            if chosen.segmentation is None:
+                raise MedDPMError(_("no segmentation is chosen: choose one, or start from a template"))
+            dependencies.ensure(torch=False)
+            self.completion.start(chosen.segmentation, self.mask.table, self.models.card, chosen.seed)
+        except MedDPMError as error:
+            say(message, error)
+            return
+        self.ui.completeButton.enabled = False
+        say(message, _("The mask is being completed ..."))
+
+    def onCompleted(self, segmentation, text):
+        """The completed mask is chosen, with a model that sees all of its structures if there is one."""
+        from MedDPMLib.scene.panel.messages import say
+
+        self.ui.completeButton.enabled = True
+        if segmentation is not None:
+            if self.models.card is not None and self.models.card.completion is not None:
+                self.models.choose_for(self.models.card.completion)
+            self.ui.segmentationSelector.setCurrentNode(segmentation)
+        say(self.ui.maskMessage, text)
 
     # Generating
 

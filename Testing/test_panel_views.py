@@ -82,7 +82,7 @@ def outlined(segmentation):
 # The mask --------------------------------------------------------------------------------------------
 
 
-def test_a_loaded_scene_can_be_painted_on_run_now(panel, application, tmp_path):
+def test_a_loaded_scene_can_be_painted_on_at_once(panel, application, tmp_path):
     """3D Slicer's segment editor loses its segmentation at the end of the batch, after the end of the import."""
     small_segmentation(panel)
     application.processEvents()
@@ -506,3 +506,31 @@ def test_the_3d_view_shows_the_tumor_in_its_brain(panel):
     assert not any(model.GetDisplayNode().GetVisibility() for model in surface.surfaces())
     slicer.mrmlScene.RemoveNode(node)
     wait_until(lambda: surface.surfaces() == [], 5)
+
+
+# Completion ------------------------------------------------------------------------------------------
+
+
+def test_a_mask_of_a_tumor_alone_is_completed_to_be_looked_at(panel, monkeypatch):
+    monkeypatch.delenv("MEDDPM_MODELS")
+    panel.models.fill("brain-brats")
+    assert panel.models.entry.name == "brain-brats" and not panel.ui.completeButton.isHidden()
+    before = start_from_template(panel, "glioma")
+    brats = panel.models.card.scheme
+    given = read_labels(before, panel.mask.table, brats)
+    panel.ui.seedBox.value = 3
+    panel.ui.completeButton.click()
+    assert not panel.ui.completeButton.enabled
+    wait_until(lambda: not panel.completion.busy)
+    node = panel.ui.segmentationSelector.currentNode()
+    assert node is not before and node.GetName() == f"{before.GetName()} (completed, seed 3)"
+    assert panel.models.entry.name == "brain-anatomy" and "invented" in panel.ui.maskMessage.text
+    made = read_labels(node, panel.mask.table, SCHEME)
+    anatomy = {label.value for label in SCHEME.labels if label.role == "structure"}
+    assert len(anatomy & set(np.unique(made.array).tolist())) > 10
+    for name in ("Necrosis", "Enhancing tumour"):  # on the model's grid, in the same place
+        one, other = (
+            volume.geometry.to_ras(np.argwhere(volume.array == scheme.label_by_name(name).value)[:, ::-1]).mean(axis=0)
+            for volume, scheme in ((given, brats), (made, SCHEME))
+        )
+        assert np.abs(one - other).max() < 1

@@ -147,7 +147,8 @@ def _ask(
         likely = likely_label(name, scheme)
         box.currentIndex = box.findData(likely.value) if likely is not None else 0
         form.addRow(f"{name}:", box)
-    buttons = qt.QDialogButtonBox(qt.QDialogButtonBox.Ok | qt.QDialogButtonBox.Cancel)
+    buttons = qt.QDialogButtonBox()
+    buttons.setStandardButtons(qt.QDialogButtonBox.Ok | qt.QDialogButtonBox.Cancel)
     buttons.accepted.connect(dialog.accept)
     buttons.rejected.connect(dialog.reject)
     layout.addWidget(buttons)

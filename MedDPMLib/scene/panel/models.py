@@ -7,6 +7,7 @@ import slicer
 from slicer.i18n import tr as _
 
 from MedDPMLib.errors import MedDPMError
+from MedDPMLib.masks.schemes import LabelScheme
 from MedDPMLib.models.card import Card
 from MedDPMLib.models.store import BUNDLED_MODELS, ModelEntry, ModelStore
 from MedDPMLib.scene import dependencies
@@ -86,6 +87,13 @@ class ModelSection:
         elif name:
             text = _('The model "{name}" is not installed: add it, or use this one.')
             self._ui.modelSummary.text = text.format(name=name)
+
+    def choose_for(self, scheme: LabelScheme) -> None:
+        """Chooses a model whose masks have the labels of ``scheme``, if there is one."""
+        for entry in self._entries:
+            if entry.problem is None and entry.card.scheme == scheme and entry.card.completion is None:
+                self.choose(entry.name)
+                return
 
     def stop(self) -> None:
         """Ends what still runs."""

@@ -112,12 +112,14 @@ class ResultsSection:
         tree.clear()
         for index, nodes in enumerate(runs):
             ids = [node.GetID() for node in nodes]
-            run = qt.QTreeWidgetItem([_describe(nodes)])
+            run = qt.QTreeWidgetItem()
+            run.setText(0, _describe(nodes))
             run.setData(0, qt.Qt.UserRole, ids)
             run.setToolTip(0, _tool_tip(nodes[0]))
             tree.addTopLevelItem(run)
             for node in nodes:
-                item = qt.QTreeWidgetItem([(volumes.modality_of(node) or node.GetName()).upper()])
+                item = qt.QTreeWidgetItem()
+                item.setText(0, (volumes.modality_of(node) or node.GetName()).upper())
                 item.setIcon(0, self._thumbnail(node))
                 item.setData(0, qt.Qt.UserRole, [node.GetID()])
                 item.setToolTip(0, node.GetName())
