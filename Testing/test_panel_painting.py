@@ -89,7 +89,7 @@ def test_five_clicks_and_a_stroke_make_a_volume(panel):
     assert background() is made[0]
 
 
-def test_a_template_can_be_painted_on_run_now(panel):
+def test_a_template_can_be_painted_on_at_once(panel):
     """Slicer's Segment Editor disables its effects without a source volume: there is a blank one."""
     segmentation = start_from_template(panel)
     sheet = volumes.sheet_of(segmentation)
