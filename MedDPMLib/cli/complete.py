@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from MedDPMLib.cli.options import BrainFromOption, LabelsOption, SeedOption, model_names
+from MedDPMLib.cli.options import BrainFromOption, GeometryOption, LabelsOption, SeedOption, model_names
 from MedDPMLib.errors import MedDPMError
 
 #: The bundled model whose masks are completed.
@@ -25,6 +25,7 @@ def complete(
     ] = _COMPLETED,
     labels: LabelsOption = None,
     brain_from: BrainFromOption = None,
+    geometry: GeometryOption = None,
 ) -> None:
     """Write the mask as the model sees it: with the structures that it leaves open, which are invented.
 
@@ -47,7 +48,7 @@ def complete(
     card = ModelStore().find(model).card
     if card.completion is None:
         raise MedDPMError(f"the model {card.name} sees a mask as it is, nothing is invented for it: use {_COMPLETED}")
-    read = read_mask(mask, card.scheme, numbering=labels, brain_from=brain_from)
+    read = read_mask(mask, card.scheme, numbering=labels, brain_from=brain_from, geometry=geometry)
     seen = network_labels(read, card, seed)
     completed = Volume(seen.labels, seen.geometry)
     description = f"label map of MedDPM, partly invented, seed {seed}"

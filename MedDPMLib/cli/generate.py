@@ -14,6 +14,7 @@ import typer
 from MedDPMLib.cli.options import (
     BrainFromOption,
     DeviceOption,
+    GeometryOption,
     GuidanceOption,
     LabelsOption,
     MemoryOption,
@@ -56,6 +57,7 @@ def generate(
     ] = "model",
     labels: LabelsOption = None,
     brain_from: BrainFromOption = None,
+    geometry: GeometryOption = None,
 ) -> None:
     """Make synthetic MRI volumes from masks.
 
@@ -69,7 +71,7 @@ def generate(
     entry = ModelStore().find(model)
     settings = check_settings(entry.card, quality, sampler, steps, device, precision, guidance, memory, space)
     check_writable(out)
-    batch = Batch(entry, settings, out, labels, brain_from)
+    batch = Batch(entry, settings, out, labels, brain_from, geometry)
     seeds = range(seed, seed + samples)
     with show_progress(len(paths) * len(seeds) * settings.steps, "starting") as progress:
         for path in paths:
@@ -83,10 +85,16 @@ class Batch:
     """What masks, seeds and a second run have in common; the model is loaded when the first volume is due."""
 
     def __init__(
-        self, entry: ModelEntry, settings: Settings, out: Path, numbering: str | None, brain_from: Path | None
+        self,
+        entry: ModelEntry,
+        settings: Settings,
+        out: Path,
+        numbering: str | None,
+        brain_from: Path | None,
+        geometry: str | None = None,
     ) -> None:
         self.entry, self.settings, self.out = entry, settings, out
-        self.numbering, self.brain_from = numbering, brain_from
+        self.reading = {"numbering": numbering, "brain_from": brain_from, "geometry": geometry}
         self.made = self.skipped = self.failed = 0
 
     @cached_property
@@ -105,10 +113,13 @@ class Batch:
 
         card, settings = self.entry.card, self.settings
         try:
-            mask = read_mask(path, card.scheme, numbering=self.numbering, brain_from=self.brain_from)
+            mask = read_mask(path, card.scheme, **self.reading)
         except MedDPMError as error:
             return self._fail(error, len(seeds), progress)
-        told = set()
+        # Said at once: how the file is read shows whether it is worth the wait.
+        for note in mask.notes:
+            typer.echo(f"{mask.name}: {note}")
+        told = set(mask.notes)
         for index, seed in enumerate(seeds):
             stem, doing = f"{mask.name}_seed{seed}", f"{mask.name}, seed {seed}"
             run = describe_run(

@@ -25,6 +25,14 @@ def model_names(incomplete: str) -> list[str]:
     return sorted({entry.name for entry in ModelStore().list() if entry.name.startswith(incomplete)})
 
 
+def _known_geometry(text: str | None) -> str | None:
+    from MedDPMLib.imaging.nifti import GEOMETRIES
+
+    if text is not None and text not in GEOMETRIES:
+        raise MedDPMError(f'there is no geometry "{text}": use {" or ".join(GEOMETRIES)}')
+    return text
+
+
 ModelOption = Annotated[
     str,
     typer.Option("--model", help="Installed model, bundle file or official checkpoint.", autocompletion=model_names),
@@ -56,7 +64,21 @@ MemoryOption = Annotated[
 PrecisionOption = Annotated[str, typer.Option("--precision", help="auto, float32, bfloat16 or float16.")]
 LabelsOption = Annotated[
     str | None,
-    typer.Option("--labels", metavar="NUMBERING", help="How the masks number their labels, where it is ambiguous."),
+    typer.Option(
+        "--labels",
+        metavar="NUMBERING",
+        help="How the masks number their labels, where it is ambiguous: a name such as brats-2023, a colour table, or"
+        ' what each value is: "1=necrosis,2=oedema,3=enhancing tumour,4=rest of the brain".',
+    ),
+]
+GeometryOption = Annotated[
+    str | None,
+    typer.Option(
+        "--geometry",
+        metavar="FORM",
+        help="sform or qform: which counts where a NIfTI header says in two ways where a volume lies.",
+        callback=_known_geometry,
+    ),
 ]
 BrainFromOption = Annotated[
     Path | None,

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from MedDPMLib.cli.options import LabelsOption
+from MedDPMLib.cli.options import GeometryOption, LabelsOption
 from MedDPMLib.cli.output import complain, show_progress
 from MedDPMLib.errors import MedDPMError
 
@@ -50,6 +50,7 @@ def prepare(
         str | None, typer.Option(help="Contrasts to take, such as t1,t2; without it all of the scheme.")
     ] = None,
     labels: LabelsOption = None,
+    geometry: GeometryOption = None,
     normalise: Annotated[
         str,
         typer.Option(
@@ -73,7 +74,7 @@ def prepare(
     chosen = tuple(modalities.split(",")) if modalities is not None else standard(scheme).modalities
     if anatomy is not None and not anatomy.is_dir():
         raise MedDPMError(f"{anatomy} is not a folder: --anatomy needs the folder of CASE_anatomy.nii.gz")
-    settings = DatasetSettings(scheme, chosen, anatomy, labels, normalise)
+    settings = DatasetSettings(scheme, chosen, anatomy, labels, normalise, geometry)
     cases = find_cases(sources, load_scheme(scheme), chosen, numbering=labels)
     for layout, count in Counter(case.layout for case in cases).items():
         typer.echo(f"{layout}: {count} {'case' if count == 1 else 'cases'}")

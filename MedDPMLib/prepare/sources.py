@@ -10,6 +10,8 @@ from pathlib import Path
 
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.io import read_volume, volume_stem, volume_suffix
+from MedDPMLib.masks.label_tables import nnunet_labels
+from MedDPMLib.masks.numberings import label_named, numberings
 from MedDPMLib.masks.schemes import LabelScheme
 
 #: The layouts.
@@ -38,18 +40,6 @@ _MED_DDPM_PARTS = {"brats": "brats2021", "anatomy": "brats2021", "whole-head": "
 _IMAGE_FOLDERS = ("image", "images", "img", "imgs")
 _MASK_FOLDERS = ("mask", "masks", "label", "labels", "seg", "segmentation", "segmentations")
 
-#: What public data sets call labels beside the schemes' own names, without capitals, hyphens and underscores.
-_LABEL_NAMES = {
-    # What is left of the core without the enhancing part.
-    "tumor core": "necrosis", "tumour core": "necrosis",
-    "non enhancing tumor": "necrosis", "non enhancing tumour": "necrosis",
-    "ncr/net": "necrosis", "ncr & net": "necrosis", "ncr and net": "necrosis", "ncr net": "necrosis", "net": "necrosis",
-    "necrotic and non enhancing tumor core": "necrosis", "necrotic and non enhancing tumour core": "necrosis",
-    "necrotic tumor core": "necrosis",
-    "gd enhancing tumor": "enhancing tumour", "gd enhancing tumour": "enhancing tumour",
-    "peritumoral oedema": "oedema", "peritumoural edema": "oedema",
-}  # fmt: skip
-
 #: What may follow a pair's common name.
 _PAIR_ENDING = re.compile(r"[_-](image|img|mask|label|labels|seg|segmentation)$", re.IGNORECASE)
 
@@ -64,8 +54,8 @@ _EXPECTED = (
 class CaseFiles:
     """The files of one case: an image for each modality, and where the ``segmentation`` is or would be.
 
-    ``labels`` says what the segmentation's values mean (value of the scheme by value of the file) where the layout
-    tells; else the values speak for themselves. ``problem`` is what is wrong with it already.
+    ``labels`` says what the segmentation's values are called, by value, where the layout tells. ``problem`` is what is
+    wrong with it already.
     """
 
     name: str
@@ -73,7 +63,7 @@ class CaseFiles:
     source: Path
     images: Mapping[str, Path]
     segmentation: Path
-    labels: Mapping[int, int] | None = None
+    labels: Mapping[int, str] | None = None
     problem: str | None = None
 
 
@@ -145,7 +135,7 @@ def _nnunet_cases(
     try:
         said = json.loads(description.read_text(encoding="utf-8"))
         channels = {int(key): str(name) for key, name in (said.get("channel_names") or said["modality"]).items()}
-        labels = _nnunet_labels(said["labels"])
+        labels = nnunet_labels(said["labels"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise MedDPMError(
             f"{description} is not nnU-Net's description of a dataset ({error!r:.100}): it needs channel_names and"
@@ -161,12 +151,9 @@ def _nnunet_cases(
         raise MedDPMError(
             f"{description} names the channels {', '.join(channels.values())}: {', '.join(missing)} is missing"
         )
-    if numbering is not None:
-        meaning = None
-    elif said.get("label_scheme") == scheme.name:
-        meaning = {value: value for value in scheme.values}
-    else:
-        meaning = {value: _label_value(name, scheme, description) for value, name in labels.items()}
+    for name in labels.values():
+        if numbering is None:
+            _check_label(name, scheme, description)
     ending = str(said.get("file_ending", ".nii.gz"))
     names = {path.name.removesuffix(ending) for path in _entries(source / "labelsTr") if path.name.endswith(ending)}
     images = {path.name for path in _entries(source / "imagesTr") if path.name.endswith(ending)}
@@ -176,37 +163,17 @@ def _nnunet_cases(
         wanted = {modality: source / "imagesTr" / f"{name}_{n:04d}{ending}" for modality, n in numbers.items()}
         wanted["seg"] = segmentation
         files = {content: [path] for content, path in wanted.items() if path.is_file()}
-        yield replace(_case(name, NNUNET, source, files, wanted, modalities), labels=meaning)
+        yield replace(_case(name, NNUNET, source, files, wanted, modalities), labels=None if numbering else labels)
 
 
-def _nnunet_labels(said: Mapping) -> dict[int, str]:
-    """What each value of a segmentation is called, without the background.
-
-    ``said`` has values by name (version 2), names by value (version 1), or several values by the name of a region,
-    one inside the other: then a value is the smallest region that has it.
-    """
-    if all(re.fullmatch(r"\d+", str(key)) and isinstance(name, str) for key, name in said.items()):
-        said = {name: int(key) for key, name in said.items()}
-    regions = {str(name): value if isinstance(value, list) else [value] for name, value in said.items()}
-    labels = {}
-    for name in sorted(regions, key=lambda name: len(regions[name]), reverse=True):
-        for value in regions[name]:
-            labels[int(value)] = name
-    return {value: name for value, name in labels.items() if value > 0 and name != "ignore"}
-
-
-def _label_value(name: str, scheme: LabelScheme, description: Path) -> int:
-    plain = " ".join(re.split(r"[\s_-]+", name.strip().casefold()))
-    # "the peritumoral edema (ED)", "NCR / NET"
-    plain = re.sub(r" ?/ ?", "/", re.sub(r" \([^)]*\)$", "", plain).removeprefix("the "))
-    for attempt in (name, plain, _LABEL_NAMES.get(plain, plain)):
-        if label := scheme.label_by_name(attempt):
-            return label.value
+def _check_label(name: str, scheme: LabelScheme, description: Path) -> None:
+    if label_named(name, scheme):
+        return
     known = ", ".join(label.name for label in scheme.labels)
-    numberings = ", ".join(one.name for one in scheme.numberings)
+    names = ", ".join(one.name for one in numberings(scheme))
     raise MedDPMError(
         f'{description} names a label "{name}", which is none of the scheme "{scheme.name}" ({known}): rename it there,'
-        f" or say with --labels how its values are numbered ({numberings})"
+        f" or say with --labels how its values are numbered ({names})"
     )
 
 
