@@ -10,12 +10,12 @@ import pytest
 import torch
 from conftest import small_card
 
-from MedDPMLib.benchmark import inference, training, variants
+from MedDPMLib.benchmark import inference, timed_process, training
 from MedDPMLib.benchmark.inference import Benchmark, Measurement, benchmark
 from MedDPMLib.benchmark.report import HEADINGS, remarks, rows
 from MedDPMLib.benchmark.throughput import Ceiling, step_flops
+from MedDPMLib.benchmark.timed_process import share_of_products
 from MedDPMLib.benchmark.training import TrainingRow
-from MedDPMLib.benchmark.variants import share_of_products
 from MedDPMLib.benchmark.workload import RANDOM, all_names, load_subject, painted_ball, scaled_grid
 from MedDPMLib.errors import MedDPMError, OutOfMemory
 from MedDPMLib.imaging.geometry import Grid
@@ -112,7 +112,10 @@ def test_the_share_of_products_is_found():
     conv = torch.nn.Conv3d(32, 32, 3)
 
     def profiled(work) -> float | None:
-        with variants._silence(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        with (
+            timed_process._silence(),
+            torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler,
+        ):
             with torch.no_grad():
                 work()
         return share_of_products(profiler)
@@ -287,7 +290,7 @@ def test_a_process_that_ends_early_is_a_problem_of_its_row_alone():
 
 
 def test_a_process_that_is_killed_between_two_steps_is_a_problem_of_its_row_alone():
-    with inference._Process(variants.measure_ceiling, "cpu") as process:
+    with inference._Process(timed_process.measure_ceiling, "cpu") as process:
         process.begin()
         process.process.kill()
         process.process.join()
@@ -301,7 +304,7 @@ def no_ceiling(connection, device):
 
 
 def test_a_ceiling_that_cannot_be_measured_ends_it_with_the_reason(small_model, monkeypatch):
-    with inference._Process(variants.measure_ceiling, "nowhere") as process:
+    with inference._Process(timed_process.measure_ceiling, "nowhere") as process:
         process.begin()
         assert process.go() is None and 'there is no device "nowhere"' in process.problem
     monkeypatch.setattr(inference, "measure_ceiling", no_ceiling)
@@ -311,7 +314,7 @@ def test_a_ceiling_that_cannot_be_measured_ends_it_with_the_reason(small_model, 
 
 def test_what_does_not_fit_is_not_tried(small_model, monkeypatch):
     model = load_model(small_model)
-    variants._check_memory(model, CPU)
-    monkeypatch.setattr(variants, "free_memory", lambda device: 10_000)
+    timed_process._check_memory(model, CPU)
+    monkeypatch.setattr(timed_process, "free_memory", lambda device: 10_000)
     with pytest.raises(OutOfMemory, match="scale the grid down"):
-        variants._check_memory(model, CPU)
+        timed_process._check_memory(model, CPU)

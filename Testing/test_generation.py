@@ -240,10 +240,10 @@ def test_defaults_are_the_cards_standard(bundle):
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"steps": 0}, "1 to 250"),
+        ({"steps": 0}, "1 to 10000"),
         ({"steps": 251}, "1 to 250"),
         ({"sampler": "euler"}, "euler"),
-        ({"space": "world"}, "model or mask"),
+        ({"space": "world"}, "model, mask"),
         ({"seed": -1}, "seed"),
         ({"device": "gpu"}, "gpu"),
         ({"device": "cuda:63"}, "cuda:63"),

@@ -164,6 +164,6 @@ def test_what_would_fit_is_printed_without_a_dataset(meddpm, monkeypatch):
         return [Measurement(grid, 1.0, 10**8 + 1000 * width * prod(grid)) for grid in job.grids]
 
     monkeypatch.setattr(memory_estimate, "measure", measured)
-    done = meddpm("train", "--recipe", "brats", "--memory")
+    done = meddpm("train", "--recipe", "brats", "--estimate-memory")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("192 x 192 x 144") == 4 and "16.0 GB" in done.stdout and "5.4 GB" in done.stdout

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
 from MedDPMLib.benchmark.throughput import step_flops
-from MedDPMLib.benchmark.variants import WAYS, Order, measure_ceiling, measure_way
+from MedDPMLib.benchmark.timed_process import WAYS, Order, measure_ceiling, measure_way
 from MedDPMLib.benchmark.workload import RANDOM, load_subject
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.models.card import Card
@@ -206,7 +206,7 @@ def _medians(rates: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 class _Process:
-    """A process that measures on command; see :mod:`MedDPMLib.benchmark.variants` for what it is told and answers."""
+    """A process that measures on command; :mod:`MedDPMLib.benchmark.timed_process` says what it hears and answers."""
 
     def __init__(self, target: Callable, order: object) -> None:
         context = multiprocessing.get_context("spawn")  # a forked one would inherit memory and threads

@@ -23,6 +23,8 @@ _MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
 #: Part of a voxel by which two statements may differ anywhere in the volume.
 _MOST_APART = 0.5
 
+_TWO_PLACES = {"remedy": "look which is right, and say geometry=sform or geometry=qform", "code": "two-places"}
+
 #: Sines of angles between axes that are right angles, but for rounding.
 _RIGHT_ANGLE = 1e-3
 
@@ -160,10 +162,11 @@ def _check_agreement(sform: np.ndarray, qform: np.ndarray, header, shape, path: 
     apart, where = _farthest(expected, qform, shape)
     if apart > _MOST_APART * _voxel(sform):
         raise MedDPMError(
-            f"{path} says in two ways where it lies, which are up to {apart:.3g} mm apart: its sform (code"
-            f" {int(header['sform_code'])}) puts voxel {where} at {_ras(sform, where)}, its qform (code"
-            f" {int(header['qform_code'])}) at {_ras(qform, where)}; 3D Slicer and other programs take the one or the"
-            " other: look which is right and say so with --geometry sform or --geometry qform"
+            f"{path} says in two ways where it lies, which are up to {apart:.3g} mm apart (its sform, code"
+            f" {int(header['sform_code'])}, puts voxel {where} at {_ras(sform, where)}, its qform, code"
+            f" {int(header['qform_code'])}, at {_ras(qform, where)}), and 3D Slicer and other programs take the one or"
+            " the other",
+            **_TWO_PLACES,
         )
 
 
@@ -176,8 +179,9 @@ def _check_sizes(matrix: np.ndarray, header, shape, path: Path) -> None:
     far = np.minimum(np.abs(sizes - said), np.abs(across - said)) * (np.array(shape[:3]) - 1)
     if (said > 0).all() and (far > _MOST_APART * np.minimum(sizes, said)).any():
         raise MedDPMError(
-            f"{path} says in two ways how large its voxels are: {_sizes(sizes)} mm in its sform, {_sizes(said)} mm in"
-            " pixdim; look which is right, and correct the header or say --geometry sform"
+            f"{path} says in two ways how large its voxels are ({_sizes(sizes)} mm in its sform, {_sizes(said)} mm in"
+            " pixdim)",
+            **_TWO_PLACES,
         )
 
 

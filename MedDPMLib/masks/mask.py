@@ -89,8 +89,7 @@ class Mask:
                 set(np.flatnonzero(count_values(labels)[1:]) + 1), set(volumes), scheme, reading.numbering
             )
         except MedDPMError as error:
-            error.args = (f"{where}: {error}",)  # whatever kind of error it is, and what it carries, stays
-            raise
+            raise error.at(where) from error
         notes += [odd] if (odd := odd_size(labels, volume.geometry)) else []
         notes += _tumour_outside(labels, area, volume.geometry, scheme)
         return cls(Volume(labels, volume.geometry), scheme, name, source, tuple(notes))
@@ -163,15 +162,21 @@ def _translated(reading: Reading, array: np.ndarray, scheme: LabelScheme) -> np.
             for value in values[:8]
         )
         raise MedDPMError(
-            f'it holds {listed}, for which the scheme "{scheme.name}" has no label ({scheme.describe_labels()}): use'
-            f' another model, or say as which of these it is to be read with --labels "{as_said}"'
+            f'it holds {listed}, for which the scheme "{scheme.name}" has no label ({scheme.describe_labels()})',
+            remedy=f'say as which of these it is to be read, as in "{as_said}", or use another model',
+            code="unknown-labels",
+            example=as_said,
         )
     return reading.numbering.translate(array)
 
 
 def _rest_of(scheme: LabelScheme):
     if scheme.rest is None:
-        raise MedDPMError(f'the scheme "{scheme.name}" has no label for the rest of the brain: leave out --brain-from')
+        raise MedDPMError(
+            f'the scheme "{scheme.name}" has no label for the rest of the brain',
+            remedy="do not fill it from an image",
+            code="no-rest-label",
+        )
     return scheme.rest
 
 
@@ -181,14 +186,18 @@ def _check_brain(values: set[int], present: set[int], scheme: LabelScheme, read_
     others = set(scheme.values) - {label.value for label in scheme.tumour}
     if others and not values & others:
         needed = f"label {rest.value}, {rest.name.lower()}" if rest else "every label but tumour"
-        mend = "paint it"
-        if rest:
-            mend += ", or have it filled from any skull-stripped image with --brain-from IMAGE"
-        if sum(numbering.explains(present) for numbering in numberings(scheme)) > 1:
-            mend += ", or say with --labels that the file has another numbering"
-        raise MedDPMError(f'there is no brain area ({needed}, is missing; values read as "{read_as.name}"): {mend}')
+        fact = f'there is no brain area ({needed}, is missing; values read as "{read_as.name}")'
+        if not rest:
+            raise MedDPMError(fact, remedy="paint it")
+        raise MedDPMError(
+            fact,
+            remedy="paint it, or fill it from any skull-stripped image (brain_from)",
+            code="no-brain-area-or-other-convention"
+            if sum(numbering.explains(present) for numbering in numberings(scheme)) > 1
+            else "no-brain-area",
+        )
     if rest and rest.value not in values:
-        return [f"{rest.name} (label {rest.value}) is missing: --brain-from IMAGE can fill it"]
+        return [f"{rest.name} (label {rest.value}) is missing: it can be filled from a skull-stripped image"]
     return []
 
 

@@ -80,8 +80,8 @@ class AmbiguousLabels(MedDPMError):
     The most likely one comes first. A reading with ``doubts`` is listed to be seen, not to be taken.
     """
 
-    def __init__(self, message: str, readings: Sequence[Reading]) -> None:
-        super().__init__(message)
+    def __init__(self, fact: str, readings: Sequence[Reading] = (), **remedy: object) -> None:
+        super().__init__(fact, **remedy)
         self.readings = tuple(readings)
 
 
@@ -241,15 +241,20 @@ def _lower(name: str) -> str:
 
 def _asked(readings: Sequence[Reading], volumes: Mapping[int, float]) -> AmbiguousLabels:
     readings = sorted(readings, key=lambda one: (-one.nesting.value, len(one.numbering.meanings)))
-    listed = "; ".join(f"--labels {one.numbering.name}: {one.describe()}" for one in readings[:_MOST_LISTED])
-    values = _listed(sorted(volumes))
-    if len(readings) == 1:
-        return AmbiguousLabels(f"are the values {values} what they seem to be? If so, say {listed}", readings)
-    more = ""
+    choices = "; ".join(f"{one.numbering.name} ({one.describe()})" for one in readings[:_MOST_LISTED])
     if len(readings) > _MOST_LISTED:
-        names = ", ".join(one.numbering.name for one in readings[_MOST_LISTED:])
-        more = f"; less likely: {names}"
-    return AmbiguousLabels(f"the values {values} can mean different things: say which with {listed}{more}", readings)
+        choices += f"; or, less likely, {', '.join(one.numbering.name for one in readings[_MOST_LISTED:])}"
+    values = _listed(sorted(volumes))
+    fact = f"the values {values} can mean different things"
+    if len(readings) == 1:
+        fact = f"the values {values} can be what one label convention makes of them, or something else"
+    return AmbiguousLabels(
+        fact,
+        readings,
+        remedy=f"say which label convention it is: {choices}",
+        code="ambiguous-labels",
+        choices=choices,
+    )
 
 
 def _implausible(
@@ -259,34 +264,52 @@ def _implausible(
     volumes: Mapping[int, float],
     scheme: LabelScheme,
 ) -> AmbiguousLabels:
-    closest = min(readings, key=lambda one: (len(one.doubts), len(one.numbering.meanings)))
-    why = "; ".join(closest.doubts[:2]) or "its parts do not lie as those of a tumour do"
-    message = (
-        f'the values {_listed(sorted(volumes))} are in no numbering that is known: as "{closest.numbering.name}" they'
-        f" would be {why}"
+    closest = min(readings, key=lambda one: (len(one.doubts), -one.nesting.value, len(one.numbering.meanings)))
+    why = "they would be " + "; ".join(closest.doubts[:2]) if closest.doubts else "no tumour lies as its parts do"
+    fact = (
+        f"the values {_listed(sorted(volumes))} are in no label convention that is known: in"
+        f' "{closest.numbering.name}" {why}'
     )
-    ordered = _in_some_order(array, geometry, volumes, scheme)
-    if ordered is not None:
-        message += f'; they look like --labels "{ordered.numbering.name}": {ordered.describe()}'
-    else:
-        message += f'; say what each value is, as in --labels "{_example(volumes, scheme)}"'
-    return AmbiguousLabels(message, [*([ordered] if ordered else []), closest])
+    return _unread(fact, array, geometry, volumes, scheme, closest)
 
 
 def _unknown(
     array: np.ndarray, geometry: Geometry, volumes: Mapping[int, float], scheme: LabelScheme
 ) -> AmbiguousLabels:
-    explained = [max(numberings(scheme), key=lambda one: sum(one.explains([value]) for value in volumes))]
-    strange = sorted(value for value in volumes if not explained[0].explains([value])) or sorted(volumes)
-    message = (
-        f'the values {_listed(strange)} are not in the scheme "{scheme.name}" ({scheme.describe_labels()}), nor in any'
-        " numbering that is known: renumber the mask, use a model with another scheme, or say what each value is,"
-        f' as in --labels "{_example(volumes, scheme)}"'
+    closest = max(numberings(scheme), key=lambda one: sum(one.explains([value]) for value in volumes))
+    strange = sorted(value for value in volumes if not closest.explains([value]))
+    fact = (
+        f'the values {_listed(strange)} are not in the scheme "{scheme.name}" ({scheme.describe_labels()}), nor are all'
+        " in one label convention that is known"
     )
+    return _unread(fact, array, geometry, volumes, scheme)
+
+
+def _unread(
+    fact: str,
+    array: np.ndarray,
+    geometry: Geometry,
+    volumes: Mapping[int, float],
+    scheme: LabelScheme,
+    *readings: Reading,
+) -> AmbiguousLabels:
+    """What is said of values in no numbering, with the order of segments that they can be in, if there is one."""
     ordered = _in_some_order(array, geometry, volumes, scheme)
     if ordered is not None:
-        message += f'; they look like --labels "{ordered.numbering.name}": {ordered.describe()}'
-    return AmbiguousLabels(message, [ordered] if ordered else [])
+        fact += f"; they look like {ordered.describe()}"
+        readings = (ordered, *readings)
+        example = ordered.numbering.name
+    else:
+        example = ",".join(
+            f"{value}={label.name.lower()}" for value, label in zip(sorted(volumes)[:3], scheme.labels, strict=False)
+        )
+    return AmbiguousLabels(
+        fact,
+        readings,
+        remedy=f'say what each value is, as in "{example}", or use a model with another scheme',
+        code="unknown-labels",
+        example=example,
+    )
 
 
 def _in_some_order(
@@ -309,12 +332,6 @@ def _in_some_order(
         if not reading.doubts and _is_typical(reading):
             found.append(reading)
     return found[0] if len(found) == 1 else None
-
-
-def _example(volumes: Mapping[int, float], scheme: LabelScheme) -> str:
-    return ",".join(
-        f"{value}={label.name.lower()}" for value, label in zip(sorted(volumes)[:3], scheme.labels, strict=False)
-    )
 
 
 def _listed(values: Sequence[int]) -> str:

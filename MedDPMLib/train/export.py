@@ -56,9 +56,8 @@ def run_card(recipe: Recipe, story: Story, iteration: int) -> Card:
         sentences.append(f"It began with the weights of {story.init['model']}.")
     if recipe.distillation:
         taught = recipe.distillation
-        sentences.append(
-            f"It learnt to take {taught.teacher_steps} steps of {story.teacher['model']} in {taught.steps}."
-        )
+        teacher = story.teacher["model"] if story.teacher else taught.teacher
+        sentences.append(f"It learnt to take {taught.teacher_steps} steps of {teacher} in {taught.steps}.")
     names = ", ".join(cases[:_MOST_NAMES]) + (", ..." if len(cases) > _MOST_NAMES else "")
     licence = data["licence"] or "not stated: that of the images"
     entry = {"name": f"{data['name']}: {names}", "licence": licence, "cases": len(cases)}

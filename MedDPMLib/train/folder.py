@@ -7,8 +7,10 @@ the same for people; both are written anew with each checkpoint.
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -49,6 +51,60 @@ class Story:
     changes: list[str] = field(default_factory=list)
 
 
+#: What the fields of a :class:`Story` hold: a type, a list of one, a table of named ones, or one of several. ``float``
+#: is any finite number.
+_SHAPES: dict[str, Any] = {
+    "data": {"name": str, "licence": (str, None), "cases": [str], "held_out": [str]},
+    "machine": {
+        "device": str, "processor": str, "precision": str, "processes": int, "threads": int, "versions": {},
+    },
+    "init": ({"model": str, "tensors": int, "fresh": int}, None),
+    "teacher": ({"model": str, "hash": str}, None),
+    "iteration": int,
+    "seconds": float,
+    "started": str,
+    "changed": str,
+    "losses": [{"iteration": int, "loss": float, "held_out": (float, None)}],
+    "best": ({"iteration": int, "score": float}, None),
+    "changes": [str],
+}  # fmt: skip
+
+
+def story_fields(values: Any, tell: Callable[[str], None] = lambda sentence: None) -> dict[str, Any]:
+    """Those fields of a :class:`Story` that can be used of ``values``, which another version may have written.
+
+    ``tell`` takes a sentence for each field that is unknown or not as expected. What is missing is missing: a history
+    is not worth a run.
+    """
+    if not isinstance(values, dict):
+        tell("the history of the run is not a table of fields and is dropped")
+        return {}
+    for name in sorted(values.keys() - _SHAPES.keys()):
+        tell(f'"{name}" in the history of the run is unknown to this version and is dropped')
+    found = {}
+    for name, shape in _SHAPES.items():
+        if name in values and is_shaped(values[name], shape):
+            found[name] = values[name]
+        elif name in values:
+            tell(f'"{name}" in the history of the run is not what this version expects and is dropped')
+    return found
+
+
+def is_shaped(value: Any, shape: Any) -> bool:
+    """Whether ``value`` is as ``shape`` says, see :data:`_SHAPES`; a table may have more fields."""
+    if isinstance(shape, tuple):
+        return any(is_shaped(value, one) for one in shape)
+    if isinstance(shape, list):
+        return isinstance(value, list) and all(is_shaped(entry, shape[0]) for entry in value)
+    if isinstance(shape, dict):
+        return isinstance(value, dict) and all(name in value and is_shaped(value[name], shape[name]) for name in shape)
+    if shape is None:
+        return value is None
+    if shape is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, shape) and not isinstance(value, bool)
+
+
 class RunFolder:
     """The files of the run in ``path``."""
 
@@ -66,11 +122,19 @@ class RunFolder:
         return load_recipe(self.path / "recipe.toml")
 
     def story(self) -> Story:
+        """What ``run.json`` tells; what it lacks beside data and machine is left open."""
         path = self.path / "run.json"
         try:
-            return Story(**json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
+            found = story_fields(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, RecursionError) as error:
             raise MedDPMError(f"{path} cannot be read ({str(error):.80}): it is not the folder of a run") from error
+        for name in ("data", "machine"):
+            if name not in found:
+                raise MedDPMError(
+                    f'{path} does not say what the model was trained on: its "{name}" is missing or incomplete. Resume'
+                    f" the run (meddpm train DATASET --run {self.path}), which writes the file anew, and export it then"
+                )
+        return Story(**found)
 
     def write_recipe(self, recipe: Recipe) -> None:
         with written_whole(self.path / "recipe.toml") as temporary:
@@ -81,7 +145,7 @@ class RunFolder:
         with written_whole(self.path / "run.json") as temporary:
             temporary.write_text(json.dumps(asdict(story), indent=1) + "\n", encoding="utf-8")
         with written_whole(self.path / "README.md") as temporary:
-            temporary.write_text(_readme(recipe, story, self.path), encoding="utf-8")
+            temporary.write_text(run_page(recipe, story, self.path), encoding="utf-8")
 
 
 def describe_machine(execution, processes: int) -> dict[str, Any]:
@@ -115,7 +179,8 @@ def spoken_time(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def _readme(recipe: Recipe, story: Story, path: Path) -> str:
+def run_page(recipe: Recipe, story: Story, path: Path) -> str:
+    """The README of the run in the folder ``path``, in Markdown."""
     data, done = story.data, story.iteration >= recipe.iterations
     where = f"Iteration {story.iteration:,} of {recipe.iterations:,}, after {spoken_time(story.seconds)}"
     lines = [

@@ -31,10 +31,13 @@ from MedDPMLib.train.examples import (
     remaining_stages,
     split_cases,
 )
-from MedDPMLib.train.folder import RunFolder, Story, describe_machine
+from MedDPMLib.train.folder import RunFolder, Story, describe_machine, is_shaped, story_fields
 from MedDPMLib.train.memory_estimate import check_memory, memory_explained
 from MedDPMLib.train.monitor import Monitor
 from MedDPMLib.train.stopping import Stopped, StopRequest
+
+#: What a checkpoint has to hold for a run to resume: what :meth:`MedDPMLib.train.engine.Engine.state` gives.
+_NEEDED = ("iteration", "network", "ema", "optimiser", "scaler", "random")
 
 
 def train(
@@ -136,21 +139,20 @@ class _Session:
 
     def begin(self, init: str | None) -> None:
         """Takes up the newest checkpoint, or begins with fresh weights or those of ``init``."""
-        state = self.checkpoints.load(self.tell)
+        state = self.checkpoints.load(self.tell, needed=_NEEDED)
         if state is None:
             if init is not None:
                 self.story.init = self._initialise(init)
             self.story.teacher = self.engine.teacher and self.engine.teacher.identity
         else:
             changes = recipe_changes(self.folder.recipe(), self.recipe) if self.folder.has_recipe else []
-            self.engine.load_state(state)
-            self.losses = state["losses"]
-            fresh = self.story
-            self.story = Story(**state["story"])
+            self._load(state)
+            before = story_fields(state.get("story", {}), self.tell)
+            now = {"data": self.story.data, "machine": self.story.machine, "iteration": self.engine.iteration}
+            self.story = Story(**{"started": "unknown", **before, **now})
             self._check_teacher()
-            if fresh.data["cases"] != self.story.data["cases"]:
-                changes.append(f"the cases become {len(fresh.data['cases'])} of {fresh.data['name']}")
-            self.story.data, self.story.machine = fresh.data, fresh.machine
+            if "data" in before and before["data"]["cases"] != self.story.data["cases"]:
+                changes.append(f"the cases become {len(self.story.data['cases'])} of {self.story.data['name']}")
             for change in changes:
                 sentence = f"from iteration {self.engine.iteration + 1:,} on: {change}"
                 self.story.changes.append(sentence)
@@ -162,6 +164,21 @@ class _Session:
             self.folder.write_recipe(self.recipe)
             self.folder.write_story(self.recipe, self.story)
             self.monitor = Monitor(self.folder.path, self.engine.iteration)
+
+    def _load(self, state: dict[str, Any]) -> None:
+        """Takes weights, optimiser and random numbers from a checkpoint, and the losses since its last row."""
+        try:
+            self.engine.load_state(state)
+        except MedDPMError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise MedDPMError(
+                f"the newest checkpoint in {self.checkpoints.folder} is of another version of MedDPM"
+                f" ({type(error).__name__}: {str(error):.80}): resume the run with that version, or begin a new run"
+                " with its model (meddpm models export, --init)"
+            ) from error
+        losses = state.get("losses")
+        self.losses = losses if is_shaped(losses, [float]) else []
 
     def _check_teacher(self) -> None:
         teacher = self.engine.teacher

@@ -17,7 +17,7 @@ from typing import Any
 from MedDPMLib.errors import MedDPMError
 
 #: Raised whenever an older client or worker would misunderstand the other.
-PROTOCOL = 1
+PROTOCOL = 2
 
 #: Bytes; no message comes near.
 LONGEST_LINE = 1 << 20
@@ -26,7 +26,7 @@ LONGEST_LINE = 1 << 20
 ERROR_KINDS = ("input", "memory", "package", "internal")
 
 #: Why a request ended without a result; "finished": it had ended before, or there never was one of that id.
-CANCEL_REASONS = ("asked", "superseded", "finished")
+CANCEL_REASONS = ("asked", "finished")
 
 #: What a running request is busy with.
 STAGES = ("model", "mask", "steps")
@@ -94,6 +94,7 @@ _ID = _Check(
     lambda value: isinstance(value, str) and 0 < len(value) <= 100 and value.isprintable(),
 )
 _TEXT = _Check("a text", lambda value: isinstance(value, str) and 0 < len(value) <= 10_000 and "\0" not in value)
+_ANY_TEXT = _Check("a text", lambda value: isinstance(value, str) and len(value) <= 10_000)
 _FILE = _Check(
     "the name of a file of the session, such as mask-1.npy",
     lambda value: isinstance(value, str) and _FILE_NAME.fullmatch(value) is not None,
@@ -105,7 +106,6 @@ _MATRIX = _Check("a 4 x 4 matrix of finite numbers", _is_matrix)
 _SEED = _Check("a whole number from 0 to 2^63 - 1", lambda value: _is_whole(value, 0, 2**63 - 1))
 _COUNT = _Check("a whole number from 0", lambda value: _is_whole(value, 0))
 _POSITIVE = _Check("a whole number from 1", lambda value: _is_whole(value, 1))
-_GUIDANCE = _Check("a number from 0", lambda value: _is_number(value) and value >= 0)
 _SECONDS = _Check("a number of seconds from 0", lambda value: _is_number(value) and value >= 0)
 _TABLE = _Check("a table", lambda value: isinstance(value, dict))
 
@@ -137,9 +137,8 @@ class Generate(Request):
 
     ``mask`` is a file of the session, uint8 (k, j, i) with the values of the label scheme called ``scheme``, placed by
     ``ijk_to_ras`` (4 x 4, mm); ``name`` is what the record calls it. The worker removes the file when the request has
-    ended. Settings are those of :func:`MedDPMLib.generate`; None is the model's standard. ``modalities`` are those
-    wanted, None for all. A preview is made every ``preview_every`` steps, 0 for none. Of requests that wait with the
-    same ``slot`` only the newest is kept.
+    ended. ``settings`` are those of :class:`MedDPMLib.inference.settings.GenerationSettings`, as its ``to_dict`` gives
+    them. ``modalities`` are those wanted, None for all. A preview is made every ``preview_every`` steps, 0 for none.
     """
 
     model: str = _field(_TEXT)
@@ -148,26 +147,14 @@ class Generate(Request):
     scheme: str = _field(_TEXT)
     name: str = _field(_TEXT, default="mask")
     seeds: list[int] = _field(_list_of(_SEED, 1, 1000), default=(0,))
-    steps: int | None = _field(_or_none(_POSITIVE), default=None)
-    sampler: str | None = _field(_or_none(_TEXT), default=None)
-    device: str = _field(_TEXT, default="auto")
-    precision: str = _field(_TEXT, default="auto")
-    guidance: float = _field(_GUIDANCE, default=1.0)
-    memory: str = _field(_TEXT, default="auto")
-    space: str = _field(_TEXT, default="model")
+    settings: dict[str, Any] = _field(_TABLE, default_factory=dict)
     modalities: list[str] | None = _field(_or_none(_list_of(_TEXT, 1, 16)), default=None)
     preview_every: int = _field(_COUNT, default=0)
-    slot: str | None = _field(_or_none(_ID), default=None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cancel(Request):
     """Ends the request whose id this is: :class:`Cancelled`, at once, and nothing more of that id."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Unload(Request):
-    """Releases the model's memory after the requests before it: :class:`Unloaded`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,9 +204,7 @@ class Loaded(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Unloaded(Event):
-    """No model is loaded any more; ``id`` is None after idle time."""
-
-    id: str | None = _field(_or_none(_ID), default=None)
+    """No model is loaded any more, after idle time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,12 +259,24 @@ class Result(Event):
 class Error(Event):
     """The request has ended with a fault: ``message`` is a sentence for the user, ``kind`` one of :data:`ERROR_KINDS`.
 
-    ``id`` is None for a line in which no request could be recognised, and for a fault of the start.
+    ``id`` is None for a line in which no request could be recognised, and for a fault of the start. ``code`` and
+    ``values`` are those of a :class:`MedDPMError` whose remedy each face words itself, ``fact`` what is wrong.
     """
 
     id: str | None = _field(_or_none(_ID))
     kind: str = _field(_one_of(ERROR_KINDS))
     message: str = _field(_TEXT)
+    fact: str = _field(_ANY_TEXT, default="")
+    code: str = _field(_ANY_TEXT, default="")
+    values: dict[str, str] = _field(_TABLE, default_factory=dict)
+
+    @property
+    def error(self) -> MedDPMError:
+        """The mistake, as it was raised in the worker."""
+        if not self.code:
+            return MedDPMError(self.message)
+        remedy = self.message.removeprefix(self.fact).removeprefix(": ")
+        return MedDPMError(self.fact, remedy=remedy, code=self.code, **self.values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -311,7 +308,7 @@ def _by_type(*classes: type) -> dict[str, type]:
     return {cls.__name__.lower(): cls for cls in classes}
 
 
-_REQUESTS = _by_type(Load, Generate, Cancel, Unload, Status, Shutdown)
+_REQUESTS = _by_type(Load, Generate, Cancel, Status, Shutdown)
 _EVENTS = _by_type(Hello, Ready, Loaded, Unloaded, Progress, Preview, Result, Error, Cancelled, State, Bye)
 
 

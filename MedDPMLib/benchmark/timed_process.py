@@ -24,8 +24,8 @@ from MedDPMLib.benchmark.workload import load_subject, painted_ball
 from MedDPMLib.diffusion.samplers import sample
 from MedDPMLib.errors import MedDPMError, OutOfMemory
 from MedDPMLib.inference.atlas import network_labels
-from MedDPMLib.inference.generation import Progress, generate
-from MedDPMLib.inference.memory_plan import plan_memory
+from MedDPMLib.inference.generation import Progress, plan_run
+from MedDPMLib.inference.settings import GenerationSettings
 from MedDPMLib.masks.condition import condition
 from MedDPMLib.models.model import Model
 from MedDPMLib.runtime.allocator import keep_freed_memory
@@ -158,7 +158,9 @@ def measure_way(connection: Connection, order: Order) -> None:
             _check_memory(model, device)
             model.network.to(device)
         else:
-            plan = plan_memory(model, execution, memory="low" if order.way == "low memory" else "auto")
+            memory = "low" if order.way == "low memory" else "auto"
+            planned = plan_run(model, GenerationSettings(memory=memory), execution)
+            plan = planned.plan
         loaded = time.perf_counter() - started
 
         def run(progress: Progress) -> bool:
@@ -167,10 +169,7 @@ def measure_way(connection: Connection, order: Order) -> None:
                 if plain:
                     _plain(model, device, progress)
                 else:
-                    generate(
-                        model, painted_ball(model.card), device=device, precision=execution.precision, memory=plan,
-                        progress=progress, **model.card.qualities["standard"],
-                    )  # fmt: skip
+                    planned.generate(painted_ball(model.card), progress=progress)
             except _Stopped:
                 return False
             return True
