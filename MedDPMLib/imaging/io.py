@@ -40,13 +40,13 @@ def volume_stem(path: Path) -> str:
     return path.name[: -len(suffix)] if suffix else path.stem
 
 
-def read_volume(path: str | os.PathLike, *, geometry: str | None = None) -> Volume:
+def read_volume(path: str | os.PathLike, *, geometry: str | None = None, component: int | None = None) -> Volume:
     """Reads a 3-D image: NIfTI (any affine), Analyze, FreeSurfer's .mgz, NRRD or MetaImage, in native byte order.
 
     Compressed files are checked to the end. A trailing axis of one element is dropped. ``geometry`` ("sform" or
-    "qform") says which counts where a NIfTI header contradicts itself. Raises :class:`MedDPMError` for a missing,
-    damaged, 2-D, 4-D or non-finite file, for a folder, for a header whose matrix is singular, and for one that says in
-    two ways where the volume lies.
+    "qform") says which counts where a NIfTI header contradicts itself, ``component`` which volume of a fourth axis is
+    wanted, from 0 on. Raises :class:`MedDPMError` for a missing, damaged, 2-D, 4-D or non-finite file, for a folder,
+    for a header whose matrix is singular, and for one that says in two ways where the volume lies.
     """
     path = Path(path)
     suffix = check_readable(path)
@@ -54,6 +54,10 @@ def read_volume(path: str | os.PathLike, *, geometry: str | None = None) -> Volu
         array, ijk_to_ras, notes = _read_nifti(path, geometry)
     else:
         array, ijk_to_ras, notes = _read_itk(path)
+    if component is not None and array.ndim == 4:
+        if not 0 <= component < len(array):
+            raise MedDPMError(f"{path} has {len(array)} volumes: number {component} is not among them")
+        array = np.ascontiguousarray(array[component])
     while array.ndim > 3 and array.shape[0] == 1:
         array = array[0]
     if array.ndim != 3 or min(array.shape) < 2:

@@ -10,7 +10,7 @@ import numpy as np
 
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.geometry import Geometry
-from MedDPMLib.imaging.io import read_volume, volume_stem
+from MedDPMLib.imaging.io import read_volume
 from MedDPMLib.imaging.normalize import normalise_onto
 from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.masks.brain_area import describe_volume
@@ -20,7 +20,7 @@ from MedDPMLib.masks.numberings import Numbering
 from MedDPMLib.masks.readings import AmbiguousLabels
 from MedDPMLib.masks.said import named_by, said_numbering
 from MedDPMLib.masks.schemes import LabelScheme, load_scheme
-from MedDPMLib.prepare.sources import CaseFiles
+from MedDPMLib.prepare.sources import CaseFiles, file_stem
 from MedDPMLib.recipes.standard import Standard
 
 _ANATOMY = load_scheme("anatomy")
@@ -30,6 +30,9 @@ _LEAST_BACKGROUND = 0.5
 
 #: So many voxels below the background for one above it are not yet part of the brain.
 _MOST_RINGING = 0.05
+
+#: How many voxels two headers of one grid may be apart: what programs round.
+_ROUNDED = 0.1
 
 #: What is smaller, in mm^3, is no head.
 _SMALLEST_HEAD = 300_000.0
@@ -68,12 +71,19 @@ def prepare_case(
     """
     if case.problem:
         raise MedDPMError(case.problem)
-    stored = {modality: read_volume(path, geometry=geometry) for modality, path in case.images.items()}
+    parts = case.components or {}
+    stored = {
+        modality: read_volume(path, geometry=geometry, component=parts.get(modality))
+        for modality, path in case.images.items()
+    }
     segmentation = read_volume(case.segmentation, geometry=geometry) if case.segmentation.is_file() else None
     first, source = next(iter(case.images.values())), next(iter(stored.values())).geometry
     for path, volume in zip((*case.images.values(), case.segmentation), (*stored.values(), segmentation), strict=True):
-        if volume and not volume.geometry.is_close(source):
-            raise MedDPMError(f"{path} and {first} do not lie on one grid: resample one of them first")
+        if volume:
+            _check_grid(volume, source, path, first)
+    # What header rounding made of one grid is one grid.
+    stored = {modality: Volume(volume.array, source, volume.notes) for modality, volume in stored.items()}
+    segmentation = Volume(segmentation.array, source, segmentation.notes) if segmentation else None
     orientation = standard.grid.orientation
     images = {modality: reoriented(volume, orientation) for modality, volume in stored.items()}
     segmentation = reoriented(segmentation, orientation) if segmentation else None
@@ -103,6 +113,11 @@ def prepare_case(
         "notes": "; ".join(dict.fromkeys((*notes, *fitted.notes))),
     }
     return PreparedCase(prepared, Volume(fitted.labels, fitted.geometry), row)
+
+
+def _check_grid(volume: Volume, grid: Geometry, path: Path, first: Path) -> None:
+    if not volume.geometry.is_close(grid, _ROUNDED):
+        raise MedDPMError(f"{path} and {first} do not lie on one grid: resample one of them first")
 
 
 def reoriented(volume: Volume, orientation: str) -> Volume:
@@ -143,14 +158,13 @@ def _labels(
         path = anatomy / f"{case.name}_anatomy.nii.gz"
         structures = reoriented(read_volume(path), standard.grid.orientation)
         modality, image = next(iter(images.items()))
-        if not structures.geometry.is_close(image.geometry):
-            raise MedDPMError(f"{path} and {case.images[modality]} do not lie on one grid: resample one of them first")
+        _check_grid(structures, image.geometry, path, case.images[modality])
         composed = compose_anatomy(
             structures,
             list(images.values()),
             segmentation,
             numbering=numbering,
-            name=volume_stem(case.segmentation),
+            name=file_stem(case.segmentation),
             said_by=said_by,
         )
         return composed, composed.notes
@@ -167,7 +181,7 @@ def _labels(
         mask = Mask.from_volume(
             segmentation,
             scheme,
-            name=volume_stem(case.segmentation),
+            name=file_stem(case.segmentation),
             source=str(case.segmentation),
             numbering=numbering,
             said_by=said_by,
@@ -254,7 +268,7 @@ def compose_anatomy(
     """
     labels, notes = anatomy.array.astype(np.uint8), ()
     for volume in (*images, *([segmentation] if segmentation else [])):
-        if not volume.geometry.is_close(anatomy.geometry):
+        if not volume.geometry.is_close(anatomy.geometry, _ROUNDED):
             raise MedDPMError("images, anatomy and tumour segmentation do not lie on one grid: resample them first")
     labels[_brain(images) & (labels == 0)] = _ANATOMY.rest.value
     if segmentation is not None and segmentation.array.any():

@@ -201,7 +201,7 @@ def _key(case: CaseFiles, settings: DatasetSettings) -> str:
             stamps.append((str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns))
         except OSError as error:
             raise MedDPMError(f"{path} cannot be read ({error.strerror}): check the path") from error
-    said = sorted(case.labels.items()) if case.labels else None
+    said = [sorted((case.labels or {}).items()), sorted((case.components or {}).items())]
     choices = [settings.anatomy is None, settings.numbering, settings.geometry]
     made_of = [_VERSION, said, stamps, *choices, settings.description()]
     return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
