@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.models.card import Card
+from MedDPMLib.runtime.content import describe_content, read_head
 from MedDPMLib.runtime.files import written_whole
 
 if TYPE_CHECKING:
@@ -130,6 +131,8 @@ def _read_header(path: Path) -> tuple[Card, dict[str, tuple[int, ...]]]:
     except OSError as error:
         raise MedDPMError(f"{path} cannot be read ({error.strerror}): check the path") from error
     if not header.startswith(b"{"):
+        if content := describe_content(read_head(path)):
+            raise MedDPMError(f"{path} is {content}")
         raise MedDPMError(f"{path} is not a model bundle ({SUFFIX} file of MedDPM), or it is truncated")
     try:
         table = json.loads(header)
