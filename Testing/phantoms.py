@@ -169,6 +169,7 @@ def nothing_left(dataset: Path) -> bool:
 
 def write_heads(root: Path, number: int) -> None:
     images, labels = phantom()
+    place = Geometry(PLACE.size, PLACE.ijk_to_ras @ np.diag([1.45, 1.45, 1.45, 1]))  # as large as a head
     for case in range(number):
-        save(root / "image" / f"head{case}.nii.gz", images["t1"] + case)
-        save(root / "mask" / f"head{case}.nii.gz", (labels > 0).astype(np.uint8))
+        save(root / "image" / f"head{case}.nii.gz", images["t1"] + case, place)
+        save(root / "mask" / f"head{case}.nii.gz", (labels > 0).astype(np.uint8), place)

@@ -7,7 +7,7 @@ name can speak for a numbering, where nothing speaks against it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 
@@ -99,12 +99,16 @@ def choose_reading(
     Raises :class:`AmbiguousLabels` where it is not the only one, or none is
     plausible, and :class:`MedDPMError` where that is for the volume's size.
     """
-    candidates = _candidates(volumes, scheme)
+
+    def is_named(numbering: Numbering) -> bool:
+        return numbering.name == expected or numbering.fits_name(stem)
+
+    candidates = _candidates(volumes, scheme, is_named)
     if not candidates:
         raise _unknown(array, geometry, volumes, scheme)
     readings = [_judged(numbering, array, geometry, volumes, scheme) for numbering in candidates]
     plausible = [reading for reading in readings if not reading.doubts]
-    named = [one for one in plausible if one.numbering.name == expected or one.numbering.fits_name(stem)]
+    named = [one for one in plausible if is_named(one.numbering)]
     if named:
         rivals = [one for one in plausible if _is_typical(one) and one not in named]
         if len(named) == 1 and (_is_typical(named[0]) or named[0].is_possible and not rivals):
@@ -138,16 +142,17 @@ def read_as(numbering: Numbering, volumes: Mapping[int, float], scheme: LabelSch
 # Candidates ------------------------------------------------------------------------------------------
 
 
-def _candidates(volumes: Mapping[int, float], scheme: LabelScheme) -> list[Numbering]:
-    """The numberings that explain all values, one of those that mean the same: the one that says least beyond it."""
+def _candidates(
+    volumes: Mapping[int, float], scheme: LabelScheme, is_named: Callable[[Numbering], bool]
+) -> list[Numbering]:
+    """The numberings that explain all values. Of those that mean the same: one that a name speaks for, or else the one
+    that says least beyond it."""
     explaining = [numbering for numbering in numberings(scheme) if numbering.explains(volumes)]
     found: dict[tuple, Numbering] = {}
-    for numbering in sorted(explaining, key=lambda one: len(one.meanings)):
+    for numbering in sorted(explaining, key=lambda one: (not is_named(one), len(one.meanings))):
         meanings = dict(numbering.meanings)
         found.setdefault(tuple(meanings[value] for value in sorted(volumes)), numbering)
-    kept = set(found.values())
-    # A file's name speaks for a numbering even where another one means the same.
-    return [numbering for numbering in explaining if numbering in kept]
+    return [numbering for numbering in explaining if numbering in found.values()]
 
 
 def _judged(
