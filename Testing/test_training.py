@@ -29,7 +29,7 @@ from MedDPMLib.train import run as run_module
 from MedDPMLib.train.checkpoints import Checkpoints
 from MedDPMLib.train.examples import Examples
 from MedDPMLib.train.export import export_run, run_card
-from MedDPMLib.train.folder import RunFolder, Story, run_page, story_fields
+from MedDPMLib.train.folder import RunFolder, RunHistory, history_fields, run_page
 from MedDPMLib.train.memory_estimate import check_memory, needs
 from MedDPMLib.train.run import train
 from MedDPMLib.train.stopping import Stopped, StopRequest
@@ -69,8 +69,8 @@ CASES = [ball("one"), ball("two", 1), ball("three", 3)]
 
 def run(recipe, folder, cases=CASES, **options):
     losses, told = {}, []
-    story = train(recipe, cases, folder, execution=EXACT, report=losses.__setitem__, tell=told.append, **options)
-    return story, losses, told
+    history = train(recipe, cases, folder, execution=EXACT, report=losses.__setitem__, tell=told.append, **options)
+    return history, losses, told
 
 
 def newest(folder) -> dict:
@@ -111,17 +111,17 @@ def test_a_run_that_breaks_anywhere_ends_with_the_same_weights(whole, tmp_path):
     for last in (3, 5):
         with pytest.raises(Broken):
             train(small_recipe(), CASES, tmp_path, execution=EXACT, report=break_at(last))
-    story, losses, told = run(small_recipe(), tmp_path)
+    history, losses, told = run(small_recipe(), tmp_path)
     assert list(losses) == [5, 6, 7]  # from the checkpoint of iteration 4
     assert any("after iteration 4" in sentence for sentence in told)
     mine, its = newest(tmp_path), newest(whole[0])
     for part in ("network", "ema", "optimiser", "random"):
         assert same(mine[part], its[part]), part
-    assert story.losses == whole[1].losses and story.best == whole[1].best
+    assert history.losses == whole[1].losses and history.best == whole[1].best
 
 
 def test_the_folder_says_what_the_run_is(whole):
-    folder, story, losses, _ = whole
+    folder, history, losses, _ = whole
     assert list(losses) == list(range(1, 8))
     assert sorted(path.name for path in folder.iterdir()) == [
         "README.md", "checkpoints", "recipe.toml", "run.json", "tensorboard",
@@ -138,7 +138,7 @@ def test_the_folder_says_what_the_run_is(whole):
     readme = (folder / "README.md").read_text()
     for words in ("brats-compact", "Iteration 7 of 7", "finished", "3 cases learnt from", "float32", "torch"):
         assert words in readme
-    assert story.best["score"] == pytest.approx(min(expected))
+    assert history.best["score"] == pytest.approx(min(expected))
 
 
 def test_scalars_can_be_read_with_tensorboard(whole):
@@ -234,14 +234,14 @@ def begun_run(whole, folder):
 
 def test_a_history_of_another_version_is_taken_as_far_as_it_can_be(whole):
     """Whatever becomes of one of its fields: the others stay, and the page and the card can be written."""
-    folder, story = whole[:2]
-    fields = vars(story)
-    assert story_fields(fields) == fields
+    folder, history = whole[:2]
+    fields = vars(history)
+    assert history_fields(fields) == fields
     paths = fields_of(fields)
     assert {("seconds",), ("data", "cases"), ("losses", 0, "loss"), ("best", "score")} <= set(paths)
     for path, change, values in every_change(fields):
         told: list[str] = []
-        found = story_fields(values, told.append)
+        found = history_fields(values, told.append)
         others = {name: value for name, value in fields.items() if name != path[0]}
         assert others == {name: value for name, value in found.items() if name != path[0]}
         if change is renamed and len(path) == 1:
@@ -249,7 +249,7 @@ def test_a_history_of_another_version_is_taken_as_far_as_it_can_be(whole):
         elif found == others and change is not removed:
             (sentence,) = told
             assert f'"{path[0]}"' in sentence
-        again = Story(**{**found, "data": story.data, "machine": story.machine})
+        again = RunHistory(**{**found, "data": history.data, "machine": history.machine})
         assert "A training run" in run_page(small_recipe(), again, folder)
         assert "Trained by the recipe" in run_card(small_recipe(), again, 7).training
 
@@ -261,9 +261,9 @@ def test_a_run_with_a_history_of_another_version_ends_with_the_same_weights(whol
     expected = newest(whole[0])
     for name in ("data", "iteration", "losses", "best", "changes"):
         torch.save({**state, "story": changed(state["story"], (name,), change)}, checkpoint)
-        story, losses, told = run(small_recipe(), folder)
+        history, losses, told = run(small_recipe(), folder)
         assert list(losses) == [7] and same(newest(folder)["ema"], expected["ema"])
-        assert story.iteration == 7 and story.data == whole[1].data and RunFolder(folder).story() == story
+        assert history.iteration == 7 and history.data == whole[1].data and RunFolder(folder).history() == history
         assert any(f'"new_{name}"' in sentence for sentence in told) == (change is renamed)
         (folder / "checkpoints" / "iteration-000000007.pt").unlink()
     torch.save({**state, "story": None}, checkpoint)
@@ -276,9 +276,9 @@ def test_a_history_without_later_fields_is_taken_up_whole(whole, tmp_path):
     state = torch.load(checkpoint, weights_only=True)
     del state["story"]["teacher"], state["story"]["changes"]
     torch.save(state, checkpoint)
-    story, _, told = run(small_recipe(), folder)
+    history, _, told = run(small_recipe(), folder)
     assert told == ["going on after iteration 6"]
-    assert (story.losses, story.best, story.started) == (whole[1].losses, whole[1].best, whole[1].started)
+    assert (history.losses, history.best, history.started) == (whole[1].losses, whole[1].best, whole[1].started)
 
 
 def test_a_checkpoint_of_another_version_is_a_sentence(whole, tmp_path):
@@ -306,12 +306,12 @@ def test_a_run_json_of_another_version_is_read_or_is_a_sentence(whole, tmp_path)
     for path, _, values in every_change(said):
         (folder / "run.json").write_text(json.dumps(values))
         try:
-            story = RunFolder(folder).story()
+            history = RunFolder(folder).history()
         except MedDPMError as error:
             assert path[0] in ("data", "machine")
             assert f'"{path[0]}"' in str(error) and "Resume the run" in str(error)
         else:
-            assert "Trained by the recipe" in run_card(small_recipe(), story, 6).training
+            assert "Trained by the recipe" in run_card(small_recipe(), history, 6).training
     out = tmp_path / "model.safetensors"
     for text in ("", "[]", "null", "{", '"text"', "[" * 100_000, json.dumps(changed(said, ("data",), renamed))):
         (folder / "run.json").write_text(text)
@@ -380,21 +380,21 @@ def test_held_out_cases_are_measured_and_decide_what_is_best(tmp_path, monkeypat
     made = []
     monkeypatch.setattr(run_module, "Examples", lambda *what: made.append(what) or Examples(*what))
     recipe = small_recipe("training.held_out=0.3", "stages=[{size=[16, 16, 8], iterations=4, batch=1}]")
-    story, _, _ = run(recipe, tmp_path)
-    assert len(story.data["cases"]) == 2 and len(story.data["held_out"]) == 1
-    scores = {row["iteration"]: row["held_out"] for row in story.losses}
-    assert story.best == {"iteration": min(scores, key=scores.get), "score": min(scores.values())}
+    history, _, _ = run(recipe, tmp_path)
+    assert len(history.data["cases"]) == 2 and len(history.data["held_out"]) == 1
+    scores = {row["iteration"]: row["held_out"] for row in history.losses}
+    assert history.best == {"iteration": min(scores, key=scores.get), "score": min(scores.values())}
     assert torch.load(tmp_path / "checkpoints" / "best.pt", weights_only=True)["score"] == min(scores.values())
     assert len(made) == 2, "to learn from and to measure on, once for all checkpoints"
 
 
 def test_a_recipe_may_be_changed_on_the_way_and_that_is_told(tmp_path):
     run(small_recipe(), tmp_path)
-    story, losses, told = run(small_recipe("stages.1.iterations=5"), tmp_path)
+    history, losses, told = run(small_recipe("stages.1.iterations=5"), tmp_path)
     assert list(losses) == [8]
     assert any("stages.1.iterations 4 becomes 5" in sentence for sentence in told)
-    assert story.changes == ["from iteration 8 on: stages.1.iterations 4 becomes 5"]
-    assert story.changes[0] in (tmp_path / "README.md").read_text()
+    assert history.changes == ["from iteration 8 on: stages.1.iterations 4 becomes 5"]
+    assert history.changes[0] in (tmp_path / "README.md").read_text()
     with pytest.raises(MedDPMError, match="another model"):
         run(small_recipe("network.channels=[16, 16]"), tmp_path)
 
@@ -403,8 +403,8 @@ def test_a_run_without_a_checkpoint_may_begin_with_another_model(tmp_path):
     broken = replace(CASES[0], image=torch.full_like(CASES[0].image, float("nan")))
     with pytest.raises(MedDPMError, match="not finite"):
         run(small_recipe(), tmp_path, [broken])
-    story, losses, _ = run(small_recipe("network.channels=[16, 16]"), tmp_path)
-    assert len(losses) == 7 and not story.changes
+    history, losses, _ = run(small_recipe("network.channels=[16, 16]"), tmp_path)
+    assert len(losses) == 7 and not history.changes
     assert load_recipe(tmp_path / "recipe.toml").network["channels"] == [16, 16]
 
 

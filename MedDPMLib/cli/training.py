@@ -107,7 +107,7 @@ def train(
     with StopRequest() as stop, show_progress(settings.iterations, "training") if main else nullcontext() as progress:
         told = _Told(progress) if main else None
         try:
-            story = train_network(
+            history = train_network(
                 settings,
                 cases,
                 run,
@@ -131,7 +131,9 @@ def train(
                 )
             raise typer.Exit(128 + stopped.signal) from None
     if main:
-        typer.echo(f"{run}: {story.iteration:,} iterations done; meddpm models export {run} FILE makes a model of them")
+        typer.echo(
+            f"{run}: {history.iteration:,} iterations done; meddpm models export {run} FILE makes a model of them"
+        )
 
 
 def _take_own_gpu() -> None:
