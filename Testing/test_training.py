@@ -566,7 +566,7 @@ def test_missing_memory_is_told_with_what_would_fit(monkeypatch):
 
 @pytest.mark.parametrize("measurable", [set(), {("bfloat16", True)}])
 def test_an_alternative_that_cannot_be_measured_is_left_out(monkeypatch, measurable):
-    """Bfloat16 on random data can end in a gradient that is not finite; how much is missing has to be said all the same."""
+    """In bfloat16 a gradient may not be finite on random data; how much is missing has to be said all the same."""
 
     def fake_needs(recipe, stages, device, precision, checkpointing):
         if (precision, checkpointing) not in {("float32", False), *measurable}:

@@ -16,6 +16,7 @@ from MedDPMLib.imaging.geometry import Geometry, Grid
 from MedDPMLib.imaging.io import read_volume, volume_stem
 from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.masks.brain_area import brain_area, describe_volume, outside_brain
+from MedDPMLib.masks.dicom_seg import is_dicom_segmentation, read_dicom_segments
 from MedDPMLib.masks.numberings import Numbering, numberings
 from MedDPMLib.masks.readings import Reading, choose_reading, read_as
 from MedDPMLib.masks.said import explaining, said_numbering
@@ -118,13 +119,19 @@ def read_mask(
 ) -> Mask:
     """Reads the mask in ``path``; see :meth:`Mask.from_volume`.
 
-    In a segmentation of 3D Slicer (``.seg.nrrd``) terminology and names say which label a segment is, and for other
-    files a table beside them (``masks/label_tables.py``), unless ``numbering`` is given. ``numbering`` can also be the
+    In a segmentation of 3D Slicer (``.seg.nrrd``) or of DICOM terminology and names say which label a segment is, for
+    other files a table beside them (``masks/label_tables.py``), unless ``numbering`` is given, which can also be the
     path of such a table. ``geometry`` is that of :func:`MedDPMLib.imaging.io.read_volume`, for the image too.
     """
     path = Path(path)
     said_by = "as asked for"
-    if numbering is None and holds_segments(path):
+    if is_dicom_segmentation(path):
+        volume, numbering, said_by = (
+            read_dicom_segments(path, scheme),
+            scheme.own_numbering,
+            "by the codes of its segments",
+        )
+    elif numbering is None and holds_segments(path):
         volume, numbering, said_by = read_segments(path, scheme), scheme.own_numbering, "by the names of its segments"
     else:
         volume = read_volume(path, geometry=geometry)

@@ -39,17 +39,19 @@ REGIONS = "Anatomic codes - DICOM master list"
 
 @dataclass(frozen=True)
 class Segment:
-    """A segment as the header has it: voxels of ``value`` in ``layer``; ``code`` is (scheme, value) of its type."""
+    """A segment as the header has it: voxels of ``value`` in ``layer``; ``code`` is (scheme, value) of its type, and
+    ``meaning`` what that is called."""
 
     name: str
     value: int
     layer: int
     code: tuple[str, str] | None
+    meaning: str = ""
 
     def label_in(self, scheme: LabelScheme) -> Label | None:
         """The label of ``scheme`` that this segment is, by its terminology or else by its name."""
         by_code = scheme.label_by_code(*self.code) if self.code else None
-        return by_code or label_named(self.name, scheme)
+        return by_code or label_named(self.name, scheme) or label_named(self.meaning, scheme)
 
 
 def holds_segments(path: str | os.PathLike) -> bool:
@@ -76,9 +78,21 @@ def read_segments(path: str | os.PathLike, scheme: LabelScheme) -> Volume:
     except MedDPMError as error:
         raise MedDPMError(f"{path}: {error}") from None
     layers = itk_array(image).reshape(*geometry.shape, -1)
+    return merge_segments(path, _segments(path, layers.shape[-1]), layers, geometry, scheme, notes_on_space(path))
+
+
+def merge_segments(
+    path: Path,
+    segments: list[Segment],
+    layers: np.ndarray,
+    geometry: Geometry,
+    scheme: LabelScheme,
+    notes: tuple[str, ...] = (),
+) -> Volume:
+    """The ``segments`` in ``layers`` (k, j, i, layer) as a volume of ``scheme``'s values, see :func:`read_segments`."""
     taken: dict[int, list[Segment]] = {}
     strangers = []
-    for segment in _present(path, _segments(path, layers.shape[-1]), layers):
+    for segment in _present(path, segments, layers):
         label = segment.label_in(scheme)
         if label is None:
             strangers.append(segment.name)
@@ -90,19 +104,19 @@ def read_segments(path: str | os.PathLike, scheme: LabelScheme) -> Volume:
             f" {', '.join(strangers[:10])}: rename it after its label or remove it"
         )
     labels = np.zeros(geometry.shape, np.uint8)
-    notes = [*notes_on_space(path)]
+    told = [*notes]
     for value in reversed(scheme.priority):
         label = scheme.label_by_value(value)
-        segments = taken.get(value, [])
-        for segment in segments:
+        own = taken.get(value, [])
+        for segment in own:
             labels[layers[..., segment.layer] == segment.value] = value
-        if len(segments) == 1:
-            notes.append(f'segment "{segments[0].name}" is taken for {label.name.lower()}')
-        elif segments:
-            _check_together(path, segments, label)
-            names = ", ".join(f'"{segment.name}"' for segment in segments)
-            notes.append(f"segments {names} are taken together for {label.name.lower()}")
-    return Volume(labels, geometry, tuple(notes))
+        if len(own) == 1:
+            told.append(f'segment "{own[0].name}" is taken for {label.name.lower()}')
+        elif own:
+            _check_together(path, own, label)
+            names = ", ".join(f'"{segment.name}"' for segment in own)
+            told.append(f"segments {names} are taken together for {label.name.lower()}")
+    return Volume(labels, geometry, tuple(told))
 
 
 def _present(path: Path, segments: list[Segment], layers: np.ndarray) -> list[Segment]:
