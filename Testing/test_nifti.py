@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from test_damaged_files import glioma
 from test_geometry import oriented
 
+from MedDPMLib.cli.generate import find_masks
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.geometry import Geometry
 from MedDPMLib.imaging.io import read_volume, write_nifti
@@ -151,6 +152,7 @@ def test_freesurfer_and_pairs_of_files(tmp_path, name):
         with pytest.raises(MedDPMError, match="damaged"):
             read_volume(tmp_path / name)
     if name == "a.hdr":
+        assert find_masks([tmp_path], tmp_path / "out") == [tmp_path / name]
         (tmp_path / "a.img").unlink()
         with pytest.raises(MedDPMError, match="one half of a pair"):
             read_volume(tmp_path / name)

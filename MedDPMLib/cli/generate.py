@@ -155,7 +155,7 @@ class Batch:
 
 def find_masks(arguments: Sequence[Path], out: Path) -> list[Path]:
     """The files that ``arguments`` name, and the volumes in the folders among them; each result needs its own name."""
-    from MedDPMLib.imaging.io import check_readable, volume_stem, volume_suffix
+    from MedDPMLib.imaging.io import check_readable, names_volume, volume_stem
 
     paths = []
     for argument in arguments:
@@ -168,7 +168,7 @@ def find_masks(arguments: Sequence[Path], out: Path) -> list[Path]:
             found = sorted(
                 path
                 for path in argument.iterdir()
-                if volume_suffix(path) and path.is_file() and not path.name.startswith(".")
+                if names_volume(path) and path.is_file() and not path.name.startswith(".")
             )
             if not found:
                 check_readable(argument)

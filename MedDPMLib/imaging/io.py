@@ -34,6 +34,12 @@ def volume_suffix(path: Path) -> str | None:
     return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
 
 
+def names_volume(path: Path) -> bool:
+    """Whether ``path`` is to be listed as a volume by its name: of a pair of .hdr and .img, the first alone is."""
+    suffix = volume_suffix(path)
+    return suffix is not None and not (suffix == ".img" and path.with_suffix(".hdr").is_file())
+
+
 def volume_stem(path: Path) -> str:
     """The file's name without its suffix: "case_01" for "case_01.nii.gz"."""
     suffix = volume_suffix(path)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.imaging.io import read_volume, volume_stem, volume_suffix
+from MedDPMLib.imaging.io import names_volume, read_volume, volume_stem, volume_suffix
 from MedDPMLib.masks.label_tables import nnunet_labels
 from MedDPMLib.masks.numberings import label_named, numberings
 from MedDPMLib.masks.schemes import LabelScheme
@@ -328,7 +328,7 @@ def _volumes_below(folder: Path, depth: int) -> Iterator[Path]:
         if path.is_dir():
             if depth > 1:
                 yield from _volumes_below(path, depth - 1)
-        elif volume_suffix(path):
+        elif names_volume(path):
             yield path
 
 
