@@ -387,7 +387,7 @@ def test_the_command_composes_anatomy_tumour_and_brain(meddpm, tmp_path, brats):
     image = np.where(tumour > 0, np.random.default_rng(0).uniform(0, 1, tumour.shape), -1).astype(np.float32)
     write_nifti(tmp_path / "image.nii.gz", Volume(image, small_geometry()))
     result = meddpm(
-        "fidelity", "structures.nii.gz", "--tumour", "seg.nii.gz", "--model", model,
+        "fidelity", "structures.nii.gz", "--tumor", "seg.nii.gz", "--model", model,
         "--real", "t1=image.nii.gz", "--real", "t2=image.nii.gz", "--json", "figures.json",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
