@@ -367,7 +367,7 @@ def test_seeds_are_averaged_and_models_stand_side_by_side(
     assert first["seeds"][0]["pairs"]["t1"]["mse"] == 0 < second["seeds"][0]["pairs"]["t1"]["mse"]
     headings = next(line for line in result.stdout.splitlines() if "voxels" in line)
     assert headings.count("difference") == 2 and str(other) in headings
-    assert "the more varied one loses" in result.stdout
+    assert "the more varied one scores worse" in result.stdout
 
 
 def test_real_images_that_are_missing_or_unknown_are_told(meddpm, small_model, small_mask, real_images):

@@ -158,10 +158,10 @@ def test_what_would_fit_is_printed_without_a_dataset(meddpm, monkeypatch):
     def measured(job):
         from math import prod
 
-        from MedDPMLib.train.iteration_cost import Measurement
+        from MedDPMLib.train.iteration_cost import IterationCost
 
         width = 1 if job.checkpointing else 3
-        return [Measurement(grid, 1.0, 10**8 + 1000 * width * prod(grid)) for grid in job.grids]
+        return [IterationCost(grid, 1.0, 10**8 + 1000 * width * prod(grid)) for grid in job.grids]
 
     monkeypatch.setattr(memory_estimate, "measure", measured)
     done = meddpm("train", "--recipe", "brats", "--estimate-memory")

@@ -573,7 +573,7 @@ from MedDPMLib.recipes.recipe import load_recipe, recipe_values
 from MedDPMLib.train.iteration_cost import Job, measure
 held = b"x" * 1_500_000_000
 values = recipe_values(load_recipe("brats-compact", ["network.channels=[8, 16]"]))
-(found,) = measure(Job(values, [(16, 16, 16)], 1, 1, "cpu", "float32", False, plain=False))
+(found,) = measure(Job(values, [(16, 16, 16)], 1, 1, "cpu", "float32", False, baseline=False))
 print(found.peak)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -588,7 +588,9 @@ def test_what_training_takes_is_measured_in_its_own_process(monkeypatch):
     stage = replace(recipe.stages[0], size=(64, 64, 32), patch=None)
     (need,) = needs(recipe, [stage], torch.device("cpu"), "float32", False)
     rows = measure_training(recipe, grid=(64, 64, 32), iterations=1, device="cpu")
-    assert [row.way for row in rows] == ["plain", "MedDPM", "MedDPM, --checkpointing"] and rows[0].speed_up == 1
+    assert [row.configuration for row in rows] == ["baseline", "optimized", "optimized, --checkpointing"] and rows[
+        0
+    ].speed_up == 1
     assert all(row.iterations_per_second > 0 and row.peak > 10**6 for row in rows)
     assert 0.5 < need.bytes / rows[0].peak < 2
     with pytest.raises(MedDPMError, match="multiples of 4"):

@@ -93,7 +93,7 @@ class PlannedRun:
             images = _sample(model, network, fitted, execution, settings, seed, progress)
         record = make_record(
             model=model, mask=mask, fitted=fitted, execution=execution, settings=settings, seed=seed,
-            memory=self.plan.way, seconds=time.perf_counter() - started,
+            memory=self.plan.computation, seconds=time.perf_counter() - started,
         )  # fmt: skip
         geometry = mask.volume.geometry if settings.space == "mask" else fitted.geometry
         return Generated(volumes_of(model.card, images, fitted.geometry, geometry), record)

@@ -51,7 +51,7 @@ def needs(
 ) -> list[Need]:
     """What each of ``stages`` takes; each call measures for some seconds."""
     cubes = _cubes(build_network(recipe_card(recipe).network_description), stages)
-    job = Job(recipe_values(recipe), cubes, 1, 1, str(device), precision, checkpointing, plain=False)
+    job = Job(recipe_values(recipe), cubes, 1, 1, str(device), precision, checkpointing, baseline=False)
     small, large = measure(job)
     voxels = [math.prod(cube) for cube in cubes]
     slope = max(0.0, (large.peak - small.peak) / (voxels[1] - voxels[0]))
