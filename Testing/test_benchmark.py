@@ -10,11 +10,10 @@ import pytest
 import torch
 from conftest import small_card
 
-from MedDPMLib.benchmark import inference, timed_process, training
+from MedDPMLib.benchmark import inference, throughput, timed_process, training
 from MedDPMLib.benchmark.inference import Benchmark, Measurement, benchmark
 from MedDPMLib.benchmark.report import HEADINGS, remarks, rows
 from MedDPMLib.benchmark.throughput import PeakThroughput, step_flops
-from MedDPMLib.benchmark.timed_process import share_of_products
 from MedDPMLib.benchmark.training import TrainingRow
 from MedDPMLib.benchmark.workload import RANDOM, all_names, load_scaled_model, painted_ball, scaled_grid
 from MedDPMLib.errors import MedDPMError, OutOfMemory
@@ -54,11 +53,22 @@ def test_the_condition_s_share_is_left_out():
         assert full - encoded == 2 * 27 * len(card.scheme.labels) * 64 * 16 * 32 * 48
 
 
-def test_the_peak_throughput_is_a_rate():
-    slow, fast = PeakThroughput(CPU, side=128).measure(), PeakThroughput(CPU, side=512).measure()
-    assert slow.keys() == fast.keys() == {"bfloat16", "float32", "highest", "per_cpu_second"}
-    assert all(rates["highest"] == max(rates["bfloat16"], rates["float32"]) for rates in (slow, fast))
-    assert all(1e7 < rate < 1e15 for rates in (slow, fast) for rate in rates.values())
+def test_the_peak_throughput_is_what_the_products_did_in_their_time(monkeypatch):
+    """Two operations for each of n^3 factors, by a clock on which every product takes 0.1 s, on two cores."""
+    clock, multiply = [0.0], torch.mm
+
+    def slow_product(a, b):
+        clock[0] += 0.1
+        return multiply(a, b)
+
+    monkeypatch.setattr(throughput.torch, "mm", slow_product)
+    monkeypatch.setattr(throughput.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(throughput.time, "process_time", lambda: 2 * clock[0])
+    measured = PeakThroughput(CPU, side=128).measure()
+    assert measured == pytest.approx(
+        {"bfloat16": 2 * 128**3 / 0.1, "float32": 2 * 64**3 / 0.1, "highest": 2 * 128**3 / 0.1,
+         "per_cpu_second": 2 * 128**3 / 0.2}
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("size", [(192, 192, 144), (128, 128, 128), (48, 33, 17)])
@@ -107,28 +117,6 @@ def test_the_peak_is_a_peak():
     assert peak_memory(CPU) > during - 2**20
 
 
-def test_the_share_of_products_is_found():
-    a, image = torch.randn(256, 256), torch.randn(1, 32, 16, 16, 16)
-    conv = torch.nn.Conv3d(32, 32, 3)
-
-    def profiled(work) -> float | None:
-        with (
-            timed_process._silence(),
-            torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler,
-        ):
-            with torch.no_grad():
-                work()
-        return share_of_products(profiler)
-
-    assert profiled(lambda: [a @ a for _ in range(20)]) > 0.9
-    assert profiled(lambda: [conv(image) for _ in range(5)]) > 0.8
-    assert profiled(lambda: [a.exp() for _ in range(5)]) is None
-    large = torch.randn(1, 8, 32, 32, 32)
-    assert profiled(lambda: torch.nn.functional.interpolate(large, scale_factor=2, mode="trilinear")) is None
-    assert profiled(lambda: torch.nn.functional.scaled_dot_product_attention(*[a[None, None]] * 3)) > 0.5
-    assert 0.01 < profiled(lambda: [a.exp() @ a for _ in range(20)]) < 0.99
-
-
 # What is told ----------------------------------------------------------------------------------------
 
 
@@ -137,7 +125,7 @@ def measurement(configuration: str, **figures) -> Measurement:
         "model": "net", "grid": (16, 16, 16), "weights": "trained", "sampler": "ddpm", "steps": 250, "device": "cpu",
         "precision": "float32", "load_seconds": 1.0, "first_seconds": 2.0, "step_seconds": 4.0, "step_cpu_seconds": 8.0,
         "measured_steps": 3, "volume_seconds": 1000.0, "extrapolated": True, "peak_bytes": 4 * 2**30,
-        "step_flops": 10**12, "of_peak": 0.25, "of_peak_cpu": 0.25, "products": 0.5, "products_of_peak": 0.5,
+        "step_flops": 10**12, "of_peak": 0.25, "of_peak_cpu": 0.25,
     }  # fmt: skip
     return Measurement(configuration=configuration, **known | figures)
 
@@ -193,14 +181,13 @@ def test_a_run_measures_every_configuration(small_model):
     told = []
     found = benchmark([str(small_model)], ["cpu"], steps=2, report=told.append)
     card = load_model(small_model).card
-    baseline, standard, draft, low = found.measurements
-    assert [one.configuration for one in found.measurements] == ["baseline", "standard", "draft", "low memory"]
+    baseline, standard, low = found.measurements
+    assert [one.configuration for one in found.measurements] == ["baseline", "standard", "low memory"]
     assert (baseline.sampler, baseline.steps, baseline.precision) == ("ddpm", 50, "float32")
     assert {"sampler": standard.sampler, "steps": standard.steps} == card.qualities["standard"]
-    assert {"sampler": draft.sampler, "steps": draft.steps} == card.qualities["draft"]
     assert (low.sampler, low.steps) == (standard.sampler, standard.steps)
-    # Fifty steps of a tiny network are quicker than patience lasts: everything is run to its end but the draft.
-    assert [one.extrapolated for one in found.measurements] == [False, False, True, False]
+    # Fifty steps of a tiny network are quicker than patience lasts: everything is run to its end.
+    assert [one.extrapolated for one in found.measurements] == [False, False, False]
     assert baseline.measured_steps == 50 - 2 and standard.measured_steps == 1
     for one in found.measurements:
         assert one.problem is None and one.weights == "trained" and one.grid == (16, 16, 16)
@@ -209,20 +196,9 @@ def test_a_run_measures_every_configuration(small_model):
         if one.configuration != "baseline":
             assert one.memory == ("in thin slabs" if one.configuration == "low memory" else "whole")
             assert one.peak_bytes < one.planned_bytes
-    assert 0 < baseline.products < 1 and baseline.products_of_peak == pytest.approx(
-        baseline.of_peak / baseline.products
-    )
     assert baseline.step_flops == step_flops(card.network_description, (16, 16, 16), encoded=False)
     assert standard.step_flops == step_flops(card.network_description, (16, 16, 16), encoded=True)
     assert len(told) == inference.phases(2, "cpu")
-
-
-def test_a_draft_has_a_last_step_too(small_model):
-    """What a volume takes beside its equal steps, a draft takes too."""
-    card = load_model(small_model).card
-    more, fewer = card.qualities["standard"]["steps"], card.qualities["draft"]["steps"]
-    standard = measurement("standard", steps=more, step_seconds=1.0, volume_seconds=more + 7.0)
-    assert inference._draft(standard, card).volume_seconds == pytest.approx(fewer + 7.0)
 
 
 def test_the_command_tells_and_writes(meddpm, small_model, tmp_path, monkeypatch):

@@ -490,7 +490,7 @@ def test_lines_that_are_no_request_are_answered(worker):
         (line(type="load", model="m", speed=3), "x", "speed"),
         (line(type="generate", **mask | {"mask": "../mask-1.npy"}), "x", '"mask"'),
         (line(type="generate", **mask | {"mask": "/etc/passwd"}), "x", '"mask"'),
-        (line(type="generate", **mask | {"ijk_to_ras": [[1, 2], [3, 4]]}), "x", "4 x 4"),
+        (line(type="generate", **mask | {"ijk_to_ras": [[1, 2], [3, 4]]}), "x", "a list of 4 values"),
         (line(type="generate", **mask, seeds=[]), "x", "seeds"),
         (line(type="generate", **mask, seeds=[2**63]), "x", "seeds"),
         (line(type="generate", **mask, seeds=[True]), "x", "seeds"),

@@ -11,7 +11,7 @@ import multiprocessing
 import statistics
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 from MedDPMLib.benchmark.throughput import step_flops
@@ -67,9 +67,6 @@ class Measurement:
     of_peak: float | None = None
     #: The same by processor time; an idle core, which costs none, does not show here.
     of_peak_cpu: float | None = None
-    #: Share of a step's time in convolutions, matrix products and attention, and their rate over the peak throughput.
-    products: float | None = None
-    products_of_peak: float | None = None
 
 
 @dataclass(frozen=True)
@@ -199,15 +196,14 @@ def _measure(
                         rates.append(rate)
                     process.go()
             for configuration, process in processes.items():
-                report(f"{name}, {configuration}: the rest and a profile")
+                report(f"{name}, {configuration}: the rest")
                 process.end()
         all_rates += rates
         if not all_rates:
             raise MedDPMError(f"the peak throughput of {device} cannot be measured: {peak_throughput.problem}")
         for configuration, process in processes.items():
             measured[configuration] = _summary(model, configuration, device, process, _medians(rates or all_rates))
-    draft = _draft(measured["standard"], model.card)
-    return [measured["baseline"], measured["standard"], draft, measured["low memory"]]
+    return list(measured.values())
 
 
 def _medians(rates: Sequence[dict[str, float]]) -> dict[str, float]:
@@ -295,9 +291,7 @@ def _summary(
         # The preparations are negligible compared with hundreds of steps, but not with twenty.
         volume = (step if configuration == "baseline" else first) + (settings["steps"] - 1) * step
     flops = step_flops(card.network_description, card.grid.shape, encoded=configuration != "baseline")
-    of_peak = flops / step / peak_throughput["highest"]
     on_cpu = device == "cpu"
-    products = found["products"]
     return Measurement(
         **about,
         precision=found["precision"],
@@ -313,18 +307,6 @@ def _summary(
         extrapolated=not found["finished"],
         peak_bytes=found["peak_bytes"],
         step_flops=flops,
-        of_peak=of_peak,
+        of_peak=flops / step / peak_throughput["highest"],
         of_peak_cpu=flops / cpu / peak_throughput["per_cpu_second"] if on_cpu else None,
-        products=products,
-        products_of_peak=of_peak / products if products else None,
     )
-
-
-def _draft(standard: Measurement, card: Card) -> Measurement:
-    """The quality "draft", extrapolated: it takes fewer of the same steps, including the last one, which may take
-    longer than the others."""
-    quality = card.qualities["draft"]
-    if standard.problem:
-        return replace(standard, configuration="draft", **quality)
-    volume = standard.volume_seconds - (standard.steps - quality["steps"]) * standard.step_seconds
-    return replace(standard, configuration="draft", **quality, volume_seconds=volume, extrapolated=True)

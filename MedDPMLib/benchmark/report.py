@@ -7,7 +7,7 @@ from MedDPMLib.runtime.names import PRECISIONS
 
 HEADINGS = (
     "network", "device", "configuration", "precision", "steps", "s/step", "CPU s/step", "s/volume", "speedup", "memory",
-    "of baseline", "of peak", "products", "of peak",
+    "of baseline", "of peak",
 )  # fmt: skip
 #: Share of the cores that other work may take before wall-clock times are unreliable.
 _QUIET = 0.1
@@ -32,8 +32,6 @@ def _row(one: Measurement, ratios: dict[str, float | None]) -> list[str]:
         f"{one.peak_bytes / 2**30:.2f} GiB",
         "" if one.configuration == "baseline" else f"{ratios['memory_ratio']:.0%}" if ratios["memory_ratio"] else "?",
         f"{one.of_peak:.0%}",
-        f"{one.products:.0%}" if one.products else "",
-        f"{one.products_of_peak:.0%}" if one.products else "",
     ]
 
 
@@ -50,22 +48,20 @@ def remarks(result: Benchmark) -> list[str]:
         f"{one.model}, {one.configuration} on {one.device}: {one.memory}, {one.planned_bytes / 1e9:.1f} GB predicted,"
         f" {one.peak_bytes / 1e9:.1f} GB used."
         for one in result.measurements
-        if one.memory and one.configuration != "draft"
+        if one.memory
     ]
     found.append(
         "baseline: float32, channels first, every step of the schedule by ancestral sampling. speedup: for a volume."
     )
     if any(one.extrapolated for one in result.measurements):
-        found.append("~: extrapolated from the measured steps; draft takes fewer of the steps of standard.")
+        found.append("~: extrapolated from the measured steps.")
     if result.share != 1:
         found.append(f"Grids are scaled down: {result.share:g} of each side.")
     random = [one.model for one in result.measurements if one.weights == "random"]
     if random:
         names = ", ".join(dict.fromkeys(random))
         found.append(f"{names}: random weights, because none are installed; times do not depend on them.")
-    found.append(
-        "of peak: share of the peak throughput. products: share of a step in convolutions, matrix products, attention."
-    )
+    found.append("of peak: share of the peak throughput.")
     found += [
         f"{one.model}, {one.configuration} on {one.device} was not measured: {one.problem}"
         for one in result.measurements
@@ -92,8 +88,6 @@ def remarks(result: Benchmark) -> list[str]:
 
 def _by_cpu(one: Measurement, ratios: dict[str, float | None]) -> str:
     share = f"{one.model}, {one.configuration}: {one.of_peak_cpu:.0%} of the peak throughput"
-    if one.products:
-        share += f" ({one.of_peak_cpu / one.products:.0%} in products)"
     if one.configuration == "baseline":
         return share
     return f"{share}, a step {ratios['step_cpu_ratio']:.3g}x and a volume {ratios['volume_cpu_ratio']:.3g}x faster"

@@ -1,23 +1,18 @@
 """What is timed? One configuration, generating a volume in a process of its own, step by step on command.
 
 A measuring process answers every command with one message. It runs to the first pause, after the first step, without a
-command; then "go" runs one more step, "finish" the rest without a pause, and "stop" ends the run; a step under
-PyTorch's profiler follows. The messages are ("step", {...}), ("done", {...}) at the end, and ("failed", sentence).
+command; then "go" runs one more step, "finish" the rest without a pause, and "stop" ends the run. The messages are
+("step", {...}), ("done", {...}) at the end, and ("failed", sentence).
 """
 
 from __future__ import annotations
 
-import os
-import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
 import torch
 from torch import Tensor
-from torch.autograd import DeviceType
 
 from MedDPMLib.benchmark.throughput import PeakThroughput, synchronize
 from MedDPMLib.benchmark.workload import load_scaled_model, painted_ball
@@ -35,9 +30,6 @@ from MedDPMLib.runtime.hardware import peak_memory
 #: The baseline; MedDPM's inference in the card's quality "standard"; and the same with as little memory as possible.
 #: Those in one group take their steps in turn. The last is alone, because it is about memory, which the others occupy.
 CONFIGURATIONS = (("baseline", "standard"), ("low memory",))
-
-#: The profiler's names for convolutions, matrix products and attention; "upsample_trilinear3d" is none of them.
-_PRODUCTS = re.compile(r"aten::(\w*conv(olution|\d)\w*|(add|b|badd)?(mm|bmm)|(mkldnn_)?linear|_?scaled_dot_product\w*)")
 
 
 @dataclass(frozen=True)
@@ -83,65 +75,8 @@ class Pace:
         return time.perf_counter() - self._started
 
 
-class Profile:
-    """Progress of a run that ends with its step number ``step``, which is profiled: ``products`` is the result of
-    :func:`share_of_products`. The first step is profiled including the preparations."""
-
-    def __init__(self, device: torch.device, step: int) -> None:
-        self.device, self.step = device, step
-        self.products: float | None = None
-        activities = [torch.profiler.ProfilerActivity.CPU]
-        if device.type == "cuda":
-            activities.append(torch.profiler.ProfilerActivity.CUDA)
-        self._profiler = torch.profiler.profile(activities=activities)
-        if step == 1:
-            self._start()
-
-    def __call__(self, step: int, steps: int, x0: Tensor) -> None:
-        synchronize(self.device)
-        if step == self.step - 1:
-            self._start()
-        if step == self.step:
-            with _silence():
-                self._profiler.stop()
-            if self.device.type != "mps":  # the profiler does not see its time
-                self.products = share_of_products(self._profiler)
-            raise _Stopped
-
-    def _start(self) -> None:
-        with _silence():
-            self._profiler.start()
-
-
 class _Stopped(Exception):
     """Ends a run when enough was measured."""
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """Suppresses what the profiler's C++ code writes to the terminal."""
-    kept = os.dup(2)
-    with open(os.devnull, "w") as nothing:
-        os.dup2(nothing.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-
-
-def share_of_products(profiler: torch.profiler.profile) -> float | None:
-    """The share of the profiled time that convolutions, matrix products and attention took.
-
-    None where the profiler saw none by name, as in a captured graph.
-    """
-    # A GPU's kernels are listed beside the operations that they belong to, and would count twice.
-    operations = [event for event in profiler.key_averages() if event.device_type == DeviceType.CPU]
-    times = {event.key: event.self_device_time_total for event in operations}
-    if not any(times.values()):
-        times = {event.key: event.self_cpu_time_total for event in operations}
-    products = sum(time for key, time in times.items() if _PRODUCTS.fullmatch(key))
-    return products / sum(times.values()) if products else None
 
 
 def measure_configuration(connection: Connection, job: TimedJob) -> None:
@@ -186,13 +121,9 @@ def measure_configuration(connection: Connection, job: TimedJob) -> None:
             "step_cpu_seconds": pace.cpu_seconds,
             "last_seconds": pace.since_last_step() if finished else None,
             "finished": finished,
-            "peak_bytes": peak_memory(device),  # before the profiler, which takes half a gigabyte itself
+            "peak_bytes": peak_memory(device),
         }
-        # Except in the baseline, the first step includes work that is done once.
-        profile = Profile(device, 1 if baseline else 2)
-        with suppress(MedDPMError, MemoryError, RuntimeError):  # the other results do not depend on it
-            run(profile)
-        connection.send(("done", {**result, "products": profile.products}))
+        connection.send(("done", result))
     except EOFError:  # the parent process is gone
         return
     except (MedDPMError, MemoryError, RuntimeError) as error:  # a failure on one device must not end the others

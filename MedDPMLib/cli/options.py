@@ -56,7 +56,7 @@ def takes_settings(*names: str) -> Callable[[Callable[..., None]], Callable[...,
         signature = inspect.signature(command, eval_str=True)
         for parameter in signature.parameters.values():
             parameters += map(_option, names) if parameter.name == "settings" else [parameter]
-        with_options.__signature__ = signature.replace(
+        with_options.__signature__ = signature.replace(  # type: ignore[attr-defined]
             parameters=[parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
         )
         with_options.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from MedDPMLib.diffusion.samplers import sample
+from MedDPMLib.diffusion.samplers import plan_steps, sample
 from MedDPMLib.errors import MedDPMError, OutOfMemory
 from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.inference.atlas import network_labels
@@ -141,9 +141,10 @@ def _sample(
     """The images (C, D, H, W), float32 on the CPU."""
     card = model.card
     labels = condition_tensor(card, fitted.labels, execution, exact=network.exact_condition)
+    evaluations = sum(map(len, plan_steps(model.schedule, settings.sampler, settings.steps)))
     # Noise from a generator of the CPU is the same for every device.
     images = sample(
-        _predictor(network, card, labels, execution.dtype, settings.guidance, settings.steps),
+        _predictor(network, card, labels, execution.dtype, settings.guidance, evaluations),
         labels,
         model.schedule,
         shape=(1, len(card.modalities), *fitted.labels.shape),
@@ -192,9 +193,10 @@ def condition_tensor(card: Card, labels: np.ndarray, execution: Execution, *, ex
 
 
 def _predictor(
-    network: Denoiser, card: Card, labels: Tensor, dtype: torch.dtype, guidance: float, steps: int
+    network: Denoiser, card: Card, labels: Tensor, dtype: torch.dtype, guidance: float, evaluations: int
 ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """``network``, which computes in ``dtype``, for ``steps`` steps; its work on ``labels`` (1, K, D, H, W) done once.
+    """``network``, which computes in ``dtype``, for so many ``evaluations``; its work on ``labels`` (1, K, D, H, W) is
+    done once.
 
     With a ``guidance`` it is guided (classifier-free; Ho and Salimans 2022, arXiv 2207.12598), in whatever it predicts.
     """
@@ -211,7 +213,7 @@ def _predictor(
         nonlocal asked
         asked += 1
         x = x.to(dtype)
-        if asked == steps:
+        if asked == evaluations:
             pairs = zip(conditions, encoded, strict=True)
             predicted = [network.denoise_last(x, t, condition, share) for condition, share in pairs]
         else:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from MedDPMLib.diffusion.names import MAX_TIMESTEPS, METHODS
+from MedDPMLib.diffusion.names import MAX_TIMESTEPS, METHOD_TITLES, METHODS
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.models.card import QUALITIES, Card
 from MedDPMLib.runtime.names import DEVICES, PRECISIONS, SHORT_PRECISIONS
@@ -120,6 +120,11 @@ def memory_limit(memory: str) -> int | None:
     return None
 
 
+def _member(name: str) -> str:
+    """ "DpmSolver" of "dpm-solver++"."""
+    return "".join(part.capitalize() for part in re.findall("[a-z0-9]+", name))
+
+
 @dataclass(frozen=True, kw_only=True)
 class GenerationSettings:
     """How volumes are generated from a mask. Each field is validated: :class:`MedDPMError` names it, its value and the
@@ -147,9 +152,7 @@ class GenerationSettings:
         _or_none(_one_of("sampler", METHODS)),
         choices=(
             Choice(None, "Recommended", "Same as quality"),
-            Choice("dpm-solver++", "DpmSolver", "DPM-Solver++"),
-            Choice("ddim", "Ddim", "DDIM"),
-            Choice("ddpm", "Ddpm", "DDPM (ancestral)"),
+            *(Choice(method, _member(method), title) for method, title in METHOD_TITLES.items()),
         ),
     )
     steps: int | None = _setting(

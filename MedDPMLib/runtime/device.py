@@ -10,8 +10,8 @@ import torch
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.runtime.allocator import is_own_process
 from MedDPMLib.runtime.host_memory import available_memory
+from MedDPMLib.runtime.known_faults import known_fault
 from MedDPMLib.runtime.names import PRECISIONS, SHORT_PRECISIONS
-from MedDPMLib.runtime.numerics import known_fault
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -64,7 +64,7 @@ class Engine:
         schedule = make_schedule(**recipe.schedule).to(self.device)
         self.schedule = schedule
         self.objective = Objective(recipe.training, recipe.prediction, schedule)
-        self.teacher = recipe.distillation and Teacher(recipe, schedule, self.device, execution.dtype)
+        self.teacher = Teacher(recipe, schedule, self.device, execution.dtype) if recipe.distillation else None
         self.network = build_network(recipe_card(recipe).network_description)
         self.network.start_training(schedule.alpha_bar.cpu())
         # FSDP keeps no memory layout of its own.
@@ -134,7 +134,7 @@ class Engine:
         if self.sharded:
             whole = sharding.gathered(self.network, self.ema, self.optimiser)
         else:
-            named = {"network": self.network, "ema": self.ema, "optimiser": self.optimiser}
+            named: dict[str, Any] = {"network": self.network, "ema": self.ema, "optimiser": self.optimiser}
             whole = {name: part.state_dict() for name, part in named.items()}
         return {"iteration": self.iteration, **whole, "scaler": self.scaler.state_dict(), "random": random}
 
@@ -213,7 +213,7 @@ class Engine:
                 gradient.copy_(mean.view(gradient.shape))
         self.scaler.unscale_(self.optimiser)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), settings.gradient_norm or math.inf)
-        self.gradient_norm = float(norm.full_tensor() if self.sharded else norm)
+        self.gradient_norm = float(norm.full_tensor() if self.sharded else norm)  # type: ignore[attr-defined]
         if not math.isfinite(self.gradient_norm) and not self.scaler.is_enabled():  # which leaves such a step out
             raise NotFinite(
                 f"the gradient of iteration {self.iteration + 1} is not finite: lower the learning rate,"

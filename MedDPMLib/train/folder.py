@@ -7,12 +7,10 @@ the same for people; both are written anew with each checkpoint.
 from __future__ import annotations
 
 import json
-import math
-import os
-import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from MedDPMLib.recipes.recipe import Recipe, load_recipe, recipe_toml
 from MedDPMLib.runtime.files import written_whole
 from MedDPMLib.runtime.versions import versions
 from MedDPMLib.train.checkpoints import Checkpoints
+from MedDPMLib.validation import Rule, list_of, number, optional, table, table_with, text, whole
 
 #: Rows of the table of losses in the README.
 _ROWS = 20
@@ -51,22 +50,28 @@ class RunHistory:
     changes: list[str] = field(default_factory=list)
 
 
-#: What the fields of a :class:`RunHistory` hold: a type, a list of one, a table of named ones, or one of several.
-#: ``float`` is any finite number.
-_SHAPES: dict[str, Any] = {
-    "data": {"name": str, "licence": (str, None), "cases": [str], "held_out": [str]},
-    "machine": {
-        "device": str, "processor": str, "precision": str, "processes": int, "threads": int, "versions": {},
-    },
-    "init": ({"model": str, "tensors": int, "fresh": int}, None),
-    "teacher": ({"model": str, "hash": str}, None),
-    "iteration": int,
-    "seconds": float,
-    "started": str,
-    "changed": str,
-    "losses": [{"iteration": int, "loss": float, "held_out": (float, None)}],
-    "best": ({"iteration": int, "score": float}, None),
-    "changes": [str],
+_TEXT, _COUNT, _TEXTS = text(least=0), whole(0), list_of(text(), 0, 10**6)
+
+_table = partial(table_with, more=True, complete=True)
+
+#: What the fields of a :class:`RunHistory` hold; tables may have more fields than these.
+_RULES: dict[str, Rule] = {
+    "data": _table({"name": _TEXT, "licence": optional(_TEXT), "cases": _TEXTS, "held_out": _TEXTS}),
+    "machine": _table(
+        {
+            "device": _TEXT, "processor": _TEXT, "precision": _TEXT, "processes": _COUNT, "threads": _COUNT,
+            "versions": table(),
+        }
+    ),
+    "init": optional(_table({"model": _TEXT, "tensors": _COUNT, "fresh": _COUNT})),
+    "teacher": optional(_table({"model": _TEXT, "hash": _TEXT})),
+    "iteration": _COUNT,
+    "seconds": number(),
+    "started": _TEXT,
+    "changed": _TEXT,
+    "losses": list_of(_table({"iteration": _COUNT, "loss": number(), "held_out": optional(number())}), 0, 10**6),
+    "best": optional(_table({"iteration": _COUNT, "score": number()})),
+    "changes": _TEXTS,
 }  # fmt: skip
 
 
@@ -79,30 +84,15 @@ def history_fields(values: Any, tell: Callable[[str], None] = lambda sentence: N
     if not isinstance(values, dict):
         tell("the history of the run is not a table of fields and is dropped")
         return {}
-    for name in sorted(values.keys() - _SHAPES.keys()):
+    for name in sorted(values.keys() - _RULES.keys()):
         tell(f'"{name}" in the history of the run is unknown to this version and is dropped')
     found = {}
-    for name, shape in _SHAPES.items():
-        if name in values and is_shaped(values[name], shape):
+    for name, rule in _RULES.items():
+        if name in values and rule.fits(values[name]):
             found[name] = values[name]
         elif name in values:
             tell(f'"{name}" in the history of the run is not what this version expects and is dropped')
     return found
-
-
-def is_shaped(value: Any, shape: Any) -> bool:
-    """Whether ``value`` is as ``shape`` says, see :data:`_SHAPES`; a table may have more fields."""
-    if isinstance(shape, tuple):
-        return any(is_shaped(value, one) for one in shape)
-    if isinstance(shape, list):
-        return isinstance(value, list) and all(is_shaped(entry, shape[0]) for entry in value)
-    if isinstance(shape, dict):
-        return isinstance(value, dict) and all(name in value and is_shaped(value[name], shape[name]) for name in shape)
-    if shape is None:
-        return value is None
-    if shape is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return isinstance(value, shape) and not isinstance(value, bool)
 
 
 class RunFolder:
@@ -152,11 +142,12 @@ def training_machine(execution, processes: int) -> dict[str, Any]:
     """For :attr:`RunHistory.machine`."""
     import torch
 
+    from MedDPMLib.runtime.hardware import processor
+
     device = execution.device
-    processor = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {
         "device": device.type,
-        "processor": processor,
+        "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         "precision": execution.precision,
         "processes": processes,
         "threads": torch.get_num_threads(),
@@ -246,16 +237,6 @@ def _thinned(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         group = rows[start : start + each]
         thinned.append({**group[-1], "loss": sum(row["loss"] for row in group) / len(group)})
     return thinned
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine() or f"{os.cpu_count()} cores"
 
 
 def _now() -> str:

@@ -31,10 +31,11 @@ from MedDPMLib.train.examples import (
     remaining_stages,
     split_cases,
 )
-from MedDPMLib.train.folder import RunFolder, RunHistory, history_fields, is_shaped, training_machine
+from MedDPMLib.train.folder import RunFolder, RunHistory, history_fields, training_machine
 from MedDPMLib.train.memory_estimate import check_memory, memory_explained
 from MedDPMLib.train.monitor import Monitor
 from MedDPMLib.train.stopping import Stopped, StopRequest
+from MedDPMLib.validation import list_of, number
 
 #: What a checkpoint calls the history.
 _HISTORY = "story"
@@ -146,7 +147,7 @@ class _Session:
         if state is None:
             if init is not None:
                 self.history.init = self._initialise(init)
-            self.history.teacher = self.engine.teacher and self.engine.teacher.identity
+            self.history.teacher = self.engine.teacher.identity if self.engine.teacher else None
         else:
             changes = recipe_changes(self.folder.recipe(), self.recipe) if self.folder.has_recipe else []
             self._load(state)
@@ -181,7 +182,7 @@ class _Session:
                 " with its model (meddpm models export, --init)"
             ) from error
         losses = state.get("losses")
-        self.losses = losses if is_shaped(losses, [float]) else []
+        self.losses = losses if list_of(number(), 0, 10**6).fits(losses) else []
 
     def _check_teacher(self) -> None:
         teacher = self.engine.teacher
@@ -218,7 +219,7 @@ class _Session:
                 for iteration in iterations
                 for numbers in batch_numbers(recipe, iteration, accelerator.process_index, engine.processes)
             )
-            with closing(made_ahead(examples.batch, wanted, workers)) as ahead:
+            with closing(made_ahead(examples.batch, wanted, workers)) as ahead:  # type: ignore[type-var]
                 for _ in iterations:
                     begun = time.monotonic()
                     loss, stopping = engine.step(islice(ahead, each), stopping=stop.signal is not None)

@@ -85,7 +85,7 @@ class Engine:
             except RuntimeError as error:  # a recording that failed in an older PyTorch keeps it from doing so
                 print(f"the GPU's memory is not given back ({error})", file=sys.stderr, flush=True)
 
-    def generate(self, request: Generate, send: Send) -> Result:
+    def generate(self, request: Generate, send: Send) -> Result:  # type: ignore[return]
         """Sends everything but the last result, which it returns."""
         from MedDPMLib.inference.generation import plan_run
         from MedDPMLib.masks.fit import fit

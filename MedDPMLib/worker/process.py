@@ -81,10 +81,10 @@ def _name_standard_handles() -> None:
     import ctypes
     import msvcrt
 
-    set_handle = ctypes.windll.kernel32.SetStdHandle
+    set_handle = ctypes.windll.kernel32.SetStdHandle  # type: ignore[attr-defined]
     set_handle.argtypes = [ctypes.c_uint32, ctypes.c_void_p]
     for descriptor, name in ((0, -10), (1, -11)):  # STD_INPUT_HANDLE, STD_OUTPUT_HANDLE
-        set_handle(name & 0xFFFFFFFF, msvcrt.get_osfhandle(descriptor))
+        set_handle(name & 0xFFFFFFFF, msvcrt.get_osfhandle(descriptor))  # type: ignore[attr-defined]
 
 
 class Worker:
@@ -149,7 +149,7 @@ class Worker:
                     raise _Stopped
                 self._send(event)
 
-        last = None
+        last: Event | None = None
         try:
             if isinstance(request, Generate):
                 last = self._engine.generate(request, send)
