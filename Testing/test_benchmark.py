@@ -233,7 +233,7 @@ def test_training_is_told_the_same_way(meddpm, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "measure_training", measured)
     told = meddpm("benchmark", "train", "--recipe", "brats", "--quick", "--device", "cpu", "--json", "out.json")
     assert told.returncode == 0, told.stderr
-    learnt = load_recipe("brats").stages[-1].learnt
+    learnt = load_recipe("brats").stages[-1].example_size
     assert asked["recipe"] == "brats" and asked["iterations"] == 1 and asked["device"] == "cpu"
     assert all(side % 16 == 0 and abs(side - whole / 4) <= 8 for side, whole in zip(asked["grid"], learnt, strict=True))
     row = next(line for line in told.stdout.splitlines() if "optimized" in line)

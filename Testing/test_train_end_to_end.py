@@ -119,7 +119,14 @@ def test_two_processes_train_as_one_does_with_shards_and_without(meddpm, tmp_pat
     dataset = tmp_path / "dataset"
     done = meddpm("prepare", tmp_path / "source", "--out", dataset, "--scheme", "brats", "--modalities", "t1")
     assert done.returncode == 0, done.stderr
-    options = [dataset, *SMALL, "--set", "training.accumulate=2", "--set", "monitor.checkpoint_every=1"]
+    options = [
+        dataset,
+        *SMALL,
+        "--set",
+        "training.gradient_accumulation_steps=2",
+        "--set",
+        "monitor.checkpoint_every=1",
+    ]
     done = meddpm("train", *options, "--set", "stages.0.iterations=6", "--run", tmp_path / "one")
     assert done.returncode == 0, done.stderr
     two = [*options, "--run", tmp_path / "two"]

@@ -232,6 +232,23 @@ def begun_run(whole, folder):
     return folder, folder / "checkpoints" / "iteration-000000006.pt"
 
 
+def test_a_run_whose_recipe_has_former_names_resumes_as_if_nothing_had_changed(whole, tmp_path):
+    folder, _ = begun_run(whole, tmp_path / "run")
+    path = folder / "recipe.toml"
+    text = path.read_text(encoding="utf-8")
+    for current, former in (
+        ("min_lr_ratio", "final_share"), ("gradient_accumulation_steps", "accumulate"),
+        ("max_grad_norm", "gradient_norm"), ("optimizer", "optimiser"), ("tumor_weight", "tumour_weight"),
+    ):  # fmt: skip
+        assert f"\n{current} = " in text
+        text = text.replace(f"\n{current} = ", f"\n{former} = ")
+    path.write_text(text, encoding="utf-8")
+    assert RunFolder(folder).recipe() == small_recipe()
+    history, losses, _ = run(RunFolder(folder).recipe(), folder)
+    assert list(losses) == [7] and history.changes == []
+    assert same(newest(folder)["ema"], newest(whole[0])["ema"]) and path.read_text(encoding="utf-8") != text
+
+
 def test_a_history_of_another_version_is_taken_as_far_as_it_can_be(whole):
     """Whatever becomes of one of its fields: the others stay, and the page and the card can be written."""
     folder, history = whole[:2]
@@ -368,7 +385,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_case(tmp_path):
 def test_training_learns(tmp_path):
     """The labels decide the image: after a few dozen iterations they do so whatever the noise."""
     recipe = small_recipe(
-        "stages=[{size=[16, 16, 16], iterations=60, batch=1}]", "training.learning_rate=5e-3", "training.final_share=1",
+        "stages=[{size=[16, 16, 16], iterations=60, batch=1}]", "training.learning_rate=5e-3", "training.min_lr_ratio=1",
         "training.high_noise=4", "training.sigma_floor=1",
     )  # fmt: skip
     _, losses, _ = run(recipe, tmp_path, [ball("one")])
@@ -542,7 +559,7 @@ def test_missing_memory_is_told_with_what_would_fit(monkeypatch):
     def fake_needs(recipe, stages, device, precision, checkpointing):
         asked.append((precision, checkpointing))
         size = (80 if precision == "float32" else 40) // (3 if checkpointing else 1)
-        return [memory_estimate.Need(stages[0].learnt, 1, precision, checkpointing, size * 10**9)]
+        return [memory_estimate.Need(stages[0].example_size, 1, precision, checkpointing, size * 10**9)]
 
     monkeypatch.setattr(memory_estimate, "needs", fake_needs)
     monkeypatch.setattr(memory_estimate, "free_memory", lambda device: 30 * 10**9)

@@ -52,7 +52,7 @@ def measure_training(
     is measured in a process of its own. The teacher of a student is not included.
     """
     recipe = replace(recipe, distillation=None)
-    grid = recipe.stages[-1].learnt if grid is None else grid
+    grid = recipe.stages[-1].example_size if grid is None else grid
     network = build_network(recipe_card(recipe).network_description)
     multiple = network.side_multiple
     if any(side % multiple or side < 1 for side in grid):

@@ -144,7 +144,7 @@ def train(
     loaded = [load_recipe(name) for name in recipes or recipe_names()]
     multiples = [build_network(recipe_card(settings).network_description).side_multiple for settings in loaded]
     sizes = [
-        scaled_size(settings.stages[-1].learnt, grid, multiple)
+        scaled_size(settings.stages[-1].example_size, grid, multiple)
         for settings, multiple in zip(loaded, multiples, strict=True)
     ]
     before = load()

@@ -1,12 +1,12 @@
-"""How is one step of the optimiser done, in which precision, by how many processes?
+"""How is one step of the optimizer done, in which precision, by how many processes?
 
-The optimiser works on float32 weights. Forward and backward run on a copy of the network in the execution's precision,
+The optimizer works on float32 weights. Forward and backward run on a copy of the network in the execution's precision,
 whose gradients are summed into the float32 weights' own: the networks compute in the type of their weights, which
 automatic casting (torch.autocast) contradicts; normalisations stay in 16 bits, with half the memory; and on a CPU it
 is as fast as casting for the published networks, and the only way for the compact one.
 
 Several processes (torchrun, through Accelerate) share the batches of an iteration and average their gradients once, in
-float32. With ``shard`` each holds a share of weights, average and optimiser instead (PyTorch's FSDP2, which casts the
+float32. With ``shard`` each holds a share of weights, average and optimizer instead (PyTorch's FSDP2, which casts the
 weights by itself); Accelerate's own way to FSDP does not run on a CPU, where it could not be tested.
 """
 
@@ -38,7 +38,7 @@ class NotFinite(MedDPMError):
 
 
 class Engine:
-    """The state of a training run and one step of it: ``network`` (float32), ``ema``, optimiser, ``iteration``.
+    """The state of a training run and one step of it: ``network`` (float32), ``ema``, optimizer, ``iteration``.
 
     ``checkpointing`` keeps less of the forward pass (:func:`recompute_activations`), ``compile`` fuses the network's
     kernels, ``shard`` divides the state among the processes. None of them changes what is computed.
@@ -81,19 +81,19 @@ class Engine:
                 sharding.shard(network, self.device, self.processes, execution.dtype)
         # Each stage has one shape of its own.
         self.predict = torch.compile(self.working, dynamic=False) if compile else self.working
-        self.optimiser = self._make_optimiser()
+        self.optimizer = self._make_optimizer()
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=execution.dtype == torch.float16)
         self.iteration = 0
         self.gradient_norm = math.nan
 
     def step(self, batches: Iterable[Example], *, stopping: bool = False) -> tuple[float, bool]:
-        """One step of the optimiser on this process's share of the ``batches``.
+        """One step of the optimizer on this process's share of the ``batches``.
 
         Returns the loss, averaged over all processes, and whether any of them is ``stopping``. Raises
         :class:`MedDPMError` if the loss is not finite, with the iteration and the cases.
         """
         losses: list[tuple[Tensor, tuple[str, ...]]] = []
-        count = self.recipe.training.accumulate // self.processes
+        count = self.recipe.training.gradient_accumulation_steps // self.processes
         for batch in batches:
             loss = self.loss(self.predict, batch)
             losses.append((loss.detach(), batch.cases))
@@ -132,9 +132,10 @@ class Engine:
         if self.device.type == "cuda":
             random["cuda"] = torch.cuda.get_rng_state(self.device)
         if self.sharded:
-            whole = sharding.gathered(self.network, self.ema, self.optimiser)
+            whole = sharding.gathered(self.network, self.ema, self.optimizer)
         else:
-            named: dict[str, Any] = {"network": self.network, "ema": self.ema, "optimiser": self.optimiser}
+            # The key keeps its former spelling: runs written before have to resume.
+            named: dict[str, Any] = {"network": self.network, "ema": self.ema, "optimiser": self.optimizer}
             whole = {name: part.state_dict() for name, part in named.items()}
         return {"iteration": self.iteration, **whole, "scaler": self.scaler.state_dict(), "random": random}
 
@@ -146,11 +147,11 @@ class Engine:
         except RuntimeError as error:
             raise MedDPMError("the checkpoint is of another recipe's network: choose another run folder") from error
         if self.sharded:
-            sharding.load_optimiser(self.network, self.optimiser, state["optimiser"])
+            sharding.load_optimizer(self.network, self.optimizer, state["optimiser"])
         else:
-            self.optimiser.load_state_dict(state["optimiser"])
+            self.optimizer.load_state_dict(state["optimiser"])
             self._lay_out_moments()
-        for group in self.optimiser.param_groups:  # how it is computed, and by which recipe, is this run's affair
+        for group in self.optimizer.param_groups:  # how it is computed, and by which recipe, is this run's affair
             group.update(fused=self._fused, weight_decay=self.recipe.training.weight_decay)
         if state["scaler"] and self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
@@ -181,9 +182,9 @@ class Engine:
             network.load_state_dict(weights, strict=strict)
 
     def _lay_out_moments(self) -> None:
-        """Brings the optimiser's moments into their weights' memory layout, which a sharded run's checkpoint lacks: for
-        another, PyTorch's fused optimiser is wrong, without a word."""
-        for weight, moments in self.optimiser.state.items():
+        """Brings the optimizer's moments into their weights' memory layout, which a sharded run's checkpoint lacks: for
+        another, PyTorch's fused optimizer is wrong, without a word."""
+        for weight, moments in self.optimizer.state.items():
             for name, moment in moments.items():
                 if moment.shape == weight.shape:
                     moments[name] = torch.empty_like(weight).copy_(moment)
@@ -198,7 +199,7 @@ class Engine:
             if worker.grad is None:
                 continue
             if master.grad is None:
-                # In the weight's own memory layout: PyTorch's fused optimiser is wrong for another, without a word.
+                # In the weight's own memory layout: PyTorch's fused optimizer is wrong for another, without a word.
                 master.grad = torch.empty_like(master).copy_(worker.grad)
             else:
                 master.grad.add_(worker.grad)
@@ -211,19 +212,19 @@ class Engine:
             summed = self.accelerator.reduce(torch.cat([g.reshape(-1) for g in gradients]), reduction="mean")
             for gradient, mean in zip(gradients, summed.split([g.numel() for g in gradients]), strict=True):
                 gradient.copy_(mean.view(gradient.shape))
-        self.scaler.unscale_(self.optimiser)
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), settings.gradient_norm or math.inf)
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), settings.max_grad_norm or math.inf)
         self.gradient_norm = float(norm.full_tensor() if self.sharded else norm)  # type: ignore[attr-defined]
         if not math.isfinite(self.gradient_norm) and not self.scaler.is_enabled():  # which leaves such a step out
             raise NotFinite(
                 f"the gradient of iteration {self.iteration + 1} is not finite: lower the learning rate,"
                 " or use --precision float32"
             )
-        for group in self.optimiser.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(settings, self.iteration, self.recipe.iterations)
-        self.scaler.step(self.optimiser)
+        self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.optimiser.zero_grad()
+        self.optimizer.zero_grad()
         self.iteration += 1
         decay = ema_decay(settings, self.iteration)
         with torch.no_grad():
@@ -250,9 +251,9 @@ class Engine:
 
     # Setting up -------------------------------------------------------------------------------------------
 
-    def _make_optimiser(self) -> torch.optim.Optimizer:
+    def _make_optimizer(self) -> torch.optim.Optimizer:
         settings = self.recipe.training
-        make = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimiser]
+        make = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
         return make(
             self.network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=self._fused
         )
@@ -263,11 +264,11 @@ class Engine:
         return self.device.type in ("cpu", "cuda") and not self.sharded
 
     def _check_processes(self) -> None:
-        accumulate = self.recipe.training.accumulate
+        accumulate = self.recipe.training.gradient_accumulation_steps
         if accumulate % self.processes:
             raise MedDPMError(
                 f"{self.processes} processes cannot share the {accumulate} batches of an iteration evenly:"
-                f" use --set training.accumulate={math.ceil(accumulate / self.processes) * self.processes},"
+                f" use --set training.gradient_accumulation_steps={math.ceil(accumulate / self.processes) * self.processes},"
                 " or another number of processes"
             )
         if self.sharded and self.processes == 1:

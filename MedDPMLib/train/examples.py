@@ -86,7 +86,7 @@ class Examples:
         weight = torch.full(sample.labels.shape, settings.background_weight)
         weight[sample.labels > 0] = 1.0
         for label in self.scheme.tumour:
-            weight[sample.labels == label.value] = settings.tumour_weight
+            weight[sample.labels == label.value] = settings.tumor_weight
         noise = torch.randn(sample.image.shape, generator=generator)
         return Example(sample.image[None], noise[None], encoded[None], t, weight[None, None], (sample.case,))
 
@@ -104,9 +104,9 @@ def remaining_stages(recipe: Recipe, start: int) -> Iterator[tuple[Stage, range]
 def batch_numbers(recipe: Recipe, iteration: int, process: int = 0, processes: int = 1) -> list[range]:
     """The numbers of the examples in the batches of ``iteration``, counted from 0, that fall to ``process``.
 
-    The batches of an iteration are dealt out in turn; ``recipe.training.accumulate`` is a multiple of ``processes``.
+    The batches of an iteration are dealt out in turn; ``recipe.training.gradient_accumulation_steps`` is a multiple of ``processes``.
     """
-    accumulate = recipe.training.accumulate
+    accumulate = recipe.training.gradient_accumulation_steps
     number = begun = 0
     for stage in recipe.stages:
         if iteration < begun + stage.iterations:

@@ -85,7 +85,7 @@ def _run(job: Job) -> list[IterationCost]:
         keep_freed_memory()  # as the command line does
     execution = choose_execution(job.device, job.precision)
     stage = {"size": job.grids[-1], "iterations": 1000, "batch": job.batch}
-    changed = {"stages": [stage], "training": {**job.recipe["training"], "accumulate": 1}}
+    changed = {"stages": [stage], "training": {**job.recipe["training"], "gradient_accumulation_steps": 1}}
     recipe = recipe_from({**job.recipe, **changed})
     device = execution.device
     before = 0 if device.type == "cuda" else psutil.Process().memory_info().rss

@@ -89,7 +89,7 @@ def learning_rate(settings: Training, iteration: int, iterations: int) -> float:
     if iteration < settings.warm_up:
         return settings.learning_rate * (iteration + 1) / settings.warm_up
     done = (iteration - settings.warm_up) / max(1, iterations - settings.warm_up)
-    low, high = settings.final_share * settings.learning_rate, settings.learning_rate
+    low, high = settings.min_lr_ratio * settings.learning_rate, settings.learning_rate
     return low + (high - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 

@@ -68,7 +68,7 @@ def train(
         init: the model (a name or file) whose weights a fresh run begins with, as far as they fit.
         checkpointing: less memory for a third more time, see :func:`MedDPMLib.train.blocks.recompute_activations`.
         compile: fuses the network's kernels, which takes a minute and a C++ compiler.
-        shard: divides weights, average and optimiser among the processes, see :mod:`MedDPMLib.train.sharding`.
+        shard: divides weights, average and optimizer among the processes, see :mod:`MedDPMLib.train.sharding`.
         workers: threads that make examples ahead.
         report: called with iteration (from 1) and loss after each one, in the main process alone.
         tell: takes sentences for the user.
@@ -170,7 +170,7 @@ class _Session:
             self.monitor = Monitor(self.folder.path, self.engine.iteration)
 
     def _load(self, state: dict[str, Any]) -> None:
-        """Takes weights, optimiser and random numbers from a checkpoint, and the losses since its last row."""
+        """Takes weights, optimizer and random numbers from a checkpoint, and the losses since its last row."""
         try:
             self.engine.load_state(state)
         except MedDPMError:
@@ -209,9 +209,9 @@ class _Session:
     def go_on(self, workers: int, report: Callable[[int, float], None], stop: StopRequest) -> None:
         engine, recipe = self.engine, self.recipe
         accelerator = engine.accelerator
-        each = recipe.training.accumulate // engine.processes
+        each = recipe.training.gradient_accumulation_steps // engine.processes
         for stage, iterations in remaining_stages(recipe, engine.iteration):
-            coarsest = [side // engine.network.side_multiple for side in reversed(stage.learnt)]
+            coarsest = [side // engine.network.side_multiple for side in reversed(stage.example_size)]
             check_convolution(engine.device, engine.execution.dtype, coarsest)
             examples = Examples(recipe, stage, self.learnt)
             wanted = (
@@ -240,7 +240,7 @@ class _Session:
         self.history.seconds += now - self.clock
         self.clock = now
         if self.monitor is not None:
-            rate = self.engine.optimiser.param_groups[0]["lr"]
+            rate = self.engine.optimizer.param_groups[0]["lr"]
             values = {"loss": loss, "learning rate": rate, "gradient norm": self.engine.gradient_norm}
             self.monitor.scalars(self.engine.iteration, {**values, "iterations per second": 1 / max(seconds, 1e-9)})
 
