@@ -80,7 +80,7 @@ def test_from_folders_to_a_volume_through_a_kill(meddpm, meddpm_process, tmp_pat
     process.send_signal(signal.SIGTERM)
     ended = finish(process)
     assert ended.returncode == 143, ended.stderr
-    assert f"going on after iteration {reached}" in ended.stderr and "stopped by SIGTERM" in ended.stderr
+    assert f"resuming after iteration {reached}" in ended.stderr and "stopped by SIGTERM" in ended.stderr
     done = meddpm("train", dataset, "--run", run, "--precision", "float32", "--device", "cpu")
     assert done.returncode == 0, done.stderr
     whole, resumed = weights(tmp_path / "whole"), weights(run)

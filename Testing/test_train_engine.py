@@ -331,7 +331,7 @@ def test_a_loss_that_is_not_finite_names_iteration_and_case():
 
 
 def test_what_processes_cannot_do_is_told():
-    with pytest.raises(MedDPMError, match="one process"):
+    with pytest.raises(MedDPMError, match="sharding needs several processes"):
         Engine(small_recipe(), EXACT, shard=True)
 
 

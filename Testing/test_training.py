@@ -294,7 +294,7 @@ def test_a_history_without_later_fields_is_taken_up_whole(whole, tmp_path):
     del state["story"]["teacher"], state["story"]["changes"]
     torch.save(state, checkpoint)
     history, _, told = run(small_recipe(), folder)
-    assert told == ["going on after iteration 6"]
+    assert told == ["resuming after iteration 6"]
     assert (history.losses, history.best, history.started) == (whole[1].losses, whole[1].best, whole[1].started)
 
 
@@ -350,7 +350,7 @@ def test_a_recipe_of_another_version_is_a_sentence(tmp_path):
             recipe_changes(RunFolder(tmp_path).recipe(), recipe)
         except MedDPMError as error:
             refused += 1
-            assert (str(path) in str(error) or "begun with another model" in str(error)) and "\n" not in str(error)
+            assert (str(path) in str(error) or "started with another model" in str(error)) and "\n" not in str(error)
     assert refused > 50
 
 
@@ -385,8 +385,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_case(tmp_path):
 def test_training_learns(tmp_path):
     """The labels decide the image: after a few dozen iterations they do so whatever the noise."""
     recipe = small_recipe(
-        "stages=[{size=[16, 16, 16], iterations=60, batch=1}]", "training.learning_rate=5e-3", "training.min_lr_ratio=1",
-        "training.high_noise=4", "training.sigma_floor=1",
+        "stages=[{size=[16, 16, 16], iterations=60, batch=1}]", "training.learning_rate=5e-3",
+        "training.min_lr_ratio=1", "training.high_noise=4", "training.sigma_floor=1",
     )  # fmt: skip
     _, losses, _ = run(recipe, tmp_path, [ball("one")])
     values = list(losses.values())
@@ -503,8 +503,8 @@ def test_a_run_begins_with_a_model_as_far_as_it_fits(whole, tmp_path):
         other = small_recipe('scheme="anatomy"')
         with pytest.raises(Ended):
             train(other, CASES, tmp_path / "other", execution=EXACT, init=str(bundle), tell=told.append)
-    assert any("start fresh" in sentence for sentence in told)
-    assert any("label scheme brats there and anatomy here" in sentence for sentence in told)
+    assert any("start from scratch" in sentence for sentence in told)
+    assert any("label scheme brats instead of anatomy" in sentence for sentence in told)
     equal = [n for n in weights if weights[n].shape == started[n].shape and torch.equal(weights[n].float(), started[n])]
     assert 0.5 * len(weights) < len(equal) < len(weights)
     with pytest.raises(MedDPMError, match="no tensor"):

@@ -74,7 +74,8 @@ def train(
     with the same weights. Ctrl-C and SIGTERM write a checkpoint first. Several GPUs or machines share the accumulated
     batches of an iteration, at least one each (the two dashes keep torchrun from reading --run as its own option):
 
-    torchrun --nproc-per-node 4 -m -- MedDPMLib train DATASET --recipe X --set training.gradient_accumulation_steps=4 --run RUN
+    torchrun --nproc-per-node 4 -m -- MedDPMLib train DATASET --recipe X --run RUN
+    --set training.gradient_accumulation_steps=4
 
     `meddpm models export RUN FILE` exports the model of a run.
     """

@@ -143,7 +143,8 @@ class Recipe:
     mask_encoding: tuple[float, float] = field(list_of(number(), 2, 2))
     #: Whether the network receives the position of each voxel, see :func:`MedDPMLib.masks.condition.condition`.
     positions: bool = field(flag())
-    #: Share of the examples without labels, for classifier-free guidance; see :attr:`MedDPMLib.models.card.Card.label_dropout`.
+    #: Share of the examples without labels, for classifier-free guidance; see
+    #: :attr:`MedDPMLib.models.card.Card.label_dropout`.
     label_dropout: float = field(number(0, 1, open_high=True))
     network: dict[str, Any] = field(table())
     schedule: dict[str, Any] = field(table())
@@ -254,8 +255,8 @@ def recipe_changes(old: Recipe, new: Recipe) -> list[str]:
         change = f"{name} {before.get(name, 'unset')} becomes {after.get(name, 'unset')}"
         if name.split(".")[0] in _FIXED:
             raise MedDPMError(
-                f"the run was started with another model ({change}): choose another run folder, or start a new run from this"
-                " one's model with --init"
+                f"the run was started with another model ({change}): choose another run folder, or start a new"
+                " run from the model of this one with --init"
             )
         changes.append(change)
     return changes
@@ -319,7 +320,8 @@ def _stages(values: Any) -> tuple[Stage, ...]:
     for stage in stages:
         if any(part > whole for part, whole in zip(stage.example_size, stage.size, strict=True)):
             raise MedDPMError(
-                f'[[stages]]: "patch" {list(stage.example_size)} does not fit into "size" {list(stage.size)}: make it smaller'
+                f'[[stages]]: "patch" {list(stage.example_size)} does not fit into "size" {list(stage.size)}:'
+                " make it smaller"
             )
     return stages
 

@@ -1,9 +1,9 @@
-"""How is one step of the optimizer done, in which precision, by how many processes?
+"""How does the optimizer take one step, in which precision, in how many processes?
 
 The optimizer works on float32 weights. Forward and backward run on a copy of the network in the execution's precision,
 whose gradients are summed into the float32 weights' own: the networks compute in the type of their weights, which
-automatic casting (torch.autocast) contradicts; normalisations stay in 16 bits, with half the memory; and on a CPU it
-is as fast as casting for the published networks, and the only way for the compact one.
+automatic casting (torch.autocast) contradicts; normalizations stay in 16 bits, with half the memory; and on a CPU it
+is as fast as casting for the published networks, and the only option for the compact one.
 
 Several processes (torchrun, through Accelerate) share the batches of an iteration and average their gradients once, in
 float32. With ``shard`` each holds a share of weights, average and optimizer instead (PyTorch's FSDP2, which casts the
@@ -34,7 +34,7 @@ from MedDPMLib.train.objective import Objective, ema_decay, learning_rate
 
 
 class NotFinite(MedDPMError):
-    """A loss or gradient is not finite: the message names the iteration, and what can be done."""
+    """A loss or gradient is not finite: the message names the iteration, and what to do."""
 
 
 class Engine:
@@ -99,8 +99,9 @@ class Engine:
             losses.append((loss.detach(), batch.cases))
             self.scaler.scale(loss / count).backward()
             self._collect_gradients()
-        told = torch.stack([torch.stack([loss for loss, _ in losses]).mean(), losses[0][0].new_tensor(float(stopping))])
-        mean, stopping_share = self.accelerator.reduce(told, reduction="mean").tolist()
+        mean_loss = torch.stack([loss for loss, _ in losses]).mean()
+        shared = torch.stack([mean_loss, mean_loss.new_tensor(float(stopping))])
+        mean, stopping_share = self.accelerator.reduce(shared, reduction="mean").tolist()
         if not math.isfinite(mean):
             raise NotFinite(self._not_finite(losses))
         self._update()
@@ -127,7 +128,7 @@ class Engine:
         return sum(losses) / len(losses)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint has to hold, whole; all processes call it together, and the main one has all of it."""
+        """The complete content of a checkpoint; all processes call it together, and the main one gets all of it."""
         random = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             random["cuda"] = torch.cuda.get_rng_state(self.device)
@@ -140,12 +141,12 @@ class Engine:
         return {"iteration": self.iteration, **whole, "scaler": self.scaler.state_dict(), "random": random}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Goes on from :meth:`state`; of another network's, :class:`MedDPMError` is raised."""
+        """Resumes from :meth:`state`; for that of another network :class:`MedDPMError` is raised."""
         try:
             self._load_weights(self.network, state["network"])
             self._load_weights(self.ema, state["ema"])
         except RuntimeError as error:
-            raise MedDPMError("the checkpoint is of another recipe's network: choose another run folder") from error
+            raise MedDPMError("the checkpoint has the network of another recipe: choose another run folder") from error
         if self.sharded:
             sharding.load_optimizer(self.network, self.optimizer, state["optimiser"])
         else:
@@ -162,8 +163,8 @@ class Engine:
         self._refresh_working()
 
     def start_from(self, weights: dict[str, Tensor]) -> list[str]:
-        """Takes those of ``weights`` that fit, before the first step; returns the names of the tensors that start
-        fresh."""
+        """Loads those of ``weights`` that fit, before the first step; returns the names of the tensors that start from
+        scratch."""
         shapes = {name: tensor.shape for name, tensor in self.network.state_dict().items()}
         fitting = {name: t.float() for name, t in weights.items() if name in shapes and t.shape == shapes[name]}
         for network in (self.network, self.ema):
@@ -245,7 +246,7 @@ class Engine:
 
             cases = sorted(set(gather_object(cases)))
         return (
-            f"the loss of iteration {self.iteration + 1} is not finite (learnt from: {', '.join(cases)}):"
+            f"the loss of iteration {self.iteration + 1} is not finite (cases: {', '.join(cases)}):"
             " look at these images, or lower the learning rate (--set training.learning_rate=...)"
         )
 
@@ -265,15 +266,13 @@ class Engine:
 
     def _check_processes(self) -> None:
         accumulate = self.recipe.training.gradient_accumulation_steps
+        fitting = math.ceil(accumulate / self.processes) * self.processes
         if accumulate % self.processes:
             raise MedDPMError(
                 f"{self.processes} processes cannot share the {accumulate} batches of an iteration evenly:"
-                f" use --set training.gradient_accumulation_steps={math.ceil(accumulate / self.processes) * self.processes},"
-                " or another number of processes"
+                f" use --set training.gradient_accumulation_steps={fitting}, or another number of processes"
             )
         if self.sharded and self.processes == 1:
-            raise MedDPMError(
-                "there is nothing to shard in one process: start several with torchrun, or leave out --shard"
-            )
+            raise MedDPMError("sharding needs several processes: start them with torchrun, or leave out --shard")
         if self.sharded and self.execution.dtype == torch.float16:
-            raise MedDPMError("float16 is not trained in shards, because its scaling is not shared: use bfloat16")
+            raise MedDPMError("float16 is not supported with --shard, because its scaling is not shared: use bfloat16")

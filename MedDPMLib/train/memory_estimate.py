@@ -1,8 +1,8 @@
-"""Is there memory enough, and what would fit? Told before the first step.
+"""Is there enough memory, and what would fit? Checked before the first step.
 
-What a step takes is measured on two small grids, each combination of precision and recomputed activations in a
-process of its own, and continued in a straight line: weights, average and optimizer take the same on any grid, the
-activations of a convolutional network grow with its voxels.
+The memory of a step is measured on two small grids, each combination of precision and recomputed activations in a
+process of its own, and extrapolated linearly: weights, average and optimizer take the same on any grid, the activations
+of a convolutional network grow with its voxels.
 """
 
 from __future__ import annotations
@@ -136,12 +136,12 @@ def memory_explained(recipe: Recipe, execution: Execution, checkpointing: bool):
 
 
 def _ran_out(recipe: Recipe, execution: Execution, checkpointing: bool) -> str:
-    mends = [] if checkpointing else ["--checkpointing"]
-    mends += ["--precision bfloat16"] if execution.dtype == torch.float32 else []
-    mends += ["smaller patches (--set stages.0.patch=[...])"]
+    remedies = [] if checkpointing else ["--checkpointing"]
+    remedies += ["--precision bfloat16"] if execution.dtype == torch.float32 else []
+    remedies += ["smaller patches (--set stages.0.patch=[...])"]
     return (
         f"the memory of {execution.device} ran out while training {recipe.name} in {execution.precision}: use"
-        f" {', '.join(mends)}; meddpm train --recipe {recipe.name} --estimate-memory prints what would fit"
+        f" {', '.join(remedies)}; meddpm train --recipe {recipe.name} --estimate-memory prints what would fit"
     )
 
 

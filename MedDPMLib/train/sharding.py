@@ -1,8 +1,8 @@
-"""How do processes share the weights, when one cannot hold them and what belongs to them?
+"""How do processes share the weights, if they and the optimizer's state do not fit into one process?
 
 PyTorch's fully sharded data parallel (FSDP2): each process keeps a share of every weight, of the average and of the
-optimizer's state, and gathers a part's weights while it computes that part. What is saved and loaded is whole, in the
-form of an unsharded run, so that a run can go on with or without shards.
+optimizer's state, and gathers the weights of a part while it computes that part. States are saved and loaded unsharded,
+so that a run can resume with or without sharding.
 """
 
 from __future__ import annotations
