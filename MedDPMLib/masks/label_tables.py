@@ -1,6 +1,6 @@
 """What are a file's values called? Colour tables, label files and nnU-Net's ``dataset.json`` that lie beside it.
 
-Read are the colour tables of 3D Slicer (``.ctbl``, ``.txt``, ``.csv``), the label descriptions of ITK-SNAP and
+Read are the color tables of 3D Slicer (``.ctbl``, ``.txt``, ``.csv``), the label descriptions of ITK-SNAP and
 FreeSurfer's lookup table.
 """
 
@@ -70,7 +70,7 @@ def tables_beside(mask: Path) -> Iterator[tuple[Path, dict[int, str], bool]]:
 
 
 def read_table(path: Path) -> dict[int, str]:
-    """Names by value in a colour table, a label file or a ``dataset.json``; the background and what has no name left
+    """Names by value in a color table, a label file or a ``dataset.json``; the background and what has no name left
     out. Raises :class:`MedDPMError` if it is none of these."""
     try:
         if path.stat().st_size > _LONGEST:
@@ -89,7 +89,7 @@ def read_table(path: Path) -> dict[int, str]:
     named = {value: name.strip() for value, name in named.items() if 0 < value < 65_536}
     named = {value: name for value, name in named.items() if not _UNNAMED.fullmatch(name) and name != "ignore"}
     if not named:
-        raise MedDPMError(f"{path} names no labels: a colour table, a label file of ITK-SNAP or dataset.json does")
+        raise MedDPMError(f"{path} names no labels: a color table, a label file of ITK-SNAP or dataset.json does")
     return named
 
 

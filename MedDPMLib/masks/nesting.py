@@ -1,6 +1,6 @@
 """How do the parts of a tumour lie in each other? What a swapped numbering cannot imitate.
 
-Oedema surrounds a tumour: more of its surface than of any other part's borders on what is not tumour. Necrosis lies
+Edema surrounds a tumor: more of its surface than of any other part's borders on what is not tumour. Necrosis lies
 inside the enhancing rim. Held against 49 gliomas of BraTS 2017 to 2023, the first is true of every one (by 0.22 of the
 surface at least), the second of two thirds; no tumour whose necrosis and rim are swapped passes for one of these.
 """
@@ -35,7 +35,7 @@ class Nesting(Enum):
 def judge_nesting(roles: np.ndarray, geometry: Geometry) -> Nesting:
     """Whether a tumour whose parts are ``roles`` (k, j, i), uint8, is nested as gliomas are.
 
-    Without all three of necrosis, oedema and rim it is at best possible.
+    Without all three of necrosis, edema and rim it is at best possible.
     """
     if not roles.any():
         return Nesting.POSSIBLE

@@ -79,7 +79,7 @@ def numberings(scheme: LabelScheme) -> tuple[Numbering, ...]:
     )
     found = [own]
     for entry in _data()["numberings"]:
-        meanings = tuple(sorted(_each_value(entry["values"]).items()))
+        meanings = tuple((value, _part(name)) for value, name in sorted(_each_value(entry["values"]).items()))
         labels = [(value, label.value) for value, name in meanings if (label := label_for(name, scheme))]
         if entry["name"] == own.name:
             if meanings == own.meanings:
@@ -100,7 +100,7 @@ def numberings(scheme: LabelScheme) -> tuple[Numbering, ...]:
 
 
 def find_numbering(scheme: LabelScheme, name: str) -> Numbering:
-    """The numbering called ``name``, or written out as "1=necrosis,2=oedema,4=none" (see :func:`label_named`).
+    """The numbering called ``name``, or written out as "1=necrosis,2=edema,4=none" (see :func:`label_named`).
 
     Raises :class:`MedDPMError` if there is no such numbering, and for a name that is no label of ``scheme``.
     """
@@ -132,7 +132,7 @@ def _written_out(scheme: LabelScheme, text: str) -> Numbering:
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d{1,5})\s*=\s*(.+?)\s*", part)
         if match is None or not 0 < int(match[1]) < 65_536 or int(match[1]) in meanings:
-            raise MedDPMError(f'"{part}" in "{text}" does not say what one value is: write 1=necrosis,2=oedema')
+            raise MedDPMError(f'"{part}" in "{text}" does not say what one value is: write 1=necrosis,2=edema')
         value, name = int(match[1]), match[2]
         label = label_named(name, scheme)
         if label is None and name.casefold() not in _NOTHING:
@@ -200,6 +200,12 @@ def _spellings(name: str) -> list[str]:
     words = " ".join(re.split(r"[\W_]+", plain)).strip()
     found += [words, re.sub(r"^non ", "non-", words), " ".join(_SIDE.sub(" ", words).split())]
     return list(dict.fromkeys(text for text in found if text))
+
+
+def _part(name: str) -> str:
+    """``name`` as the scheme of all parts has it, if it has it at all."""
+    label = load_scheme(_ALL_PARTS).label_by_name(name)
+    return label.name if label else name
 
 
 @lru_cache

@@ -43,7 +43,8 @@ _MOST_LISTED = 3
 
 _STRUCTURES = {label.name for label in load_scheme("anatomy").labels if label.role == "structure"}
 
-_ROLES = {"Necrosis": NECROSIS, "Oedema": OEDEMA, "Enhancing tumour": RIM}
+_TISSUES = {"core": NECROSIS, "edema": OEDEMA, "rim": RIM}
+_ROLES = {label.name: _TISSUES[label.tissue] for label in load_scheme("anatomy").labels if label.tissue in _TISSUES}
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from MedDPMLib.masks.values import volumes_by_value, whole_numbers
 
 
 def asked_numbering(scheme: LabelScheme, text: str) -> Numbering:
-    """The numbering that ``text`` names: one that is known, "1=necrosis,2=oedema", or the path of a table of labels."""
+    """The numbering that ``text`` names: one that is known, "1=necrosis,2=edema", or the path of a table of labels."""
     path = Path(text)
     if path.suffix and "=" not in text and path.is_file():
         return named_numbering(scheme, read_table(path), path.name, f"the names in {path}")
