@@ -104,19 +104,19 @@ def merge_segments(
             f" {', '.join(strangers[:10])}: rename it after its label or remove it"
         )
     labels = np.zeros(geometry.shape, np.uint8)
-    told = [*notes]
+    remarks = [*notes]
     for value in reversed(scheme.priority):
         label = scheme.label_by_value(value)
         own = taken.get(value, [])
         for segment in own:
             labels[layers[..., segment.layer] == segment.value] = value
         if len(own) == 1:
-            told.append(f'segment "{own[0].name}" is taken for {label.name.lower()}')
+            remarks.append(f'segment "{own[0].name}" is taken for {label.name.lower()}')
         elif own:
             _check_together(path, own, label)
             names = ", ".join(f'"{segment.name}"' for segment in own)
-            told.append(f"segments {names} are taken together for {label.name.lower()}")
-    return Volume(labels, geometry, tuple(told))
+            remarks.append(f"segments {names} are taken together for {label.name.lower()}")
+    return Volume(labels, geometry, tuple(remarks))
 
 
 def _present(path: Path, segments: list[Segment], layers: np.ndarray) -> list[Segment]:
@@ -175,7 +175,7 @@ def write_segments(path: str | os.PathLike, labels: Volume, scheme: LabelScheme,
             written = itk_array(SimpleITK.ReadImage(str(temporary)))
         except RuntimeError as error:
             raise OSError(str(error)) from error
-        if not np.array_equal(written, array):  # a full disk is not always told
+        if not np.array_equal(written, array):  # a full disk is not always reported
             raise OSError("not all of it arrived")
 
 
