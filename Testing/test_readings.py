@@ -173,6 +173,17 @@ def test_nesting_does_not_depend_on_the_grid(orientation_step):
     assert judge_nesting(np.zeros((3, 3, 3), np.uint8), half) is Nesting.POSSIBLE
 
 
+def test_a_tumour_outside_the_brain_is_refused_unless_somebody_says_so():
+    file, image, _ = tumour_alone(CONVENTIONS["brats-2023"][0])
+    half = image.array.copy()
+    half[:, :, : np.nonzero(file.array)[2].max() + 2] = 0  # the half without the tumour is left
+    half = Volume(half, image.geometry)
+    with pytest.raises(MedDPMError, match="of what would be its tumor lie outside the brain"):
+        Mask.from_volume(file, BRATS, brain_from=half)
+    mask = Mask.from_volume(file, BRATS, numbering="brats-2023", brain_from=half)
+    assert any("of tumour lie outside the brain" in note for note in mask.notes)
+
+
 # Anatomies -------------------------------------------------------------------------------------------
 
 #: The scheme's values by FreeSurfer's, left and right.

@@ -25,6 +25,9 @@ from MedDPMLib.masks.seg_nrrd import holds_segments, read_segments
 from MedDPMLib.masks.size import odd_size
 from MedDPMLib.masks.values import count_values, volumes_by_value, whole_numbers
 
+#: Part of a tumour that may lie outside the brain where nobody has said that it is one.
+_MOST_OUTSIDE = 0.5
+
 
 @dataclass(frozen=True, eq=False)
 class Mask:
@@ -89,10 +92,10 @@ class Mask:
             notes += _check_brain(
                 set(np.flatnonzero(count_values(labels)[1:]) + 1), set(volumes), scheme, reading.numbering
             )
+            notes += _tumour_outside(labels, area, volume.geometry, scheme, numbering is not None)
         except MedDPMError as error:
             raise error.at(where) from error
         notes += [odd] if (odd := odd_size(labels, volume.geometry)) else []
-        notes += _tumour_outside(labels, area, volume.geometry, scheme)
         return cls(Volume(labels, volume.geometry), scheme, name, source, tuple(notes))
 
     @cached_property
@@ -208,8 +211,18 @@ def _check_brain(values: set[int], present: set[int], scheme: LabelScheme, read_
     return []
 
 
-def _tumour_outside(labels: np.ndarray, area: np.ndarray | None, geometry: Geometry, scheme: LabelScheme) -> list[str]:
-    """A note if tumour lies outside the brain: outside ``area`` if that is known, else judged by its surroundings."""
+def _tumour_outside(
+    labels: np.ndarray, area: np.ndarray | None, geometry: Geometry, scheme: LabelScheme, is_said: bool
+) -> list[str]:
+    """A note if tumour lies outside the brain: outside ``area`` if that is known, else judged by its surroundings.
+
+    Most of it outside is refused, unless it ``is_said`` that it is a tumour.
+    """
     tumour = np.isin(labels, [label.value for label in scheme.tumour])
     outside = outside_brain(tumour, labels) if area is None else np.count_nonzero(tumour & ~area)
+    if not is_said and outside > _MOST_OUTSIDE * np.count_nonzero(tumour):
+        raise MedDPMError(
+            f"{describe_volume(outside * geometry.voxel_volume)} of what would be its tumor lie outside the brain",
+            remedy="check whether they belong together, or say what each value is",
+        )
     return [f"{describe_volume(outside * geometry.voxel_volume)} of tumour lie outside the brain"] if outside else []
