@@ -119,6 +119,15 @@ def test_an_export_in_the_order_of_segments_is_never_taken_for_another(order, se
     np.testing.assert_array_equal(mask.volume.array, right)
 
 
+def test_an_order_that_no_convention_has_is_among_what_is_asked():
+    """A tumour alone, exported as enhancing, necrosis, oedema: looks like BraTS-PED's numbers by volumes only."""
+    file, image, right = tumour_alone((2, 3, 1))
+    with pytest.raises(AmbiguousLabels, match='"1=enhancing tumour,2=necrosis,3=oedema"') as caught:
+        Mask.from_volume(file, BRATS, brain_from=image)
+    first = caught.value.readings[0].numbering.name
+    np.testing.assert_array_equal(Mask.from_volume(file, BRATS, numbering=first, brain_from=image).volume.array, right)
+
+
 def test_what_can_be_two_things_is_asked_with_volumes():
     right = in_brats(glioma())
     two = renumbered(right, {1: 2, 2: 1, 3: 2})  # HD-GLIO: what is not enhancing, and the core

@@ -124,7 +124,9 @@ def choose_reading(
     if is_absurd(array, geometry):
         raise MedDPMError(odd_size(array, geometry))
     if possible:
-        raise _asked(possible, volumes)
+        # No convention need be right: what it looks like in any order is asked about, too.
+        ordered = None if any(map(_is_typical, possible)) else _in_some_order(array, geometry, volumes, scheme)
+        raise _asked([*([ordered] if ordered else []), *possible], volumes)
     raise _implausible(readings, array, geometry, volumes, scheme)
 
 
@@ -247,7 +249,7 @@ def _lower(name: str) -> str:
 
 def _asked(readings: Sequence[Reading], volumes: Mapping[int, float]) -> AmbiguousLabels:
     readings = sorted(readings, key=lambda one: (-one.nesting.value, len(one.numbering.meanings)))
-    choices = "; ".join(f"{one.numbering.name} ({one.describe()})" for one in readings[:_MOST_LISTED])
+    choices = "; ".join(f"{_quoted(one.numbering.name)} ({one.describe()})" for one in readings[:_MOST_LISTED])
     if len(readings) > _MOST_LISTED:
         choices += f"; or, less likely, {', '.join(one.numbering.name for one in readings[_MOST_LISTED:])}"
     values = _listed(sorted(volumes))
@@ -261,6 +263,11 @@ def _asked(readings: Sequence[Reading], volumes: Mapping[int, float]) -> Ambiguo
         code="ambiguous-labels",
         choices=choices,
     )
+
+
+def _quoted(name: str) -> str:
+    """``name`` as a shell takes it for one word."""
+    return f'"{name}"' if " " in name else name
 
 
 def _implausible(
