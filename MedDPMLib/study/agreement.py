@@ -37,9 +37,7 @@ class Repeats:
 def agree(values: np.ndarray, readers: tuple[str, ...], cut: float) -> Agreement:
     """``values`` (R, C) are ratings; above ``cut`` the answer is "synthetic"."""
     said = values > cut
-    pairs = {
-        (readers[a], readers[b]): cohen_kappa(said[a], said[b]) for a, b in combinations(range(len(readers)), 2)
-    }
+    pairs = {(readers[a], readers[b]): cohen_kappa(said[a], said[b]) for a, b in combinations(range(len(readers)), 2)}
     icc_2_1, icc_2_k = intraclass(values)
     return Agreement(pairs, _fleiss(said), icc_2_1, icc_2_k)
 

@@ -69,9 +69,7 @@ def orders(
             positions[asked_singles.index(case)] += position
         shown = _with_repeats(order, material.truth, sessions, rng)
         sides = rng.permutation(np.arange(len(pairs)) % 2)
-        pair_order = [
-            pairs[index] if sides[index] else pairs[index][::-1] for index in rng.permutation(len(pairs))
-        ]
+        pair_order = [pairs[index] if sides[index] else pairs[index][::-1] for index in rng.permutation(len(pairs))]
         result.append(_presentations(material, shown, pair_order, tasks, sessions, rng))
     return result
 

@@ -121,7 +121,9 @@ class Reading:
     def show(self) -> Presentation:
         """The current presentation begins: the time runs from now on."""
         if self.wait_days() > 0:
-            raise MedDPMError(f"the next session can begin in {self.wait_days():.1f} days: washout is part of the study")
+            raise MedDPMError(
+                f"the next session can begin in {self.wait_days():.1f} days: washout is part of the study"
+            )
         self._session = self.current.session
         self.watched = Watched()
         self.watch.reset()
@@ -184,7 +186,9 @@ class Reading:
         self._session = None
         last = self._last_answer()
         here = machine()
-        before = next((detail.get("machine") for _, kind, detail in reversed(self.answers.events()) if kind == "start"), here)
+        before = next(
+            (detail.get("machine") for _, kind, detail in reversed(self.answers.events()) if kind == "start"), here
+        )
         self.answers.note("start", machine=here, moved=before != here)
         if last is not None and self._now() < last["time"]:
             self.answers.note("clock", set_back_by=last["time"] - self._now())

@@ -43,9 +43,9 @@ class Readers:
         """One study."""
         truth = np.arange(synthetic + real) < synthetic
         own = self.d_prime + self.spread * rng.standard_normal((readers, 1))
-        noise = np.sqrt(self.shared) * rng.standard_normal(len(truth)) + np.sqrt(
-            1 - self.shared
-        ) * rng.standard_normal((readers, len(truth)))
+        noise = np.sqrt(self.shared) * rng.standard_normal(len(truth)) + np.sqrt(1 - self.shared) * rng.standard_normal(
+            (readers, len(truth))
+        )
         perceived = own * (truth - 0.5) + noise + self.bias
         values = 1.0 + np.searchsorted(self.thresholds, perceived)
         lapsed = rng.random(values.shape) < self.lapses
