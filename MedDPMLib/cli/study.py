@@ -51,7 +51,7 @@ def new(
         list[str] | None,
         typer.Option(
             "--ask",
-            help="rating: real or synthetic; pair: which of two is synthetic; scores: 1 to 5 by domain. Can be repeated.",
+            help="rating: real or synthetic; pair: which of two is synthetic; scores: 1 to 5 by domain. Repeatable.",
             autocompletion=lambda: list(_TASKS),
         ),
     ] = None,
@@ -157,9 +157,9 @@ def analyse(
 ) -> None:
     """Analyze the answers to a study, or ratings from anywhere.
 
-    AUC with the multi-reader multi-case analysis of Obuchowski and Rockette, accuracy, agreement, equivalence within the
-    margin that was stated, scores, choices and time; as a report (HTML), tables (CSV), JSON, and files for iMRMC and
-    RJafroc.
+    AUC with the multi-reader multi-case analysis of Obuchowski and Rockette, accuracy, agreement, equivalence within
+    the margin that was stated, scores, choices and time; as a report (HTML), tables (CSV), JSON, and files for iMRMC
+    and RJafroc.
     """
     if (table is None) == (study is None):
         raise MedDPMError("give either the folder of a study with its answers, or --table FILE.csv")

@@ -236,7 +236,7 @@ def to_json(analysis: Analysis) -> dict[str, Any]:
         "study": {"title": definition.title, "identifier": definition.identifier, "hash": definition.hash},
         "margin": asdict(definition.margin),
         "notes": list(analysis.notes),
-        "seconds": {reader: dict(zip(("q1", "median", "q3"), q, strict=True)) for reader, q in analysis.seconds.items()},
+        "seconds": {name: dict(zip(("q1", "median", "q3"), q, strict=True)) for name, q in analysis.seconds.items()},
         "repeats": {reader: asdict(repeats) for reader, repeats in analysis.repeats.items()},
         "domains": [
             {"name": d.name, "median_real": d.median_real, "median_synthetic": d.median_synthetic, "test": d.test,

@@ -58,8 +58,8 @@ def expect(readers: int, synthetic: int, real: int, margin: float, variance: Var
 def describe(found: Expectation, readers: int, synthetic: int, real: int, margin: float) -> list[str]:
     """In words, for the organizer."""
     lines = [
-        f"{readers} readers on {synthetic} synthetic and {real} real cases: if readers cannot tell, the 95 % interval of"
-        f" the AUC is expected to be 0.5 plus or minus {found.half_width:.3f}, and equivalence within {margin:g} is"
+        f"{readers} readers on {synthetic} synthetic and {real} real cases: if readers cannot tell, the 95 % interval"
+        f" of the AUC is expected to be 0.5 plus or minus {found.half_width:.3f}, and equivalence within {margin:g} is"
         f" shown with a probability of {100 * found.power:.0f} %",
     ]
     if found.power < _WANTED:

@@ -51,8 +51,8 @@ def conclude(what: str, mean: Estimate, found: Equivalence | None) -> Conclusion
         )
     return Conclusion(
         "undecided",
-        f"The study cannot decide ({interval}): it shows neither that readers tell the classes apart nor that they do no"
-        f" better than chance within {margin} (equivalence p = {p(found.p)}). More readers or cases are needed.",
+        f"The study cannot decide ({interval}): it shows neither that readers tell the classes apart nor that they do"
+        f" no better than chance within {margin} (equivalence p = {p(found.p)}). More readers or cases are needed.",
     )
 
 
