@@ -23,7 +23,6 @@ from study_cases import (
     hand_out,
     make_study,
     small_plan,
-    write_pool,
     write_real,
     write_synthetic,
 )
