@@ -56,7 +56,7 @@ def registerSampleData():
     """Offers the bundled templates as segmentations in the module Sample Data; nothing is downloaded."""
     import SampleData
 
-    from MedDPMLib.templates import templates
+    from MedDPMLib.masks.templates import templates
 
     icon = os.path.join(os.path.dirname(os.path.abspath(__file__)), "Resources", "Icons", "MedDPM.png")
     for template in templates():
@@ -73,11 +73,11 @@ def registerSampleData():
 
 def addTemplate(name):
     """The bundled template called ``name`` as a segmentation in the scene, with the labels of its own scheme."""
+    from MedDPMLib.masks.templates import find_template, load_template
     from MedDPMLib.scene import dependencies
     from MedDPMLib.scene.painting import add_segmentation
     from MedDPMLib.scene.views import show_background
     from MedDPMLib.scene.volumes import add_sheet
-    from MedDPMLib.templates import find_template, load_template
 
     dependencies.ensure()
     mask = load_template(name)
@@ -347,7 +347,7 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onAgain(self, node):
         from MedDPMLib.errors import MedDPMError
-        from MedDPMLib.scene.panel.telling import say
+        from MedDPMLib.scene.panel.messages import say
 
         try:
             order = self.logic.makeOrderAgain(node)
@@ -410,10 +410,10 @@ class MedDPMLogic(ScriptedLoadableModuleLogic):
         Raises MedDPMError if the model or the segmentation is not there any more.
         """
         from MedDPMLib.errors import MedDPMError
+        from MedDPMLib.models.store import ModelStore
         from MedDPMLib.scene.generator import Order
         from MedDPMLib.scene.segmentation import table_of
         from MedDPMLib.scene.volumes import SEGMENTATION_ROLE, record_of
-        from MedDPMLib.store import ModelStore
 
         record, segmentation = record_of(node), node.GetNodeReference(SEGMENTATION_ROLE)
         if segmentation is None:

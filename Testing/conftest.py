@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from MedDPMLib.bundle import write_bundle
-from MedDPMLib.card import Card
-from MedDPMLib.geometry import Geometry, Grid
-from MedDPMLib.labels import LabelScheme, load_scheme
-from MedDPMLib.volume import Volume, write_nifti
+from MedDPMLib.imaging.geometry import Geometry, Grid
+from MedDPMLib.imaging.io import write_nifti
+from MedDPMLib.imaging.volume import Volume
+from MedDPMLib.masks.schemes import LabelScheme, load_scheme
+from MedDPMLib.models.bundle import write_bundle
+from MedDPMLib.models.card import Card
 
 SIDE = 16
 #: The small model's and its masks': 16 voxels of 8 mm span a small brain.

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from MedDPMLib.geometry import Geometry, Grid
-from MedDPMLib.labels import load_scheme
+from MedDPMLib.imaging.geometry import Geometry, Grid
+from MedDPMLib.imaging.io import read_volume, write_nifti
+from MedDPMLib.imaging.volume import Volume
+from MedDPMLib.masks.schemes import load_scheme
 from MedDPMLib.prepare import STANDARDS, DatasetSettings, find_cases, write_dataset
-from MedDPMLib.volume import Volume, read_volume, write_nifti
 
 CONTRASTS = ("t1", "t1ce", "t2", "flair")
 BRATS, WHOLE_HEAD, ANATOMY = (load_scheme(name) for name in ("brats", "whole-head", "anatomy"))

@@ -10,7 +10,7 @@ import pytest
 KEEPS = """
 import resource, sys
 import numpy as np
-from MedDPMLib.allocator import hand_back_freed_memory, handing_back, keep_freed_memory
+from MedDPMLib.runtime.allocator import hand_back_freed_memory, handing_back, keep_freed_memory
 
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -20,11 +20,11 @@ from bench.fixtures import application  # noqa: F401
 
 start_application()
 
-import ctk  # noqa: E402
-import qt  # noqa: E402
-import slicer  # noqa: E402
-import vtk  # noqa: E402
-from slicer.parameterNodeWrapper import Choice, Default, WithinRange, parameterNodeWrapper  # noqa: E402
+import ctk
+import qt
+import slicer
+import vtk
+from slicer.parameterNodeWrapper import Choice, Default, WithinRange, parameterNodeWrapper
 
 pytestmark = pytest.mark.usefixtures("application")
 

@@ -10,22 +10,21 @@ import pytest
 import torch
 from conftest import small_card
 
-from MedDPMLib.benchmark import inference, ways
-from MedDPMLib.benchmark.ceiling import Ceiling, step_flops
+from MedDPMLib.benchmark import inference, training, variants
 from MedDPMLib.benchmark.inference import Benchmark, Measurement, benchmark
-from MedDPMLib.benchmark.machine import describe_machine, load, peak_memory
 from MedDPMLib.benchmark.report import HEADINGS, remarks, rows
-from MedDPMLib.benchmark.subject import RANDOM, all_names, load_subject, painted_ball, scaled_grid
-from MedDPMLib.benchmark.ways import share_of_products
-from MedDPMLib.card import official_cards
+from MedDPMLib.benchmark.throughput import Ceiling, step_flops
+from MedDPMLib.benchmark.training import TrainingRow
+from MedDPMLib.benchmark.variants import share_of_products
+from MedDPMLib.benchmark.workload import RANDOM, all_names, load_subject, painted_ball, scaled_grid
 from MedDPMLib.errors import MedDPMError, OutOfMemory
-from MedDPMLib.geometry import Grid
-from MedDPMLib.masks import fit
-from MedDPMLib.model import load_model
-from MedDPMLib.recipe import load_recipe, recipe_names
-from MedDPMLib.train import benchmark as training
-from MedDPMLib.train.benchmark import TrainingRow
-from MedDPMLib.train.measure import Measurement as TrainingMeasurement
+from MedDPMLib.imaging.geometry import Grid
+from MedDPMLib.masks.fit import fit
+from MedDPMLib.models.card import official_cards
+from MedDPMLib.models.model import load_model
+from MedDPMLib.recipes.recipe import load_recipe, recipe_names
+from MedDPMLib.runtime.hardware import describe_machine, load, peak_memory
+from MedDPMLib.train.iteration_cost import Measurement as TrainingMeasurement
 
 CPU = torch.device("cpu")
 
@@ -113,7 +112,7 @@ def test_the_share_of_products_is_found():
     conv = torch.nn.Conv3d(32, 32, 3)
 
     def profiled(work) -> float | None:
-        with ways._silence(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        with variants._silence(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
             with torch.no_grad():
                 work()
         return share_of_products(profiler)
@@ -288,7 +287,7 @@ def test_a_process_that_ends_early_is_a_problem_of_its_row_alone():
 
 
 def test_a_process_that_is_killed_between_two_steps_is_a_problem_of_its_row_alone():
-    with inference._Process(ways.measure_ceiling, "cpu") as process:
+    with inference._Process(variants.measure_ceiling, "cpu") as process:
         process.begin()
         process.process.kill()
         process.process.join()
@@ -302,7 +301,7 @@ def no_ceiling(connection, device):
 
 
 def test_a_ceiling_that_cannot_be_measured_ends_it_with_the_reason(small_model, monkeypatch):
-    with inference._Process(ways.measure_ceiling, "nowhere") as process:
+    with inference._Process(variants.measure_ceiling, "nowhere") as process:
         process.begin()
         assert process.go() is None and 'there is no device "nowhere"' in process.problem
     monkeypatch.setattr(inference, "measure_ceiling", no_ceiling)
@@ -312,7 +311,7 @@ def test_a_ceiling_that_cannot_be_measured_ends_it_with_the_reason(small_model, 
 
 def test_what_does_not_fit_is_not_tried(small_model, monkeypatch):
     model = load_model(small_model)
-    ways._check_memory(model, CPU)
-    monkeypatch.setattr(ways, "free_memory", lambda device: 10_000)
+    variants._check_memory(model, CPU)
+    monkeypatch.setattr(variants, "free_memory", lambda device: 10_000)
     with pytest.raises(OutOfMemory, match="scale the grid down"):
-        ways._check_memory(model, CPU)
+        variants._check_memory(model, CPU)

@@ -17,11 +17,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from MedDPMLib import card as card_module
-from MedDPMLib import samplers
-from MedDPMLib.bundle import bundle_hash, read_bundle, read_card, write_bundle
-from MedDPMLib.card import Card, default_qualities, official_cards
+from MedDPMLib.diffusion import samplers
 from MedDPMLib.errors import MedDPMError
+from MedDPMLib.models import card as card_module
+from MedDPMLib.models.bundle import bundle_hash, read_bundle, read_card, write_bundle
+from MedDPMLib.models.card import Card, default_qualities, official_cards
 from MedDPMLib.networks import state_shapes
 
 FUZZ = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -90,7 +90,10 @@ def test_cards_agree_with_schedules_and_samplers():
 
 
 def test_cards_need_no_torch():
-    code = "import sys, MedDPMLib.card as c, MedDPMLib.bundle; c.official_cards(); sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys, MedDPMLib.models.card as c, MedDPMLib.models.bundle; c.official_cards();"
+        " sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

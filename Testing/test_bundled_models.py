@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from MedDPMLib import generate, load_model
-from MedDPMLib.masks import fit
-from MedDPMLib.store import BUNDLED_MODELS, ModelStore
-from MedDPMLib.templates import demo_mask
+from MedDPMLib.masks.fit import fit
+from MedDPMLib.masks.templates import demo_mask
+from MedDPMLib.models.store import BUNDLED_MODELS, ModelStore
 
 PATHS = sorted(BUNDLED_MODELS.glob("*.safetensors"))
 each_model = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)

@@ -27,16 +27,17 @@ from conftest import (
 from PIL import Image
 
 from MedDPMLib import __version__, generate, load_model
-from MedDPMLib.card import QUALITIES
 from MedDPMLib.cli.output import duration
-from MedDPMLib.device import PRECISIONS
-from MedDPMLib.generation import SPACES
-from MedDPMLib.geometry import Geometry, Grid
-from MedDPMLib.labels import load_scheme
-from MedDPMLib.masks import read_mask
-from MedDPMLib.samplers import METHODS
-from MedDPMLib.store import BUNDLED_MODELS
-from MedDPMLib.volume import SYNTHETIC, Volume, read_volume, write_nifti
+from MedDPMLib.diffusion.names import METHODS
+from MedDPMLib.imaging.geometry import Geometry, Grid
+from MedDPMLib.imaging.io import SYNTHETIC, read_volume, write_nifti
+from MedDPMLib.imaging.volume import Volume
+from MedDPMLib.inference.generation import SPACES
+from MedDPMLib.masks.mask import read_mask
+from MedDPMLib.masks.schemes import load_scheme
+from MedDPMLib.models.card import QUALITIES
+from MedDPMLib.models.store import BUNDLED_MODELS
+from MedDPMLib.runtime.device import PRECISIONS
 
 
 def one_sentence(result: subprocess.CompletedProcess) -> str:

@@ -7,12 +7,13 @@ import dataclasses
 import pytest
 import torch
 
-from MedDPMLib.bundle import read_card, write_bundle
-from MedDPMLib.card import Card, official_cards
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.model import load_model
+from MedDPMLib.models.bundle import read_card, write_bundle
+from MedDPMLib.models.card import Card, official_cards
+from MedDPMLib.models.model import load_model
 from MedDPMLib.networks import build_network, state_shapes
 from MedDPMLib.networks.conditioning import place_waves
+from MedDPMLib.networks.optimized import optimize
 
 VARIANTS = ("cross-attention", "spade")
 NUMBERS = {"kind": "unet", "base": 32, "multipliers": [1, 2], "attention": [2]}
@@ -125,7 +126,7 @@ def test_inference_in_bfloat16_is_close(network):
     x, t, condition = arguments()
     with torch.no_grad():
         expected = network(x, t, condition)
-        fast = network.for_inference(torch.device("cpu"), torch.bfloat16)
+        fast = optimize(network, torch.device("cpu"), torch.bfloat16)
         found = fast(x.bfloat16(), t, condition.bfloat16()).float()
     assert (found - expected).norm() < 0.05 * expected.norm()
 

@@ -8,12 +8,14 @@ from conftest import small_geometry, small_labels
 from exactness import arguments, error, exact
 
 from MedDPMLib import generate, load_model
-from MedDPMLib.device import choose_execution
+from MedDPMLib.diffusion.names import METHODS
+from MedDPMLib.diffusion.samplers import sample
+from MedDPMLib.diffusion.schedule import make_schedule
+from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.networks import build_network
-from MedDPMLib.networks.denoiser import Economy
-from MedDPMLib.samplers import METHODS, sample
-from MedDPMLib.schedule import make_schedule
-from MedDPMLib.volume import Volume
+from MedDPMLib.networks.memory_mode import MemoryMode
+from MedDPMLib.networks.optimized import memory_modes, optimize, working_bytes
+from MedDPMLib.runtime.device import choose_execution
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 
@@ -50,19 +52,19 @@ def on_cuda(tensors):
     return [tensor.to(CUDA) for tensor in tensors]
 
 
-@pytest.mark.parametrize("economy", [Economy.FAST, Economy.LEAN])
-def test_in_float32_it_is_the_plain_network(network, economy):
+@pytest.mark.parametrize("mode", [MemoryMode.FAST, MemoryMode.LOW])
+def test_in_float32_it_is_the_plain_network(network, mode):
     given = arguments(5, batch=2, sides=(24, 16, 8))
-    fast = network.for_inference(CUDA, torch.float32, economy)
+    fast = optimize(network, CUDA, torch.float32, mode)
     assert error(fast(*on_cuda(given)).cpu(), exact(network, *given)) < 1e-5
 
 
 def test_in_half_precision_it_is_about_as_close_as_the_cpu(network, dtype):
     x, t, condition = given = arguments(5, batch=1, sides=(24, 16, 8))
     expected = exact(network, *given)
-    on_cpu = network.for_inference(torch.device("cpu"), torch.bfloat16)(x.bfloat16(), t, condition)
+    on_cpu = optimize(network, torch.device("cpu"), torch.bfloat16)(x.bfloat16(), t, condition)
     x, t, condition = on_cuda(given)
-    found = network.for_inference(CUDA, dtype)(x.to(dtype), t, condition)
+    found = optimize(network, CUDA, dtype)(x.to(dtype), t, condition)
     assert found.dtype == dtype
     assert error(found.cpu(), expected) < 1.5 * error(on_cpu, expected) + 1e-3
 
@@ -72,7 +74,7 @@ def test_replayed_steps_are_the_worked_ones(in_float32, dtype, caplog):
     dtype = torch.float32 if in_float32 else dtype
     network = build_network({"image_channels": 2, "condition_channels": 5, **DESCRIPTIONS["compact"]})
     torch.nn.init.normal_(network.out.weight, std=0.05)
-    fast, worked = (network.for_inference(CUDA, dtype, economy) for economy in network.economies)
+    fast, worked = (optimize(network, CUDA, dtype, mode) for mode in memory_modes(network))
     encoded = fast.encode_condition(torch.randn(1, 5, 32, 32, 32, device=CUDA))
     results = []
     for t in (249, 100, 3, 249, 0):
@@ -85,7 +87,7 @@ def test_replayed_steps_are_the_worked_ones(in_float32, dtype, caplog):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_nothing_in_the_loop_waits(network, method, dtype):
-    fast = network.for_inference(CUDA, dtype)
+    fast = optimize(network, CUDA, dtype)
     condition = torch.randn(1, 5, 16, 16, 16, device=CUDA)
     encoded = fast.encode_condition(condition)
     seen = []
@@ -127,8 +129,8 @@ def test_a_volume_is_repeatable_and_near_that_of_the_cpu(small_model, brats):
     assert first.record["device"].startswith("cuda")
 
 
-@pytest.mark.parametrize("economy", [Economy.FAST, Economy.LEAN])
-def test_the_memory_foretold_is_about_what_is_taken(economy, dtype):
+@pytest.mark.parametrize("mode", [MemoryMode.FAST, MemoryMode.LOW])
+def test_the_memory_foretold_is_about_what_is_taken(mode, dtype):
     """By a network as wide as the published ones."""
     network = build_network(
         {
@@ -137,7 +139,7 @@ def test_the_memory_foretold_is_about_what_is_taken(economy, dtype):
         }
     ).requires_grad_(False)  # fmt: skip
     sides = (96, 96, 96)
-    fast = network.for_inference(CUDA, dtype, economy)
+    fast = optimize(network, CUDA, dtype, mode)
     x, t = torch.randn(1, 4, *sides, device=CUDA).to(dtype), torch.zeros(1, dtype=torch.int64, device=CUDA)
     encoded = fast.encode_condition(torch.randn(1, 4, *sides, device=CUDA))
     fast.denoise(x, t, encoded)
@@ -146,4 +148,4 @@ def test_the_memory_foretold_is_about_what_is_taken(economy, dtype):
     before = torch.cuda.memory_allocated()
     fast.denoise(x, t, encoded)
     taken = torch.cuda.max_memory_allocated() - before
-    assert 0.5 < taken / network.working_bytes(sides, CUDA, dtype, economy) < 1.3  # libraries take some, too
+    assert 0.5 < taken / working_bytes(network, sides, CUDA, dtype, mode) < 1.3  # libraries take some, too

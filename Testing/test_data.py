@@ -20,11 +20,12 @@ from hypothesis import strategies as st
 from MedDPMLib.data import Case, VariedCases, draw_variation, read_dataset, smoothed_for
 from MedDPMLib.data.cases import SmoothedCases
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.geometry import Grid
-from MedDPMLib.labels import load_scheme
-from MedDPMLib.masks import voxel_positions
-from MedDPMLib.recipe import Augmentation
-from MedDPMLib.volume import Volume, write_nifti
+from MedDPMLib.imaging.geometry import Grid
+from MedDPMLib.imaging.io import write_nifti
+from MedDPMLib.imaging.volume import Volume
+from MedDPMLib.masks.condition import voxel_positions
+from MedDPMLib.masks.schemes import load_scheme
+from MedDPMLib.recipes.recipe import Augmentation
 
 STILL = Augmentation(
     flip=0, rotation=0, scaling=0, translation=0, elastic=0, elastic_points=3, gamma=0, bias=0, bias_points=2
@@ -479,7 +480,7 @@ def test_monai_is_imported_for_training_only():
 import sys
 import MedDPMLib.prepare
 assert "torch" not in sys.modules
-import MedDPMLib.data, MedDPMLib.generation
+import MedDPMLib.data, MedDPMLib.inference.generation
 assert "monai" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -11,12 +11,12 @@ from conftest import small_card, write_small_model
 from test_train_engine import CASES, EXACT, small_recipe
 
 from MedDPMLib import load_model
-from MedDPMLib.card import QUALITIES
+from MedDPMLib.diffusion.samplers import sample, timestep_grid
+from MedDPMLib.diffusion.schedule import make_schedule
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.labels import load_scheme
-from MedDPMLib.recipe import load_recipe, recipe_card, recipe_toml
-from MedDPMLib.samplers import sample, timestep_grid
-from MedDPMLib.schedule import make_schedule
+from MedDPMLib.masks.schemes import load_scheme
+from MedDPMLib.models.card import QUALITIES
+from MedDPMLib.recipes.recipe import load_recipe, recipe_card, recipe_toml
 from MedDPMLib.train.distillation import Teacher
 from MedDPMLib.train.engine import Engine
 from MedDPMLib.train.examples import Examples, batch_numbers, held_out_batches

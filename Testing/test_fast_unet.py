@@ -12,10 +12,11 @@ from exactness import error, exact
 
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.networks import build_network, slabs
-from MedDPMLib.networks.denoiser import Economy
 from MedDPMLib.networks.fast_unet import FastUNet3d
-from MedDPMLib.networks.moments import Moments
+from MedDPMLib.networks.memory_mode import MemoryMode
+from MedDPMLib.networks.optimized import optimize, working_bytes
 from MedDPMLib.networks.slabs import Frame
+from MedDPMLib.runtime.moments import Moments
 
 CPU = torch.device("cpu")
 #: Of every kind of step: shortcuts with and without a convolution, blocks with attention, levels of other widths.
@@ -39,11 +40,11 @@ arguments = partial(exactness.arguments, 3, batch=1, sides=(20, 8, 12))
 
 
 @pytest.mark.parametrize("slab_bytes", [1, 40_000, 1 << 30])
-@pytest.mark.parametrize("economy", [Economy.FAST, Economy.LEAN])
-def test_in_float32_it_is_the_plain_network(network, economy, slab_bytes, monkeypatch):
+@pytest.mark.parametrize("mode", [MemoryMode.FAST, MemoryMode.LOW])
+def test_in_float32_it_is_the_plain_network(network, mode, slab_bytes, monkeypatch):
     for name in ("_CPU_SLAB", "_LEAN_CPU_SLAB"):
         monkeypatch.setattr(slabs, name, slab_bytes)
-    fast, given = network.for_inference(CPU, torch.float32, economy), arguments(batch=2)
+    fast, given = optimize(network, CPU, torch.float32, mode), arguments(batch=2)
     assert isinstance(fast, FastUNet3d)
     expected = exact(network, *given)
     assert error(fast(*given), expected) < 1e-5
@@ -55,7 +56,7 @@ def test_how_it_is_cut_changes_nothing_but_rounding(network, monkeypatch):
     given, results = arguments(), []
     for slab_bytes in (1, 1 << 30):
         monkeypatch.setattr(slabs, "_CPU_SLAB", slab_bytes)
-        results.append(network.for_inference(CPU, torch.float32)(*given))
+        results.append(optimize(network, CPU, torch.float32)(*given))
     torch.testing.assert_close(*results, rtol=0, atol=1e-5 * float(results[0].std()))
 
 
@@ -64,7 +65,7 @@ def test_in_16_bits_it_is_as_close_as_the_plain_network(network, dtype):
     given = arguments()
     expected = exact(network, *given)
     x, t, condition = given
-    fast = network.for_inference(CPU, dtype)(x.to(dtype), t, condition)
+    fast = optimize(network, CPU, dtype)(x.to(dtype), t, condition)
     assert fast.dtype == dtype
     try:
         plain = network.to(dtype)(x.to(dtype), t, condition.to(dtype))
@@ -76,14 +77,14 @@ def test_in_16_bits_it_is_as_close_as_the_plain_network(network, dtype):
 def test_volumes_kept_in_bfloat16_cost_the_digits_of_bfloat16(network):
     given = arguments()
     expected = exact(network, *given)
-    leanest = network.for_inference(CPU, torch.float32, Economy.LEANEST)(*given)
+    leanest = optimize(network, CPU, torch.float32, MemoryMode.LOWEST)(*given)
     assert leanest.dtype == torch.float32
     assert 1e-5 < error(leanest, expected) < 0.02
 
 
 def test_a_batch_is_its_elements(network):
     x, t, condition = arguments(batch=2)
-    fast = network.for_inference(CPU, torch.float32)
+    fast = optimize(network, CPU, torch.float32)
     together = fast(x, t, condition)
     for i in range(2):
         assert torch.equal(together[i : i + 1], fast(x[i : i + 1], t[i : i + 1], condition[i : i + 1]))
@@ -92,7 +93,7 @@ def test_a_batch_is_its_elements(network):
 def test_arguments_are_left_as_they_are(network):
     given = arguments()
     before = [tensor.clone() for tensor in given]
-    fast = network.for_inference(CPU, torch.float32)
+    fast = optimize(network, CPU, torch.float32)
     first = fast(*given)
     assert all(torch.equal(*pair) for pair in zip(given, before, strict=True))
     assert torch.equal(fast(*given), first)
@@ -100,7 +101,7 @@ def test_arguments_are_left_as_they_are(network):
 
 def test_arguments_that_do_not_fit_are_refused(network):
     x, t, condition = arguments()
-    fast = network.for_inference(CPU, torch.float32)
+    fast = optimize(network, CPU, torch.float32)
     with pytest.raises(MedDPMError, match="needs an image"):
         fast(x[:, :1], t, condition)
     with pytest.raises(MedDPMError, match="multiple of"):
@@ -131,19 +132,19 @@ def test_slabs_cover_every_plane_once():
 # Memory ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("economy", Economy)
+@pytest.mark.parametrize("mode", MemoryMode)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_the_memory_foretold_is_the_memory_taken(network, dtype, economy, monkeypatch):
+def test_the_memory_foretold_is_the_memory_taken(network, dtype, mode, monkeypatch):
     monkeypatch.setattr(slabs, "_CPU_SLAB", 1 << 16)
     monkeypatch.setattr(slabs, "_LEAN_CPU_SLAB", 1 << 15)
     sides = (96, 16, 16)
     x, t, condition = arguments(sides=sides)
-    fast = network.for_inference(CPU, dtype, economy)
+    fast = optimize(network, CPU, dtype, mode)
     x, encoded = x.to(dtype), fast.encode_condition(condition)
     with Alive() as alive:
         fast.denoise(x, t, encoded)
     # In so small a network the tables beside the volumes count too.
-    assert 0.9 < network.working_bytes(sides, CPU, dtype, economy) / alive.peak < 1.3
+    assert 0.9 < working_bytes(network, sides, CPU, dtype, mode) / alive.peak < 1.3
 
 
 def test_it_takes_half_the_memory_of_the_plain_network(network, monkeypatch):
@@ -152,4 +153,4 @@ def test_it_takes_half_the_memory_of_the_plain_network(network, monkeypatch):
     x, t, condition = arguments(sides=sides)
     with Alive() as plain:
         network(x, t, condition)
-    assert network.working_bytes(sides, CPU, torch.bfloat16) < 0.5 * plain.peak
+    assert working_bytes(network, sides, CPU, torch.bfloat16) < 0.5 * plain.peak

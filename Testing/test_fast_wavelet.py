@@ -13,6 +13,8 @@ from test_replay import Recorder
 
 from MedDPMLib.networks import slabs
 from MedDPMLib.networks.fast_wavelet import FastWaveletUNet3d, blocks_of, voxels_of
+from MedDPMLib.networks.memory_mode import MemoryMode
+from MedDPMLib.networks.optimized import memory_modes, optimize, working_bytes
 from MedDPMLib.networks.replay import Replay
 from MedDPMLib.networks.slabs import Frame, Repeated, keep
 from MedDPMLib.networks.wavelet import WaveletUNet3d, haar_of_blocks, haar_split
@@ -33,11 +35,11 @@ arguments = partial(exactness.arguments, 5, batch=1, sides=(24, 16, 8))
 
 
 @pytest.mark.parametrize("slab_bytes", [1, 40_000, 1 << 30])
-@pytest.mark.parametrize("economy", WaveletUNet3d.economies)
-def test_in_float32_it_is_the_plain_network(network, economy, slab_bytes, monkeypatch):
+@pytest.mark.parametrize("mode", [MemoryMode.FAST, MemoryMode.LOW])
+def test_in_float32_it_is_the_plain_network(network, mode, slab_bytes, monkeypatch):
     for name in ("_CPU_SLAB", "_LEAN_CPU_SLAB"):
         monkeypatch.setattr(slabs, name, slab_bytes)
-    fast, given = network.for_inference(CPU, torch.float32, economy), arguments(batch=2)
+    fast, given = optimize(network, CPU, torch.float32, mode), arguments(batch=2)
     assert isinstance(fast, FastWaveletUNet3d)
     expected = exact(network, *given)
     assert error(fast(*given), expected) < 1e-5
@@ -46,7 +48,7 @@ def test_in_float32_it_is_the_plain_network(network, economy, slab_bytes, monkey
 
 
 def test_the_last_step_is_that_of_the_plain_network(network):
-    fast, (x, t, condition) = network.for_inference(CPU, torch.float32), arguments()
+    fast, (x, t, condition) = optimize(network, CPU, torch.float32), arguments()
     expected = network.denoise_last(x, t, condition, network.encode_condition(condition))
     found = fast.denoise_last(x, t, condition, fast.encode_condition(condition))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.std()))
@@ -54,7 +56,7 @@ def test_the_last_step_is_that_of_the_plain_network(network):
 
 def test_every_timestep_blends_as_the_plain_network(network):
     """The share of x is part of the last convolution, anew for each timestep."""
-    fast, (x, _, condition) = network.for_inference(CPU, torch.float32), arguments(sides=(16, 8, 8))
+    fast, (x, _, condition) = optimize(network, CPU, torch.float32), arguments(sides=(16, 8, 8))
     for t in (0, 1, 249, 0):
         found, expected = (each(x, torch.tensor([t]), condition) for each in (fast, network))
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.std()))
@@ -64,7 +66,7 @@ def test_every_timestep_blends_as_the_plain_network(network):
 def test_in_16_bits_it_is_as_close_as_the_plain_network(network, dtype):
     x, t, condition = given = arguments(sides=(40, 16, 24))
     expected = exact(network, *given)
-    fast = network.for_inference(CPU, dtype)(x.to(dtype), t, condition)
+    fast = optimize(network, CPU, dtype)(x.to(dtype), t, condition)
     assert fast.dtype == dtype
     try:
         plain = network.to(dtype)(x.to(dtype), t, condition.to(dtype))
@@ -74,7 +76,7 @@ def test_in_16_bits_it_is_as_close_as_the_plain_network(network, dtype):
 
 
 def test_a_batch_is_its_elements(network):
-    fast, (x, t, condition) = network.for_inference(CPU, torch.float32), arguments(batch=2)
+    fast, (x, t, condition) = optimize(network, CPU, torch.float32), arguments(batch=2)
     together = fast(x, t, condition)
     for i in range(2):
         alone = fast(x[i : i + 1], t[i : i + 1], condition[i : i + 1])
@@ -84,7 +86,7 @@ def test_a_batch_is_its_elements(network):
 def test_arguments_are_left_as_they_are(network):
     given = arguments()
     kept = [tensor.clone() for tensor in given]
-    fast = network.for_inference(CPU, torch.float32)
+    fast = optimize(network, CPU, torch.float32)
     encoded = fast.encode_condition(given[2])
     share = encoded.clone()
     fast.denoise(given[0], given[1], encoded)
@@ -93,7 +95,7 @@ def test_arguments_are_left_as_they_are(network):
 
 def test_replayed_steps_are_the_worked_ones(network):
     """With a stand-in for CUDA's graphs; in a batch and in the last step, too."""
-    worked, replayed = (network.for_inference(CPU, torch.float32) for _ in range(2))
+    worked, replayed = (optimize(network, CPU, torch.float32) for _ in range(2))
     recorder = Recorder()
     replayed._replay = Replay(recorder)
     x, _, condition = arguments(batch=2)
@@ -107,7 +109,7 @@ def test_replayed_steps_are_the_worked_ones(network):
 
 
 def test_one_timestep_and_one_condition_do_for_a_batch(network):
-    fast, (x, t, condition) = network.for_inference(CPU, torch.float32), arguments(batch=2)
+    fast, (x, t, condition) = optimize(network, CPU, torch.float32), arguments(batch=2)
     found, expected = (each.denoise(x, t[:1], each.encode_condition(condition[:1])) for each in (fast, network))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.std()))
 
@@ -137,7 +139,7 @@ def test_the_memory_foretold_is_enough(octaves, monkeypatch):
     monkeypatch.setattr(slabs, "_CPU_SLAB", 1)  # of a small grid a slab is a small part, as it is of a large one
     sides, dtype = (48, 48, 48), torch.bfloat16
     network = WaveletUNet3d(4, 24, channels=(48, 72, 96, 120), place_octaves=octaves).requires_grad_(False)
-    fast = network.for_inference(CPU, dtype)
+    fast = optimize(network, CPU, dtype)
     x, t = torch.randn(1, 4, *sides), torch.tensor([3])
     condition = torch.randn(1, 24, *sides).to(torch.float32 if network.exact_condition else dtype)
     with Alive() as alive:  # a guided run has two shares of the condition, and one answer while it makes the other
@@ -145,9 +147,9 @@ def test_the_memory_foretold_is_enough(octaves, monkeypatch):
         answers = [fast.denoise_last(x, t, condition, share) for share in shares]
     assert len(answers) == 2
     taken = alive.peak - condition.nbytes - x.nbytes  # views of arguments are counted too
-    foretold = network.working_bytes(sides, CPU, dtype)
+    foretold = working_bytes(network, sides, CPU, dtype)
     assert taken < foretold < 2 * taken
     # On CUDA a recorded step keeps its memory, where there is enough of it.
     cuda = torch.device("cuda")
-    fast, lean = (network.working_bytes(sides, cuda, dtype, economy) for economy in network.economies)
+    fast, lean = (working_bytes(network, sides, cuda, dtype, mode) for mode in memory_modes(network))
     assert fast > 1.9 * taken and lean == foretold

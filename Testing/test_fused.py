@@ -9,16 +9,16 @@ import torch
 import torch.nn.functional as F
 from exactness import arguments, error, exact
 
-from MedDPMLib import selftest
-from MedDPMLib.networks import build_network, slabs
-from MedDPMLib.selftest import find_fusion_fault, fused_normalisation
+from MedDPMLib.networks import build_network, fused, slabs
+from MedDPMLib.networks.fused import find_fusion_fault, fused_normalization
+from MedDPMLib.networks.optimized import optimize
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 pytest.importorskip("triton", reason="Triton is for CUDA on Linux")
 with pytest.MonkeyPatch.context() as environment:  # read when a kernel is defined
     if DEVICE.type == "cpu":
         environment.setenv("TRITON_INTERPRET", "1")
-    from MedDPMLib.networks.fused import normalise_silu
+    from MedDPMLib.networks.triton_kernels import normalise_silu
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -73,9 +73,9 @@ def test_a_network_with_it_is_the_plain_network(description, monkeypatch):
         asked.append(arguments)
         return normalise_silu(*arguments)
 
-    monkeypatch.setattr(slabs, "fused_normalisation", lambda *_: counted)
+    monkeypatch.setattr(slabs, "fused_normalization", lambda *_: counted)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    found = network.for_inference(DEVICE, torch.float32)(*(tensor.to(DEVICE) for tensor in given))
+    found = optimize(network, DEVICE, torch.float32)(*(tensor.to(DEVICE) for tensor in given))
     assert asked
     assert error(found.cpu(), expected) < 1e-5
 
@@ -121,7 +121,7 @@ def test_lack_of_memory_is_no_fault():
 
 
 def test_the_cpu_does_without():
-    assert fused_normalisation(torch.device("cpu"), torch.bfloat16) is None
+    assert fused_normalization(torch.device("cpu"), torch.bfloat16) is None
 
 
 @pytest.fixture
@@ -129,24 +129,24 @@ def gpu(monkeypatch):
     """``gpu(capability, fault)`` says what CUDA's device is, and how the trial of the kernel ends there."""
 
     def there(capability: tuple[int, int], fault: str | None) -> torch.device:
-        fused_normalisation.cache_clear()
+        fused_normalization.cache_clear()
         monkeypatch.setattr(torch.version, "cuda", "12.8")
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-        monkeypatch.setattr(selftest, "find_fusion_fault", lambda *_: fault)
+        monkeypatch.setattr(fused, "find_fusion_fault", lambda *_: fault)
         return torch.device("cuda")
 
     yield there
-    fused_normalisation.cache_clear()
+    fused_normalization.cache_clear()
 
 
 def test_it_is_used_where_it_is_right(gpu, caplog):
-    assert fused_normalisation(gpu((8, 0), None), torch.bfloat16) is normalise_silu
+    assert fused_normalization(gpu((8, 0), None), torch.bfloat16) is normalise_silu
     assert not caplog.records
 
 
 def test_where_it_is_wrong_the_log_says_so_once(gpu, caplog):
     device = gpu((8, 0), "the one kernel is wrong by 20%")
-    assert [fused_normalisation(device, torch.bfloat16) for _ in range(2)] == [None, None]
+    assert [fused_normalization(device, torch.bfloat16) for _ in range(2)] == [None, None]
     (told,) = caplog.records
     assert (
         told.levelname == "WARNING" and "two kernels, because the one kernel is wrong by 20% in torch" in told.message
@@ -155,12 +155,12 @@ def test_where_it_is_wrong_the_log_says_so_once(gpu, caplog):
 
 def test_an_old_gpu_is_not_asked(gpu, caplog):
     with caplog.at_level("INFO"):
-        assert fused_normalisation(gpu((6, 1), None), torch.float16) is None
+        assert fused_normalization(gpu((6, 1), None), torch.float16) is None
     assert "Triton is not for this GPU" in caplog.text
 
 
 def test_without_triton_it_is_not_used(gpu, caplog, monkeypatch):
-    monkeypatch.setitem(sys.modules, "MedDPMLib.networks.fused", None)
+    monkeypatch.setitem(sys.modules, "MedDPMLib.networks.triton_kernels", None)
     with caplog.at_level("INFO"):
-        assert fused_normalisation(gpu((8, 0), None), torch.bfloat16) is None
+        assert fused_normalization(gpu((8, 0), None), torch.bfloat16) is None
     assert "Triton is not there" in caplog.text

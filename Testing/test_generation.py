@@ -14,18 +14,20 @@ import torch
 
 import MedDPMLib
 from MedDPMLib import generate, load_model
-from MedDPMLib.bundle import write_bundle
-from MedDPMLib.card import Card
-from MedDPMLib.device import choose_execution
+from MedDPMLib.diffusion.samplers import sample
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.geometry import Geometry, Grid
-from MedDPMLib.labels import load_scheme
-from MedDPMLib.masks import Mask, condition
+from MedDPMLib.imaging.geometry import Geometry, Grid
+from MedDPMLib.imaging.io import read_volume
+from MedDPMLib.imaging.volume import Volume
+from MedDPMLib.inference.record import is_finished, sidecar, write_result
+from MedDPMLib.masks.condition import condition
+from MedDPMLib.masks.mask import Mask
+from MedDPMLib.masks.schemes import load_scheme
+from MedDPMLib.models.bundle import write_bundle
+from MedDPMLib.models.card import Card
 from MedDPMLib.networks import build_network
 from MedDPMLib.networks.denoiser import Denoiser
-from MedDPMLib.record import is_finished, sidecar, write_result
-from MedDPMLib.samplers import sample
-from MedDPMLib.volume import Volume, read_volume
+from MedDPMLib.runtime.device import choose_execution
 
 GRID = Grid((24, 16, 16), (2.0, 2.0, 2.0), "LPS")
 
@@ -261,8 +263,8 @@ def test_a_mask_of_another_scheme_is_refused(bundle):
 
 
 def test_memory_is_checked_before_and_explained(bundle, monkeypatch):
-    monkeypatch.setattr("MedDPMLib.memory.free_memory", lambda device: 1_000)
-    monkeypatch.setattr("MedDPMLib.memory.held_memory", lambda device: 0)
+    monkeypatch.setattr("MedDPMLib.inference.memory_plan.free_memory", lambda device: 1_000)
+    monkeypatch.setattr("MedDPMLib.inference.memory_plan.held_memory", lambda device: 0)
     with pytest.raises(MedDPMError, match="not enough memory on cpu for small .* in bfloat16, .* in float32"):
         generate(load_model(bundle), checked(brats_mask()))
 
@@ -277,7 +279,7 @@ def test_memory_that_runs_out_is_explained(bundle):
         def denoise(self, x, t, encoded):
             return torch.empty(2**50)
 
-    model.prepared = lambda execution, economy: Greedy()
+    model.prepared = lambda execution, mode: Greedy()
     with pytest.raises(MedDPMError, match="it ran out"):
         generate(model, checked(brats_mask()))
 
@@ -332,9 +334,9 @@ def test_names_of_precisions():
 def test_the_package_is_light_and_its_names_stay_functions():
     code = (
         "import sys, MedDPMLib; assert 'torch' not in sys.modules;"
-        "import MedDPMLib.labels, MedDPMLib.geometry, MedDPMLib.card, MedDPMLib.store;"
+        "import MedDPMLib.masks.schemes, MedDPMLib.imaging.geometry, MedDPMLib.models.card, MedDPMLib.models.store;"
         "assert 'torch' not in sys.modules;"
-        "from MedDPMLib import generate, load_model; import MedDPMLib.generation;"
+        "from MedDPMLib import generate, load_model; import MedDPMLib.inference.generation;"
         "from MedDPMLib import generate as again; assert generate is again and callable(generate)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.geometry import Geometry, Grid, brain_center
+from MedDPMLib.imaging.geometry import Geometry, Grid, brain_center
 
 few = settings(max_examples=30, deadline=None)
 

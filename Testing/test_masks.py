@@ -12,10 +12,14 @@ from hypothesis import strategies as st
 from test_geometry import ALL_ORIENTATIONS, oriented, random_matrix
 
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.geometry import Geometry, Grid
-from MedDPMLib.labels import LabelScheme, load_scheme
-from MedDPMLib.masks import Mask, condition, fit, read_mask
-from MedDPMLib.volume import Volume, read_volume, resample_labels, write_nifti
+from MedDPMLib.imaging.geometry import Geometry, Grid
+from MedDPMLib.imaging.io import read_volume, write_nifti
+from MedDPMLib.imaging.resample import resample_labels
+from MedDPMLib.imaging.volume import Volume
+from MedDPMLib.masks.condition import condition
+from MedDPMLib.masks.fit import fit
+from MedDPMLib.masks.mask import Mask, read_mask
+from MedDPMLib.masks.schemes import LabelScheme, load_scheme
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason="real data (../shared/data) is not here")

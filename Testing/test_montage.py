@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.geometry import Geometry
-from MedDPMLib.labels import load_scheme
-from MedDPMLib.montage import PLANES, draw_cuts, draw_montage, plane_geometry
-from MedDPMLib.volume import Volume
+from MedDPMLib.figures.montage import PLANES, draw_cuts, draw_montage, plane_geometry
+from MedDPMLib.imaging.geometry import Geometry
+from MedDPMLib.imaging.volume import Volume
+from MedDPMLib.masks.schemes import load_scheme
 
 BRATS = load_scheme("brats")
 BRAIN = BRATS.rest.value

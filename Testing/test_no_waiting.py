@@ -10,9 +10,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from MedDPMLib.diffusion.names import METHODS
+from MedDPMLib.diffusion.samplers import sample
+from MedDPMLib.diffusion.schedule import make_schedule
 from MedDPMLib.networks import build_network
-from MedDPMLib.samplers import METHODS, sample
-from MedDPMLib.schedule import make_schedule
+from MedDPMLib.networks.optimized import memory_modes, optimize
 
 META = torch.device("meta")
 DESCRIPTIONS = {
@@ -57,7 +59,7 @@ class Crossing(TorchDispatchMode):
 @pytest.mark.parametrize("name", DESCRIPTIONS)
 def test_a_step_stays_on_its_device(name, lean):
     network = build_network({"image_channels": 2, "condition_channels": 5, **DESCRIPTIONS[name]}).eval()
-    fast = network.for_inference(META, torch.bfloat16, network.economies[-lean])
+    fast = optimize(network, META, torch.bfloat16, memory_modes(network)[-lean])
     assert {tensor.device.type for tensor in (*fast.parameters(), *fast.buffers())} <= {"meta"}
     x, t = torch.empty(1, 2, 16, 16, 16, device=META), torch.zeros(1, dtype=torch.int64, device=META)
     encoded = fast.encode_condition(torch.empty(1, 5, 16, 16, 16, device=META))

@@ -33,16 +33,16 @@ from test_packaging import cmake_list, files
 import qt  # isort: skip
 import slicer  # isort: skip
 
-from MedDPMLib.card import QUALITIES
-from MedDPMLib.device import PRECISIONS
-from MedDPMLib.generation import MAX_GUIDANCE, SPACES
-from MedDPMLib.samplers import METHODS
+from MedDPMLib.diffusion.names import METHODS
+from MedDPMLib.inference.generation import MAX_GUIDANCE, SPACES
+from MedDPMLib.masks.templates import templates
+from MedDPMLib.models.card import QUALITIES
+from MedDPMLib.runtime.device import PRECISIONS
 from MedDPMLib.scene import dependencies, volumes, worker_client
 from MedDPMLib.scene.generator import spoken_time
 from MedDPMLib.scene.painting import stamp_tumour
 from MedDPMLib.scene.segmentation import painted_geometry, read_labels
 from MedDPMLib.scene.worker_client import WorkerClient
-from MedDPMLib.templates import templates
 
 # The story -------------------------------------------------------------------------------------------
 

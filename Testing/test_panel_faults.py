@@ -38,9 +38,9 @@ import qt  # isort: skip  # the bench offers it
 import slicer  # isort: skip
 import vtk  # isort: skip
 
+from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.scene import dependencies, painting, processes, volumes, worker_client, worker_process
 from MedDPMLib.scene.worker_client import WorkerClient
-from MedDPMLib.volume import Volume
 from MedDPMLib.worker.protocol import worker_arguments
 
 REST = SCHEME.rest.value
@@ -53,7 +53,7 @@ SLOW, GREEDY, FAULTY, CRASH, BABBLE, PARENT = 40, 7, 9, 11, 13, 15
 MISBEHAVING = f"""
 import os, signal, subprocess, time
 print("the launcher greets")
-import MedDPMLib.generation as generation
+import MedDPMLib.inference.generation as generation
 import MedDPMLib.worker.process as process
 
 free_sample, free_encode, babbling = generation.sample, process.encode, False

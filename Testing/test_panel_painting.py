@@ -32,14 +32,14 @@ from conftest import small_card, without_old_garbage, write_small_model
 import slicer  # isort: skip
 
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.geometry import Geometry
-from MedDPMLib.labels import load_scheme
-from MedDPMLib.masks import Mask
+from MedDPMLib.imaging.geometry import Geometry
+from MedDPMLib.imaging.volume import Volume
+from MedDPMLib.masks.mask import Mask
+from MedDPMLib.masks.schemes import load_scheme
 from MedDPMLib.scene import painting, volumes
-from MedDPMLib.scene.panel.telling import in_panel_words
+from MedDPMLib.scene.background_work import Turns, at_once
+from MedDPMLib.scene.panel.messages import in_panel_words
 from MedDPMLib.scene.segmentation import read_labels, set_label
-from MedDPMLib.scene.turns import Turns, at_once
-from MedDPMLib.volume import Volume
 
 #: In the white matter of the template, RAS in mm.
 INSIDE = (28.0, 22.0, 25.0)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from MedDPMLib import paths
+from MedDPMLib.runtime import paths
 
 DEEP = "\\".join(["a folder with spaces"] * 12)
 

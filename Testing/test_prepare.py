@@ -34,7 +34,11 @@ from phantoms import (
 
 from MedDPMLib.data import read_dataset
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.geometry import Geometry, Grid
+from MedDPMLib.imaging.geometry import Geometry, Grid
+from MedDPMLib.imaging.io import read_volume, write_nifti
+from MedDPMLib.imaging.normalize import normalise_onto
+from MedDPMLib.imaging.resample import resample_image, resample_labels
+from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.prepare import (
     NORMALISATIONS,
     STANDARDS,
@@ -46,8 +50,6 @@ from MedDPMLib.prepare import (
     write_dataset,
 )
 from MedDPMLib.prepare.cases import prepare_case, reoriented
-from MedDPMLib.prepare.normalise import normalise_onto
-from MedDPMLib.volume import Volume, read_volume, resample_image, resample_labels, write_nifti
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason="real data (../shared/data) is not here")

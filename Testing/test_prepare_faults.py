@@ -46,10 +46,11 @@ from phantoms import (
 
 from MedDPMLib.data import read_dataset
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.geometry import Geometry
+from MedDPMLib.imaging.geometry import Geometry
+from MedDPMLib.imaging.io import read_volume, write_nifti
+from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.prepare import STANDARDS, DatasetSettings, Standard, find_cases, write_dataset
 from MedDPMLib.prepare.cases import prepare_case
-from MedDPMLib.volume import Volume, read_volume, write_nifti
 
 
 @pytest.fixture

@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from MedDPMLib.card import official_cards
+from MedDPMLib.diffusion.schedule import make_schedule
 from MedDPMLib.errors import MedDPMError
+from MedDPMLib.models.card import official_cards
 from MedDPMLib.networks import state_shapes
 from MedDPMLib.prepare import standard
-from MedDPMLib.recipe import (
+from MedDPMLib.recipes.recipe import (
     load_recipe,
     recipe_card,
     recipe_changes,
@@ -24,7 +25,6 @@ from MedDPMLib.recipe import (
     recipe_values,
     tomllib,
 )
-from MedDPMLib.schedule import make_schedule
 
 
 @pytest.mark.parametrize("name", recipe_names())

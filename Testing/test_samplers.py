@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from MedDPMLib.card import PREDICTIONS
+from MedDPMLib.diffusion.names import METHODS, PREDICTIONS
+from MedDPMLib.diffusion.samplers import sample, timestep_grid
+from MedDPMLib.diffusion.schedule import make_schedule, schedule_names
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.samplers import METHODS, sample, timestep_grid
-from MedDPMLib.schedule import make_schedule, schedule_names
 
 #: Every sampler with every behaviour: (method, eta).
 VARIANTS = [("dpm-solver++", 0.0), ("ddim", 0.0), ("ddim", 0.5), ("ddim", 1.0), ("ddpm", 0.0)]

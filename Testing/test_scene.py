@@ -14,17 +14,17 @@ from bench.fixtures import application  # noqa: F401
 
 start_application()
 
-import slicer  # noqa: E402
-import vtk  # noqa: E402
+import slicer
+import vtk
 
-from MedDPMLib.errors import MedDPMError  # noqa: E402
-from MedDPMLib.geometry import Geometry  # noqa: E402
-from MedDPMLib.labels import load_scheme  # noqa: E402
-from MedDPMLib.masks import Mask  # noqa: E402
-from MedDPMLib.scene import painting, segmentation, views, volumes  # noqa: E402
-from MedDPMLib.segments import write_segments  # noqa: E402
-from MedDPMLib.tumour import paint_tumour  # noqa: E402
-from MedDPMLib.volume import Volume  # noqa: E402
+from MedDPMLib.errors import MedDPMError
+from MedDPMLib.imaging.geometry import Geometry
+from MedDPMLib.imaging.volume import Volume
+from MedDPMLib.masks.mask import Mask
+from MedDPMLib.masks.schemes import load_scheme
+from MedDPMLib.masks.seg_nrrd import write_segments
+from MedDPMLib.masks.tumor import paint_tumour
+from MedDPMLib.scene import painting, segmentation, views, volumes
 
 pytestmark = pytest.mark.usefixtures("application")
 

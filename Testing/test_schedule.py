@@ -11,13 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from MedDPMLib.card import MAX_TIMESTEPS, PREDICTIONS
+from MedDPMLib.diffusion.names import MAX_TIMESTEPS, PREDICTIONS
+from MedDPMLib.diffusion.schedule import make_schedule, posterior_coefficients, schedule_names
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.schedule import (
-    make_schedule,
-    posterior_coefficients,
-    schedule_names,
-)
 
 GOLDEN = Path(__file__).parent / "golden"
 GOLDEN_FILES = ("official_whole_head.npz", "official_brats.npz")

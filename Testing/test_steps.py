@@ -12,15 +12,16 @@ from PIL import Image
 
 from MedDPMLib import load_model
 from MedDPMLib.benchmark.steps import Setting, Study, reference_of, settings
-from MedDPMLib.benchmark.strip import draw_strip
-from MedDPMLib.card import QUALITIES
-from MedDPMLib.compare import gradient_energy, ms_ssim
-from MedDPMLib.device import choose_execution
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.generation import generate
-from MedDPMLib.labels import load_scheme
-from MedDPMLib.masks import fit, read_mask
-from MedDPMLib.volume import read_volume, write_nifti
+from MedDPMLib.figures.comparison import draw_strip
+from MedDPMLib.imaging.io import read_volume, write_nifti
+from MedDPMLib.inference.generation import generate
+from MedDPMLib.masks.fit import fit
+from MedDPMLib.masks.mask import read_mask
+from MedDPMLib.masks.schemes import load_scheme
+from MedDPMLib.metrics.similarity import gradient_energy, ms_ssim
+from MedDPMLib.models.card import QUALITIES
+from MedDPMLib.runtime.device import choose_execution
 
 EXECUTION = choose_execution("cpu", "float32")
 

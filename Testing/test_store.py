@@ -9,12 +9,12 @@ import pytest
 import torch
 from test_bundle import CARD, random_state
 
-from MedDPMLib import store as store_module
-from MedDPMLib.bundle import bundle_hash, write_bundle
-from MedDPMLib.card import official_cards
 from MedDPMLib.errors import MedDPMError
+from MedDPMLib.models import store as store_module
+from MedDPMLib.models.bundle import bundle_hash, write_bundle
+from MedDPMLib.models.card import official_cards
+from MedDPMLib.models.store import ModelStore, load_card_and_state
 from MedDPMLib.networks import state_shapes
-from MedDPMLib.store import ModelStore, load_card_and_state
 
 BUNDLED_CARD = replace(CARD, name="shipped", title="Shipped")
 

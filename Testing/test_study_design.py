@@ -28,7 +28,8 @@ from study_cases import (
 )
 
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.geometry import Grid
+from MedDPMLib.imaging.geometry import Grid
+from MedDPMLib.imaging.io import read_volume
 from MedDPMLib.study import blinding
 from MedDPMLib.study.casefile import common_length, compress, write_case
 from MedDPMLib.study.create import CASES, create
@@ -37,7 +38,6 @@ from MedDPMLib.study.order import PAIR, SINGLE, Material, orders
 from MedDPMLib.study.pack import ORDER_FILE, pack, read_task, unpack
 from MedDPMLib.study.sources import collect
 from MedDPMLib.study.truth import TRUTH_FILE, read_truth
-from MedDPMLib.volume import read_volume
 
 # Nothing tells the answer ----------------------------------------------------------------------------
 

@@ -9,12 +9,20 @@ from test_geometry import oriented
 from test_masks import painted
 
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.geometry import Geometry, Grid
-from MedDPMLib.labels import load_scheme
-from MedDPMLib.masks import fit
-from MedDPMLib.templates import demo_mask, find_template, load_template, repaint_template, template_names, templates
-from MedDPMLib.tumour import paint_tumour
-from MedDPMLib.volume import Volume, resample_labels
+from MedDPMLib.imaging.geometry import Geometry, Grid
+from MedDPMLib.imaging.resample import resample_labels
+from MedDPMLib.imaging.volume import Volume
+from MedDPMLib.masks.fit import fit
+from MedDPMLib.masks.schemes import load_scheme
+from MedDPMLib.masks.templates import (
+    demo_mask,
+    find_template,
+    load_template,
+    repaint_template,
+    template_names,
+    templates,
+)
+from MedDPMLib.masks.tumor import paint_tumour
 
 ANATOMY, BRATS = load_scheme("anatomy"), load_scheme("brats")
 

@@ -153,17 +153,17 @@ def test_mistakes_are_told_before_anything_heavy(meddpm, tmp_path):
 
 
 def test_what_would_fit_is_printed_without_a_dataset(meddpm, monkeypatch):
-    from MedDPMLib.train import memory
+    from MedDPMLib.train import memory_estimate
 
     def measured(job):
         from math import prod
 
-        from MedDPMLib.train.measure import Measurement
+        from MedDPMLib.train.iteration_cost import Measurement
 
         width = 1 if job.checkpointing else 3
         return [Measurement(grid, 1.0, 10**8 + 1000 * width * prod(grid)) for grid in job.grids]
 
-    monkeypatch.setattr(memory, "measure", measured)
+    monkeypatch.setattr(memory_estimate, "measure", measured)
     done = meddpm("train", "--recipe", "brats", "--memory")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("192 x 192 x 144") == 4 and "16.0 GB" in done.stdout and "5.4 GB" in done.stdout

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from MedDPMLib.benchmark.training import can_compile
 from MedDPMLib.data import Case
-from MedDPMLib.device import Execution, choose_execution
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.recipe import load_recipe
-from MedDPMLib.train import selftest
-from MedDPMLib.train.benchmark import can_compile
+from MedDPMLib.recipes.recipe import load_recipe
+from MedDPMLib.runtime.device import Execution, choose_execution
+from MedDPMLib.train import convolution_check
 from MedDPMLib.train.engine import Engine
 from MedDPMLib.train.examples import Example, Examples, batch_numbers, made_ahead, remaining_stages, split_cases
 
@@ -336,8 +336,8 @@ def test_what_processes_cannot_do_is_told():
 
 
 def test_convolutions_are_tried_before_they_are_trusted(monkeypatch):
-    selftest.check_convolution(torch.device("cpu"), torch.bfloat16, (8, 8, 8))
-    right = selftest._convolved
+    convolution_check.check_convolution(torch.device("cpu"), torch.bfloat16, (8, 8, 8))
+    right = convolution_check._convolved
 
     def spoilt(x, weight, bias, gradient, dtype):
         found = right(x, weight, bias, gradient, dtype)
@@ -345,10 +345,10 @@ def test_convolutions_are_tried_before_they_are_trusted(monkeypatch):
             found[2][0, 0, 0, 0, 0] = float("nan")
         return found
 
-    monkeypatch.setattr(selftest, "_convolved", spoilt)
+    monkeypatch.setattr(convolution_check, "_convolved", spoilt)
     with pytest.raises(MedDPMError, match="6 x 4 x 2 voxels.*--precision float32"):
-        selftest.check_convolution(torch.device("cpu"), torch.bfloat16, (2, 4, 6))
-    selftest.check_convolution(torch.device("cpu"), torch.float32, (2, 4, 6))
+        convolution_check.check_convolution(torch.device("cpu"), torch.bfloat16, (2, 4, 6))
+    convolution_check.check_convolution(torch.device("cpu"), torch.float32, (2, 4, 6))
 
 
 def test_an_example_moves_whole():

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from MedDPMLib.recipe import load_recipe
-from MedDPMLib.schedule import make_schedule
+from MedDPMLib.diffusion.schedule import make_schedule
+from MedDPMLib.recipes.recipe import load_recipe
 from MedDPMLib.train.objective import HUBER_DELTA, Objective, ema_decay, learning_rate
 
 SCHEDULE = make_schedule("cosine", 100)

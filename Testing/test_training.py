@@ -11,18 +11,19 @@ import numpy as np
 import pytest
 import torch
 
-from MedDPMLib.bundle import read_bundle
+from MedDPMLib.benchmark import training as benchmark
+from MedDPMLib.benchmark.training import measure_training
 from MedDPMLib.data import Case
-from MedDPMLib.device import choose_execution
 from MedDPMLib.errors import MedDPMError, OutOfMemory
-from MedDPMLib.recipe import load_recipe
-from MedDPMLib.train import benchmark, memory
+from MedDPMLib.models.bundle import read_bundle
+from MedDPMLib.recipes.recipe import load_recipe
+from MedDPMLib.runtime.device import choose_execution
+from MedDPMLib.train import memory_estimate
 from MedDPMLib.train import run as run_module
-from MedDPMLib.train.benchmark import measure_training
 from MedDPMLib.train.checkpoints import Checkpoints
 from MedDPMLib.train.examples import Examples
 from MedDPMLib.train.export import export_run
-from MedDPMLib.train.memory import check_memory, needs
+from MedDPMLib.train.memory_estimate import check_memory, needs
 from MedDPMLib.train.run import train
 from MedDPMLib.train.stopping import Stopped, StopRequest
 
@@ -372,10 +373,10 @@ def test_missing_memory_is_told_with_what_would_fit(monkeypatch):
     def fake_needs(recipe, stages, device, precision, checkpointing):
         asked.append((precision, checkpointing))
         size = (80 if precision == "float32" else 40) // (3 if checkpointing else 1)
-        return [memory.Need(stages[0].learnt, 1, precision, checkpointing, size * 10**9)]
+        return [memory_estimate.Need(stages[0].learnt, 1, precision, checkpointing, size * 10**9)]
 
-    monkeypatch.setattr(memory, "needs", fake_needs)
-    monkeypatch.setattr(memory, "free_memory", lambda device: 30 * 10**9)
+    monkeypatch.setattr(memory_estimate, "needs", fake_needs)
+    monkeypatch.setattr(memory_estimate, "free_memory", lambda device: 30 * 10**9)
 
     class Network(torch.nn.Module):
         values_per_voxel = 660

@@ -13,11 +13,11 @@ import pytest
 import torch
 from golden.procedural_weights import procedural_tensor
 
-from MedDPMLib.card import official_cards
+from MedDPMLib.diffusion.schedule import make_schedule
 from MedDPMLib.errors import MedDPMError
+from MedDPMLib.models.card import official_cards
 from MedDPMLib.networks import MAX_PARAMETERS, build_network, shape_mismatch, state_shapes
 from MedDPMLib.networks.unet import UNet3d, timestep_embedding
-from MedDPMLib.schedule import make_schedule
 
 GOLDEN = Path(__file__).parent / "golden"
 CARDS = {card.name: card for card in official_cards()}

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.masks import voxel_positions
+from MedDPMLib.masks.condition import voxel_positions
 from MedDPMLib.networks.wavelet import WaveletUNet3d, haar_merge, haar_split, place_features
 
 SIDES = st.integers(1, 4).map(lambda n: 2 * n)

@@ -26,8 +26,8 @@ from hypothesis import strategies as st
 
 import MedDPMLib
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.masks import Mask
-from MedDPMLib.volume import Volume
+from MedDPMLib.imaging.volume import Volume
+from MedDPMLib.masks.mask import Mask
 from MedDPMLib.worker import protocol
 from MedDPMLib.worker.engine import Engine, describe_fault
 from MedDPMLib.worker.protocol import (
@@ -65,7 +65,7 @@ LONG = 1.5
 
 STAND_INS = f"""
 import os, time
-import MedDPMLib.generation as generation
+import MedDPMLib.inference.generation as generation
 
 free_sample = generation.sample
 

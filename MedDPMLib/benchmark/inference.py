@@ -14,13 +14,13 @@ from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
-from MedDPMLib.benchmark.ceiling import step_flops
-from MedDPMLib.benchmark.machine import describe_machine, load
-from MedDPMLib.benchmark.subject import RANDOM, load_subject
-from MedDPMLib.benchmark.ways import WAYS, Order, measure_ceiling, measure_way
-from MedDPMLib.card import Card
-from MedDPMLib.device import choose_execution
+from MedDPMLib.benchmark.throughput import step_flops
+from MedDPMLib.benchmark.variants import WAYS, Order, measure_ceiling, measure_way
+from MedDPMLib.benchmark.workload import RANDOM, load_subject
 from MedDPMLib.errors import MedDPMError
+from MedDPMLib.models.card import Card
+from MedDPMLib.runtime.device import choose_execution
+from MedDPMLib.runtime.hardware import describe_machine, load
 
 #: A run whose rest would take longer is stopped, and its time extrapolated.
 _PATIENCE = 60.0
@@ -75,7 +75,7 @@ class Measurement:
 @dataclass(frozen=True)
 class Benchmark:
     """All that one run measured: ``ceiling`` is by device what
-    :meth:`MedDPMLib.benchmark.ceiling.Ceiling.measure` found, the medians."""
+    :meth:`MedDPMLib.benchmark.throughput.Ceiling.measure` found, the medians."""
 
     machine: dict
     before: dict
@@ -206,7 +206,7 @@ def _medians(rates: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 class _Process:
-    """A process that measures on command; see :mod:`MedDPMLib.benchmark.ways` for what it is told and answers."""
+    """A process that measures on command; see :mod:`MedDPMLib.benchmark.variants` for what it is told and answers."""
 
     def __init__(self, target: Callable, order: object) -> None:
         context = multiprocessing.get_context("spawn")  # a forked one would inherit memory and threads

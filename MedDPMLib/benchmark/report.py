@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from MedDPMLib.benchmark.inference import Benchmark, Measurement
-from MedDPMLib.device import PRECISIONS
+from MedDPMLib.runtime.device import PRECISIONS
 
 HEADINGS = (
     "network", "device", "way", "precision", "steps", "s/step", "CPU s/step", "s/volume", "faster", "memory",

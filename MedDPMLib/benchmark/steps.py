@@ -14,17 +14,20 @@ from statistics import fmean, median
 
 import numpy as np
 
-from MedDPMLib.card import Card
-from MedDPMLib.compare import SAME, bounding_box, gradient_energy, likeness, ms_ssim, spread
-from MedDPMLib.device import Execution
+from MedDPMLib.diffusion.names import METHODS
+from MedDPMLib.diffusion.samplers import timestep_grid
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.fidelity import compare_labels
-from MedDPMLib.generation import check_guidance, generate
-from MedDPMLib.masks import Mask, fit
-from MedDPMLib.model import Model
-from MedDPMLib.record import describe_run, is_finished, sidecar, volume_path, write_result
-from MedDPMLib.samplers import METHODS, timestep_grid
-from MedDPMLib.volume import Volume, read_volume
+from MedDPMLib.imaging.io import read_volume
+from MedDPMLib.imaging.volume import Volume
+from MedDPMLib.inference.generation import check_guidance, generate
+from MedDPMLib.inference.record import describe_run, is_finished, sidecar, volume_path, write_result
+from MedDPMLib.masks.fit import fit
+from MedDPMLib.masks.mask import Mask
+from MedDPMLib.metrics.label_statistics import compare_labels
+from MedDPMLib.metrics.similarity import SAME, bounding_box, gradient_energy, likeness, ms_ssim, spread
+from MedDPMLib.models.card import Card
+from MedDPMLib.models.model import Model
+from MedDPMLib.runtime.device import Execution
 
 #: Numbers of steps to compare, beside all of the schedule's.
 STEPS = (4, 8, 12, 20, 50)

@@ -15,9 +15,9 @@ def main() -> None:
     Exit codes: 0 done; 2 something that the user can mend, told in a sentence; 130 stopped with Ctrl-C; 1 an error
     in MedDPM itself.
     """
-    from MedDPMLib.allocator import keep_freed_memory
     from MedDPMLib.cli.app import app
     from MedDPMLib.cli.output import complain
+    from MedDPMLib.runtime.allocator import keep_freed_memory
 
     keep_freed_memory()
     try:

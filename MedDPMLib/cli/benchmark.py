@@ -32,7 +32,7 @@ _JsonOption = Annotated[
 
 
 def _recipe_names() -> list[str]:
-    from MedDPMLib.recipe import recipe_names
+    from MedDPMLib.recipes.recipe import recipe_names
 
     return recipe_names()
 
@@ -72,9 +72,9 @@ def generate(
     steps in turn, with a large matrix product in between that shows what the machine can do. Quote the ratios.
     """
     from MedDPMLib.benchmark.inference import benchmark, phases
-    from MedDPMLib.benchmark.machine import devices as all_devices
     from MedDPMLib.benchmark.report import HEADINGS, NUMERIC, remarks, rows
-    from MedDPMLib.benchmark.subject import all_names
+    from MedDPMLib.benchmark.workload import all_names
+    from MedDPMLib.runtime.hardware import devices as all_devices
 
     if quick:
         grid, steps_measured = _QUICK_GRID, 1
@@ -114,11 +114,11 @@ def train(
     """
     from dataclasses import asdict
 
-    from MedDPMLib.benchmark.machine import describe_machine, load
-    from MedDPMLib.benchmark.subject import scaled_size
+    from MedDPMLib.benchmark.training import measure_training
+    from MedDPMLib.benchmark.workload import scaled_size
     from MedDPMLib.networks import build_network
-    from MedDPMLib.recipe import load_recipe, recipe_card, recipe_names
-    from MedDPMLib.train.benchmark import measure_training
+    from MedDPMLib.recipes.recipe import load_recipe, recipe_card, recipe_names
+    from MedDPMLib.runtime.hardware import describe_machine, load
 
     if quick:
         grid, iterations = _QUICK_GRID, 1
@@ -194,7 +194,7 @@ def steps(
     made again: a run that was stopped goes on.
     """
     from MedDPMLib.cli.generate import check_writable, find_masks
-    from MedDPMLib.store import ModelStore
+    from MedDPMLib.models.store import ModelStore
 
     card = ModelStore().find(model).card
     paths = find_masks(masks, out) if masks else []
@@ -203,11 +203,12 @@ def steps(
     from MedDPMLib import load_model
     from MedDPMLib.benchmark.steps import STEPS, Study, reference_of, student_setting
     from MedDPMLib.benchmark.steps import settings as make_settings
-    from MedDPMLib.benchmark.strip import draw_strip
-    from MedDPMLib.device import choose_execution
-    from MedDPMLib.masks import read_mask
-    from MedDPMLib.templates import load_template, template_names
-    from MedDPMLib.volume import SYNTHETIC, written_whole
+    from MedDPMLib.figures.comparison import draw_strip
+    from MedDPMLib.imaging.io import SYNTHETIC
+    from MedDPMLib.masks.mask import read_mask
+    from MedDPMLib.masks.templates import load_template, template_names
+    from MedDPMLib.runtime.device import choose_execution
+    from MedDPMLib.runtime.files import written_whole
 
     total = card.schedule["timesteps"]
     counts = step_counts.split(",") if step_counts else [*(n for n in STEPS if n < total), total]
@@ -284,7 +285,7 @@ def _numbers(text: str) -> list[float]:
 
 
 def _write_json(path: Path, data: dict) -> None:
-    from MedDPMLib.volume import written_whole
+    from MedDPMLib.runtime.files import written_whole
 
     with written_whole(path) as temporary:
         temporary.write_text(json.dumps(data, indent=2) + "\n")

@@ -32,11 +32,12 @@ def complete(
     and colours in 3D Slicer; corrected there, the mask can be given to a model of all structures: meddpm generate FILE
     --model brain-anatomy
     """
-    from MedDPMLib.completion import network_labels
-    from MedDPMLib.masks import read_mask
-    from MedDPMLib.segments import SUFFIX, write_segments
-    from MedDPMLib.store import ModelStore
-    from MedDPMLib.volume import NIFTI_SUFFIXES, Volume, volume_suffix, write_nifti
+    from MedDPMLib.imaging.io import NIFTI_SUFFIXES, volume_suffix, write_nifti
+    from MedDPMLib.imaging.volume import Volume
+    from MedDPMLib.inference.atlas import network_labels
+    from MedDPMLib.masks.mask import read_mask
+    from MedDPMLib.masks.seg_nrrd import SUFFIX, write_segments
+    from MedDPMLib.models.store import ModelStore
 
     suffix = volume_suffix(out)
     if suffix not in (SUFFIX, *NIFTI_SUFFIXES):

@@ -40,17 +40,18 @@ def demo(
     Writes the mask, a volume of each modality (NIfTI, each with its JSON record), montage.png with the outline of
     the painted tumour, and record.json.
     """
-    from MedDPMLib.store import ModelStore
+    from MedDPMLib.models.store import ModelStore
 
     card = ModelStore().find(model).card
     settings = check_settings(card, quality, sampler, steps, device, precision, memory=memory)
     check_writable(out)
 
     from MedDPMLib import generate, load_model
-    from MedDPMLib.montage import draw_montage
-    from MedDPMLib.record import write_result
-    from MedDPMLib.templates import demo_mask
-    from MedDPMLib.volume import SYNTHETIC, write_nifti, written_whole
+    from MedDPMLib.figures.montage import draw_montage
+    from MedDPMLib.imaging.io import SYNTHETIC, write_nifti
+    from MedDPMLib.inference.record import write_result
+    from MedDPMLib.masks.templates import demo_mask
+    from MedDPMLib.runtime.files import written_whole
 
     mask = demo_mask(card.scheme)
     mask_path, montage_path, record_path = out / "demo_mask.nii.gz", out / "montage.png", out / "record.json"

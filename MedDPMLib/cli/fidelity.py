@@ -26,11 +26,11 @@ from MedDPMLib.cli.output import Progress, print_table, show_progress
 from MedDPMLib.errors import MedDPMError
 
 if TYPE_CHECKING:
-    from MedDPMLib.card import Card
-    from MedDPMLib.compare import Likeness
-    from MedDPMLib.fidelity import Fidelity
-    from MedDPMLib.masks import Mask
-    from MedDPMLib.volume import Volume
+    from MedDPMLib.imaging.volume import Volume
+    from MedDPMLib.masks.mask import Mask
+    from MedDPMLib.metrics.label_statistics import Fidelity
+    from MedDPMLib.metrics.similarity import Likeness
+    from MedDPMLib.models.card import Card
 
 
 def fidelity(
@@ -73,7 +73,7 @@ def fidelity(
 
     With several models, their figures stand side by side: in the same mask, from the same seeds.
     """
-    from MedDPMLib.store import ModelStore
+    from MedDPMLib.models.store import ModelStore
 
     cards = [ModelStore().find(name).card for name in model]
     images = _real_images(real, list(dict.fromkeys(modality for card in cards for modality in card.modalities)))
@@ -87,7 +87,7 @@ def fidelity(
         ]
 
     if json_file is not None:
-        from MedDPMLib.volume import written_whole
+        from MedDPMLib.runtime.files import written_whole
 
         with written_whole(json_file) as temporary:
             temporary.write_text(json.dumps({"models": [result.to_dict() for result in results]}, indent=2) + "\n")
@@ -122,9 +122,9 @@ class _Result:
 
 
 def _mask(path: Path, card: Card, tumour: Path | None, numbering: str | None, images: dict[str, Volume]) -> Mask:
-    from MedDPMLib.masks import Mask, read_mask
+    from MedDPMLib.imaging.io import read_volume
+    from MedDPMLib.masks.mask import Mask, read_mask
     from MedDPMLib.prepare import compose_anatomy
-    from MedDPMLib.volume import read_volume
 
     if tumour is None:
         return read_mask(path, card.scheme, numbering=numbering)
@@ -139,9 +139,10 @@ def _measure(
     progress: Progress,
 ) -> _Result:  # fmt: skip
     from MedDPMLib import generate, load_model
-    from MedDPMLib.fidelity import average, mask_fidelity, paired_likeness
-    from MedDPMLib.masks import fit
-    from MedDPMLib.volume import Volume, resample_image
+    from MedDPMLib.imaging.resample import resample_image
+    from MedDPMLib.imaging.volume import Volume
+    from MedDPMLib.masks.fit import fit
+    from MedDPMLib.metrics.label_statistics import average, mask_fidelity, paired_likeness
 
     fitted = fit(mask, card.grid)
     labels = Volume(fitted.labels, fitted.geometry)
@@ -212,7 +213,7 @@ def _with_range(figures: list[float]) -> str:
 
 def _real_images(options: list[str], modalities: list[str]) -> dict[str, Volume]:
     """The images by modality, in the order of ``modalities``."""
-    from MedDPMLib.volume import read_volume
+    from MedDPMLib.imaging.io import read_volume
 
     paths = {}
     for option in options:

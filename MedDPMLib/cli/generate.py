@@ -32,8 +32,8 @@ from MedDPMLib.cli.output import Progress, complain, show_progress
 from MedDPMLib.errors import MedDPMError
 
 if TYPE_CHECKING:
-    from MedDPMLib.model import Model
-    from MedDPMLib.store import ModelEntry
+    from MedDPMLib.models.model import Model
+    from MedDPMLib.models.store import ModelEntry
 
 
 def generate(
@@ -64,7 +64,7 @@ def generate(
     made; the exit code is then 2.
     """
     paths = find_masks(masks, out)
-    from MedDPMLib.store import ModelStore
+    from MedDPMLib.models.store import ModelStore
 
     entry = ModelStore().find(model)
     settings = check_settings(entry.card, quality, sampler, steps, device, precision, guidance, memory, space)
@@ -100,8 +100,8 @@ class Batch:
     def make(self, path: Path, seeds: Sequence[int], progress: Progress) -> None:
         """All samples of the mask in ``path``. A fault of the mask ends it, a fault in writing ends everything."""
         from MedDPMLib import generate
-        from MedDPMLib.masks import read_mask
-        from MedDPMLib.record import describe_run, is_finished, write_result
+        from MedDPMLib.inference.record import describe_run, is_finished, write_result
+        from MedDPMLib.masks.mask import read_mask
 
         card, settings = self.entry.card, self.settings
         try:
@@ -156,7 +156,7 @@ class Batch:
 
 def find_masks(arguments: Sequence[Path], out: Path) -> list[Path]:
     """The files that ``arguments`` name, and the volumes in the folders among them; each result needs its own name."""
-    from MedDPMLib.volume import check_readable, volume_stem, volume_suffix
+    from MedDPMLib.imaging.io import check_readable, volume_stem, volume_suffix
 
     paths = []
     for argument in arguments:

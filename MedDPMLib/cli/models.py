@@ -16,7 +16,7 @@ app = typer.Typer(no_args_is_help=True, help="List, show, import, export and rem
 @app.command("list")
 def list_models() -> None:
     """List the installed models."""
-    from MedDPMLib.store import ModelStore
+    from MedDPMLib.models.store import ModelStore
 
     store = ModelStore()
     rows = []
@@ -37,7 +37,7 @@ def list_models() -> None:
 @app.command("show")
 def show_model(model: ModelArgument) -> None:
     """Show the card of a model: what it makes, from which labels, how it was trained and what it is not for."""
-    from MedDPMLib.store import ModelStore
+    from MedDPMLib.models.store import ModelStore
 
     entry = ModelStore().find(model)
     typer.echo(entry.card.describe())
@@ -52,7 +52,7 @@ def import_model(
     ] = None,
 ) -> None:
     """Check a model file and install it."""
-    from MedDPMLib.store import ModelStore
+    from MedDPMLib.models.store import ModelStore
 
     entry = ModelStore().add(file, name)
     typer.echo(f"{entry.name} installed: {entry.path}")
@@ -75,14 +75,14 @@ def export_model(
     if (Path(model) / "recipe.toml").is_file():
         _export_run(Path(model), path, best)
         return
-    from MedDPMLib.store import ModelStore
+    from MedDPMLib.models.store import ModelStore
 
     typer.echo(f"{ModelStore().export(model, path)}")
 
 
 def _export_run(run: Path, path: Path, best: bool) -> None:
-    from MedDPMLib.bundle import SUFFIX
     from MedDPMLib.errors import MedDPMError
+    from MedDPMLib.models.bundle import SUFFIX
     from MedDPMLib.train.export import export_run
 
     target = path / f"{run.resolve().name}{SUFFIX}" if path.is_dir() else path
@@ -97,7 +97,7 @@ def _export_run(run: Path, path: Path, best: bool) -> None:
 @app.command("remove")
 def remove_model(model: ModelArgument) -> None:
     """Delete an imported model; bundled ones stay."""
-    from MedDPMLib.store import ModelStore
+    from MedDPMLib.models.store import ModelStore
 
     ModelStore().remove(model)
     typer.echo(f"{model} removed")

@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from MedDPMLib.card import QUALITIES, Card
 from MedDPMLib.errors import MedDPMError
+from MedDPMLib.models.card import QUALITIES, Card
 
 if TYPE_CHECKING:
-    from MedDPMLib.device import Execution
-    from MedDPMLib.memory import MemoryPlan
-    from MedDPMLib.model import Model
+    from MedDPMLib.inference.memory_plan import MemoryPlan
+    from MedDPMLib.models.model import Model
+    from MedDPMLib.runtime.device import Execution
 
 BUNDLED_MODEL = "brain-anatomy"
 
 
 def model_names(incomplete: str) -> list[str]:
-    from MedDPMLib.store import ModelStore
+    from MedDPMLib.models.store import ModelStore
 
     return sorted({entry.name for entry in ModelStore().list() if entry.name.startswith(incomplete)})
 
@@ -104,10 +104,11 @@ def check_settings(
     """The settings that the options ask for; :class:`MedDPMError` for what the model or the machine cannot do."""
     if quality not in QUALITIES:
         raise MedDPMError(f'there is no quality "{quality}": use {", ".join(QUALITIES)}')
-    from MedDPMLib.device import choose_execution
-    from MedDPMLib.generation import SPACES, check_guidance
-    from MedDPMLib.memory import check_memory
-    from MedDPMLib.samplers import METHODS, timestep_grid
+    from MedDPMLib.diffusion.names import METHODS
+    from MedDPMLib.diffusion.samplers import timestep_grid
+    from MedDPMLib.inference.generation import SPACES, check_guidance
+    from MedDPMLib.inference.memory_plan import check_memory
+    from MedDPMLib.runtime.device import choose_execution
 
     recommended = card.qualities[quality]
     sampler = sampler or recommended["sampler"]
@@ -125,7 +126,7 @@ def check_settings(
 def planned(settings: Settings, model: Model) -> Settings:
     """``settings`` with the memory planned for ``model``. Where, how and in how much memory it is going to work is told
     on stderr."""
-    from MedDPMLib.memory import describe_plan, plan_memory
+    from MedDPMLib.inference.memory_plan import describe_plan, plan_memory
 
     plan = plan_memory(model, settings.execution, memory=settings.memory, guided=settings.guidance != 1)
     typer.echo(describe_plan(model, settings.execution, plan), err=True)

@@ -67,7 +67,7 @@ def prepare(
     A case that cannot be used is told and left out; the exit code is then 2. Stopped and started again, it goes on
     where it was. The table cases.csv in the dataset says what was found in each case.
     """
-    from MedDPMLib.labels import load_scheme
+    from MedDPMLib.masks.schemes import load_scheme
     from MedDPMLib.prepare import DatasetSettings, find_cases, standard, write_dataset
 
     chosen = tuple(modalities.split(",")) if modalities is not None else standard(scheme).modalities
@@ -97,6 +97,6 @@ def prepare(
 
 
 def _fitting_workers() -> int:
-    from MedDPMLib.ram import available_memory
+    from MedDPMLib.runtime.host_memory import available_memory
 
     return max(1, min(os.cpu_count() or 1, available_memory() // _MEMORY_OF_A_CASE))

@@ -257,12 +257,12 @@ def _analyse_table(table: Path, out: Path | None, json_file: Path | None) -> Non
 def _analyse_study(
     study: Path, answers: list[Path], out: Path | None, json_file: Path | None, passphrase: str | None
 ) -> None:
+    from MedDPMLib.runtime.files import written_whole
     from MedDPMLib.study.analysis import analyse as analyse_readings
     from MedDPMLib.study.analysis import to_json
     from MedDPMLib.study.report.conclusion import conclude
     from MedDPMLib.study.report.page import write_report
     from MedDPMLib.study.rows import read_readings, to_csv
-    from MedDPMLib.volume import written_whole
 
     secret = passphrase or typer.prompt("Passphrase of the truth", hide_input=True)
     analysis = analyse_readings(read_readings(study, answers, secret))
@@ -284,8 +284,8 @@ def _analyse_study(
 
 
 def _export(out: Path, ratings, title: str) -> None:
+    from MedDPMLib.runtime.files import written_whole
     from MedDPMLib.study.exports import numbering, write_imrmc, write_rjafroc
-    from MedDPMLib.volume import written_whole
 
     write_imrmc(out / "ratings.imrmc", ratings, title)
     write_rjafroc(out / "ratings-rjafroc.xlsx", ratings)
@@ -298,7 +298,7 @@ def _interval(ci: list[float] | None) -> str:
 
 
 def _write_json(path: Path, found: dict) -> None:
-    from MedDPMLib.volume import written_whole
+    from MedDPMLib.runtime.files import written_whole
 
     with written_whole(path) as temporary:
         temporary.write_text(json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")

@@ -19,14 +19,14 @@ from MedDPMLib.cli.output import complain, print_table, show_progress
 from MedDPMLib.errors import MedDPMError
 
 if TYPE_CHECKING:
-    from MedDPMLib.recipe import Recipe
+    from MedDPMLib.recipes.recipe import Recipe
 
 #: What training needs beside what generating needs: the extra "train".
 _NEEDED = {"accelerate": "accelerate", "monai": "monai", "tensorboard": "tensorboard", "tomli_w": "tomli-w"}
 
 
 def _recipe_names(incomplete: str) -> list[str]:
-    from MedDPMLib.recipe import recipe_names
+    from MedDPMLib.recipes.recipe import recipe_names
 
     return [name for name in recipe_names() if name.startswith(incomplete)]
 
@@ -78,7 +78,7 @@ def train(
     `meddpm models export RUN FILE` makes a model of a run.
     """
     settings = _recipe(recipe, run, changes or [])
-    from MedDPMLib.device import choose_execution
+    from MedDPMLib.runtime.device import choose_execution
 
     if device in ("auto", "cuda"):
         _take_own_gpu()
@@ -159,7 +159,7 @@ class _Told:
 
 
 def _recipe(recipe: str | None, run: Path | None, changes: list[str]) -> Recipe:
-    from MedDPMLib.recipe import load_recipe, recipe_names
+    from MedDPMLib.recipes.recipe import load_recipe, recipe_names
 
     if recipe is not None:
         return load_recipe(recipe, changes)
@@ -175,8 +175,8 @@ def _data(dataset: Path) -> dict:
 
 
 def _print_memory(recipe: Recipe, device) -> None:
-    from MedDPMLib.device import free_memory
-    from MedDPMLib.train.memory import memory_table
+    from MedDPMLib.runtime.device import free_memory
+    from MedDPMLib.train.memory_estimate import memory_table
 
     free = free_memory(device)
     rows = []

@@ -22,8 +22,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.geometry import Grid
-from MedDPMLib.volume import read_volume, written_whole
+from MedDPMLib.imaging.geometry import Grid
+from MedDPMLib.imaging.io import read_volume
+from MedDPMLib.runtime.files import written_whole
 
 #: The folder in a dataset for what is decoded.
 _DECODED = "decoded"

@@ -13,8 +13,8 @@ from torch.utils.data import Dataset
 from MedDPMLib.data.cases import Case, SmoothedCases
 from MedDPMLib.data.variation import Part, Variation, centres, draw_variation
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.labels import LabelScheme
-from MedDPMLib.recipe import Augmentation
+from MedDPMLib.masks.schemes import LabelScheme
+from MedDPMLib.recipes.recipe import Augmentation
 
 #: How often a patch is centred on a voxel of a tumour, of the brain, and of the brain's bounding box. A case without
 #: a tumour shares its part between the other two.

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from MedDPMLib.data.cases import Case
-from MedDPMLib.recipe import Augmentation
+from MedDPMLib.recipes.recipe import Augmentation
 
 #: A box of voxels: a slice with start and stop along D, H and W.
 Part = tuple[slice, slice, slice]

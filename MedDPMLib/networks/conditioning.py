@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from MedDPMLib.networks.denoiser import Denoiser
 from MedDPMLib.networks.unet import LabelledLayer, ResidualBlock, UNet3d, zeroed
 
 #: Sides of the region that is one token, if the network halves the volume often enough.
@@ -28,11 +27,6 @@ _SPADE_WIDTH = 64
 
 class _LabelledUNet3d(UNet3d):
     """A U-Net whose first convolution does not see the labels."""
-
-    # The fast path is that of the published networks alone.
-    economies = Denoiser.economies
-    for_inference = Denoiser.for_inference
-    working_bytes = Denoiser.working_bytes
 
     def _stem_channels(self) -> int:
         return self.image_channels

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from MedDPMLib.networks.denoiser import Denoiser, Economy
-from MedDPMLib.networks.moments import Moments
+from MedDPMLib.networks.denoiser import Denoiser
+from MedDPMLib.networks.memory_mode import MemoryMode
 from MedDPMLib.networks.slabs import (
     LEAST_PLANES,
     Convolution,
@@ -32,18 +32,19 @@ from MedDPMLib.networks.slabs import (
     with_neighbours,
 )
 from MedDPMLib.networks.unet import Attention, Downsample, ResidualBlock, UNet3d, Upsample, timestep_embedding
+from MedDPMLib.runtime.moments import Moments
 
 
 class FastUNet3d(Denoiser):
     """``network`` (float32, on the CPU) on ``device`` in ``dtype``; what it predicts differs by rounding alone."""
 
     def __init__(
-        self, network: UNet3d, device: torch.device, dtype: torch.dtype, economy: Economy = Economy.FAST
+        self, network: UNet3d, device: torch.device, dtype: torch.dtype, mode: MemoryMode = MemoryMode.FAST
     ) -> None:
         super().__init__()
         self.side_multiple = network.side_multiple
         self._check_input = network.check_input
-        self._frame = frame = Frame.of(device, dtype, economy)
+        self._frame = frame = Frame.of(device, dtype, mode)
         self._base = network.base
         self._time_embed = copy.deepcopy(network.time_embed).to(device, torch.float32)
         stem, *down = network.input_blocks
@@ -105,10 +106,10 @@ class FastUNet3d(Denoiser):
 
 
 def working_bytes(
-    network: UNet3d, sides: Sequence[int], device: torch.device, dtype: torch.dtype, economy: Economy
+    network: UNet3d, sides: Sequence[int], device: torch.device, dtype: torch.dtype, mode: MemoryMode
 ) -> int:
     """Bytes that :class:`FastUNet3d` has alive at its peak, beside weights and arguments, for a grid of ``sides``."""
-    frame = Frame.of(device, dtype, economy)
+    frame = Frame.of(device, dtype, mode)
     voxels = math.prod(sides)
 
     def volume(channels: int, level: int) -> int:

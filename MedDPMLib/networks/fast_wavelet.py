@@ -8,13 +8,15 @@ weights, which then read and write the eight voxels of a block as channels.
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Sequence
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from MedDPMLib.networks.denoiser import Economy
+from MedDPMLib.networks.memory_mode import MemoryMode
 from MedDPMLib.networks.replay import Replay
 from MedDPMLib.networks.slabs import (
     Convolution,
@@ -29,16 +31,28 @@ from MedDPMLib.networks.slabs import (
 )
 from MedDPMLib.networks.wavelet import WaveletDenoiser, WaveletUNet3d, haar_of_blocks, timestep_features
 
+#: Values alive for each voxel of the grid at the peak, in the last step of a guided run, measured.
+_VALUES_PER_VOXEL = 96
+
+
+def working_bytes(
+    network: WaveletUNet3d, sides: Sequence[int], device: torch.device, dtype: torch.dtype, mode: MemoryMode
+) -> int:
+    """About how many bytes :class:`FastWaveletUNet3d` has alive at its peak, beside weights and arguments."""
+    taken = math.ceil(_VALUES_PER_VOXEL * math.prod(sides) * dtype.itemsize)
+    # A recorded step keeps what it works in.
+    return 2 * taken if device.type == "cuda" and mode is MemoryMode.FAST else taken
+
 
 class FastWaveletUNet3d(WaveletDenoiser):
     """``network`` (float32, on the CPU) on ``device`` in ``dtype``; what it predicts differs by rounding alone."""
 
     def __init__(
-        self, network: WaveletUNet3d, device: torch.device, dtype: torch.dtype, economy: Economy = Economy.FAST
+        self, network: WaveletUNet3d, device: torch.device, dtype: torch.dtype, mode: MemoryMode = MemoryMode.FAST
     ) -> None:
         super().__init__()
         self.side_multiple, self.exact_condition = network.side_multiple, network.exact_condition
-        self._frame = frame = Frame.of(device, dtype, economy)
+        self._frame = frame = Frame.of(device, dtype, mode)
         # For the condition; the rest of it is not needed twice.
         self._plain = copy.deepcopy(network).to(device, dtype, memory_format=torch.channels_last_3d)
         for name in ("down", "widen", "middle", "narrow", "up", "out_norm"):
@@ -57,7 +71,7 @@ class FastWaveletUNet3d(WaveletDenoiser):
         self._up = [_residual(block, frame, [width, width]) for block, width in zip(network.up, widths, strict=True)]
         self._out_norm = copy.deepcopy(network.out_norm).to(device, torch.float32)
         self._out = copy.deepcopy(network.out).to(device, torch.float32)
-        self._replay = Replay() if device.type == "cuda" and economy is Economy.FAST else None
+        self._replay = Replay() if device.type == "cuda" and mode is MemoryMode.FAST else None
 
     @torch.no_grad()
     def encode_shifted(self, condition: Tensor, shift: tuple[int, int, int]) -> Tensor:

@@ -1,45 +1,61 @@
-"""Normalisation by given moments and SiLU in one pass over memory, for CUDA.
-
-PyTorch reads and writes a volume twice for them, and it is memory that a GPU waits for there. The kernel is in Triton,
-which comes with PyTorch for CUDA on Linux; :func:`MedDPMLib.selftest.fused_normalisation` finds out whether it can be
-used.
-"""
+"""Can normalization and SiLU be one kernel on this device?"""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
+from functools import lru_cache
+
 import torch
-import triton
-import triton.language as tl
+import torch.nn.functional as F
 from torch import Tensor
 
-#: Values that one instance of the kernel computes.
-_BLOCK = 1024
+from MedDPMLib.runtime.numerics import FLOAT32_TOLERANCE, TOLERANCE, fault_of
+
+_log = logging.getLogger(__name__)
+
+#: The first compute capability that Triton has code for.
+_TRITON_SINCE = (7, 0)
+
+Fused = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, float], Tensor]
 
 
-def normalise_silu(planes: Tensor, mean: Tensor, variance: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """SiLU of (x - ``mean``) / sqrt(``variance`` + ``eps``) ``weight`` + ``bias`` for ``planes`` x (1, C, D, H, W).
+@lru_cache
+def fused_normalization(device: torch.device, dtype: torch.dtype) -> Fused | None:
+    """:func:`MedDPMLib.networks.triton_kernels.normalise_silu` where ``device`` computes it right in ``dtype``.
 
-    The numbers of each channel are (C,) float32, and so is all arithmetic; the result has the type of ``planes`` and
-    is channels last, as they are or are made first.
+    Elsewhere None, and the log says why. Tried once in a process.
     """
-    planes = planes.contiguous(memory_format=torch.channels_last_3d)
-    made = torch.empty_like(planes)
-    scale = weight * torch.rsqrt(variance + eps)
-    values, channels = planes.numel(), planes.shape[1]
-    with torch.cuda.device_of(planes):
-        _normalise_silu[(triton.cdiv(values, _BLOCK),)](
-            planes, made, mean.contiguous(), scale, bias.contiguous(), values, channels, _BLOCK
-        )
-    return made
+    if device.type != "cuda":
+        return None
+    # On an older GPU the compiler might end the process instead of raising something.
+    if torch.version.cuda and torch.cuda.get_device_capability(device) < _TRITON_SINCE:
+        _log.info("normalisation and SiLU are two kernels, because Triton is not for this GPU")
+        return None
+    try:
+        from MedDPMLib.networks.triton_kernels import normalise_silu
+    except Exception as error:  # it is missing, or broken in whatever way
+        _log.info("normalisation and SiLU are two kernels, because Triton is not there (%s)", error)
+        return None
+    fault = find_fusion_fault(device, dtype, normalise_silu)
+    if fault is not None:
+        _log.warning("normalisation and SiLU are two kernels, because %s in %s", fault, dtype)
+        return None
+    return normalise_silu
 
 
-@triton.jit
-def _normalise_silu(x, made, mean, scale, bias, values, channels: tl.constexpr, block: tl.constexpr):
-    # The remainder of 64 bits is slow, so only the first value's is taken of them.
-    first = tl.program_id(0).to(tl.int64) * block
-    channel = ((first % channels).to(tl.int32) + tl.arange(0, block)) % channels
-    at = first + tl.arange(0, block)
-    inside = at < values
-    y = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-    y = (y - tl.load(mean + channel)) * tl.load(scale + channel) + tl.load(bias + channel)
-    tl.store(made + at, (y / (1.0 + tl.exp(-y))).to(made.dtype.element_ty), mask=inside)
+@torch.no_grad()
+def find_fusion_fault(device: torch.device, dtype: torch.dtype, normalise_silu: Fused) -> str | None:
+    """What ``normalise_silu`` computes wrongly, or not at all, on ``device`` in ``dtype``; None if nothing."""
+    generator = torch.Generator().manual_seed(0)
+    # The values fill no whole number of blocks.
+    volume = torch.randn(1, 72, 5, 6, 7, generator=generator).to(dtype)
+    numbers = [0.5 + torch.rand(72, generator=generator) for _ in range(4)]
+    expected = F.silu(F.batch_norm(volume.float(), *numbers, False, 0.0, 1e-5))
+    tolerance = FLOAT32_TOLERANCE if dtype == torch.float32 else TOLERANCE * torch.finfo(dtype).eps
+
+    def operation(*tensors: Tensor) -> Tensor:
+        return normalise_silu(*tensors, 1e-5)
+
+    # No compiler, an unknown GPU: whatever it raises, PyTorch's two kernels are there.
+    return fault_of("the one kernel", operation, [volume, *numbers], device, expected, tolerance, Exception)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from MedDPMLib.selftest import FLOAT32_TOLERANCE, relative_error
+from MedDPMLib.runtime.numerics import FLOAT32_TOLERANCE, relative_error
 
 _log = logging.getLogger(__name__)
 

@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from MedDPMLib.networks.denoiser import Economy
-from MedDPMLib.networks.moments import Moments
-from MedDPMLib.selftest import fused_normalisation
+from MedDPMLib.networks.fused import fused_normalization
+from MedDPMLib.networks.memory_mode import MemoryMode
+from MedDPMLib.runtime.moments import Moments
 
 #: Bytes of a slab. On the CPU it stays in the last cache beside what a convolution makes of it; a GPU wants more to do.
 _CPU_SLAB, _GPU_SLAB = 4 << 20, 96 << 20
@@ -46,13 +46,13 @@ class Frame:
     keeps_all: bool
 
     @classmethod
-    def of(cls, device: torch.device, dtype: torch.dtype, economy: Economy) -> Frame:
-        fast = economy is Economy.FAST
+    def of(cls, device: torch.device, dtype: torch.dtype, mode: MemoryMode) -> Frame:
+        fast = mode is MemoryMode.FAST
         if device.type == "cpu":
             slab_bytes = _CPU_SLAB if fast else _LEAN_CPU_SLAB
         else:
             slab_bytes = _GPU_SLAB if fast else _LEAN_GPU_SLAB
-        storage = torch.bfloat16 if economy is Economy.LEANEST and dtype.itemsize > 2 else dtype
+        storage = torch.bfloat16 if mode is MemoryMode.LOWEST and dtype.itemsize > 2 else dtype
         return cls(device, dtype, storage, slab_bytes, keeps_all=fast)
 
     def slabs(self, channels: int, sides: Sequence[int]) -> list[tuple[int, int]]:
@@ -200,7 +200,7 @@ class Norm:
         self.biases = frame.exact(norm.bias).split(parts)
         self.groups, self.eps = norm.num_groups, norm.eps
         self.activated = activated
-        self.fused = fused_normalisation(frame.device, frame.dtype) if activated else None
+        self.fused = fused_normalization(frame.device, frame.dtype) if activated else None
 
     def __call__(self, parts: Sequence[Volume]) -> list[Callable[[Tensor], Tensor]]:
         """For each part what normalises planes of it; the result is the caller's own."""

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.networks.denoiser import Denoiser, Economy
+from MedDPMLib.networks.denoiser import Denoiser
 
 #: Groups of every GroupNorm; each level's channels must be a multiple.
 GROUPS = 32
@@ -40,7 +40,6 @@ class UNet3d(Denoiser):
     """
 
     values_per_voxel = 660
-    economies = tuple(Economy)
 
     def __init__(
         self,
@@ -155,20 +154,6 @@ class UNet3d(Denoiser):
         for step in self.output_blocks:
             h = step(torch.cat([h, skips.pop()], dim=1), embedding, labels)
         return self.out(h)
-
-    # The fast path is built on this file, so it is imported where it is asked for.
-
-    def for_inference(self, device: torch.device, dtype: torch.dtype, economy: Economy = Economy.FAST) -> Denoiser:
-        from MedDPMLib.networks.fast_unet import FastUNet3d
-
-        return FastUNet3d(self, device, dtype, economy)
-
-    def working_bytes(
-        self, sides: Sequence[int], device: torch.device, dtype: torch.dtype, economy: Economy = Economy.FAST
-    ) -> int:
-        from MedDPMLib.networks.fast_unet import working_bytes
-
-        return working_bytes(self, sides, device, dtype, economy)
 
     def check_input(self, x: Tensor, t: Tensor, condition: Tensor) -> None:
         batch, sides = x.shape[0], tuple(x.shape[2:])

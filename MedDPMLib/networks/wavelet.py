@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.networks.denoiser import Denoiser, Economy
+from MedDPMLib.networks.denoiser import Denoiser
 
 _GROUPS = 8
 _TIME_WIDTH = 192
@@ -24,8 +24,6 @@ _EMBEDDING_WIDTH = 64
 _PLACE_WIDTH = 64
 #: One period of the eighth octave is the size of a voxel or two.
 _MOST_OCTAVES = 8
-#: Values alive for each voxel of the grid at the peak of the fast form, in the last step of a guided run, measured.
-_FAST_VALUES_PER_VOXEL = 96
 #: Channels of the condition that are embedded at a time.
 _CHANNELS_AT_ONCE = 8
 #: Standard deviation of the network's error that :attr:`trust` starts from, for sub-bands with 0, 1, 2 and 3 high-pass
@@ -145,13 +143,12 @@ class WaveletUNet3d(WaveletDenoiser):
     worthless. How far it is trusted is learnt for each of the ``timesteps`` and sub-bands: :attr:`trust`, the logit of
     the weight of ``x``.
 
-    With ``place_octaves`` the last three channels of the condition are positions (:func:`MedDPMLib.masks.condition`),
-    and the network is told of each place by :func:`place_features` too: from few labels it has to know where in a brain
-    the ventricles are, and convolutions hardly make places out of three ramps.
+    With ``place_octaves`` the last three channels of the condition are positions
+    (:func:`MedDPMLib.masks.condition.condition`), and the network sees :func:`place_features` of them too: from few
+    labels it has to know where in a brain the ventricles are, and convolutions hardly make places out of three ramps.
     """
 
     values_per_voxel = 130
-    economies = (Economy.FAST, Economy.LEAN)
 
     def __init__(
         self,
@@ -246,18 +243,6 @@ class WaveletUNet3d(WaveletDenoiser):
             h = block(torch.cat([h, skips.pop()], dim=1), time)
         estimate = self.out(_silu(self.out_norm(h)))
         return haar_merge(torch.lerp(estimate, bands, self.trust[t].sigmoid()[:, :, None, None, None]))
-
-    def working_bytes(
-        self, sides: Sequence[int], device: torch.device, dtype: torch.dtype, economy: Economy = Economy.FAST
-    ) -> int:
-        taken = math.ceil(_FAST_VALUES_PER_VOXEL * math.prod(sides) * dtype.itemsize)
-        # A recorded step keeps what it works in.
-        return 2 * taken if device.type == "cuda" and economy is Economy.FAST else taken
-
-    def for_inference(self, device: torch.device, dtype: torch.dtype, economy: Economy = Economy.FAST) -> Denoiser:
-        from MedDPMLib.networks.fast_wavelet import FastWaveletUNet3d
-
-        return FastWaveletUNet3d(self, device, dtype, economy)
 
     @torch.no_grad()
     def start_training(self, alpha_bar: Tensor) -> None:

@@ -1,10 +1,10 @@
 """How do folders of cases become a dataset to train on?"""
 
+from MedDPMLib.imaging.normalize import NORMALISATIONS, normalise
 from MedDPMLib.prepare.cases import compose_anatomy
 from MedDPMLib.prepare.dataset import DatasetSettings, Report, write_dataset
-from MedDPMLib.prepare.normalise import NORMALISATIONS, normalise
 from MedDPMLib.prepare.sources import CaseFiles, find_cases
-from MedDPMLib.prepare.standard import STANDARDS, Standard, standard
+from MedDPMLib.recipes.standard import STANDARDS, Standard, standard
 
 __all__ = [
     "NORMALISATIONS",

@@ -8,15 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
-from MedDPMLib.brain_area import describe_volume
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.geometry import Geometry
-from MedDPMLib.labels import LabelScheme, load_scheme
-from MedDPMLib.masks import Mask, fit
-from MedDPMLib.prepare.normalise import normalise_onto
+from MedDPMLib.imaging.geometry import Geometry
+from MedDPMLib.imaging.io import read_volume
+from MedDPMLib.imaging.normalize import normalise_onto
+from MedDPMLib.imaging.volume import Volume
+from MedDPMLib.masks.brain_area import describe_volume
+from MedDPMLib.masks.fit import fit
+from MedDPMLib.masks.mask import Mask
+from MedDPMLib.masks.schemes import LabelScheme, load_scheme
 from MedDPMLib.prepare.sources import BRATS, MED_DDPM, CaseFiles
-from MedDPMLib.prepare.standard import Standard
-from MedDPMLib.volume import Volume, read_volume
+from MedDPMLib.recipes.standard import Standard
 
 _ANATOMY = load_scheme("anatomy")
 

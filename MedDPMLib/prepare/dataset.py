@@ -22,12 +22,13 @@ from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.labels import load_scheme
+from MedDPMLib.imaging.io import write_nifti
+from MedDPMLib.imaging.normalize import NORMALISATIONS
+from MedDPMLib.masks.schemes import load_scheme
 from MedDPMLib.prepare.cases import prepare_case
-from MedDPMLib.prepare.normalise import NORMALISATIONS
 from MedDPMLib.prepare.sources import CaseFiles
-from MedDPMLib.prepare.standard import Standard, standard
-from MedDPMLib.volume import write_nifti, written_whole
+from MedDPMLib.recipes.standard import Standard, standard
+from MedDPMLib.runtime.files import written_whole
 
 TABLE = "cases.csv"
 _RECORDS = "prepared"

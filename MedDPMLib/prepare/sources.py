@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.labels import LabelScheme
-from MedDPMLib.volume import read_volume, volume_stem, volume_suffix
+from MedDPMLib.imaging.io import read_volume, volume_stem, volume_suffix
+from MedDPMLib.masks.schemes import LabelScheme
 
 #: The layouts.
 BRATS, NNUNET, MED_DDPM, PAIRS = "BraTS", "nnU-Net raw dataset", "Med-DDPM", "image and mask folders"

@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 from slicer.i18n import tr as _
 
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.record import versions
+from MedDPMLib.runtime.versions import versions
 
 #: PyTorch comes from the extension of that name, which chooses the build for the computer.
 TORCH = "torch>=2.5"

@@ -12,14 +12,14 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
-from MedDPMLib.card import Card
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.geometry import Geometry
+from MedDPMLib.imaging.geometry import Geometry
+from MedDPMLib.imaging.volume import Volume
+from MedDPMLib.models.card import Card
 from MedDPMLib.scene import volumes
 from MedDPMLib.scene.segmentation import read_labels
 from MedDPMLib.scene.views import show_background, show_outline
 from MedDPMLib.scene.worker_client import Signal, WorkerClient
-from MedDPMLib.volume import Volume
 from MedDPMLib.worker.protocol import Cancelled, Error, Event, Preview, Progress, Result
 
 

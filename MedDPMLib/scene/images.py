@@ -9,8 +9,8 @@ import slicer
 import vtk
 from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
-from MedDPMLib.geometry import Geometry
-from MedDPMLib.volume import Volume
+from MedDPMLib.imaging.geometry import Geometry
+from MedDPMLib.imaging.volume import Volume
 
 
 def image_geometry(image: slicer.vtkOrientedImageData) -> Geometry:

@@ -9,16 +9,16 @@ import numpy as np
 import slicer
 from slicer.i18n import tr as _
 
-from MedDPMLib.brain_area import brain_area
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.geometry import Geometry
-from MedDPMLib.labels import Label, LabelScheme
+from MedDPMLib.imaging.geometry import Geometry
+from MedDPMLib.imaging.volume import Volume
+from MedDPMLib.masks.brain_area import brain_area
+from MedDPMLib.masks.schemes import Label, LabelScheme
+from MedDPMLib.masks.seg_nrrd import REGIONS, TYPES
+from MedDPMLib.masks.tumor import paint_tumour
+from MedDPMLib.scene.background_work import Work, at_once
 from MedDPMLib.scene.images import oriented_image, volume_from_node
 from MedDPMLib.scene.segmentation import painted, painted_geometry, read_labels, reference_geometry
-from MedDPMLib.scene.turns import Work, at_once
-from MedDPMLib.segments import REGIONS, TYPES
-from MedDPMLib.tumour import paint_tumour
-from MedDPMLib.volume import Volume
 
 _BINARY_LABELMAP = slicer.vtkSegmentationConverter.GetBinaryLabelmapRepresentationName()
 _CONVERTER = slicer.vtkSegmentationConverter
@@ -97,7 +97,7 @@ def fill_brain(
     """Paints the rest of the brain from a skull-stripped ``image`` where no label is; returns what was found.
 
     ``table`` is segment ID to label value and has to name a segment for that label. Raises
-    :class:`MedDPMError` if it does not, or if the image shows no brain (:func:`MedDPMLib.brain_area.brain_area`).
+    :class:`MedDPMError` if it does not, or if the image shows no brain (:func:`MedDPMLib.masks.brain_area.brain_area`).
     """
     return at_once(filling_brain(segmentation, table, scheme, image))
 
@@ -130,7 +130,7 @@ def stamp_tumour(
     *,
     seed: int = 0,
 ) -> None:
-    """Paints a tumour around ``center`` (RAS, mm) as :func:`MedDPMLib.tumour.paint_tumour` does, into the segments.
+    """Paints a tumour around ``center`` (RAS, mm) into the segments, as :func:`MedDPMLib.masks.tumor.paint_tumour`.
 
     Every segment of ``table`` gives way, so that what is under the tumour is gone as with the brush. Raises
     :class:`MedDPMError` if a part of the tumour has no segment, or if there is no brain at ``center``.

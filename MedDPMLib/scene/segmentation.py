@@ -14,12 +14,12 @@ import slicer
 import vtk
 from slicer.i18n import tr as _
 
-from MedDPMLib.brain_area import describe_volume
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.geometry import Geometry
-from MedDPMLib.labels import Label, LabelScheme, load_scheme, scheme_names
+from MedDPMLib.imaging.geometry import Geometry
+from MedDPMLib.imaging.volume import Volume
+from MedDPMLib.masks.brain_area import describe_volume
+from MedDPMLib.masks.schemes import Label, LabelScheme, load_scheme, scheme_names
 from MedDPMLib.scene.images import empty_image, extent_geometry, image_array, image_geometry, world_matrix
-from MedDPMLib.volume import Volume
 
 _CONVERTER = slicer.vtkSegmentationConverter
 

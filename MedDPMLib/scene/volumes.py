@@ -9,9 +9,10 @@ import numpy as np
 import slicer
 from slicer.i18n import tr as _
 
+from MedDPMLib.imaging.io import SYNTHETIC
+from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.scene.images import volume_from_node
 from MedDPMLib.scene.segmentation import reference_geometry
-from MedDPMLib.volume import SYNTHETIC, Volume
 
 #: Attribute "1" of every generated volume.
 SYNTHETIC_ATTRIBUTE = "MedDPM.synthetic"

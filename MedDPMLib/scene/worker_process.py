@@ -14,7 +14,7 @@ import slicer
 from slicer.i18n import tr as _
 
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.paths import reachable
+from MedDPMLib.runtime.paths import reachable
 from MedDPMLib.scene.processes import kill_tree, python_process
 from MedDPMLib.worker.protocol import EventReader, Ready, Request, encode, worker_arguments
 from MedDPMLib.worker.session import Session

@@ -16,8 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.geometry import Geometry, Grid
-from MedDPMLib.volume import Volume, read_volume, resample_image
+from MedDPMLib.imaging.geometry import Geometry, Grid
+from MedDPMLib.imaging.io import read_volume
+from MedDPMLib.imaging.resample import resample_image
+from MedDPMLib.imaging.volume import Volume
 
 ORIENTATION = "LPS"
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.geometry import Geometry, Grid
-from MedDPMLib.volume import written_whole
+from MedDPMLib.imaging.geometry import Geometry, Grid
+from MedDPMLib.runtime.files import written_whole
 
 #: Lengths of files are multiples of it.
 _SIZE_CLASS = 1 << 16

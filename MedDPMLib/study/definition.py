@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.volume import written_whole
+from MedDPMLib.runtime.files import written_whole
 
 FORMAT = "meddpm-study/1"
 STUDY_FILE = "study.toml"

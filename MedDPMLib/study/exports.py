@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from MedDPMLib.runtime.files import written_whole
 from MedDPMLib.study.table import Ratings
-from MedDPMLib.volume import written_whole
 
 
 def numbering(ratings: Ratings) -> str:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from MedDPMLib.errors import MedDPMError
+from MedDPMLib.runtime.files import written_whole
 from MedDPMLib.study.create import CASES, READERS
 from MedDPMLib.study.definition import STUDY_FILE, Definition, read_definition, slug
 from MedDPMLib.study.order import Presentation
-from MedDPMLib.volume import written_whole
 
 SUFFIX = ".study.zip"
 ORDER_FILE = "reader.json"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.volume import volume_stem, volume_suffix
+from MedDPMLib.imaging.io import volume_stem, volume_suffix
 
 
 def collect(source: Path, contrasts: Sequence[str]) -> dict[str, dict[str, Path]]:

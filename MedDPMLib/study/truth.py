@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.volume import written_whole
+from MedDPMLib.runtime.files import written_whole
 
 TRUTH_FILE = "truth.encrypted"
 _FORMAT = "meddpm-study-truth/1"

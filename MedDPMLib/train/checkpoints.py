@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.volume import written_whole
+from MedDPMLib.runtime.files import written_whole
 
 _PATTERN = "iteration-*.pt"
 

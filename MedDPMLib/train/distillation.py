@@ -12,13 +12,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from MedDPMLib.card import Card
+from MedDPMLib.diffusion.samplers import plan_steps
+from MedDPMLib.diffusion.schedule import NoiseSchedule
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.model import load_model
-from MedDPMLib.networks.denoiser import Economy
-from MedDPMLib.recipe import Recipe, recipe_card
-from MedDPMLib.samplers import plan_steps
-from MedDPMLib.schedule import NoiseSchedule
+from MedDPMLib.models.card import Card
+from MedDPMLib.models.model import load_model
+from MedDPMLib.networks.optimized import optimize
+from MedDPMLib.recipes.recipe import Recipe, recipe_card
 
 
 class Teacher:
@@ -34,7 +34,7 @@ class Teacher:
         #: For the run's story.
         self.identity = {"model": model.card.name, "hash": model.hash}
         self.prediction, self.schedule, self.dtype = model.card.prediction, schedule, dtype
-        self.network = model.network.for_inference(device, dtype, Economy.FAST)
+        self.network = optimize(model.network, device, dtype)
         steps, own = (plan_steps(schedule, "ddim", n) for n in (settings.teacher_steps, settings.steps))
         #: The teacher's timesteps, (N,).
         self.grid = torch.tensor([step.t for step in steps], device=device)

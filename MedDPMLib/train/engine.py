@@ -21,16 +21,16 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from MedDPMLib.device import Execution
+from MedDPMLib.diffusion.schedule import make_schedule
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.networks import build_network
-from MedDPMLib.recipe import Recipe, recipe_card
-from MedDPMLib.schedule import make_schedule
+from MedDPMLib.recipes.recipe import Recipe, recipe_card
+from MedDPMLib.runtime.device import Execution
 from MedDPMLib.train import sharding
+from MedDPMLib.train.blocks import recompute_activations
 from MedDPMLib.train.distillation import Teacher
 from MedDPMLib.train.examples import Example
 from MedDPMLib.train.objective import Objective, ema_decay, learning_rate
-from MedDPMLib.train.parts import recompute_activations
 
 
 class Engine:

@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from MedDPMLib.data import Case, VariedCases
-from MedDPMLib.labels import load_scheme
-from MedDPMLib.masks import condition
-from MedDPMLib.recipe import Recipe, Stage
-from MedDPMLib.samplers import timestep_grid
+from MedDPMLib.diffusion.samplers import timestep_grid
+from MedDPMLib.masks.condition import condition
+from MedDPMLib.masks.schemes import load_scheme
+from MedDPMLib.recipes.recipe import Recipe, Stage
 
 T = TypeVar("T")
 

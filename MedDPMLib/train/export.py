@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
-from MedDPMLib.bundle import write_bundle
-from MedDPMLib.card import Card
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.recipe import Recipe, recipe_card
+from MedDPMLib.models.bundle import write_bundle
+from MedDPMLib.models.card import Card
+from MedDPMLib.recipes.recipe import Recipe, recipe_card
 from MedDPMLib.train.checkpoints import read
 from MedDPMLib.train.folder import RunFolder, Story, spoken_machine, spoken_time
 

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.recipe import Recipe, load_recipe, recipe_toml
-from MedDPMLib.record import versions
+from MedDPMLib.recipes.recipe import Recipe, load_recipe, recipe_toml
+from MedDPMLib.runtime.files import written_whole
+from MedDPMLib.runtime.versions import versions
 from MedDPMLib.train.checkpoints import Checkpoints
-from MedDPMLib.volume import written_whole
 
 #: Rows of the table of losses in the README.
 _ROWS = 20

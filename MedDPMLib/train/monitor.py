@@ -10,15 +10,17 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from MedDPMLib.data import Case
-from MedDPMLib.device import Execution
-from MedDPMLib.generation import generate
-from MedDPMLib.labels import load_scheme
-from MedDPMLib.masks import Mask
-from MedDPMLib.model import Model
-from MedDPMLib.montage import draw_montage
+from MedDPMLib.figures.montage import draw_montage
+from MedDPMLib.imaging.io import SYNTHETIC
+from MedDPMLib.imaging.volume import Volume
+from MedDPMLib.inference.generation import generate
+from MedDPMLib.masks.mask import Mask
+from MedDPMLib.masks.schemes import load_scheme
+from MedDPMLib.models.model import Model
 from MedDPMLib.networks import build_network
-from MedDPMLib.recipe import Recipe, recipe_card
-from MedDPMLib.volume import SYNTHETIC, Volume, written_whole
+from MedDPMLib.recipes.recipe import Recipe, recipe_card
+from MedDPMLib.runtime.device import Execution
+from MedDPMLib.runtime.files import written_whole
 
 
 class Monitor:

@@ -20,8 +20,8 @@ import math
 import torch
 from torch import Tensor
 
-from MedDPMLib.recipe import Training
-from MedDPMLib.schedule import NoiseSchedule
+from MedDPMLib.diffusion.schedule import NoiseSchedule
+from MedDPMLib.recipes.recipe import Training
 
 #: Where the Huber loss turns from the square to the absolute value: a twentieth of the intensities' range.
 HUBER_DELTA = 0.1

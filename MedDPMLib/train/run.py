@@ -15,12 +15,13 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import Dataset
 
-from MedDPMLib.card import Card
 from MedDPMLib.data import Case
-from MedDPMLib.device import Execution
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.recipe import Recipe, recipe_card, recipe_changes
-from MedDPMLib.store import ModelStore, load_card_and_state
+from MedDPMLib.models.card import Card
+from MedDPMLib.models.store import ModelStore, load_card_and_state
+from MedDPMLib.recipes.recipe import Recipe, recipe_card, recipe_changes
+from MedDPMLib.runtime.device import Execution
+from MedDPMLib.train.convolution_check import check_convolution
 from MedDPMLib.train.engine import Engine
 from MedDPMLib.train.examples import (
     Examples,
@@ -31,9 +32,8 @@ from MedDPMLib.train.examples import (
     split_cases,
 )
 from MedDPMLib.train.folder import RunFolder, Story, describe_machine
-from MedDPMLib.train.memory import check_memory, memory_explained
+from MedDPMLib.train.memory_estimate import check_memory, memory_explained
 from MedDPMLib.train.monitor import Monitor
-from MedDPMLib.train.selftest import check_convolution
 from MedDPMLib.train.stopping import Stopped, StopRequest
 
 
@@ -59,7 +59,7 @@ def train(
         execution: where, and in which precision forward and backward run.
         data: ``name`` and ``licence`` of the data, for the run's README and the model's card.
         init: the model (a name or file) whose weights a fresh run begins with, as far as they fit.
-        checkpointing: less memory for a third more time, see :func:`MedDPMLib.train.parts.recompute_activations`.
+        checkpointing: less memory for a third more time, see :func:`MedDPMLib.train.blocks.recompute_activations`.
         compile: fuses the network's kernels, which takes a minute and a C++ compiler.
         shard: divides weights, average and optimiser among the processes, see :mod:`MedDPMLib.train.sharding`.
         workers: threads that make examples ahead.

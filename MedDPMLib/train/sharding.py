@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.train.parts import parts
+from MedDPMLib.train.blocks import parts
 
 
 def shard(network: nn.Module, device: torch.device, processes: int, dtype: torch.dtype) -> None:

@@ -6,7 +6,7 @@ import argparse
 import faulthandler
 from pathlib import Path
 
-from MedDPMLib.allocator import keep_freed_memory
+from MedDPMLib.runtime.allocator import keep_freed_memory
 from MedDPMLib.worker.process import Worker, take_channels
 from MedDPMLib.worker.session import Session
 

@@ -15,24 +15,24 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from MedDPMLib.allocator import hand_back_freed_memory
 from MedDPMLib.errors import MedDPMError, OutOfMemory
-from MedDPMLib.geometry import Geometry
-from MedDPMLib.volume import Volume
+from MedDPMLib.imaging.geometry import Geometry
+from MedDPMLib.imaging.volume import Volume
+from MedDPMLib.runtime.allocator import hand_back_freed_memory
 from MedDPMLib.worker.protocol import Event, Generate, Load, Loaded, Preview, Progress, Ready, Result
 from MedDPMLib.worker.session import Session
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from MedDPMLib.masks import Mask
-    from MedDPMLib.model import Model
+    from MedDPMLib.masks.mask import Mask
+    from MedDPMLib.models.model import Model
 
 #: Sends an event; what it raises ends the request.
 Send = Callable[[Event], None]
 
 #: What a request imports: done at the start, while the user paints.
-_NEEDED = ("MedDPMLib.generation", "MedDPMLib.store", "platformdirs", "safetensors.torch", "SimpleITK")
+_NEEDED = ("MedDPMLib.inference.generation", "MedDPMLib.models.store", "platformdirs", "safetensors.torch", "SimpleITK")
 
 #: So many of the latest steps say how long the next will take.
 _RECENT_STEPS = 5
@@ -59,7 +59,7 @@ class Engine:
                 importlib.import_module(module)
             except OSError as error:  # PyTorch loads its libraries itself, and raises this where one is missing
                 raise ImportError(str(error), name="torch") from error
-        from MedDPMLib.device import choose_execution
+        from MedDPMLib.runtime.device import choose_execution
 
         execution = choose_execution()
         return Ready(device=str(execution.device), precision=execution.precision, reason=execution.reason)
@@ -86,10 +86,10 @@ class Engine:
 
     def generate(self, request: Generate, send: Send) -> Result:
         """Sends everything but the last result, which it returns."""
-        from MedDPMLib.device import choose_execution
-        from MedDPMLib.generation import generate
-        from MedDPMLib.masks import fit
-        from MedDPMLib.memory import describe_plan, plan_memory
+        from MedDPMLib.inference.generation import generate
+        from MedDPMLib.inference.memory_plan import describe_plan, plan_memory
+        from MedDPMLib.masks.fit import fit
+        from MedDPMLib.runtime.device import choose_execution
 
         samples = len(request.seeds)
         send(Progress(id=request.id, stage="model", sample=1, samples=samples))
@@ -129,8 +129,8 @@ class Engine:
 
     def _ready_model(self, name: str) -> Model:
         """The model of that name or path; the one that is loaded if its file is the same."""
-        from MedDPMLib.model import load_model
-        from MedDPMLib.store import ModelStore
+        from MedDPMLib.models.model import load_model
+        from MedDPMLib.models.store import ModelStore
 
         path = ModelStore().find(name).path
         status = path.stat()
@@ -141,7 +141,7 @@ class Engine:
         return self._model
 
     def _mask(self, request: Generate, model: Model) -> Mask:
-        from MedDPMLib.masks import Mask
+        from MedDPMLib.masks.mask import Mask
 
         scheme = model.card.scheme
         if request.scheme != scheme.name:
@@ -203,7 +203,7 @@ class _Report:
     def _preview(self, step: int, steps: int, x0: Tensor) -> None:
         if any(map(self._session.holds, self._files.values())):
             return  # the client is still busy with the one before
-        from MedDPMLib.generation import volumes
+        from MedDPMLib.inference.generation import volumes
 
         made = volumes(self._card, x0[0].float().cpu(), self._geometry, self._geometry)
         shown = self._wanted[0]

@@ -99,7 +99,7 @@ class Worker:
 
     def run(self) -> NoReturn:
         """Serves until the client goes or says so, or nothing happens for too long."""
-        from MedDPMLib.record import versions
+        from MedDPMLib.runtime.versions import versions
 
         self._end_with_signals()
         self._send(Hello(pid=os.getpid(), versions=versions()))

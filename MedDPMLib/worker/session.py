@@ -14,8 +14,8 @@ from contextlib import suppress
 import numpy as np
 
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.paths import reachable
-from MedDPMLib.volume import written_whole
+from MedDPMLib.runtime.files import written_whole
+from MedDPMLib.runtime.paths import reachable
 
 #: The session's files, and what is left of one whose writing was interrupted.
 _PATTERNS = ("mask-*.npy", "preview-*.npy", "result-*.npy", ".*.npy")

@@ -15,11 +15,11 @@ import slicer
 import vtk
 
 import MedDPM  # noqa: F401  finds the library, in the source tree too
-from MedDPMLib.geometry import Geometry
-from MedDPMLib.labels import load_scheme
+from MedDPMLib.imaging.geometry import Geometry
+from MedDPMLib.imaging.volume import Volume
+from MedDPMLib.masks.schemes import load_scheme
 from MedDPMLib.scene import dependencies, painting, processes, segmentation, views, volumes
 from MedDPMLib.scene.worker_client import WorkerClient
-from MedDPMLib.volume import Volume
 from MedDPMLib.worker.protocol import Error
 
 #: A tilted head whose origin no short decimal writes.

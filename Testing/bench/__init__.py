@@ -15,7 +15,7 @@ from bench.system import prepare
 
 prepare()
 
-from bench.application import start_application  # noqa: E402
-from bench.dialogs import Shown, dialogs  # noqa: E402
+from bench.application import start_application
+from bench.dialogs import Shown, dialogs
 
 __all__ = ["Shown", "dialogs", "start_application"]

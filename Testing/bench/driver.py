@@ -18,12 +18,12 @@ from bench.fixtures import application  # noqa: F401
 
 start_application()
 
-import qt  # noqa: E402
-import slicer  # noqa: E402
+import qt
+import slicer
 
-from MedDPMLib.labels import load_scheme  # noqa: E402
-from MedDPMLib.scene import painting  # noqa: E402
-from MedDPMLib.scene.segmentation import painted_geometry  # noqa: E402
+from MedDPMLib.masks.schemes import load_scheme
+from MedDPMLib.scene import painting
+from MedDPMLib.scene.segmentation import painted_geometry
 
 MODULE = Path(__file__).parents[2] / "MedDPM" / "MedDPM.py"
 SCHEME = load_scheme("anatomy")

@@ -10,14 +10,14 @@ import vtk
 from slicer.i18n import tr as _
 
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.labels import LabelScheme
+from MedDPMLib.masks.schemes import LabelScheme
+from MedDPMLib.masks.templates import find_template, load_template, templates
 from MedDPMLib.scene import dependencies, painting, volumes
-from MedDPMLib.scene.panel.telling import say
+from MedDPMLib.scene.background_work import Turns, Work
+from MedDPMLib.scene.panel.messages import say
 from MedDPMLib.scene.segmentation import missing_labels, set_label, table_of
-from MedDPMLib.scene.turns import Turns, Work
 from MedDPMLib.scene.views import show_background, show_crosshair, shown_background
 from MedDPMLib.scene.worker_client import Signal
-from MedDPMLib.templates import find_template, load_template, templates
 
 #: Milliseconds without a further edit until the mask counts as changed.
 _REST = 700

@@ -6,20 +6,20 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
-from MedDPMLib.card import Card
 from MedDPMLib.errors import MedDPMError
+from MedDPMLib.models.card import Card
+from MedDPMLib.models.store import BUNDLED_MODELS, ModelEntry, ModelStore
 from MedDPMLib.scene import dependencies
-from MedDPMLib.scene.panel.telling import show_text
+from MedDPMLib.scene.panel.messages import show_text
 from MedDPMLib.scene.processes import python_process, python_program
 from MedDPMLib.scene.worker_client import Signal
-from MedDPMLib.store import BUNDLED_MODELS, ModelEntry, ModelStore
 
 #: Installs a model in a process of its own: checking a checkpoint takes PyTorch and time. A bundle is copied as it is.
 _ADD = """
 import sys
-from MedDPMLib.bundle import bundle_hash
+from MedDPMLib.models.bundle import bundle_hash
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.store import ModelStore
+from MedDPMLib.models.store import ModelStore
 try:
     entry = ModelStore().add(sys.argv[1])
     print("bundle" if bundle_hash(sys.argv[1]) == entry.hash else "checkpoint")

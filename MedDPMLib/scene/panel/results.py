@@ -14,14 +14,14 @@ from slicer.i18n import tr as _
 from vtk.util.numpy_support import numpy_to_vtk
 
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.paths import reachable
-from MedDPMLib.record import volume_path, write_result
+from MedDPMLib.imaging.volume import Volume
+from MedDPMLib.inference.record import volume_path, write_result
+from MedDPMLib.runtime.paths import reachable
 from MedDPMLib.scene import volumes
-from MedDPMLib.scene.panel.telling import say
-from MedDPMLib.scene.turns import Turns, Work
+from MedDPMLib.scene.background_work import Turns, Work
+from MedDPMLib.scene.panel.messages import say
 from MedDPMLib.scene.views import ORIENTATIONS, Comparison, show_background, show_outline
 from MedDPMLib.scene.worker_client import Signal
-from MedDPMLib.volume import Volume
 
 #: Pixels along a side of a thumbnail.
 _SIDE = 64
@@ -32,7 +32,7 @@ _MOST_COMPARED = 9
 
 @dataclass(frozen=True)
 class _Export:
-    """What :func:`MedDPMLib.record.write_result` writes: the volume of one modality with its record."""
+    """What :func:`MedDPMLib.inference.record.write_result` writes: the volume of one modality with its record."""
 
     modality: str
     volume: Volume

@@ -7,11 +7,11 @@ import secrets
 import qt
 from slicer.i18n import tr as _
 
-from MedDPMLib.card import Card
 from MedDPMLib.errors import MedDPMError
+from MedDPMLib.models.card import Card
 from MedDPMLib.scene import dependencies
 from MedDPMLib.scene.generator import Generator, Order
-from MedDPMLib.scene.panel.telling import say, show_text
+from MedDPMLib.scene.panel.messages import say, show_text
 from MedDPMLib.scene.worker_client import WorkerClient
 
 #: Seeds fit into the box; half of them, so that the seeds of further samples do, too.

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from MedDPMLib import __version__
+from MedDPMLib.runtime.files import written_whole
 from MedDPMLib.study.analysis import Analysis
 from MedDPMLib.study.detection import Proportion
 from MedDPMLib.study.mrmc import Estimate
 from MedDPMLib.study.report import plots
 from MedDPMLib.study.report.conclusion import conclude, p
-from MedDPMLib.volume import written_whole
+from MedDPMLib.version import __version__
 
 #: Cases with pictures, most fooling first.
 _SHOWN_CASES = 8

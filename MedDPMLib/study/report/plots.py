@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from MedDPMLib.imaging.io import read_volume
 from MedDPMLib.study.casefile import case_geometry
 from MedDPMLib.study.definition import RATINGS, SCORES, Preparation
 from MedDPMLib.study.detection import Detection
 from MedDPMLib.study.likert import Domain
 from MedDPMLib.study.rows import Readings
-from MedDPMLib.volume import read_volume
 
 #: Of color-blind safe palettes: Okabe and Ito's. The same color is the same class in every plot.
 REAL, SYNTHETIC = "#0072B2", "#D55E00"
@@ -129,7 +129,7 @@ def heat_map(readings: Readings, points: Sequence[tuple[float, float, float]]) -
 
 def grid_of(preparation: Preparation):
     """The grid of all cases."""
-    from MedDPMLib.geometry import Grid
+    from MedDPMLib.imaging.geometry import Grid
 
     return Grid(preparation.size, (preparation.spacing,) * 3, preparation.orientation)
 

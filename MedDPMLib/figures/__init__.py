@@ -1,0 +1,1 @@
+"""How do volumes become pictures?"""

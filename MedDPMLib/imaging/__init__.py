@@ -1,0 +1,1 @@
+"""How are images read, placed, resampled and normalized?"""

@@ -1,0 +1,196 @@
+"""How is a volume read from a file, and written to one?"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from MedDPMLib.errors import MedDPMError
+from MedDPMLib.imaging.geometry import Geometry
+from MedDPMLib.imaging.volume import Volume
+from MedDPMLib.runtime.files import written_whole
+
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
+#: Read through SimpleITK, whose world is LPS.
+ITK_SUFFIXES = (".seg.nrrd", ".nrrd", ".nhdr", ".mha", ".mhd")
+SUFFIXES = NIFTI_SUFFIXES + ITK_SUFFIXES
+
+#: What stands in the NIfTI header of everything that is generated: nobody may take it for a patient.
+SYNTHETIC = "synthetic, MedDPM"
+
+#: Deflate shrinks no further than 1032 to 1: a header that promises more voxels than that is damaged.
+_LARGEST_EXPANSION = 1100
+
+_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+def volume_suffix(path: Path) -> str | None:
+    """The suffix of ``path`` as one of :data:`SUFFIXES`, or None."""
+    name = path.name.lower()
+    return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
+
+
+def volume_stem(path: Path) -> str:
+    """The file's name without its suffix: "case_01" for "case_01.nii.gz"."""
+    suffix = volume_suffix(path)
+    return path.name[: -len(suffix)] if suffix else path.stem
+
+
+def read_volume(path: str | os.PathLike) -> Volume:
+    """Reads a 3-D image: NIfTI (any affine), NRRD or MetaImage, in native byte order.
+
+    A trailing axis of one element is dropped. Raises :class:`MedDPMError` for a missing, damaged, 2-D, 4-D
+    or non-finite file, for a folder, and for a header whose matrix is singular.
+    """
+    path = Path(path)
+    suffix = check_readable(path)
+    array, ijk_to_ras, notes = (_read_nifti if suffix in NIFTI_SUFFIXES else _read_itk)(path)
+    while array.ndim > 3 and array.shape[0] == 1:
+        array = array[0]
+    if array.ndim != 3 or min(array.shape) < 2:
+        sides = " x ".join(map(str, array.shape[::-1]))
+        raise MedDPMError(f"{path} is not one 3-D volume: its size is {sides}")
+    if array.dtype.kind not in "buif":
+        raise MedDPMError(
+            f"{path} holds {array.dtype} values, not numbers of one channel: export it as a plain label map or image"
+        )
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise MedDPMError(f"{path} holds values that are not finite (NaN or infinity): replace them first")
+    try:
+        return Volume(array, Geometry(array.shape[::-1], ijk_to_ras), notes)
+    except MedDPMError as error:
+        raise MedDPMError(f"{path}: {error}") from None
+
+
+def check_readable(path: Path) -> str:
+    """The suffix of ``path``, one of :data:`SUFFIXES`; :class:`MedDPMError` if there is no such file to be read."""
+    try:
+        if path.is_dir():
+            raise MedDPMError(
+                f"{path} is a folder, not a volume: convert a DICOM series to NIfTI first (3D Slicer or dcm2niix do it)"
+            )
+        if not path.is_file():
+            raise MedDPMError(f"{path} does not exist: check the path")
+        path.open("rb").close()
+    except OSError as error:
+        raise MedDPMError(f"{path} cannot be opened ({error.strerror}): check the path and its permissions") from error
+    suffix = volume_suffix(path)
+    if suffix is None:
+        raise MedDPMError(
+            f"{path} is not a volume that can be read: use one of {', '.join(SUFFIXES)}"
+            " (3D Slicer or dcm2niix convert DICOM)"
+        )
+    return suffix
+
+
+def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    import nibabel
+
+    # A damaged header makes the parsers fail in any way they like; whatever they raise, the file is at fault.
+    try:
+        image = nibabel.load(path)
+        promised = int(np.prod(image.shape, dtype=object)) * image.get_data_dtype().itemsize
+        if promised > _LARGEST_EXPANSION * path.stat().st_size:
+            raise EOFError(f"it promises {promised} bytes of voxels and is too small to hold them")
+        data = np.asanyarray(image.dataobj)
+        array = np.array(data.T, dtype=data.dtype.newbyteorder("="), order="C")
+        codes = int(image.header["sform_code"]), int(image.header["qform_code"])
+    except Exception as error:
+        raise MedDPMError(f"{path} cannot be read ({_first_line(error)}): the file is damaged or not NIfTI") from error
+    notes = ()
+    if codes == (0, 0):
+        notes = (f"{path.name} does not say how it lies in the patient: its axes are taken to run L, A and S",)
+    return array, image.affine, notes
+
+
+def _read_itk(path: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    image = read_itk(path)
+    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
+        raise MedDPMError(
+            f"{path} has {image.GetDimension()} axes and {image.GetNumberOfComponentsPerPixel()} components:"
+            " one 3-D volume is needed (in 3D Slicer, export the segmentation as a label map)"
+        )
+    return itk_array(image), itk_ijk_to_ras(image), ()
+
+
+def read_itk(path: Path):
+    """The SimpleITK image in ``path``, of whatever dimension and number of components."""
+    import SimpleITK
+
+    try:
+        return SimpleITK.ReadImage(str(path))
+    except RuntimeError as error:
+        raise MedDPMError(
+            f"{path} cannot be read ({_first_line(error)}): the file is damaged or not NRRD or MetaImage"
+        ) from error
+
+
+def itk_array(image) -> np.ndarray:
+    """The voxels of a SimpleITK image: (k, j, i), or (k, j, i, components)."""
+    import SimpleITK
+
+    return SimpleITK.GetArrayFromImage(image)
+
+
+def itk_ijk_to_ras(image) -> np.ndarray:
+    """The IJK-to-RAS matrix of a 3-D SimpleITK image, whose world is LPS."""
+    matrix = np.eye(4)
+    matrix[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
+    matrix[:3, 3] = image.GetOrigin()
+    return _LPS_TO_RAS @ matrix
+
+
+def itk_image(array: np.ndarray, geometry: Geometry):
+    """The SimpleITK image of ``array`` (k, j, i) on a ``geometry`` without shear; :func:`itk_ijk_to_ras` reads it."""
+    import SimpleITK
+
+    image = SimpleITK.GetImageFromArray(array)
+    matrix = _LPS_TO_RAS @ geometry.ijk_to_ras  # its own inverse
+    image.SetSpacing(geometry.spacing.tolist())
+    image.SetOrigin(matrix[:3, 3].tolist())
+    image.SetDirection((matrix[:3, :3] / geometry.spacing).ravel().tolist())
+    return image
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+# Writing ---------------------------------------------------------------------------------------------
+
+
+def write_nifti(path: str | os.PathLike, volume: Volume, *, description: str = "") -> None:
+    """Writes ``volume`` as NIfTI-1, whole or not at all; ``description`` (79 bytes) goes into the header.
+
+    The dtype is kept where readers know it: bool becomes uint8, float16 float32, 64-bit integers int32.
+    """
+    import nibabel
+
+    path = Path(path)
+    if volume_suffix(path) not in NIFTI_SUFFIXES:
+        raise MedDPMError(f"{path} cannot be written as NIfTI: the name has to end with .nii or .nii.gz")
+    image = nibabel.Nifti1Image(_as_stored(volume.array, path).T, volume.geometry.ijk_to_ras)
+    # A qform cannot hold a shear: it gets the nearest rotation, for readers that know no sform.
+    image.set_sform(volume.geometry.ijk_to_ras, code="scanner")
+    image.set_qform(volume.geometry.ijk_to_ras, code="scanner", strip_shears=True)
+    image.header.set_xyzt_units("mm")
+    image.header["descrip"] = description.encode()[:79]
+    with written_whole(path) as temporary:
+        nibabel.save(image, temporary)
+
+
+def _as_stored(array: np.ndarray, path: Path) -> np.ndarray:
+    """``array`` in a dtype that readers of NIfTI know."""
+    if array.dtype == bool:
+        return array.astype(np.uint8)
+    if array.dtype == np.float16:
+        return array.astype(np.float32)
+    if array.dtype.kind in "iu" and array.dtype.itemsize == 8:
+        limits = np.iinfo(np.int32)
+        if array.min() < limits.min or array.max() > limits.max:
+            raise MedDPMError(f"{path} cannot be written: it has integers of more than 32 bits")
+        return array.astype(np.int32)
+    return array

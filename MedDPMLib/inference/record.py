@@ -1,0 +1,114 @@
+"""What was done, in JSON: every volume carries how it was made, and that nobody was scanned."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from MedDPMLib.imaging.io import SYNTHETIC, write_nifti
+from MedDPMLib.runtime.files import written_whole
+from MedDPMLib.runtime.versions import versions
+
+if TYPE_CHECKING:
+    from MedDPMLib.inference.generation import Generated
+    from MedDPMLib.masks.fit import Fitted
+    from MedDPMLib.masks.mask import Mask
+    from MedDPMLib.models.card import Card
+    from MedDPMLib.models.model import Model
+    from MedDPMLib.runtime.device import Execution
+
+
+def describe_run(
+    *,
+    card: Card,
+    model_hash: str,
+    mask: Mask,
+    execution: Execution,
+    seed: int,
+    steps: int,
+    sampler: str,
+    guidance: float,
+    space: str,
+) -> dict[str, Any]:
+    """The part of a record that decides what a volume looks like: where it is equal, the volumes are, but for what
+    the record's "memory" changes: rounding, to that of bfloat16 where volumes are kept in it."""
+    return {
+        "model": {"name": card.name, "hash": model_hash},
+        "mask": {"name": mask.name, "source": mask.source and Path(mask.source).name, "hash": mask.hash},
+        "seed": seed,
+        "sampler": sampler,
+        "steps": steps,
+        "guidance": guidance,
+        "precision": execution.precision,
+        "device": execution.device.type,
+        "space": space,
+    }
+
+
+def make_record(
+    *, model: Model, mask: Mask, fitted: Fitted, execution: Execution, seed: int, steps: int, sampler: str,
+    guidance: float, memory: str, space: str, seconds: float,
+) -> dict[str, Any]:  # fmt: skip
+    """The record of one run, plain data for JSON."""
+    run = describe_run(
+        card=model.card, model_hash=model.hash, mask=mask, execution=execution, seed=seed, steps=steps, sampler=sampler,
+        guidance=guidance, space=space,
+    )  # fmt: skip
+    return {
+        "description": SYNTHETIC,
+        "notice": "Made by a generative model from a label map. Not an image of a patient, not for diagnosis.",
+        **run,
+        "scheme": mask.scheme.name,
+        "modalities": list(model.card.modalities),
+        "notes": [*mask.notes, *fitted.notes],
+        "outside_mm3": fitted.outside,
+        "memory": memory,
+        "seconds": round(seconds, 3),
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": versions(),
+    }
+
+
+def write_result(folder: str | os.PathLike, stem: str, generated: Generated) -> list[Path]:
+    """Writes ``<stem>_<modality>.nii.gz`` for every volume, and beside each its record, ``<stem>_<modality>.json``.
+
+    A record is written after its volume: where there is a record, the volume is whole. Returns the volumes' paths.
+    """
+    paths = []
+    for modality, volume in generated.items():
+        path = volume_path(folder, stem, modality)
+        # An old record must not speak for a new volume if what follows is interrupted.
+        sidecar(path).unlink(missing_ok=True)
+        write_nifti(path, volume, description=SYNTHETIC)
+        with written_whole(sidecar(path)) as temporary:
+            temporary.write_text(json.dumps({"modality": modality, **generated.record}, indent=2) + "\n")
+        paths.append(path)
+    return paths
+
+
+def volume_path(folder: str | os.PathLike, stem: str, modality: str) -> Path:
+    return Path(folder) / f"{stem}_{modality}.nii.gz"
+
+
+def is_finished(folder: str | os.PathLike, stem: str, modalities: Sequence[str], run: dict[str, Any]) -> bool:
+    """Whether :func:`write_result` wrote the volumes of this ``run`` (:func:`describe_run`), all of them."""
+    for modality in modalities:
+        path = volume_path(folder, stem, modality)
+        try:
+            record = json.loads(sidecar(path).read_text())
+        except (OSError, ValueError):
+            return False
+        if not isinstance(record, dict) or any(record.get(key) != value for key, value in run.items()):
+            return False
+        if not path.is_file():
+            return False
+    return True
+
+
+def sidecar(path: Path) -> Path:
+    """Where the record of the volume ``path`` lies."""
+    return path.with_name(path.name.removesuffix(".nii.gz") + ".json")

@@ -1,0 +1,84 @@
+"""How does a mask get onto the model's grid? Placed on its brain, never stretched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from MedDPMLib.errors import MedDPMError
+from MedDPMLib.imaging.geometry import Geometry, Grid, brain_center, extent
+from MedDPMLib.imaging.resample import resample_labels
+from MedDPMLib.masks.brain_area import describe_volume
+from MedDPMLib.masks.mask import Mask, count_values
+
+#: How far, in millimetres, the model's grid leaves the brain's centre to hold what would be cut off.
+_LONGEST_SHIFT = 10.0
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """A mask on the model's grid: ``labels`` (D, H, W), uint8, on ``geometry``.
+
+    ``outside`` says how many mm^3 of which label (by name) lie outside the grid and are cut off.
+    """
+
+    labels: np.ndarray
+    geometry: Geometry
+    outside: dict[str, float]
+    notes: tuple[str, ...]
+
+
+def fit(mask: Mask, grid: Grid) -> Fitted:
+    """Places ``grid`` on the mask's brain (:meth:`Grid.place`) and brings the labels there, never stretched.
+
+    What is cut off and what is too small to survive is told in ``outside`` and ``notes``. The same mask and grid
+    give the same object, worked out once. Raises :class:`MedDPMError` if nothing is left.
+    """
+    if grid not in mask.fitted:
+        mask.fitted[grid] = _fit(mask, grid)
+    return mask.fitted[grid]
+
+
+def _fit(mask: Mask, grid: Grid) -> Fitted:
+    labels, geometry, scheme = mask.volume.array, mask.volume.geometry, mask.scheme
+    foreground = labels != 0
+    low, high = extent(foreground, geometry)
+    center = grid.holding(brain_center(foreground, geometry), low, high, _LONGEST_SHIFT)
+    placed = grid.place(geometry, center)
+    fitted = resample_labels(mask.volume, placed, scheme.priority).array
+    total, inside, left = count_values(labels), _count_inside(labels, geometry, placed), count_values(fitted)
+    if not left[1:].any():
+        sides = " x ".join(f"{n * s:g}" for n, s in zip(grid.size, grid.spacing, strict=True))
+        raise MedDPMError(
+            f"nothing of {mask.source or mask.name} is left on the model's grid of {sides} mm:"
+            " check the mask's size and spacing"
+        )
+    outside, notes = {}, []
+    for label in scheme.labels:
+        cut = int(total[label.value] - inside[label.value])
+        if cut:
+            outside[label.name] = cut * geometry.voxel_volume
+            notes.append(
+                f"{label.name}: {describe_volume(outside[label.name])} ({100 * cut / total[label.value]:.3g} %)"
+                " outside the model's grid, cut off"
+            )
+        if inside[label.value] and not left[label.value]:
+            notes.append(f"{label.name}: too small for the model's voxels, vanishes")
+    return Fitted(fitted, placed, outside, tuple(notes))
+
+
+def _count_inside(labels: np.ndarray, geometry: Geometry, box: Geometry) -> np.ndarray:
+    """How many voxels of each value of ``labels`` (uint8) have their centre inside the voxels of ``box``."""
+    matrix = box.ras_to_ijk @ geometry.ijk_to_ras
+    i, j = np.arange(geometry.size[0])[None, :], np.arange(geometry.size[1])[:, None]
+    counts = np.zeros(256, np.int64)
+    for k, section in enumerate(labels):
+        if not section.any():
+            continue
+        within = np.ones(section.shape, bool)
+        for axis, length in enumerate(box.size):
+            along = matrix[axis, 0] * i + matrix[axis, 1] * j + (matrix[axis, 2] * k + matrix[axis, 3])
+            within &= (along > -0.5 - 1e-6) & (along < length - 0.5 + 1e-6)
+        counts += np.bincount(section[within], minlength=256)
+    return counts

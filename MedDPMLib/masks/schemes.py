@@ -1,0 +1,374 @@
+"""Which labels exist, and what do the values in this file mean?
+
+A :class:`LabelScheme` is data (``resources/schemes/*.json``, or a model's card): labels with value, name, colour,
+terminology and priority, and the numberings in which files are known to store them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+
+from MedDPMLib.errors import MedDPMError
+from MedDPMLib.runtime.paths import RESOURCES
+
+_SCHEMES = RESOURCES / "schemes"
+
+#: What a label is to a model: part of a tumour, a structure of its own, or what is left inside brain or head.
+ROLES = ("tumour", "structure", "rest")
+
+_LONGEST_TEXT = 200
+
+
+@dataclass(frozen=True)
+class Code:
+    """An entry of a terminology: ``scheme`` ("SCT" is SNOMED CT), ``value`` and ``meaning``."""
+
+    scheme: str
+    value: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Label:
+    """One label: its ``value`` (1 to 255) in arrays, ``color`` (red, green, blue; 0 to 255) and terminology.
+
+    Of overlapping labels the one with the lowest ``priority`` wins. ``role`` is one of :data:`ROLES`.
+    ``aliases`` are other names under which it is met.
+    """
+
+    value: int
+    name: str
+    role: str
+    color: tuple[int, int, int]
+    priority: int
+    category: Code
+    type: Code
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Numbering:
+    """A way in which files number a scheme's labels: ``values`` pairs the file's value with the scheme's.
+
+    It is recognised without being asked for when one of ``recognised_by`` (values of the file) is present
+    and no label is larger than ``largest_mm3`` (pairs of file value and volume) allows.
+    """
+
+    name: str
+    title: str
+    values: tuple[tuple[int, int], ...]
+    recognised_by: tuple[int, ...] = ()
+    largest_mm3: tuple[tuple[int, float], ...] = ()
+
+    def explains(self, values: set[int]) -> bool:
+        """Whether every one of a file's ``values`` has a meaning here."""
+        return values <= dict(self.values).keys()
+
+    def is_evident(self, volumes: Mapping[int, float]) -> bool:
+        """Whether the ``volumes`` (mm^3 by value of the file) speak for this numbering by themselves."""
+        largest = dict(self.largest_mm3)
+        plausible = all(volume <= largest.get(value, np.inf) for value, volume in volumes.items())
+        return plausible and any(value in volumes for value in self.recognised_by)
+
+    def translate(self, array: np.ndarray) -> np.ndarray:
+        """The scheme's values, uint8, for an ``array`` of the file's non-negative integer values and 0."""
+        table = np.zeros(max(dict(self.values), default=0) + 1, np.uint8)
+        for file_value, value in self.values:
+            table[file_value] = value
+        return table[array]
+
+
+@dataclass(frozen=True)
+class LabelScheme:
+    """The labels that a model knows, in the order of its channels: ascending value. 0 is the background."""
+
+    name: str
+    title: str
+    labels: tuple[Label, ...]
+    numberings: tuple[Numbering, ...]
+
+    @cached_property
+    def values(self) -> tuple[int, ...]:
+        """The labels' values in channel order."""
+        return tuple(label.value for label in self.labels)
+
+    @cached_property
+    def priority(self) -> tuple[int, ...]:
+        """The labels' values, the one that wins over all others first."""
+        return tuple(label.value for label in sorted(self.labels, key=lambda label: label.priority))
+
+    @property
+    def tumour(self) -> tuple[Label, ...]:
+        """The labels that are parts of a tumour."""
+        return tuple(label for label in self.labels if label.role == "tumour")
+
+    @property
+    def rest(self) -> Label | None:
+        """The label of what is inside the brain (or head) and has no other label, if the scheme has one."""
+        return next((label for label in self.labels if label.role == "rest"), None)
+
+    @property
+    def own_numbering(self) -> str:
+        """The name of the numbering in which files store the scheme's own values."""
+        identity = tuple((value, value) for value in self.values)
+        return next(numbering.name for numbering in self.numberings if numbering.values == identity)
+
+    def label_by_value(self, value: int) -> Label:
+        """The label with this ``value``; :class:`MedDPMError` if there is none."""
+        for label in self.labels:
+            if label.value == value:
+                return label
+        raise MedDPMError(f'the scheme "{self.name}" has no label {value}: it has {self.describe_labels()}')
+
+    def label_by_name(self, name: str) -> Label | None:
+        """The label that ``name`` (or one of the aliases; capitals do not matter) means, if any."""
+        wanted = name.strip().casefold()
+        for label in self.labels:
+            if wanted == label.name.casefold():
+                return label
+        return next((label for label in self.labels if wanted in map(str.casefold, label.aliases)), None)
+
+    def label_by_code(self, scheme: str, value: str) -> Label | None:
+        """The label whose type has this code, for example ("SCT", "79654002"), if any."""
+        return next((label for label in self.labels if (label.type.scheme, label.type.value) == (scheme, value)), None)
+
+    def describe_labels(self) -> str:
+        """For messages: "1 necrosis, 2 oedema, ..."."""
+        return ", ".join(f"{label.value} {label.name.lower()}" for label in self.labels)
+
+    def numbering(self, name: str) -> Numbering:
+        """The numbering called ``name``; :class:`MedDPMError` if there is none."""
+        for numbering in self.numberings:
+            if numbering.name == name:
+                return numbering
+        raise MedDPMError(
+            f'there is no numbering "{name}" for the scheme "{self.name}": use {self._choices(self.numberings)}'
+        )
+
+    def recognise_numbering(self, volumes: Mapping[int, float]) -> Numbering:
+        """The numbering of a file whose labels (0 left out) fill ``volumes`` (mm^3 by value).
+
+        Every numbering that explains all values is weighed. If those that are evident (or the only one) give
+        each value one and the same meaning, it is taken; else :class:`MedDPMError` asks for a choice.
+        """
+        present = set(volumes)
+        candidates = [numbering for numbering in self.numberings if numbering.explains(present)]
+        if not candidates:
+            known = set(self.values).union(*(dict(numbering.values) for numbering in self.numberings))
+            strange = sorted(present - known) or sorted(present)
+            raise MedDPMError(
+                f'the values {_listed(strange)} are not in the scheme "{self.name}" ({self.describe_labels()}):'
+                " renumber the mask or use a model with another scheme"
+            )
+        evident = [numbering for numbering in candidates if numbering.is_evident(volumes)]
+        chosen = evident or (candidates if len(candidates) == 1 else [])
+        meanings = {tuple(sorted((a, b) for a, b in numbering.values if a in present)) for numbering in chosen}
+        if len(meanings) != 1:
+            raise MedDPMError(
+                f"the values {_listed(sorted(present))} can mean different things: say which numbering it is"
+                f" with --labels: {self._choices(candidates)}"
+            )
+        return chosen[0]
+
+    def _choices(self, numberings) -> str:
+        return "; ".join(f'"{numbering.name}" ({numbering.title})' for numbering in numberings)
+
+    def one_hot(self, labels: np.ndarray) -> np.ndarray:
+        """``labels`` (D, H, W), integer, to (K, D, H, W), uint8, 0 or 1: one channel for each label, none for 0.
+
+        Raises :class:`MedDPMError` for a value that the scheme does not have.
+        """
+        channels = np.empty((len(self.labels), *labels.shape), np.uint8)
+        for channel, value in zip(channels, self.values, strict=True):
+            np.equal(labels, value, out=channel.view(bool))
+        if np.count_nonzero(channels) != np.count_nonzero(labels):
+            strange = sorted(set(np.unique(labels).tolist()) - {0, *self.values})
+            raise MedDPMError(
+                f'the values {_listed(strange)} are not in the scheme "{self.name}" ({self.describe_labels()})'
+            )
+        return channels
+
+    def merge(self, channels: np.ndarray) -> np.ndarray:
+        """Channels (K, D, H, W), non-zero where a label is, to labels (D, H, W), uint8; of several the first wins.
+
+        First in :attr:`priority`, that is.
+        """
+        if channels.ndim != 4 or len(channels) != len(self.labels):
+            raise MedDPMError(
+                f'channels of shape {channels.shape} are not the {len(self.labels)} labels of "{self.name}"'
+            )
+        labels = np.zeros(channels.shape[1:], np.uint8)
+        for value in reversed(self.priority):
+            labels[channels[self.values.index(value)] != 0] = value
+        return labels
+
+    def to_dict(self) -> dict:
+        """As plain data for JSON; :meth:`from_dict` reads it."""
+        return {
+            "name": self.name,
+            "title": self.title,
+            "labels": [
+                {
+                    "value": label.value,
+                    "name": label.name,
+                    "role": label.role,
+                    "color": list(label.color),
+                    "priority": label.priority,
+                    "aliases": list(label.aliases),
+                    "category": vars(label.category).copy(),
+                    "type": vars(label.type).copy(),
+                }
+                for label in self.labels
+            ],
+            "numberings": [
+                {
+                    "name": numbering.name,
+                    "title": numbering.title,
+                    "values": {str(a): b for a, b in numbering.values},
+                    "recognised_by": list(numbering.recognised_by),
+                    "largest_mm3": {str(a): b for a, b in numbering.largest_mm3},
+                }
+                for numbering in self.numberings
+            ],
+        }
+
+    @classmethod
+    def from_dict(cls, data: object) -> LabelScheme:
+        """Reads :meth:`to_dict`'s data, from a file that nobody vouches for: :class:`MedDPMError` if it is not sound.
+
+        Without ``numberings`` the scheme's own values are the only ones.
+        """
+        name = _text(_get(data, "name", "the label scheme"), "the label scheme's name")
+        where = f'the label scheme "{name}"'
+        labels = tuple(
+            sorted((_label(entry, where) for entry in _list(data, "labels", where)), key=lambda label: label.value)
+        )
+        if not labels:
+            raise MedDPMError(f"{where} has no labels: the file is damaged or was not made for this program")
+        for what in ("value", "priority"):
+            _check_unique([getattr(label, what) for label in labels], f"{where}: each label needs its own {what}")
+        _check_unique([label.name.casefold() for label in labels], f"{where}: each label needs its own name")
+        if sum(label.role == "rest" for label in labels) > 1:
+            raise MedDPMError(f'{where}: only one label can have the role "rest"')
+        values = {label.value for label in labels}
+        if "numberings" in data:
+            numberings = tuple(_numbering(entry, where, values) for entry in _list(data, "numberings", where))
+        else:
+            numberings = (Numbering(name, "the scheme's own values", tuple((v, v) for v in sorted(values))),)
+        _check_unique([numbering.name for numbering in numberings], f"{where}: each numbering needs its own name")
+        if not any(numbering.values == tuple((v, v) for v in sorted(values)) for numbering in numberings):
+            raise MedDPMError(f"{where} has no numbering of its own values: the file is damaged")
+        return cls(name, _text(_get(data, "title", where), f"{where}: title"), labels, numberings)
+
+
+def scheme_names() -> list[str]:
+    """The names of the schemes that ship with the package."""
+    return sorted(path.stem for path in _SCHEMES.glob("*.json"))
+
+
+@lru_cache
+def load_scheme(name: str) -> LabelScheme:
+    """The scheme called ``name``, one of :func:`scheme_names`."""
+    if name not in scheme_names():
+        raise MedDPMError(f'there is no label scheme "{name}": use one of {", ".join(scheme_names())}')
+    return LabelScheme.from_dict(json.loads((_SCHEMES / f"{name}.json").read_text(encoding="utf-8")))
+
+
+# Reading what nobody vouches for ---------------------------------------------------------------------
+
+
+def _label(data: object, where: str) -> Label:
+    name = _text(_get(data, "name", f"a label of {where}"), f"{where}: a label's name")
+    where = f'{where}: label "{name}"'
+    role = _get(data, "role", where)
+    if role not in ROLES:
+        raise MedDPMError(f"{where}: the role has to be one of {', '.join(ROLES)}")
+    color = [_integer(part, 0, 255, f"{where}: color") for part in _list(data, "color", where)]
+    if len(color) != 3:
+        raise MedDPMError(f"{where}: a color is red, green and blue")
+    aliases = _list(data, "aliases", where) if "aliases" in data else []
+    return Label(
+        value=_integer(_get(data, "value", where), 1, 255, f"{where}: value"),
+        name=name,
+        role=role,
+        color=tuple(color),
+        priority=_integer(_get(data, "priority", where), 0, 10_000, f"{where}: priority"),
+        category=_code(_get(data, "category", where), f"{where}: category"),
+        type=_code(_get(data, "type", where), f"{where}: type"),
+        aliases=tuple(_text(alias, f"{where}: aliases") for alias in aliases),
+    )
+
+
+def _code(data: object, where: str) -> Code:
+    return Code(*(_text(_get(data, key, where), f"{where}: {key}") for key in ("scheme", "value", "meaning")))
+
+
+def _numbering(data: object, where: str, scheme_values: set[int]) -> Numbering:
+    name = _text(_get(data, "name", f"a numbering of {where}"), f"{where}: a numbering's name")
+    where = f'{where}: numbering "{name}"'
+    pairs = [(_key(a, where), _integer(b, 1, 255, where)) for a, b in _mapping(data, "values", where)]
+    if not pairs or not {b for _, b in pairs} <= scheme_values:
+        raise MedDPMError(f"{where}: the values have to be those of the scheme's labels")
+    largest = [(_key(a, where), _integer(b, 1, 10**9, where)) for a, b in _mapping(data, "largest_mm3", where)]
+    recognised = _list(data, "recognised_by", where) if "recognised_by" in data else []
+    return Numbering(
+        name=name,
+        title=_text(_get(data, "title", where), f"{where}: title"),
+        values=tuple(sorted(pairs)),
+        recognised_by=tuple(_integer(value, 1, 65_535, where) for value in recognised),
+        largest_mm3=tuple(sorted(largest)),
+    )
+
+
+def _get(data: object, key: str, where: str) -> object:
+    if not isinstance(data, dict) or key not in data:
+        raise MedDPMError(f'{where} has no "{key}": the file is damaged or was not made for this program')
+    return data[key]
+
+
+def _list(data: object, key: str, where: str) -> list:
+    entries = _get(data, key, where)
+    if not isinstance(entries, list) or len(entries) > 1000:
+        raise MedDPMError(f'{where}: "{key}" has to be a list')
+    return entries
+
+
+def _mapping(data: dict, key: str, where: str) -> list[tuple[object, object]]:
+    entries = data.get(key, {})
+    if not isinstance(entries, dict) or len(entries) > 1000:
+        raise MedDPMError(f'{where}: "{key}" has to be a table')
+    return list(entries.items())
+
+
+def _key(text: object, where: str) -> int:
+    if not isinstance(text, str) or not re.fullmatch("[1-9][0-9]{0,4}", text):
+        raise MedDPMError(f"{where}: {text!r:.50} is not a label value")
+    return _integer(int(text), 1, 65_535, where)
+
+
+def _text(value: object, where: str) -> str:
+    if not isinstance(value, str) or not 0 < len(value) <= _LONGEST_TEXT or not value.isprintable():
+        raise MedDPMError(f"{where} has to be a printable text of at most {_LONGEST_TEXT} characters")
+    return value
+
+
+def _integer(value: object, low: int, high: int, where: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise MedDPMError(f"{where} has to be a whole number from {low} to {high}, not {value!r:.50}")
+    return value
+
+
+def _check_unique(values: list, message: str) -> None:
+    if len(set(values)) != len(values):
+        raise MedDPMError(message)
+
+
+def _listed(values: list) -> str:
+    """At most ten values for a message."""
+    return ", ".join(map(str, values[:10])) + (", ..." if len(values) > 10 else "")

@@ -1,0 +1,90 @@
+"""Which masks ship with the package? Anatomies to paint on, and one with a tumour for the demo."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from MedDPMLib.errors import MedDPMError
+from MedDPMLib.imaging.volume import Volume
+from MedDPMLib.masks.mask import Mask, read_mask
+from MedDPMLib.masks.schemes import LabelScheme, load_scheme
+from MedDPMLib.masks.tumor import paint_tumour
+from MedDPMLib.runtime.paths import RESOURCES
+
+_FOLDER = RESOURCES / "templates"
+
+#: The scheme, and the numbering of it, that the files of all templates hold.
+_SCHEME = "anatomy"
+
+
+@dataclass(frozen=True)
+class Template:
+    """A mask that ships with the package: ``name``, ``title`` for a menu, ``notes`` on what it shows, and its file.
+
+    ``tumour`` says how the tumour was painted: on which template, where (RAS, mm), how large (mm), which seed.
+    """
+
+    name: str
+    title: str
+    notes: str
+    path: Path
+    tumour: tuple[str, tuple[float, float, float], float, int] | None = None
+
+
+@lru_cache
+def templates() -> tuple[Template, ...]:
+    """All templates, in the order in which they are offered."""
+    entries = json.loads((_FOLDER / "templates.json").read_text(encoding="utf-8"))
+    found = []
+    for entry in entries:
+        tumour = entry.get("tumour")
+        if tumour:
+            tumour = (tumour["on"], tuple(tumour["center"]), tumour["radius"], tumour["seed"])
+        path = _FOLDER / f"{entry['name']}.nii.gz"
+        found.append(Template(entry["name"], entry["title"], entry["notes"], path, tumour))
+    return tuple(found)
+
+
+def template_names() -> list[str]:
+    """The names of all templates, in the order in which they are offered."""
+    return [template.name for template in templates()]
+
+
+def find_template(name: str) -> Template:
+    """The template called ``name``; :class:`MedDPMError` if there is none."""
+    for template in templates():
+        if template.name == name:
+            return template
+    raise MedDPMError(f'there is no template "{name}": use one of {", ".join(template_names())}')
+
+
+def load_template(name: str, scheme: LabelScheme | None = None) -> Mask:
+    """The template called ``name`` in the values of ``scheme``, the anatomy scheme if none is given.
+
+    Raises :class:`MedDPMError` for an unknown name and for a scheme that has no numbering for anatomies.
+    """
+    return read_mask(find_template(name).path, scheme or load_scheme(_SCHEME), numbering=_SCHEME)
+
+
+def demo_mask(scheme: LabelScheme | None = None) -> Mask:
+    """The first template with a tumour, see :func:`load_template`."""
+    return load_template(next(template.name for template in templates() if template.tumour), scheme)
+
+
+def repaint_template(name: str) -> Volume:
+    """The template called ``name``, which has a tumour, painted anew: how its file came about.
+
+    ``write_nifti(path, repaint_template(name))`` makes the file again.
+    """
+    template = find_template(name)
+    if template.tumour is None:
+        raise MedDPMError(f'the template "{name}" has no painted tumour')
+    on, center, radius, seed = template.tumour
+    below = load_template(on)
+    labels = paint_tumour(below.volume.array, below.volume.geometry, below.scheme, np.array(center), radius, seed=seed)
+    return Volume(labels, below.volume.geometry)

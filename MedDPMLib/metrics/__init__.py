@@ -1,0 +1,1 @@
+"""How alike, how sharp, how varied are images?"""

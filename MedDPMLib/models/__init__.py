@@ -1,0 +1,1 @@
+"""How is a model described, stored, recognized and loaded?"""

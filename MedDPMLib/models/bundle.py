@@ -1,0 +1,172 @@
+"""How is a model stored in one file?
+
+A bundle is a safetensors file (an 8-byte length, a JSON header, the tensors) that carries its own card in the
+header's metadata. Nothing in it can run code. The card is read without torch, from the header alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from MedDPMLib.errors import MedDPMError
+from MedDPMLib.models.card import Card
+from MedDPMLib.runtime.files import written_whole
+
+if TYPE_CHECKING:
+    import torch
+
+SUFFIX = ".safetensors"
+
+#: The one entry of the header's metadata. One alone, so that equal models are equal files.
+_CARD_KEY = "meddpm.card"
+
+#: A header names a few hundred tensors: 8 MB is a hundred times as much.
+_MAX_HEADER = 8_000_000
+
+#: Bytes of one number, by safetensors' names of the types that weights may have.
+_BYTES = {"F16": 2, "BF16": 2, "F32": 4}
+
+
+def write_bundle(
+    path: str | os.PathLike, card: Card, state: Mapping[str, torch.Tensor], *, dtype: torch.dtype | None = None
+) -> None:
+    """Writes ``card`` and the network's state dict to ``path``, whole or not at all.
+
+    ``dtype`` (``torch.float16`` halves the file) is what the weights are stored as; None keeps theirs. The same
+    card and weights give the same bytes. Raises :class:`MedDPMError` if the weights are not those of the card's
+    network, or are not finite in ``dtype``.
+    """
+    import safetensors.torch
+
+    path = Path(path)
+    stored = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in state.items()}
+    try:
+        _check_shapes(card, {name: tuple(tensor.shape) for name, tensor in stored.items()})
+        check_values(stored)
+    except MedDPMError as error:
+        raise MedDPMError(f"{path} is not written: {error}") from None
+    with written_whole(path) as temporary:
+        # save_file would put a file of its own, readable by its owner alone, in the place of the temporary one.
+        temporary.write_bytes(safetensors.torch.save(stored, {_CARD_KEY: card.to_json()}))
+
+
+def read_card(path: str | os.PathLike) -> Card:
+    """The card of the bundle at ``path``, from its header.
+
+    Raises :class:`MedDPMError` for a file that is missing, truncated, damaged, or no bundle.
+    """
+    return _read_header(Path(path))[0]
+
+
+def read_bundle(path: str | os.PathLike) -> tuple[Card, dict[str, torch.Tensor]]:
+    """The card and the state dict (CPU, in the stored dtype) of the bundle at ``path``.
+
+    Raises :class:`MedDPMError` like :func:`read_card`, and for weights that are not those of the card's network
+    or not finite.
+    """
+    import safetensors.torch
+
+    path = Path(path)
+    card, shapes = _read_header(path)
+    try:
+        _check_shapes(card, shapes)  # before the tensors are read: what does not fit is not worth its memory
+        state = safetensors.torch.load_file(path)
+        if {name: tuple(tensor.shape) for name, tensor in state.items()} != shapes:
+            raise MedDPMError("its header can be read in two ways")
+        check_values(state)
+    except MedDPMError as error:
+        raise MedDPMError(f"{path} is not a sound model bundle: {error}") from None
+    except (safetensors.SafetensorError, OSError) as error:
+        raise MedDPMError(f"{path} cannot be read ({error}): the file is damaged") from error
+    return card, state
+
+
+def bundle_hash(path: str | os.PathLike) -> str:
+    """SHA-256 of the file at ``path``, in hexadecimal."""
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise MedDPMError(f"{path} cannot be read ({error.strerror}): check the path") from error
+    return digest.hexdigest()
+
+
+def check_values(state: Mapping[str, torch.Tensor]) -> None:
+    """Raises :class:`MedDPMError` unless every tensor holds finite weights of 16 or 32 bits."""
+    import torch
+
+    for name, tensor in state.items():
+        if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+            raise MedDPMError(f'the tensor "{name}" holds {tensor.dtype}, not weights of 16 or 32 bits')
+        if not torch.isfinite(tensor).all():
+            raise MedDPMError(f'the tensor "{name}" holds values that are not finite (NaN or infinity)')
+
+
+def _check_shapes(card: Card, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    from MedDPMLib.networks import shape_mismatch, state_shapes
+
+    mismatch = shape_mismatch(state_shapes(card.network_description), shapes)
+    if mismatch:
+        raise MedDPMError(f"the weights are not those of the card's network ({mismatch})")
+
+
+def _read_header(path: Path) -> tuple[Card, dict[str, tuple[int, ...]]]:
+    """The card, and the shape of each tensor that the file really holds."""
+    if path.is_dir():
+        raise MedDPMError(f"{path} is a folder, not a model bundle")
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            length = int.from_bytes(file.read(8), "little")
+            header = file.read(length) if 2 <= length <= min(_MAX_HEADER, size - 8) else b""
+    except OSError as error:
+        raise MedDPMError(f"{path} cannot be read ({error.strerror}): check the path") from error
+    if not header.startswith(b"{"):
+        raise MedDPMError(f"{path} is not a model bundle ({SUFFIX} file of MedDPM), or it is truncated")
+    try:
+        table = json.loads(header)
+    except (ValueError, RecursionError):
+        raise MedDPMError(f"{path} is a damaged model bundle: its header is not JSON") from None
+    metadata = table.pop("__metadata__", None)
+    text = metadata.get(_CARD_KEY) if isinstance(metadata, dict) else None
+    if not isinstance(text, str):
+        raise MedDPMError(f"{path} carries no model card: it is a safetensors file that MedDPM did not make")
+    try:
+        card = Card.from_json(text)
+        shapes = {name: _shape(name, entry) for name, entry in table.items()}
+    except MedDPMError as error:
+        raise MedDPMError(f"{path} is not a sound model bundle: {error}") from None
+    expected = 8 + length + max((entry["data_offsets"][1] for entry in table.values()), default=0)
+    if size != expected:
+        raise MedDPMError(
+            f"{path} has {size:,} bytes instead of {expected:,}: the file is truncated or damaged, copy it again"
+        )
+    return card, shapes
+
+
+def _shape(name: str, entry: object) -> tuple[int, ...]:
+    """The shape of one tensor, if its entry in the header is consistent in itself."""
+    damaged = MedDPMError(f"its header is damaged at the tensor {name!r:.100}")
+    if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
+        raise damaged
+    shape, offsets = entry["shape"], entry["data_offsets"]
+    for numbers, longest in ((shape, 8), (offsets, 2)):
+        if not isinstance(numbers, list) or len(numbers) > longest:
+            raise damaged
+        if any(
+            not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < 2**48 for number in numbers
+        ):
+            raise damaged
+    if not isinstance(entry["dtype"], str) or entry["dtype"] not in _BYTES:
+        raise MedDPMError(f"the tensor {name!r:.100} holds {entry['dtype']!r:.20}, not weights of 16 or 32 bits")
+    if len(offsets) != 2 or offsets[1] - offsets[0] != math.prod(shape) * _BYTES[entry["dtype"]]:
+        raise damaged
+    return tuple(shape)

@@ -1,0 +1,179 @@
+"""Which models are installed, and where?
+
+Bundled models lie in the package, the user's own in a folder of the user's: that of the operating system for
+application data, or the one that the environment variable MEDDPM_MODELS names.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from MedDPMLib.errors import MedDPMError
+from MedDPMLib.models.bundle import SUFFIX, bundle_hash, read_bundle, read_card, write_bundle
+from MedDPMLib.models.card import Card, check_name
+from MedDPMLib.runtime.files import written_whole
+from MedDPMLib.runtime.paths import RESOURCES, reachable
+
+if TYPE_CHECKING:
+    import torch
+
+BUNDLED_MODELS = RESOURCES / "models"
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """A model file: ``name``, ``path`` and whether it is ``bundled`` with the package.
+
+    The rest is read when it is asked for, so that a list costs little.
+    """
+
+    name: str
+    path: Path
+    bundled: bool
+
+    @cached_property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self.path.stat().st_size
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 of the file, in hexadecimal."""
+        return bundle_hash(self.path)
+
+    @cached_property
+    def card(self) -> Card:
+        """The model's card; :class:`MedDPMError` if the file is broken."""
+        return _card(self.path)
+
+    @cached_property
+    def problem(self) -> str | None:
+        """Why the file cannot be used, in a sentence; None if its card and size are sound."""
+        try:
+            self.card  # noqa: B018
+        except MedDPMError as error:
+            return str(error)
+        return None
+
+
+class ModelStore:
+    """The bundled models and those in ``folder`` (None: MEDDPM_MODELS, else the user's data folder)."""
+
+    def __init__(self, folder: str | os.PathLike | None = None) -> None:
+        self.folder = reachable(folder if folder is not None else _user_folder())
+
+    def list(self) -> list[ModelEntry]:
+        """The bundled models, then the user's, each by name. Broken ones too: see :attr:`ModelEntry.problem`."""
+        entries = []
+        for folder, bundled in ((BUNDLED_MODELS, True), (self.folder, False)):
+            paths = sorted(folder.glob(f"*{SUFFIX}")) if folder.is_dir() else []
+            entries += [ModelEntry(p.stem, p, bundled) for p in paths if not p.name.startswith(".") and p.is_file()]
+        return entries
+
+    def find(self, name_or_path: str | os.PathLike) -> ModelEntry:
+        """The model of that name, or the bundle or checkpoint at that path.
+
+        A name means an installed model, even where a file is called the same; of two models with one name the
+        user's own. Raises :class:`MedDPMError` for what is neither.
+        """
+        entries = [entry for entry in self.list() if entry.name == str(name_or_path)]
+        if entries:
+            return entries[-1]
+        path = reachable(name_or_path)
+        if path.is_file():
+            return ModelEntry(path.stem, path, bundled=False)
+        names = sorted({entry.name for entry in self.list()})
+        raise MedDPMError(
+            f'there is no model "{name_or_path}": name a file, or an installed model ({", ".join(names) or "none yet"})'
+        )
+
+    def add(self, path: str | os.PathLike, name: str | None = None) -> ModelEntry:
+        """Installs the bundle or official checkpoint at ``path`` as ``name`` (None: the name in its card).
+
+        A bundle is copied as it is, a checkpoint becomes a bundle with the same weights; either is checked
+        first. Raises :class:`MedDPMError` if it is broken, and if a different model has that name already.
+        """
+        path = reachable(path)
+        card, state = load_card_and_state(path)
+        name = check_name(card.name if name is None else name)
+        target = self.folder / f"{name}{SUFFIX}"
+        with written_whole(target) as temporary:
+            if _is_checkpoint(path):
+                write_bundle(temporary, card, state)
+            else:
+                shutil.copyfile(path, temporary)
+            incoming = bundle_hash(temporary)
+            for entry in self.list():
+                if entry.name == name and entry.hash != incoming:
+                    where = "comes with MedDPM" if entry.bundled else f"lies at {entry.path}"
+                    raise MedDPMError(
+                        f'another model called "{name}" {where}: install this one under another name (meddpm models'
+                        " import FILE --name NAME)"
+                    )
+        return ModelEntry(name, target, bundled=False)
+
+    def export(self, name: str | os.PathLike, path: str | os.PathLike) -> Path:
+        """Copies the model called ``name`` to the file, or into the folder, ``path``; returns the copy's path.
+
+        Raises :class:`MedDPMError` if another file is there already.
+        """
+        entry = self.find(name)
+        target = Path(path)
+        if target.is_dir():
+            target /= f"{entry.name}{SUFFIX}"
+        if target.exists():
+            if bundle_hash(target) == entry.hash:
+                return target
+            raise MedDPMError(f"{target} exists already and is another file: choose another name")
+        with written_whole(target) as temporary:
+            shutil.copyfile(entry.path, temporary)
+        return target
+
+    def remove(self, name: str) -> None:
+        """Deletes the user's model called ``name``. Raises :class:`MedDPMError` for one that came with MedDPM."""
+        entries = [entry for entry in self.list() if entry.name == name]
+        if not entries:
+            raise MedDPMError(f'there is no model "{name}" in {self.folder}')
+        if entries[-1].bundled:
+            raise MedDPMError(f'the model "{name}" comes with MedDPM and stays: only imported models can be removed')
+        try:
+            entries[-1].path.unlink()
+        except OSError as error:
+            raise MedDPMError(f"{entries[-1].path} cannot be removed ({error.strerror}): close what uses it") from error
+
+
+def load_card_and_state(path: str | os.PathLike) -> tuple[Card, dict[str, torch.Tensor]]:
+    """Card and state dict of the bundle or official checkpoint at ``path``, told apart by content, not by suffix."""
+    if _is_checkpoint(Path(path)):
+        from MedDPMLib.models.official_checkpoint import read_checkpoint
+
+        return read_checkpoint(path)
+    return read_bundle(path)
+
+
+def _card(path: Path) -> Card:
+    return load_card_and_state(path)[0] if _is_checkpoint(path) else read_card(path)
+
+
+def _is_checkpoint(path: Path) -> bool:
+    """Whether the file begins as a zip archive or a pickle does; a bundle's ninth byte opens its JSON header."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(9)
+    except OSError as error:
+        raise MedDPMError(f"{path} cannot be read ({error.strerror}): check the path") from error
+    return start[8:] != b"{" and (start.startswith(b"PK") or start.startswith(b"\x80"))
+
+
+def _user_folder() -> Path:
+    folder = os.environ.get("MEDDPM_MODELS")
+    if folder:
+        return Path(folder)
+    import platformdirs
+
+    return Path(platformdirs.user_data_dir("MedDPM", appauthor=False)) / "models"

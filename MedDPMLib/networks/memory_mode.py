@@ -1,0 +1,13 @@
+"""What does inference give for less memory?"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class MemoryMode(Enum):
+    """How an optimized network uses memory, the fastest first."""
+
+    FAST = "fast: whole volumes, or slabs that fill the cache"
+    LOW = "low: thin slabs, slower"
+    LOWEST = "lowest: thin slabs, and volumes kept in bfloat16"

@@ -1,0 +1,1 @@
+"""With which settings is a model trained?"""

@@ -1,0 +1,365 @@
+"""With which settings is a model trained?
+
+A recipe is a TOML file. Every field that decides about the result is required, so none is hidden; any can be
+overridden (``training.learning_rate=1e-4``). The unit of training is the iteration: one step of the optimiser.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from MedDPMLib.diffusion.names import PREDICTIONS
+from MedDPMLib.errors import MedDPMError
+from MedDPMLib.imaging.geometry import Grid
+from MedDPMLib.masks.schemes import load_scheme
+from MedDPMLib.models.card import QUALITIES, Card
+from MedDPMLib.recipes.fields import checked, number, numbers, one_of, sides, table, text, texts, whole, yes_or_no
+from MedDPMLib.recipes.standard import standard
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    import tomli as tomllib
+
+LOSSES = ("l1", "l2", "huber")
+OPTIMISERS = ("adam", "adamw")
+
+#: The tables of a recipe that say nothing about the weights that come out.
+_INDIFFERENT = ("monitor", "card")
+
+#: What a run's checkpoints depend on: with another of these they are of another model.
+_FIXED = ("scheme", "modalities", "prediction", "mask_encoding", "positions", "network", "schedule", "distillation")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """``iterations`` on a grid of ``size`` (i, j, k) voxels that spans the dataset's box.
+
+    Whole volumes are learnt from, or patches of ``patch`` (i, j, k) voxels of that grid; ``batch`` of them at a time.
+    """
+
+    size: tuple[int, int, int] = sides()
+    iterations: int = whole(1)
+    batch: int = whole(1)
+    patch: tuple[int, int, int] | None = sides(default=None)
+
+    @property
+    def learnt(self) -> tuple[int, int, int]:
+        """The voxels (i, j, k) of one example."""
+        return self.patch or self.size
+
+
+@dataclass(frozen=True)
+class Training:
+    """Objective and optimisation; see :mod:`MedDPMLib.train.objective` for the terms of the loss."""
+
+    seed: int = whole(0)
+    #: One of :data:`LOSSES`, between what is predicted and what is true of ``loss_space``.
+    loss: str = one_of(*LOSSES)
+    loss_space: str = one_of(*PREDICTIONS)
+    #: Gamma of the min-SNR weighting (Hang et al. 2023, arXiv 2303.09556); 0 is without.
+    min_snr: float = number(0)
+    #: The loss at noise sigma counts 1 / max(sigma, floor) times; 1 is without.
+    sigma_floor: float = number(0, 1, open_low=True)
+    #: How much an error outside every label, and in a tumour, counts; 1 is as much as elsewhere.
+    background_weight: float = number(0)
+    tumour_weight: float = number(0)
+    #: t / T is drawn as 1 - r^p, r uniform: p above 1 draws high noise more often; 1 draws all alike.
+    high_noise: float = number(0, open_low=True)
+    optimiser: str = one_of(*OPTIMISERS)
+    learning_rate: float = number(0, open_low=True)
+    #: The learning rate falls along half a cosine to this share of itself; 1 is constant.
+    final_share: float = number(0, 1)
+    #: Iterations in which the learning rate rises linearly.
+    warm_up: int = whole(0)
+    weight_decay: float = number(0)
+    #: The gradient's norm is clipped to this; 0 is without.
+    gradient_norm: float = number(0)
+    #: Batches in one iteration; several processes share them.
+    accumulate: int = whole(1)
+    #: Decay of the moving average of the weights, which is what the model becomes; and from which iteration on.
+    ema: float = number(0, 1, open_high=True)
+    ema_start: int = whole(0)
+    #: Share of the cases that is not learnt from but measured on; 0 is none.
+    held_out: float = number(0, 1, open_high=True)
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """Whose steps the model learns to take, and in how many; see :mod:`MedDPMLib.train.distillation`."""
+
+    #: Name or file of a model.
+    teacher: str = text()
+    #: Steps of the teacher, from noise to image, a multiple of ``steps``, those of the model that is trained.
+    teacher_steps: int = whole(1)
+    steps: int = whole(1)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How far a case is varied; lengths in mm, angles in degrees, deviations of normal distributions."""
+
+    flip: float = number(0, 1)
+    rotation: float = number(0)
+    scaling: float = number(0)
+    translation: float = number(0)
+    elastic: float = number(0)
+    elastic_points: int = whole(2, 64)
+    gamma: float = number(0)
+    bias: float = number(0)
+    bias_points: int = whole(2, 64)
+
+
+@dataclass(frozen=True)
+class Monitor:
+    """What is written down every so many iterations; 0 is never."""
+
+    #: A checkpoint, after which the run can go on; the last ``keep`` of them stay, and the best.
+    checkpoint_every: int = whole(1)
+    keep: int = whole(1)
+    #: A picture of what the model makes.
+    montage_every: int = whole(0)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides about a training run except the data."""
+
+    name: str
+    scheme: str = text()
+    modalities: tuple[str, ...] = texts()
+    #: What the network predicts.
+    prediction: str = one_of(*PREDICTIONS)
+    mask_encoding: tuple[float, float] = numbers("two numbers, outside and inside of a label", 2)
+    #: Whether the network is told where each voxel lies, see :func:`MedDPMLib.masks.condition.condition`.
+    positions: bool = yes_or_no()
+    #: Share of the examples without their labels, for guidance; see :attr:`MedDPMLib.models.card.Card.label_dropout`.
+    label_dropout: float = number(0, 1, open_high=True)
+    network: dict[str, Any] = table()
+    schedule: dict[str, Any] = table()
+    #: The texts of the model's card; :func:`recipe_card` adds the rest.
+    card: dict[str, Any] = table()
+    training: Training
+    stages: tuple[Stage, ...]
+    augmentation: Augmentation
+    monitor: Monitor
+    #: None learns from the images alone.
+    distillation: Distillation | None = None
+
+    @property
+    def iterations(self) -> int:
+        return sum(stage.iterations for stage in self.stages)
+
+    @property
+    def grid(self) -> Grid:
+        """The grid that the dataset lies on; the grids of all stages span its box."""
+        return standard(self.scheme).grid
+
+    def stage_grid(self, stage: Stage) -> Grid:
+        """The whole grid of ``stage``: the dataset's box in its voxels."""
+        lengths = [n * spacing for n, spacing in zip(self.grid.size, self.grid.spacing, strict=True)]
+        spacing = tuple(length / n for length, n in zip(lengths, stage.size, strict=True))
+        return Grid(stage.size, spacing, self.grid.orientation)
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that ship with the package."""
+    folder = files("MedDPMLib") / "resources" / "recipes"
+    return sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def load_recipe(name_or_path: str | os.PathLike, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of that name, or the one in that TOML file, with the fields of ``overrides`` changed.
+
+    An override is ``field=value`` with dots between table and field and TOML's values, a text without quotes where
+    it is clear: ``training.loss=l2``, ``stages.0.size=[96, 96, 72]``. :class:`MedDPMError` names the field at fault
+    and what it may be.
+    """
+    path = Path(name_or_path)
+    if path.suffix != ".toml":
+        if str(name_or_path) not in recipe_names():
+            raise MedDPMError(
+                f'there is no recipe "{name_or_path}": use one of {", ".join(recipe_names())}, or a .toml file'
+            )
+        path = Path(str(files("MedDPMLib") / "resources" / "recipes" / f"{name_or_path}.toml"))
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise MedDPMError(f"the recipe {path} cannot be read ({error.strerror}): check the path") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise MedDPMError(f"the recipe {path} is not TOML: {error}") from error
+    values = {"name": path.stem, **values}
+    for override in overrides:
+        _override(values, override)
+    try:
+        return recipe_from(values)
+    except MedDPMError as error:
+        raise MedDPMError(f"{path}: {error}") from None
+
+
+def recipe_from(values: Mapping[str, Any]) -> Recipe:
+    """The recipe of the tables ``values``, as TOML gives them; :class:`MedDPMError` names the field at fault."""
+    made: dict[str, Any] = dict(values)
+    for name, kind in (("training", Training), ("augmentation", Augmentation), ("monitor", Monitor)):
+        if name in made:
+            made[name] = checked(kind, made[name], f"[{name}]")
+    if "distillation" in made:
+        made["distillation"] = _distillation(made["distillation"], made.get("schedule"))
+    if "stages" in made:
+        made["stages"] = _stages(made["stages"])
+    recipe = checked(Recipe, made, "the recipe")
+    recipe_card(recipe)  # what the card refuses is wrong in the recipe
+    return recipe
+
+
+def recipe_values(recipe: Recipe) -> dict[str, Any]:
+    """The tables of ``recipe`` as :func:`recipe_from` takes them."""
+    values = {name: _plain(value) for name, value in asdict(recipe).items()}
+    values["stages"] = [{name: side for name, side in stage.items() if side is not None} for stage in values["stages"]]
+    if values["distillation"] is None:
+        del values["distillation"]
+    return values
+
+
+def recipe_toml(recipe: Recipe) -> str:
+    """``recipe`` as the text of a TOML file that :func:`load_recipe` reads."""
+    import tomli_w  # only training writes recipes
+
+    return tomli_w.dumps(recipe_values(recipe), multiline_strings=True)
+
+
+def recipe_changes(old: Recipe, new: Recipe) -> list[str]:
+    """What a run that was begun by ``old`` does differently by ``new``, a phrase for each field.
+
+    Raises :class:`MedDPMError` if they are not recipes of one and the same model, so that its weights do not fit.
+    """
+    before, after = _flat(recipe_values(old)), _flat(recipe_values(new))
+    changes = []
+    for name in sorted(before.keys() | after.keys()):
+        if before.get(name) == after.get(name) or name.split(".")[0] in (*_INDIFFERENT, "name"):
+            continue
+        change = f"{name} {before.get(name, 'unset')} becomes {after.get(name, 'unset')}"
+        if name.split(".")[0] in _FIXED:
+            raise MedDPMError(
+                f"the run was begun with another model ({change}): choose another run folder, or take this run's"
+                " model as the start of a new one with --init"
+            )
+        changes.append(change)
+    return changes
+
+
+def recipe_card(recipe: Recipe, *, training: str = "", training_data: Sequence[Mapping[str, Any]] = ()) -> Card:
+    """The card of a model trained by ``recipe``, on the last stage's grid.
+
+    ``training`` tells how it went; it follows what the recipe's own card says. ``training_data`` is taken unless
+    the recipe's card names its data itself.
+    """
+    given = dict(recipe.card)
+    sentences = [given.pop("training", ""), training]
+    if not isinstance(sentences[0], str):
+        raise MedDPMError(f'[card]: "training" must be a text, not {sentences[0]!r:.50}')
+    data = given.pop("training_data", training_data)
+    if not isinstance(data, (list, tuple)):
+        raise MedDPMError(f'[card]: "training_data" must be a list of tables, not {data!r:.50}')
+    data = data or [{"name": "none", "licence": "none", "cases": None}]
+    if recipe.distillation:  # it has learnt no other steps
+        steps = {"sampler": "ddim", "steps": recipe.distillation.steps}
+        given["qualities"] = dict.fromkeys(QUALITIES, steps)
+    try:
+        return Card(
+            name=recipe.name,
+            network=recipe.network,
+            scheme=load_scheme(recipe.scheme),
+            modalities=recipe.modalities,
+            grid=recipe.stage_grid(recipe.stages[-1]),
+            mask_encoding=recipe.mask_encoding,
+            intensity_range=(-1.0, 1.0),
+            schedule=recipe.schedule,
+            prediction=recipe.prediction,
+            positions=recipe.positions,
+            label_dropout=recipe.label_dropout,
+            training=" ".join(filter(None, sentences)) or "Not trained yet.",
+            training_data=tuple(data),
+            **given,
+        )
+    except TypeError as error:
+        raise MedDPMError(f"[card] of the recipe {recipe.name} does not fit: {error}") from error
+
+
+def _distillation(values: Any, schedule: Any) -> Distillation:
+    settings = checked(Distillation, values, "[distillation]")
+    timesteps = schedule.get("timesteps") if isinstance(schedule, Mapping) else None
+    if isinstance(timesteps, int) and settings.teacher_steps > timesteps:
+        raise MedDPMError(
+            f'[distillation]: "teacher_steps" must be at most the {timesteps} timesteps of the schedule,'
+            f" not {settings.teacher_steps}"
+        )
+    if settings.teacher_steps % settings.steps:
+        raise MedDPMError(
+            f'[distillation]: "teacher_steps" must be a multiple of "steps" ({settings.steps}),'
+            f" not {settings.teacher_steps}"
+        )
+    return settings
+
+
+def _stages(values: Any) -> tuple[Stage, ...]:
+    if not isinstance(values, (list, tuple)) or not values:
+        raise MedDPMError("[[stages]] is empty: name at least one grid and its iterations")
+    stages = tuple(checked(Stage, stage, "[[stages]]") for stage in values)
+    for stage in stages:
+        if any(part > whole for part, whole in zip(stage.learnt, stage.size, strict=True)):
+            raise MedDPMError(
+                f'[[stages]]: "patch" {list(stage.learnt)} does not fit into "size" {list(stage.size)}: make it smaller'
+            )
+    return stages
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    """Changes one field of ``values``; whether the result is sound is checked with the rest."""
+    name, equals, written = override.partition("=")
+    name = name.strip()
+    if not equals or not name:
+        raise MedDPMError(f'"{override}" sets nothing: write field=value, as in training.learning_rate=1e-4')
+    try:
+        value = tomllib.loads(f"value = {written}")["value"]
+    except (tomllib.TOMLDecodeError, RecursionError):
+        value = written.strip()  # a text; where none is wanted, the field's rule says what is
+    place: Any = values
+    path = name.split(".")
+    for depth, key in enumerate(path):
+        if isinstance(place, list):
+            found = key.isdecimal() and int(key) < len(place)
+            known, key = f"0 to {len(place) - 1}", int(key) if found else key
+        else:
+            # A field that is not there yet may be one that need not be; what is unknown is refused with the rest.
+            found = isinstance(place, dict) and (key in place or depth == len(path) - 1)
+            known = ", ".join(map(str, place)) if isinstance(place, dict) else "a single value"
+        if not found:
+            raise MedDPMError(
+                f'{override}: there is no "{key}" in {".".join(path[:depth]) or "the recipe"}, but {known}'
+            )
+        if depth < len(path) - 1:
+            place = place[key]
+    place[key] = value
+
+
+def _plain(value: Any) -> Any:
+    """``value`` with lists for tuples, all the way down."""
+    if isinstance(value, Mapping):
+        return {name: _plain(entry) for name, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, (list, tuple)) else value
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested tables by their dotted names; tables in a list count from 0."""
+    leaves = {}
+    pairs = values.items() if isinstance(values, dict) else ((str(n), entry) for n, entry in enumerate(values))
+    for name, value in pairs:
+        nested = isinstance(value, dict) or (isinstance(value, list) and any(isinstance(e, dict) for e in value))
+        leaves.update(_flat(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value})
+    return leaves

@@ -1,0 +1,41 @@
+"""What does a dataset of a label scheme look like?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from MedDPMLib.errors import MedDPMError
+from MedDPMLib.imaging.geometry import Grid
+
+_FOUR_CONTRASTS = ("t1", "t1ce", "t2", "flair")
+
+
+@dataclass(frozen=True)
+class Standard:
+    """The ``grid`` that every case is brought to, and the ``modalities`` that it has, in the order of the channels.
+
+    ``skull_stripped``: images end where the brain ends, so that they tell the rest of the brain.
+    """
+
+    grid: Grid
+    modalities: tuple[str, ...]
+    skull_stripped: bool
+
+
+_BRAIN = Grid(size=(192, 192, 144), spacing=(1.0, 1.0, 1.0), orientation="LPS")
+
+#: By the name of the scheme: the grids and contrasts of the published networks, and those of the bundled models.
+STANDARDS = {
+    "anatomy": Standard(_BRAIN, _FOUR_CONTRASTS, skull_stripped=True),
+    "brats": Standard(_BRAIN, _FOUR_CONTRASTS, skull_stripped=True),
+    "whole-head": Standard(
+        Grid(size=(128, 128, 128), spacing=(1.5, 1.5, 1.5), orientation="RAS"), ("t1",), skull_stripped=False
+    ),
+}
+
+
+def standard(scheme: str) -> Standard:
+    """The dataset's standard for ``scheme``; :class:`MedDPMError` if there is none of this name."""
+    if scheme not in STANDARDS:
+        raise MedDPMError(f'there is no label scheme "{scheme}": use one of {", ".join(STANDARDS)}')
+    return STANDARDS[scheme]

@@ -1,0 +1,120 @@
+"""Which device and which precision? One choice, with its reason, for every command."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from MedDPMLib.errors import MedDPMError
+from MedDPMLib.runtime.allocator import is_own_process
+from MedDPMLib.runtime.host_memory import available_memory
+from MedDPMLib.runtime.numerics import known_fault
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+#: Short names that are common elsewhere.
+_ALIASES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+PRECISIONS = ("auto", *_DTYPES)
+
+#: CPU features that make bfloat16 convolutions faster than float32 ones.
+_CPU_BFLOAT16 = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Where and how a network runs, and why: ``reason`` is a sentence for the log."""
+
+    device: torch.device
+    dtype: torch.dtype
+    reason: str
+
+    @property
+    def precision(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+
+def choose_execution(device: str | torch.device = "auto", precision: str = "auto") -> Execution:
+    """The device ("auto", "cpu", "cuda", "cuda:1", "mps") and precision (one of :data:`PRECISIONS`) to run with.
+
+    "auto" takes a GPU if there is one that computes right, and the fastest precision that the device computes well:
+    :mod:`MedDPMLib.runtime.numerics` tries them out. A precision that is named is tried too, and taken all the same;
+    the reason then says what is wrong. A device that was named and is not there, or a name that does not exist, raises
+    :class:`MedDPMError`.
+    """
+    chosen, why = _choose_device(device)
+    dtype, how = _choose_dtype(chosen, precision)
+    if device == "auto" and chosen.type == "cuda" and dtype == torch.float32:
+        fault = known_fault(chosen, dtype)  # as of a GPU that this PyTorch has no kernels for
+        if fault is not None:
+            chosen, why = torch.device("cpu"), f"on the CPU, because {fault} {why}"
+            dtype, how = _choose_dtype(chosen, precision)
+    return Execution(chosen, dtype, f"{why}; {how}")
+
+
+def _choose_device(device: str | torch.device) -> tuple[torch.device, str]:
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda"), f"on {torch.cuda.get_device_name()}"
+        return torch.device("cpu"), "on the CPU, because PyTorch sees no CUDA device"
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise MedDPMError(f'there is no device "{device}": use auto, cpu, cuda, cuda:1 or mps') from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise MedDPMError(f'the device "{device}" cannot be used, because PyTorch sees no CUDA device: use cpu or auto')
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise MedDPMError(
+            f'the device "{device}" is not there: this machine has {torch.cuda.device_count()} CUDA device(s)'
+        )
+    if chosen.type == "mps" and not torch.backends.mps.is_available():
+        raise MedDPMError(f'the device "{device}" cannot be used, because PyTorch sees no Apple GPU: use cpu or auto')
+    if chosen.type not in ("cpu", "cuda", "mps"):
+        raise MedDPMError(f'the device "{device}" is not supported: use auto, cpu, cuda, cuda:1 or mps')
+    return chosen, f"on {chosen}, as asked"
+
+
+def _choose_dtype(device: torch.device, precision: str) -> tuple[torch.dtype, str]:
+    name = _ALIASES.get(precision, precision)
+    if name in _DTYPES:
+        if device.type == "cpu" and name == "float16":
+            raise MedDPMError("float16 is not computed on the CPU: use bfloat16, float32 or auto")
+        fault = known_fault(device, _DTYPES[name])
+        return _DTYPES[name], f"in {name}, as asked" + (f", although {fault} in it on this device" if fault else "")
+    if name != "auto":
+        raise MedDPMError(f'there is no precision "{precision}": use {", ".join(PRECISIONS)}')
+    faults = []
+    for dtype, why in _fast_dtypes(device):
+        fault = known_fault(device, dtype)
+        if fault is None:
+            return dtype, "; ".join([f"in {str(dtype).removeprefix('torch.')}, {why}", *faults])
+        faults.append(f"not in {str(dtype).removeprefix('torch.')}, because {fault} in it on this device")
+    if faults:
+        return torch.float32, "; ".join(["in float32", *faults])
+    return torch.float32, f"in float32, because this {device.type.upper()} has no fast bfloat16"
+
+
+def _fast_dtypes(device: torch.device) -> list[tuple[torch.dtype, str]]:
+    """The types in which ``device`` is faster than in float32, the best first, each with the reason."""
+    if device.type == "cuda":
+        if torch.cuda.get_device_capability(device) < (8, 0):
+            return [(torch.float16, "because this GPU has no fast bfloat16")]
+        return [(torch.bfloat16, "which this GPU computes fast"), (torch.float16, "which this GPU computes fast")]
+    if device.type == "cpu" and any(getattr(torch.cpu, name, bool)() for name in _CPU_BFLOAT16):
+        return [(torch.bfloat16, "which this CPU computes fast")]
+    return []
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can be taken on ``device`` now."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return available_memory()
+
+
+def held_memory(device: torch.device) -> int:
+    """Bytes on ``device`` that this process has already taken and a run can use: on the CPU only if the process is
+    MedDPM's own, in which there is nothing else."""
+    if device.type == "cuda":
+        return torch.cuda.memory_reserved(device)
+    return psutil.Process().memory_info().rss if is_own_process() else 0

@@ -1,0 +1,177 @@
+"""How long does one iteration take, and how much memory? Measured in a process of its own, whose peak is its own.
+
+``python -m MedDPMLib.train.iteration_cost`` reads a :class:`Job` as JSON from stdin and prints a list of measurements;
+:func:`measure` is the way to call it.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from MedDPMLib.errors import MedDPMError, OutOfMemory
+
+#: What torchrun tells its processes; a process that measures is none of them.
+_LAUNCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to measure: ``recipe`` (its values), one after the other on ``grids`` (i, j, k), the smaller ones first.
+
+    ``plain`` is the same network trained without any of what is done here to be fast or small: float32, contiguous,
+    no fused optimiser. ``compile`` fuses kernels, as :class:`MedDPMLib.train.engine.Engine` does.
+    """
+
+    recipe: dict[str, Any]
+    grids: list[tuple[int, int, int]]
+    batch: int
+    iterations: int
+    device: str
+    precision: str
+    checkpointing: bool
+    plain: bool
+    compile: bool = False
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """``seconds`` of one iteration (the fastest, which other work disturbs least), and the ``peak`` of the memory above
+    what PyTorch itself takes."""
+
+    grid: tuple[int, int, int]
+    seconds: float
+    peak: int
+
+
+def measure(job: Job) -> list[Measurement]:
+    """One measurement for each grid of ``job``. Raises :class:`OutOfMemory` if one does not fit."""
+    environment = {name: value for name, value in os.environ.items() if name not in _LAUNCH}
+    package = str(Path(__file__).parents[2])
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package, environment.get("PYTHONPATH")]))
+    done = subprocess.run(
+        [sys.executable, "-m", "MedDPMLib.train.iteration_cost"],
+        input=json.dumps(asdict(job)),
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["it was killed, as for lack of memory"])[-1]
+        if done.returncode < 0 or "memory" in last:
+            raise OutOfMemory(
+                f"training on {job.grids[-1]} in {job.precision} does not fit into the memory ({last:.150})"
+            )
+        raise MedDPMError(f"the measurement failed: {last:.300}")
+    return [Measurement(tuple(row["grid"]), row["seconds"], row["peak"]) for row in json.loads(done.stdout)]
+
+
+def _run(job: Job) -> list[Measurement]:
+    import torch
+
+    from MedDPMLib.recipes.recipe import recipe_from
+    from MedDPMLib.runtime.allocator import keep_freed_memory
+    from MedDPMLib.runtime.device import choose_execution
+
+    if not job.plain:
+        keep_freed_memory()  # as the command line does
+    execution = choose_execution(job.device, job.precision)
+    stage = {"size": job.grids[-1], "iterations": 1000, "batch": job.batch}
+    changed = {"stages": [stage], "training": {**job.recipe["training"], "accumulate": 1}}
+    recipe = recipe_from({**job.recipe, **changed})
+    device = execution.device
+    before = _resident() if device.type == "cpu" else 0
+    step = _plain_step(recipe, device) if job.plain else _step(recipe, execution, job.checkpointing, job.compile)
+    found = []
+    for grid in job.grids:
+        example = _example(recipe, grid, job.batch, device)
+        seconds = []
+        for _ in range(1 + job.iterations):  # the first one takes longer
+            begun = time.perf_counter()
+            step(example)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds.append(time.perf_counter() - begun)
+        peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _peak_resident() - before
+        found.append(Measurement(grid, min(seconds[1:]), peak))
+    return found
+
+
+def _step(recipe, execution, checkpointing: bool, compile: bool) -> Callable[[Any], object]:
+    from MedDPMLib.train.engine import Engine
+
+    engine = Engine(recipe, execution, checkpointing=checkpointing, compile=compile)
+    return lambda example: engine.step([example])
+
+
+def _plain_step(recipe, device) -> Callable[[Any], object]:
+    import torch
+
+    from MedDPMLib.diffusion.schedule import make_schedule
+    from MedDPMLib.networks import build_network
+    from MedDPMLib.recipes.recipe import recipe_card
+    from MedDPMLib.train.objective import Objective
+
+    network = build_network(recipe_card(recipe).network_description).to(device)
+    average = copy.deepcopy(network).requires_grad_(False)
+    optimiser = torch.optim.Adam(network.parameters(), lr=recipe.training.learning_rate)
+    schedule = make_schedule(**recipe.schedule).to(device)
+    objective = Objective(recipe.training, recipe.prediction, schedule)
+
+    def step(example) -> None:
+        x_t = schedule.add_noise(example.x0, example.t, example.noise)
+        predicted = network(x_t, example.t, example.condition)
+        objective.loss(predicted, example.x0, example.noise, example.t, example.weight).backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        with torch.no_grad():
+            for mean, weight in zip(average.parameters(), network.parameters(), strict=True):
+                mean.lerp_(weight, 1 - recipe.training.ema)
+
+    return step
+
+
+def _example(recipe, grid, batch: int, device):
+    import torch
+
+    from MedDPMLib.recipes.recipe import recipe_card
+    from MedDPMLib.train.examples import Example
+
+    described = recipe_card(recipe).network_description
+    generator = torch.Generator().manual_seed(0)
+    shape = tuple(reversed(grid))
+    x0, noise, condition, weight = (
+        torch.rand((batch, channels, *shape), generator=generator)
+        for channels in (described["image_channels"], described["image_channels"], described["condition_channels"], 1)
+    )
+    t = torch.full((batch,), recipe.schedule["timesteps"] // 2)
+    return Example(x0, noise, condition, t, weight, ("random",)).to(device)
+
+
+def _resident() -> int:
+    import psutil
+
+    return psutil.Process().memory_info().rss
+
+
+def _peak_resident() -> int:
+    if sys.platform == "win32":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+if __name__ == "__main__":
+    print(json.dumps([asdict(found) for found in _run(Job(**json.load(sys.stdin)))]))

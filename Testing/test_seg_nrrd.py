@@ -1,0 +1,179 @@
+"""Segmentations saved by 3D Slicer: the header says what a segment is, not its number."""
+
+from __future__ import annotations
+
+import resource
+
+import numpy as np
+import pytest
+import SimpleITK
+from test_geometry import ALL_ORIENTATIONS, oriented
+from test_masks import BRATS, brain
+
+from MedDPMLib.errors import MedDPMError
+from MedDPMLib.imaging.volume import Volume
+from MedDPMLib.masks.mask import read_mask
+from MedDPMLib.masks.schemes import load_scheme
+from MedDPMLib.masks.seg_nrrd import holds_segments, write_segments
+
+NAMES = {1: "Necrosis", 2: "Oedema", 3: "Enhancing tumour", 4: "Rest of the brain"}
+
+
+def terminology(label):
+    def entry(code):
+        return f"{code.scheme}^{code.value}^{code.meaning}"
+
+    return (
+        "Segmentation.Status:inprogress|TerminologyEntry:Segmentation category and type - DICOM master list"
+        f"~{entry(label.category)}~{entry(label.type)}~^^~Anatomic codes - DICOM master list~^^~^^|"
+    )
+
+
+def save(path, layers, segments, geometry):
+    """As 3D Slicer writes it: one component for each layer, a block of header lines for each segment."""
+    array = np.stack(layers, axis=-1) if len(layers) > 1 else layers[0]
+    image = SimpleITK.GetImageFromArray(array.astype(np.uint8), isVector=len(layers) > 1)
+    lps = np.diag([-1, -1, 1, 1]) @ geometry.ijk_to_ras
+    image.SetSpacing(geometry.spacing.tolist())
+    image.SetDirection((lps[:3, :3] / geometry.spacing).ravel().tolist())
+    image.SetOrigin(lps[:3, 3].tolist())
+    for number, fields in enumerate(segments):
+        for key, value in {"ID": f"Segment_{number + 1}", "Layer": "0", **fields}.items():
+            image.SetMetaData(f"Segment{number}_{key}", str(value))
+    SimpleITK.WriteImage(image, str(path), True)
+    return path
+
+
+@pytest.mark.parametrize("by", ["Name", "Tags"])
+def test_segments_in_any_order_become_the_right_labels(tmp_path, by):
+    volume = brain(orientation="RAS")
+    numbers = {3: 1, 4: 2, 1: 3, 2: 4}  # the label's value: the number that Slicer gave the segment
+    renumbered = np.zeros_like(volume.array)
+    segments = []
+    for value, number in numbers.items():
+        renumbered[volume.array == value] = number
+        label = BRATS.label_by_value(value)
+        named = {"Name": label.name.upper()} if by == "Name" else {"Name": "Segment", "Tags": terminology(label)}
+        segments.append({"LabelValue": number, **named})
+    path = save(tmp_path / "case 7.seg.nrrd", [renumbered], segments, volume.geometry)
+    assert holds_segments(path)
+    mask = read_mask(path, BRATS)
+    np.testing.assert_array_equal(mask.volume.array, volume.array)
+    assert mask.volume.geometry.is_close(volume.geometry) and mask.name == "case 7"
+    assert any("is taken for oedema" in note for note in mask.notes)
+
+
+def test_overlapping_segments_are_merged_by_priority(tmp_path):
+    volume = brain()
+    whole, core = (volume.array > 0).astype(np.uint8), np.isin(volume.array, [1, 3]).astype(np.uint8)
+    tumour = np.isin(volume.array, [1, 2, 3]).astype(np.uint8)
+    segments = [
+        {"Name": "Brain", "LabelValue": 1, "Layer": 0},
+        {"Name": "enhancing", "LabelValue": 1, "Layer": 1},
+        {"Name": "edema", "LabelValue": 1, "Layer": 2},
+    ]
+    path = save(tmp_path / "a.seg.nrrd", [whole, core, tumour], segments, volume.geometry)
+    labels = read_mask(path, BRATS).volume.array
+    np.testing.assert_array_equal(labels, np.where(core, 3, np.where(tumour, 2, np.where(whole, 4, 0))))
+
+
+def test_segments_that_cannot_be_told_are_refused(tmp_path):
+    volume = brain()
+    path = tmp_path / "a.seg.nrrd"
+    named = [{"Name": name, "LabelValue": value} for value, name in NAMES.items()]
+    for segments, match in (
+        ([*named[:3], {"Name": "Segment_4", "LabelValue": 4}], "Segment_4.*rename"),
+        ([*named[:3], {"Name": "edema", "LabelValue": 4}], '"Oedema" and "edema" are both'),
+        ([{**named[0], "Layer": 3}, *named[1:]], "layer"),
+        ([{**named[0], "LabelValue": "one"}, *named[1:]], "damaged"),
+    ):
+        with pytest.raises(MedDPMError, match=match):
+            read_mask(save(path, [volume.array], segments, volume.geometry), BRATS)
+    # An empty segment is nobody's: it may be called anything.
+    empty = {"Name": "Segment_5", "LabelValue": 9}
+    assert read_mask(save(path, [volume.array], [*named, empty], volume.geometry), BRATS).volume.array.any()
+
+
+def test_with_a_numbering_the_values_count(tmp_path):
+    volume = brain()
+    wrong = [{"Name": "Segment", "LabelValue": value} for value in NAMES]
+    path = save(tmp_path / "a.seg.nrrd", [volume.array], wrong, volume.geometry)
+    np.testing.assert_array_equal(read_mask(path, BRATS, numbering="med-ddpm").volume.array, volume.array)
+
+
+def test_plain_nrrd_has_no_segments(tmp_path):
+    volume = brain()
+    path = save(tmp_path / "a.nrrd", [volume.array], [], volume.geometry)
+    assert not holds_segments(path)
+    np.testing.assert_array_equal(read_mask(path, BRATS).volume.array, volume.array)
+
+
+def test_the_anatomys_terminology_survives_a_file(tmp_path):
+    scheme = load_scheme("anatomy")
+    array = np.arange(8 * 8 * 8, dtype=np.uint8).reshape(8, 8, 8) % 22
+    segments = [
+        {"Name": f"Segment_{v}", "LabelValue": v, "Tags": terminology(scheme.label_by_value(v))} for v in scheme.values
+    ]
+    path = save(tmp_path / "a.seg.nrrd", [array], segments, brain(8).geometry)
+    np.testing.assert_array_equal(read_mask(path, scheme).volume.array, array)
+
+
+# Writing ---------------------------------------------------------------------------------------------
+
+ANATOMY = load_scheme("anatomy")
+
+
+def some_structures(geometry) -> Volume:
+    array = np.random.default_rng(0).choice([0, *ANATOMY.values], geometry.shape).astype(np.uint8)
+    return Volume(array, geometry)
+
+
+@pytest.mark.parametrize("orientation", ALL_ORIENTATIONS)
+def test_what_is_written_is_read_back(tmp_path, orientation):
+    labels = some_structures(oriented(orientation, (7, 8, 9), (0.9, 1.1, 2.0)))
+    path = tmp_path / "brain.seg.nrrd"
+    write_segments(path, labels, ANATOMY, description="invented")
+    assert [file.name for file in tmp_path.iterdir()] == ["brain.seg.nrrd"]
+    mask = read_mask(path, ANATOMY)
+    np.testing.assert_array_equal(mask.volume.array, labels.array)
+    assert mask.volume.geometry.is_close(labels.geometry, tolerance=1e-5)
+    assert SimpleITK.ReadImage(str(path)).GetMetaData("Description") == "invented"
+
+
+def test_only_labels_that_are_there_become_segments(tmp_path):
+    geometry = brain(8).geometry
+    array = np.zeros(geometry.shape, np.uint8)
+    path = tmp_path / "brain.seg.nrrd"
+    write_segments(path, Volume(array, geometry), ANATOMY)
+    assert not holds_segments(path)
+    array[2], array[3] = 9, 21
+    write_segments(path, Volume(array, geometry), ANATOMY)
+    image = SimpleITK.ReadImage(str(path))
+    assert [image.GetMetaData(f"Segment{n}_Name") for n in range(2)] == [
+        ANATOMY.label_by_value(v).name for v in (9, 21)
+    ]
+    assert "Segment2_Name" not in image.GetMetaDataKeys()
+    array[4] = 99
+    before = path.read_bytes()
+    with pytest.raises(MedDPMError, match="has no label 99"):
+        write_segments(path, Volume(array, geometry), ANATOMY)
+    assert path.read_bytes() == before
+
+
+def test_another_name_is_refused(tmp_path):
+    with pytest.raises(MedDPMError, match="has to end with .seg.nrrd"):
+        write_segments(tmp_path / "brain.nrrd", some_structures(brain(8).geometry), ANATOMY)
+
+
+@pytest.mark.parametrize("size", [0, 100, 6000, 12_000])
+def test_a_full_disk_leaves_what_was_there(tmp_path, size):
+    path = tmp_path / "brain.seg.nrrd"
+    path.write_text("before")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        with pytest.raises(MedDPMError, match="cannot be written .*free some space"):
+            write_segments(path, some_structures(brain(32).geometry), ANATOMY)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]
