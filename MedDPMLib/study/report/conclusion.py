@@ -22,7 +22,8 @@ class Conclusion:
 
 def conclude(what: str, mean: Estimate, found: Equivalence | None) -> Conclusion:
     """``what`` is "AUC" or "accuracy"; ``found`` is None with one reader."""
-    interval = f"{what} {mean.value:.3f}, 95 % interval {mean.ci[0]:.3f} to {mean.ci[1]:.3f}"
+    low, high = within_scale(mean.ci)
+    interval = f"{what} {mean.value:.3f}, 95 % interval {low:.3f} to {high:.3f}"
     if found is None:
         return Conclusion(
             "undecided",
@@ -54,6 +55,11 @@ def conclude(what: str, mean: Estimate, found: Equivalence | None) -> Conclusion
         f"The study cannot decide ({interval}): it shows neither that readers tell the classes apart nor that they do"
         f" no better than chance within {margin} (equivalence p = {p(found.p)}). More readers or cases are needed.",
     )
+
+
+def within_scale(ci: tuple[float, float]) -> tuple[float, float]:
+    """An interval as it is shown: AUC and accuracy lie between 0 and 1."""
+    return max(0.0, ci[0]), min(1.0, ci[1])
 
 
 def p(value: float) -> str:

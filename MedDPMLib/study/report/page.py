@@ -13,7 +13,7 @@ from MedDPMLib.study.analysis import Analysis
 from MedDPMLib.study.detection import Proportion
 from MedDPMLib.study.mrmc import Estimate
 from MedDPMLib.study.report import plots
-from MedDPMLib.study.report.conclusion import conclude, p
+from MedDPMLib.study.report.conclusion import conclude, p, within_scale
 from MedDPMLib.version import __version__
 
 #: Cases with pictures, most fooling first.
@@ -82,7 +82,8 @@ def _share(found: Proportion) -> str:
 
 
 def _estimate(found: Estimate) -> str:
-    return f"{found.value:.3f} ({found.ci[0]:.3f} to {found.ci[1]:.3f})"
+    low, high = within_scale(found.ci)
+    return f"{found.value:.3f} ({low:.3f} to {high:.3f})"
 
 
 def _number(value, digits: int = 2) -> str:

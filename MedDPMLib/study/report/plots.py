@@ -116,7 +116,9 @@ def heat_map(readings: Readings, points: Sequence[tuple[float, float, float]]) -
             background = mean.take(mean.shape[axis] // 2, axis)[flip]
             shown = density.sum(axis=axis)[flip]
             axes.imshow(background, cmap="gray", interpolation="bilinear")
-            axes.imshow(np.ma.masked_less(shown, 0.05 * shown.max()), cmap="inferno", alpha=0.6)
+            axes.imshow(
+                np.ma.masked_less(shown, 0.15 * shown.max()), cmap="inferno", alpha=0.6, interpolation="bilinear"
+            )
             at = (ijk[:, [0, 1]], ijk[:, [0, 2]], ijk[:, [1, 2]])[axis]
             rows = at[:, 1] if axis == 0 else mean.shape[0] - 1 - at[:, 1]
             axes.plot(at[:, 0], rows, "+", color="#56B4E9", markersize=5, markeredgewidth=0.8)
