@@ -51,12 +51,14 @@ def module(application):
     menu.addAction("Recent: patient_synthetic.nii.gz")
     dock = qt.QDockWidget("Data", window)
     window.addDockWidget(qt.Qt.RightDockWidgetArea, dock)
+    crosshair = slicer.mrmlScene.AddNode(slicer.vtkMRMLCrosshairNode())  # the application's own
     application.moduleManager().load(MODULE)
     slicer.util.selectModule("MedDPMStudy")
     widget = slicer.util.getModuleWidget("MedDPMStudy")
     widget.test_bar, widget.test_action, widget.test_dock = bar, action, dock
     yield widget
     application.moduleManager().unload("MedDPMStudy")
+    slicer.mrmlScene.RemoveNode(crosshair)
     window.removeToolBar(bar)
     bar.deleteLater()
     menu.deleteLater()
@@ -127,16 +129,16 @@ def test_every_button_does_what_its_key_does(module, archive):
     assert not ui.reasonBox.isHidden() and not panel.keys._shortcuts[0].enabled
     ui.reasonText.setPlainText("the vessel ends at 3 o'clock")
     crosshair = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLCrosshairNode")
-    if crosshair is not None:
-        crosshair.SetCrosshairRAS(12.0, -8.0, 4.0)
+    crosshair.SetCrosshairRAS(12.0, -8.0, 4.0)
     ui.markButton.click()
     ui.doneButton.click()
     assert ui.reasonBox.isHidden() and panel.keys._shortcuts[0].enabled
     ui.nextButton.click()
     given = panel.reading.answers.given[0]
-    assert given["reason"].startswith("the vessel") and len(given["point"]) == 3
-    if crosshair is not None:
-        assert given["point"] == [12.0, -8.0, 4.0]
+    assert given["reason"].startswith("the vessel") and given["point"] == [12.0, -8.0, 4.0]
+    press(module, "Up")  # without the mouse: where the slices meet
+    press(module, "M")
+    assert module.panel._point == (0.0, 0.0, 4.0) == tuple(crosshair.GetCrosshairRAS())
 
 
 def test_keys_write_while_a_reason_is_written(module, archive):

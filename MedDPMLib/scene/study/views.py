@@ -166,6 +166,7 @@ class StudyViews:
         identifier = _FIRST_LAYOUT + (0 if three_sides else 10 * columns + len(volumes))
         if not node.IsLayoutDescription(identifier):
             node.AddLayoutDescription(identifier, _description(self._names, three_sides, columns))
+        other = layout.layout != identifier
         layout.setLayout(identifier)
         self._active = 0
         self._link(False)
@@ -178,7 +179,8 @@ class StudyViews:
         self._shown = list(volumes)
         self._orient(_ORIENTATIONS if three_sides else [_ORIENTATIONS[self._orientation]] * len(volumes))
         self._link(True)
-        qt.QTimer.singleShot(0, self._fit)  # the layout gives the views their sizes first
+        if other:
+            qt.QTimer.singleShot(0, self._fit)  # the layout gives the views their sizes first
 
     def _link(self, linked: bool) -> None:
         """Linked, what is done to one view goes to all: not wanted while each gets its own volume."""
@@ -208,7 +210,7 @@ class StudyViews:
         alike = len({widget.mrmlSliceNode().GetOrientation() for widget in widgets}) < 2
         for number, widget in enumerate(widgets):
             annotation = widget.sliceView().cornerAnnotation()
-            text = "" if alike or number != self._active else "\u2195"
+            text = "" if alike or number != self._active else _("arrow keys")
             annotation.SetText(vtk.vtkCornerAnnotation.LowerEdge, text)
             widget.sliceView().scheduleRender()
 
