@@ -99,7 +99,19 @@ def test_figures_of_merit_are_what_leaving_out_each_case_gives(seed):
         said = values > cut
         return ((said & truth).sum() / truth.sum() + (~said & ~truth).sum() / (~truth).sum()) / 2
 
-    for found, value in ((merit.auc(ratings), roc_auc_score), (merit.accuracy(ratings, cut), balanced)):
+    def recall(truth, values):
+        return (values > cut)[truth].mean()
+
+    def reject(truth, values):
+        return (values <= cut)[~truth].mean()
+
+    merits = (
+        (merit.auc(ratings), roc_auc_score),
+        (merit.accuracy(ratings, cut), balanced),
+        (merit.sensitivity(ratings, cut), recall),
+        (merit.specificity(ratings, cut), reject),
+    )
+    for found, value in merits:
         for t, r in np.ndindex(found.value.shape):
             values = ratings.values[t, r]
             assert found.value[t, r] == pytest.approx(value(ratings.truth, values), abs=1e-12)

@@ -32,8 +32,8 @@ from MedDPMLib.imaging.geometry import Grid
 from MedDPMLib.imaging.io import read_volume
 from MedDPMLib.study import blinding
 from MedDPMLib.study.casefile import common_length, compress, write_case
-from MedDPMLib.study.create import CASES, create
-from MedDPMLib.study.definition import STUDY_FILE, Sessions, Tasks, check_readers, read_definition, slug
+from MedDPMLib.study.create import create
+from MedDPMLib.study.definition import CASES, STUDY_FILE, Sessions, Tasks, check_readers, read_definition, slug
 from MedDPMLib.study.order import PAIR, SINGLE, Material, orders
 from MedDPMLib.study.pack import ORDER_FILE, pack, read_task, unpack
 from MedDPMLib.study.sources import collect

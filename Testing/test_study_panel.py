@@ -87,6 +87,10 @@ def answer_by_keys(module) -> None:
     for key in ("Right",) if presentation.kind == PAIR else ("4", "2", "5"):
         press(module, key)
     press(module, "Space")
+    if presentation.training:  # the truth is told over the case; keys change nothing any more
+        assert module.ui.messageLabel.text.startswith("Training. ") and module.panel.views.nodes
+        press(module, "1")
+        press(module, "Space")
 
 
 # The story -------------------------------------------------------------------------------------------
@@ -96,14 +100,12 @@ def test_a_study_from_start_to_end_with_the_keyboard_alone(module, archive, tmp_
     begin(module, archive)
     panel, ui = module.panel, module.ui
     total = len(panel.task.presentations)
-    feedback = []
     for number in range(total):
         assert ui.pages.currentIndex == READING and ui.progressLabel.text.startswith(f"{number + 1} of {total}")
         assert not ui.nextButton.enabled
         answer_by_keys(module)
-        feedback.append(ui.messageLabel.text)
+        assert not ui.messageLabel.text
     assert ui.pages.currentIndex == END and not panel.views.nodes
-    assert all(text.startswith("Training. ") for text in feedback[:2]) and not any(feedback[2:])
     dialogs.reply_with(str(tmp_path / "back"))
     (tmp_path / "back").mkdir()
     ui.exportButton.click()
@@ -133,6 +135,8 @@ def test_every_button_does_what_its_key_does(module, archive):
     ui.markButton.click()
     ui.doneButton.click()
     assert ui.reasonBox.isHidden() and panel.keys._shortcuts[0].enabled
+    ui.nextButton.click()
+    assert "was synthetic" in ui.messageLabel.text or "was real" in ui.messageLabel.text
     ui.nextButton.click()
     given = panel.reading.answers.given[0]
     assert given["reason"].startswith("the vessel") and given["point"] == [12.0, -8.0, 4.0]

@@ -223,6 +223,17 @@ def test_a_full_disk_costs_no_answer(task):
         assert list(reading.answers.given) == [0, 1]
 
 
+def test_reading_needs_no_package_that_slicer_lacks():
+    """Nor does it load one that is there: designing and analyzing do."""
+    code = (
+        "import sys, MedDPMLib.study.reading, MedDPMLib.study.pack;"
+        "print({n.partition('.')[0] for n in sys.modules}"
+        " & {'cryptography', 'pandas', 'scipy', 'sklearn', 'statsmodels', 'torch', 'tomli_w', 'nibabel'})"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert run.stdout.strip() == "set()"
+
+
 # Killed ----------------------------------------------------------------------------------------------
 
 _READER = """

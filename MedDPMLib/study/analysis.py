@@ -15,7 +15,7 @@ from MedDPMLib.study.definition import CUT
 from MedDPMLib.study.detection import Detection, Proportion, detect, proportion
 from MedDPMLib.study.equivalence import Equivalence, two_one_sided_tests
 from MedDPMLib.study.likert import Domain, compare_domains
-from MedDPMLib.study.merit import Merit, accuracy, auc
+from MedDPMLib.study.merit import Merit, accuracy, auc, sensitivity, specificity
 from MedDPMLib.study.mrmc import Estimate, single
 from MedDPMLib.study.mrmc_report import describe, estimate, finite
 from MedDPMLib.study.order import PAIR, SINGLE
@@ -25,13 +25,16 @@ from MedDPMLib.study.table import Ratings, ratings_of
 
 @dataclass(frozen=True, eq=False)
 class Detected:
-    """The task real or synthetic: ratings, MRMC analyses (JSON), and for each model readers and tests."""
+    """The task real or synthetic: ratings, MRMC analyses (JSON), and for each model readers and tests.
+
+    ``means`` are those of AUC, accuracy, sensitivity and specificity over readers; equivalence is of the first two.
+    """
 
     ratings: Ratings
     auc: dict[str, Any]
     accuracy: dict[str, Any]
     readers: dict[str, dict[str, Detection]]
-    means: dict[str, tuple[Estimate, Estimate]]
+    means: dict[str, tuple[Estimate, Estimate, Estimate, Estimate]]
     equivalence: dict[str, tuple[Equivalence, Equivalence] | None]
     agreement: dict[str, Agreement]
 
@@ -125,7 +128,7 @@ def ratings_table(readings: Readings, singles: list[Row]) -> Ratings:
 
 def _detected(readings: Readings, singles: list[Row]) -> Detected:
     ratings = ratings_table(readings, singles)
-    merits = auc(ratings), accuracy(ratings, CUT)
+    merits = auc(ratings), *(merit(ratings, CUT) for merit in (accuracy, sensitivity, specificity))
     margin = readings.definition.margin
     found: dict[str, dict] = {"readers": {}, "means": {}, "equivalence": {}, "agreement": {}}
     for index, model in enumerate(ratings.treatments):
@@ -271,6 +274,9 @@ def _model_json(detected: Detected, model: str) -> dict[str, Any]:
             }
             for name, found in detected.readers[model].items()
         },
+        "mean": dict(
+            zip(("auc", "accuracy", "sensitivity", "specificity"), map(estimate, detected.means[model]), strict=True)
+        ),
         "equivalence": {"auc": asdict(both[0]), "accuracy": asdict(both[1])} if both else None,
         "agreement": {
             "cohen_kappa": [{"readers": list(pair), "kappa": finite(kappa)} for pair, kappa in agreement.pairs.items()],

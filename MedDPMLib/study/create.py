@@ -18,6 +18,8 @@ from MedDPMLib.errors import MedDPMError
 from MedDPMLib.study import blinding
 from MedDPMLib.study.casefile import common_length, compress, write_case
 from MedDPMLib.study.definition import (
+    CASES,
+    READERS,
     Definition,
     Margin,
     Preparation,
@@ -30,7 +32,6 @@ from MedDPMLib.study.definition import (
 from MedDPMLib.study.order import Material, orders
 from MedDPMLib.study.truth import write_truth
 
-CASES, READERS = "cases", "readers"
 #: The source of real cases, where synthetic ones have their model.
 REAL = "real"
 

@@ -15,6 +15,8 @@ from MedDPMLib.runtime.files import written_whole
 
 FORMAT = "meddpm-study/1"
 STUDY_FILE = "study.toml"
+#: Folders of a study: prepared cases, and the order of each reader.
+CASES, READERS = "cases", "readers"
 
 DOMAINS = ("gray-white contrast", "cortex", "ventricles", "tumor", "mass effect", "vessels", "artifacts")
 

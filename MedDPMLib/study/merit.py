@@ -30,18 +30,29 @@ def auc(ratings: Ratings) -> Merit:
     return Merit(total / (many * few), without)
 
 
+def sensitivity(ratings: Ratings, cut: float) -> Merit:
+    """The share of abnormal cases with a rating above ``cut``."""
+    return _share_right(ratings, cut, abnormal=True)
+
+
+def specificity(ratings: Ratings, cut: float) -> Merit:
+    """The share of normal cases with a rating not above ``cut``."""
+    return _share_right(ratings, cut, abnormal=False)
+
+
 def accuracy(ratings: Ratings, cut: float) -> Merit:
-    """The mean of sensitivity and specificity when a rating above ``cut`` is taken as abnormal.
+    """The mean of sensitivity and specificity.
 
     With as many cases of either kind this is the share of right answers; with unequal numbers chance is still 0.5.
     """
-    right = ((ratings.values > cut) == ratings.truth).astype(float)
-    value = np.zeros(right.shape[:2])
-    without = np.zeros(right.shape)
-    for kind in (True, False):
-        of_kind = ratings.truth == kind
-        total, number = right[:, :, of_kind].sum(axis=2), np.count_nonzero(of_kind)
-        value += total / number / 2
-        without += (total / number / 2)[..., None] * ~of_kind
-        without[:, :, of_kind] += (total[..., None] - right[:, :, of_kind]) / (number - 1) / 2
-    return Merit(value, without)
+    first, second = sensitivity(ratings, cut), specificity(ratings, cut)
+    return Merit((first.value + second.value) / 2, (first.without + second.without) / 2)
+
+
+def _share_right(ratings: Ratings, cut: float, abnormal: bool) -> Merit:
+    of_kind = ratings.truth == abnormal
+    right = ((ratings.values[:, :, of_kind] > cut) == abnormal).astype(float)
+    total, number = right.sum(axis=2), np.count_nonzero(of_kind)
+    without = np.repeat((total / number)[..., None], len(of_kind), axis=2)
+    without[:, :, of_kind] = (total[..., None] - right) / (number - 1)
+    return Merit(total / number, without)

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.runtime.files import written_whole
-from MedDPMLib.study.create import CASES, READERS
-from MedDPMLib.study.definition import STUDY_FILE, Definition, read_definition, slug
+from MedDPMLib.study.definition import CASES, READERS, STUDY_FILE, Definition, read_definition, slug
 from MedDPMLib.study.order import Presentation
 
 SUFFIX = ".study.zip"

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.study.answers import read_answers
-from MedDPMLib.study.create import CASES, READERS
-from MedDPMLib.study.definition import CUT, Definition, read_definition, slug
+from MedDPMLib.study.definition import CASES, CUT, READERS, Definition, read_definition, slug
 from MedDPMLib.study.order import PAIR, Presentation
 from MedDPMLib.study.truth import read_truth
 

@@ -33,6 +33,7 @@ class StudyPanel:
         self.views, self.screen = StudyViews(), StudyScreen()
         self.questions = Questions(ui.questionsPlace, self._on_answers)
         self._point: tuple[float, float, float] | None = None
+        self._learning = False  # a training case is answered and its truth shown
         self.keys = Keys(
             {
                 **{str(number): lambda number=number: self.questions.press(number) for number in range(1, 7)},
@@ -123,11 +124,10 @@ class StudyPanel:
             return
         if reading.wait_days() > 0:
             message = _("The next session can begin in {days:.1f} days: the study wants a washout.")
-            reading_days = reading.wait_days()
+            self._show_start(message.format(days=reading.wait_days()))
             reading.close()
-            self._show_start(message.format(days=reading_days))
             return
-        if slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLStorableNode") and _has_data():
+        if _has_data():
             question = _("The scene is closed before a study begins, and what was not saved is lost. Go on?")
             if not slicer.util.confirmOkCancelDisplay(question, _("Reader study")):
                 reading.close()
@@ -142,7 +142,7 @@ class StudyPanel:
 
     # Reading -----------------------------------------------------------------------------------------
 
-    def _show_case(self, feedback: str = "") -> None:
+    def _show_case(self) -> None:
         if self.reading.finished:
             self._show_end()
             return
@@ -152,7 +152,8 @@ class StudyPanel:
         except MedDPMError as error:
             self.leave(str(error))
             return
-        self._point = None
+        self._point, self._learning = None, False
+        self.ui.nextButton.text = _("Space   Lock the answer, next case")
         done, total = self.reading.progress
         self.ui.progressLabel.text = _("{done} of {total}").format(done=done, total=total) + (
             _(" (training)") if presentation.training else ""
@@ -163,18 +164,20 @@ class StudyPanel:
         self.ui.reasonText.setPlainText("")
         self.ui.whyButton.setVisible(self.task.definition.tasks.reason)
         self._show_reason(False)
-        self.ui.messageLabel.text = feedback
+        self.ui.messageLabel.text = ""
         self.ui.keysLabel.text = _(_PAIR_KEYS if presentation.kind == PAIR else _KEYS)
         self.ui.pages.setCurrentIndex(READING)
         self._on_answers()
 
     def _on_answers(self) -> None:
         given = self.questions.given
-        missing = missing_answers(self.task, self.reading.current, given) if self._is_reading() else [""]
-        self.ui.nextButton.enabled = not missing
+        self.ui.nextButton.enabled = not missing_answers(self.task, self.reading.current, given)
 
     def _on_next(self) -> None:
         if not self._is_reading() or not self.ui.nextButton.enabled:
+            return
+        if self._learning:
+            self._show_case()
             return
         presentation = self.reading.current
         given = self.questions.given
@@ -186,13 +189,16 @@ class StudyPanel:
         except MedDPMError as error:
             self.ui.messageLabel.text = str(error)
             return
-        feedback = ""
-        if presentation.training and presentation.answer is not None:
-            feedback = self._feedback(presentation, right)
+        if presentation.training:  # the truth is told while the case is still seen
+            self._learning = True
+            self.questions.lock()
+            self.ui.messageLabel.text = self._feedback(presentation, right)
+            self.ui.nextButton.text = _("Space   Next case")
+            return
         if self.reading.session_is_over:
             self.leave(_("This session is done. Thank you! Open the study again for the next one."))
             return
-        self._show_case(feedback)
+        self._show_case()
         self._look()
 
     def _feedback(self, presentation, right: bool | None) -> str:
@@ -206,12 +212,12 @@ class StudyPanel:
     # Why? --------------------------------------------------------------------------------------------
 
     def _on_why(self) -> None:
-        if self._is_reading() and self.task.definition.tasks.reason:
+        if self._is_answering() and self.task.definition.tasks.reason:
             self._show_reason(True)
             self.ui.reasonText.setFocus()
 
     def _on_mark(self) -> None:
-        if self._is_reading() and self.task.definition.tasks.reason:
+        if self._is_answering() and self.task.definition.tasks.reason:
             self._point = self.views.mark()
             self._show_reason(True)
 
@@ -290,8 +296,11 @@ class StudyPanel:
             self.questions.clear()
         self.screen.leave()
 
+    def _is_answering(self) -> bool:
+        return self._is_reading() and not self._learning
+
     def _is_reading(self) -> bool:
-        return self.reading is not None and self.ui.pages.currentIndex == READING and not self.reading.finished
+        return self.reading is not None and self.ui.pages.currentIndex == READING
 
 
 _KEYS = (

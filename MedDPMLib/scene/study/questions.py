@@ -58,6 +58,13 @@ class Questions:
             widget.deleteLater()
         self._rows, self._titles, self._given, self._names, self._cursor = {}, {}, {}, [], 0
 
+    def lock(self) -> None:
+        """The answers stay to be seen and cannot be changed."""
+        self._names = []
+        for row in self._rows.values():
+            for _value, button in row:
+                button.enabled = False
+
     @property
     def given(self) -> dict[str, Any]:
         """As :meth:`Reading.answer` takes it."""
@@ -79,7 +86,7 @@ class Questions:
 
     def choose_side(self, side: int) -> None:
         """An arrow key: the left or the right one of a pair."""
-        if self._kind == PAIR:
+        if self._kind == PAIR and self._names:
             self._choose(_MAIN, side)
 
     def move(self, questions: int) -> None:

@@ -52,12 +52,14 @@ def render(analysis: Analysis) -> str:
 
 def _model(analysis: Analysis, model: str) -> dict[str, Any]:
     detected, margin = analysis.detected, analysis.readings.definition.margin
-    of_auc, of_accuracy = detected.means[model]
+    of_auc, of_accuracy, of_sensitivity, of_specificity = detected.means[model]
     both = detected.equivalence[model] or (None, None)
     return {
         "name": model,
         "auc": of_auc,
         "accuracy": of_accuracy,
+        "sensitivity": of_sensitivity,
+        "specificity": of_specificity,
         "conclusions": [conclude("AUC", of_auc, both[0]), conclude("accuracy", of_accuracy, both[1])],
         "equivalence": both,
         "readers": detected.readers[model],

@@ -26,11 +26,14 @@ _THUMBNAIL = 128
 
 
 def roc(detections: Mapping[str, Detection], mean_auc: float) -> str:
-    """Each reader's empirical ROC curve."""
+    """Each reader's empirical ROC curve, and the mean of their sensitivities at each rate of false positives."""
     with _figure(4.2, 4.0) as (figure, axes):
         axes.plot((0, 1), (0, 1), color="#999999", linewidth=1, linestyle=":")
         for index, (reader, found) in enumerate(detections.items()):
             axes.plot(*found.roc, marker=".", linewidth=1.2, color=_cycle(index), label=f"{reader}: {found.auc:.2f}")
+        rates = np.linspace(0, 1, 201)
+        mean = np.mean([np.interp(rates, *found.roc) for found in detections.values()], axis=0)
+        axes.plot(np.r_[0, rates], np.r_[0, mean], color="black", linewidth=2)
         axes.set(xlabel="1 - specificity", ylabel="sensitivity", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect=1)
         axes.set_title(f"mean AUC {mean_auc:.3f}", loc="left", fontsize=9)
         axes.legend(frameon=False, fontsize=8, loc="lower right", title="AUC", title_fontsize=8)
