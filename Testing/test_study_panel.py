@@ -4,13 +4,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 from bench import dialogs, start_application
 from bench.fixtures import application  # noqa: F401
-from study_cases import PASSPHRASE, make_study
+from study_cases import PASSPHRASE, make_study, small_plan
 from test_packaging import cmake_list, files
 
 start_application()
@@ -21,6 +22,7 @@ import vtk  # isort: skip
 
 from MedDPMLib.scene.study.panel import END, PAUSE, READING, START
 from MedDPMLib.study.answers import read_answers
+from MedDPMLib.study.create import create
 from MedDPMLib.study.definition import Sessions, Tasks, read_definition
 from MedDPMLib.study.order import PAIR
 from MedDPMLib.study.pack import pack
@@ -142,7 +144,7 @@ def test_every_button_does_what_its_key_does(module, archive):
     assert given["reason"].startswith("the vessel") and given["point"] == [12.0, -8.0, 4.0]
     press(module, "Up")  # without the mouse: where the slices meet
     press(module, "M")
-    assert module.panel._point == (0.0, 0.0, 4.0) == tuple(crosshair.GetCrosshairRAS())
+    assert module.panel._point == (2.0, 2.0, 6.0) == tuple(crosshair.GetCrosshairRAS())  # voxels of 4 mm
 
 
 def test_keys_write_while_a_reason_is_written(module, archive):
@@ -180,13 +182,29 @@ def test_a_pair_is_seen_side_by_side_at_one_height_through_one_window(module, ar
     assert [node.GetName() for node in panel.views.nodes] == ["Left", "Right"]
     press(module, "Up")
     left, right = (widget.mrmlSliceNode() for widget in panel.views._widgets())
-    assert left.GetSliceOffset() == right.GetSliceOffset() != 0
+    assert left.GetSliceOffset() == right.GetSliceOffset() == 6.0
     panel.views.nodes[0].GetDisplayNode().SetWindowLevel(90, 60)
     assert panel.views.nodes[1].GetDisplayNode().GetWindow() == 90
     press(module, "V")
     assert {left.GetOrientation(), right.GetOrientation()} == {"Coronal"}
     press(module, "Left")
     assert panel.questions.given == {"side": 0}
+
+
+def test_contrasts_stand_side_by_side_at_one_height(module, tmp_path):
+    plan = small_plan(tmp_path, real=3, synthetic=3, readers=("Ada",))
+    for cases in (plan.real, plan.synthetic["model"]):
+        for files_ in cases.values():
+            files_["flair"] = files_["t1"]
+    create(tmp_path / "two", dataclasses.replace(plan, contrasts=("t1", "flair")), PASSPHRASE)
+    begin(module, pack(tmp_path / "two", tmp_path)[0])
+    panel = module.panel
+    assert [node.GetName() for node in panel.views.nodes] == ["Case t1", "Case flair"]
+    press(module, "Down")
+    offsets = [widget.mrmlSliceNode().GetSliceOffset() for widget in panel.views._widgets()]
+    assert offsets == [-2.0, -2.0]
+    press(module, "V")
+    assert {widget.mrmlSliceNode().GetOrientation() for widget in panel.views._widgets()} == {"Coronal"}
 
 
 def test_a_pause_covers_the_case_and_stops_the_clock(module, archive):

@@ -68,8 +68,8 @@ def describe(found: Expectation, readers: int, synthetic: int, real: int, margin
             ways.append(f"{found.cases_needed} cases of each kind")
         if found.readers_needed:
             ways.append(f"{found.readers_needed} readers")
-        ways.append("a wider margin")
-        lines.append(
-            f"for 80 % it takes {', '.join(ways[:-1])} or {ways[-1]}" if len(ways) > 1 else f"it takes {ways[0]}"
-        )
+        if ways:
+            lines.append(f"for 80 % it takes {' or '.join(ways)}, or a wider margin")
+        else:
+            lines.append("for 80 % it takes more readers and more cases together, or a wider margin")
     return lines

@@ -197,7 +197,8 @@ class StudyViews:
         for widget in self._widgets():
             if self._nodes:
                 widget.sliceLogic().FitSliceToBackground()
-                widget.mrmlSliceNode().SetSliceOffset(0.0)  # every brain lies around the origin
+                # Every brain lies around the origin, which is a corner of voxels: slices go through their middles.
+                widget.mrmlSliceNode().SetSliceOffset(self._nodes[0].GetSpacing()[0] / 2)
         self._show_active()
 
     def _widgets(self) -> list:
@@ -248,7 +249,7 @@ class StudyViews:
         self._observed.append((node, node.AddObserver(vtk.vtkCommand.ModifiedEvent, do)))
 
     def _on_slice(self, node, event=None) -> None:
-        number = round(node.GetSliceOffset() / self._nodes[0].GetSpacing()[0])
+        number = round(node.GetSliceOffset() / self._nodes[0].GetSpacing()[0] - 0.5)
         self._watched.saw(f"{node.GetLayoutName()} {node.GetOrientation()}", number)
         self._keep_together(node)
 
