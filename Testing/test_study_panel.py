@@ -51,13 +51,14 @@ def module(application):
     action = bar.addAction("Volumes")
     menu = window.menuBar().addMenu("File")
     menu.addAction("Recent: patient_synthetic.nii.gz")
+    shortcut = qt.QShortcut(qt.QKeySequence("Ctrl+3"), window)  # another module's
     dock = qt.QDockWidget("Data", window)
     window.addDockWidget(qt.Qt.RightDockWidgetArea, dock)
     crosshair = slicer.mrmlScene.AddNode(slicer.vtkMRMLCrosshairNode())  # the application's own
     application.moduleManager().load(MODULE)
     slicer.util.selectModule("MedDPMStudy")
     widget = slicer.util.getModuleWidget("MedDPMStudy")
-    widget.test_bar, widget.test_action, widget.test_dock = bar, action, dock
+    widget.test_bar, widget.test_action, widget.test_dock, widget.test_shortcut = bar, action, dock, shortcut
     yield widget
     application.moduleManager().unload("MedDPMStudy")
     slicer.mrmlScene.RemoveNode(crosshair)
@@ -65,6 +66,7 @@ def module(application):
     bar.deleteLater()
     menu.deleteLater()
     dock.deleteLater()
+    shortcut.deleteLater()
     window.resize(1420, 900)
 
 
@@ -297,7 +299,7 @@ def test_only_the_study_can_be_reached_and_leaving_asks(module, archive):
     begin(module, archive)
     assert module.test_bar.isHidden() and window.menuBar().isHidden() and module.test_dock.isHidden()
     assert not [action for action in window.findChildren(qt.QAction) if action.enabled and action.text == "Volumes"]
-    assert not module.test_action.enabled
+    assert not module.test_action.enabled and not module.test_shortcut.enabled
     nodes = slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")
     assert nodes and all(node.GetHideFromEditors() and not node.GetSaveWithScene() for node in nodes)
     press(module, "5")
@@ -307,6 +309,7 @@ def test_only_the_study_can_be_reached_and_leaving_asks(module, archive):
     module.ui.leaveButton.click()
     assert module.ui.pages.currentIndex == START and "Leave the study" in dialogs.shown[-1].text
     assert not module.test_bar.isHidden() and not window.menuBar().isHidden() and module.test_action.enabled
+    assert module.test_shortcut.enabled
     assert not slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode") and not module.panel.keys._shortcuts
     begin(module, archive)  # the open case is asked again
     assert module.panel.reading.current.number == 0

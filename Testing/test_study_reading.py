@@ -19,7 +19,8 @@ from MedDPMLib.study.answers import ANSWERS_FILE, Answers, read_answers
 from MedDPMLib.study.definition import Sessions, Tasks
 from MedDPMLib.study.reading import Reading
 
-ROOT = Path(__file__).parents[1]
+#: Where the package lies that is tested, whether or not it is installed.
+ROOT = Path(sys.modules["MedDPMLib"].__file__).parents[1]
 
 
 @pytest.fixture(scope="module")

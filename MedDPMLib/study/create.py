@@ -232,5 +232,5 @@ def _notes(sources: Mapping[str, Source], widths: Mapping[str, float], form: bli
     )
     note = f"the finest texture is {real:.2f} mm wide in real, {synthetic:.2f} mm in synthetic cases (median)"
     if max(real, synthetic) > 1.1 * min(real, synthetic):
-        note += ": sharpness alone may tell them apart; if that is not the question, use --smoothing"
+        note += ": sharpness alone may tell them apart; if that is not the question, smooth all cases alike"
     return [*notes, note]

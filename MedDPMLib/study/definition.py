@@ -116,7 +116,7 @@ class Definition:
 def check_readers(readers: tuple[str, ...]) -> None:
     """Raises :class:`MedDPMError` unless each name, as a file's, is there and unlike the others."""
     if not readers:
-        raise MedDPMError("a study needs at least one reader: name them with --reader")
+        raise MedDPMError("a study needs at least one reader: name one")
     slugs = [slug(reader) for reader in readers]
     for reader, short in zip(readers, slugs, strict=True):
         if not short:

@@ -93,7 +93,9 @@ def ratings_of(rows: Iterable[Mapping[str, str]], source: str, first_line: int =
     if left_out:
         notes = (f"left out, because not every reader rated them: {', '.join(left_out)}",)
     if not cases:
-        raise MedDPMError(f"{source}: no case was rated by every reader under every treatment")
+        raise MedDPMError(
+            f"{source}: no case was rated by every reader under every treatment: leave out readers who stopped early"
+        )
     values = np.array([[[ratings[t, r, c] for c in cases] for r in readers] for t in treatments])
     return Ratings(values, np.array([truths[c] for c in cases]), treatments, readers, tuple(cases), notes)
 

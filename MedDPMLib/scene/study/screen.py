@@ -31,7 +31,7 @@ class StudyScreen:
             if not widget.isHidden():
                 self._hidden.append(widget)
                 widget.hide()
-        for action in window.findChildren(qt.QAction):
+        for action in [*window.findChildren(qt.QAction), *window.findChildren(qt.QShortcut)]:
             if action.enabled:
                 self._disabled.append(action)
                 action.enabled = False
