@@ -32,7 +32,9 @@ def collect(source: Path, contrasts: Sequence[str]) -> dict[str, dict[str, Path]
                 f"{source}: the case {case} has no volume of {', '.join(missing)}: every case needs the same contrasts"
             )
     if not found:
-        raise MedDPMError(f"{source} holds no volume of {', '.join(contrasts)}: check the folder and how files name their contrast")
+        raise MedDPMError(
+            f"{source} holds no volume of {', '.join(contrasts)}: check the folder and how files name their contrast"
+        )
     return dict(sorted(found.items()))
 
 
