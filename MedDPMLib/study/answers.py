@@ -61,7 +61,7 @@ class Answers:
             self._connection.execute("PRAGMA synchronous = FULL")
             self._connection.executescript(_SCHEMA)
             self._check_whose(study, reader)
-            self._given = {row["presentation"]: row for row in read_answers(self.path, self._connection)[1]}
+            self._given = {row["presentation"]: row for row in _read(self._connection, self.path)[1]}
         except sqlite3.Error as error:
             self.close()
             raise _explained(error, self.path) from error
@@ -140,25 +140,31 @@ class Answers:
             raise MedDPMError(f"{self.path} holds the answers to another study, or of another reader: move it away")
 
 
-def read_answers(path: Path, connection: sqlite3.Connection | None = None) -> tuple[dict[str, str], list[dict]]:
+def read_answers(path: Path) -> tuple[dict[str, str], list[dict]]:
     """(whose answers they are, the answers in the order given). Raises :class:`MedDPMError` if a row was changed."""
     path = Path(path)
-    if connection is None:
-        if not path.is_file():
-            raise MedDPMError(f"{path} does not exist: give the files that readers sent back")
-        try:
-            with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
-                return read_answers(path, connection)
-        except sqlite3.Error as error:
-            raise _explained(error, path) from error
-    whose = dict(connection.execute("SELECT key, value FROM study"))
+    if not path.is_file():
+        raise MedDPMError(f"{path} does not exist: give the files that readers sent back")
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+            return _read(connection, path)
+    except sqlite3.Error as error:
+        raise _explained(error, path) from error
+
+
+def _read(connection: sqlite3.Connection, path: Path) -> tuple[dict[str, str], list[dict]]:
     found, seal = [], ""
-    for presentation, text, stored in connection.execute("SELECT presentation, given, seal FROM answers ORDER BY id"):
-        seal = _seal(seal, text)
-        answer = json.loads(text)
-        if seal != stored or answer["presentation"] != presentation:
-            raise MedDPMError(f"{path}: the answer to presentation {presentation} was changed with another program")
-        found.append(answer)
+    try:
+        whose = dict(connection.execute("SELECT key, value FROM study"))
+        rows = connection.execute("SELECT presentation, given, seal FROM answers ORDER BY id")
+        for presentation, text, stored in rows:
+            seal = _seal(seal, text)
+            answer = json.loads(text)
+            if seal != stored or answer["presentation"] != presentation:
+                raise MedDPMError(f"{path}: the answer to presentation {presentation} was changed with another program")
+            found.append(answer)
+    except (UnicodeDecodeError, TypeError, KeyError, json.JSONDecodeError) as error:
+        raise MedDPMError(f"{path}: an answer was changed with another program ({error})") from error
     return whose, found
 
 
