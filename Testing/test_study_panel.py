@@ -226,6 +226,41 @@ def test_a_pause_covers_the_case_and_stops_the_clock(module, archive):
     assert panel.questions.given == {"rating": 4}
 
 
+def test_a_session_ends_and_the_next_one_waits_for_its_washout(module, tmp_path):
+    sessions = Sessions(length=3, washout_days=2, training=0, repeats=0)
+    study = make_study(tmp_path, real=3, synthetic=3, readers=("Ada",), sessions=sessions)
+    begin(module, pack(study, tmp_path)[0])
+    for _ in range(3):
+        press(module, "4")
+        press(module, "Space")
+    assert module.ui.pages.currentIndex == START and "session is done" in module.ui.startMessage.text
+    assert not module.panel.screen.entered
+    module.ui.beginButton.click()
+    assert module.panel.reading is None and "in 2.0 days" in module.ui.startMessage.text
+
+
+def test_after_a_while_a_break_is_suggested(module, archive):
+    begin(module, archive)
+    module.panel._look()
+    assert not module.ui.messageLabel.text
+    module.panel.reading.work._gone = 21 * 60
+    module.panel._look()
+    assert "break" in module.ui.messageLabel.text
+    press(module, "P")
+    module.ui.resumeButton.click()
+    assert not module.ui.messageLabel.text and not module.panel.reading.break_is_due()
+
+
+def test_scripts_read_without_the_screen_and_the_self_test_passes(module, archive):
+    import MedDPMStudy
+
+    with MedDPMStudy.MedDPMStudyLogic().openStudy(archive) as reading:
+        reading.show()
+        reading.answer({"rating": 4, "scores": {"cortex": 1, "vessels": 2}})
+        assert reading.progress[0] == 2
+    slicer.modules.MedDPMStudyInstance.runTest()
+
+
 # Nothing tells, nothing else is reached ---------------------------------------------------------------
 
 
