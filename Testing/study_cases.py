@@ -19,8 +19,9 @@ SHAPE = (30, 36, 32)
 SPACING = 4.0
 
 
-def brain(seed: int) -> np.ndarray:
-    """A brain of ``SHAPE`` (k, j, i) with its own outline and texture, as whole numbers up to 400, background 0."""
+def brain(seed: int, fine: bool = False) -> np.ndarray:
+    """A brain of ``SHAPE`` (k, j, i) with its own outline and texture, background 0: whole numbers up to 400, or
+    ``fine``, as no scanner stores them."""
     rng = np.random.default_rng(seed)
     kji = np.indices(SHAPE) - (np.array(SHAPE)[:, None, None, None] - 1) / 2
     radii = np.array((11, 13, 10.5)) * rng.uniform(0.9, 1.05, 3)
@@ -28,7 +29,8 @@ def brain(seed: int) -> np.ndarray:
     inside = np.sqrt(((kji / radii[:, None, None, None]) ** 2).sum(axis=0)) < 1 + 0.02 * wobble
     texture = ndimage.gaussian_filter(rng.standard_normal(SHAPE), 1.0)
     gray = 220 + 50 * texture / texture.std() + 40 * np.sin(kji[1] / 3)
-    return np.where(inside, np.clip(np.rint(gray), 60, 400), 0).astype(np.int16)
+    gray = np.where(inside, np.clip(gray, 60, 400), 0)
+    return gray if fine else np.rint(gray).astype(np.int16)
 
 
 def affine(axes: str = "RAS", origin=(0.0, 0.0, 0.0), spacing: float = SPACING) -> np.ndarray:

@@ -93,6 +93,12 @@ def test_one_image_of_either_class_makes_two_files_of_the_same_bytes_in_a_study(
     assert len({path.read_bytes() for path in files}) == 11
 
 
+def ripple(histogram: np.ndarray, width: int) -> float:
+    """How much counts differ from the mean of their neighbours."""
+    smooth = np.convolve(histogram, np.ones(width) / width, "same")
+    return float(np.median(np.abs(histogram - smooth)[10:-10] / np.maximum(smooth, 1)[10:-10]))
+
+
 def features(task, number: int) -> np.ndarray:
     """Everything about a case that a reader's computer could find without looking at the anatomy."""
     definition = task.definition
@@ -107,7 +113,7 @@ def features(task, number: int) -> np.ndarray:
             [len(raw), path.stat().st_mtime, len(np.unique(array)), (histogram == 0).sum()],
             list(raw[:300]),
             [histogram[0::2].sum() / histogram.sum(), histogram[0::3].sum() / histogram.sum()],  # combs
-            np.diff(histogram.astype(float)).std(keepdims=True) / histogram.mean(),
+            [ripple(histogram, width) for width in (3, 5, 9)],
             histogram[[0, 1, 2, -3, -2, -1]] / histogram.sum(),
             [faces.max(), faces.mean(), (array == 0).mean()],
             [next(one.number for one in shown if one.cases == (case,)), int(case[0], 16), int(case[-1], 16)],
@@ -131,7 +137,13 @@ def test_a_classifier_learns_nothing_from_what_is_not_anatomy(tmp_path, monkeypa
     names = np.random.default_rng(8)
     monkeypatch.setattr(secrets, "token_hex", lambda n: names.bytes(n).hex())
     monkeypatch.setattr(secrets.SystemRandom, "shuffle", lambda self, items: names.shuffle(items))
-    study = make_study(tmp_path, real=24, synthetic=24, readers=("Ada",), sessions=Sessions(training=0, repeats=0))
+    plan = small_plan(tmp_path, real=24, synthetic=24, readers=("Ada",), sessions=Sessions(training=0, repeats=0))
+    for seed, files in enumerate(plan.real.values()):  # in few levels, and rescaled between whole numbers
+        write_real(files["t1"], np.rint(np.rint(brain(seed, fine=True) / 2.3) * 1.37).astype(np.int16))
+    for seed, files in enumerate(plan.synthetic["model"].values()):
+        write_synthetic(files["t1"], brain(100 + seed, fine=True))
+    create(tmp_path / "study", plan, PASSPHRASE)
+    study = tmp_path / "study"
     task = hand_out(study, tmp_path / "out")[0]
     truth_of = read_truth(study, PASSPHRASE, task.definition.hash)["cases"]
     cases = sorted(truth_of)
@@ -150,19 +162,16 @@ def test_a_classifier_learns_nothing_from_what_is_not_anatomy(tmp_path, monkeypa
 
 def test_coarse_gray_levels_leave_no_gaps(tmp_path):
     """An image of 85 levels beside one of floats: the histogram has no comb."""
-    coarse = write_real(tmp_path / "a.nii.gz", (brain(1) // 3).astype(np.int16))
-    fine = brain(2) + np.where(brain(2) > 0, np.random.default_rng(0).random(brain(2).shape), 0)
-    nibabel.save(nibabel.Nifti1Image(fine.astype(np.float32).T, affine()), tmp_path / "b.nii.gz")
-    (first, second), form = prepared(tmp_path / "a.nii.gz", tmp_path / "b.nii.gz")
-    assert form.step > 1 / 110
+    write_real(tmp_path / "a.nii.gz", (brain(1) // 3).astype(np.int16))
+    write_synthetic(tmp_path / "b.nii.gz", brain(2, fine=True))
+    (first, second), _ = prepared(tmp_path / "a.nii.gz", tmp_path / "b.nii.gz")
+    ripples = [ripple(np.bincount(one[one > 0], minlength=256), 5) for one in (first, second)]
+    assert max(ripples) < 0.05
     gaps = [np.count_nonzero(np.bincount(one.ravel(), minlength=256)[20:200] == 0) for one in (first, second)]
     assert gaps == [0, 0]
-    del coarse
+    coarser = write_real(tmp_path / "c.nii.gz", (brain(1) // 60).astype(np.int16))
     with pytest.raises(MedDPMError, match="gray levels"):
-        prepared(
-            write_real(tmp_path / "c.nii.gz", (brain(1) // 60).astype(np.int16)), fine_path := tmp_path / "b.nii.gz"
-        )
-    assert fine_path.is_file()
+        prepared(coarser, tmp_path / "b.nii.gz")
 
 
 def test_noise_in_a_synthetic_background_becomes_exactly_nothing(tmp_path):

@@ -2,8 +2,8 @@
 
 The steps are the same for all cases and look at nothing but the voxels: one orientation and spacing, the brain in the
 middle, the background exactly 0 outside a brain area found by one rule, intensities between the same percentiles on the
-same levels. Files that hold the same image in other numbers (integers with a slope, floats in [-1, 1], another
-orientation or origin) leave as the same bytes.
+same levels, with histograms that tell nothing of the levels before. Files that hold the same image in other numbers
+(integers with a slope, floats in [-1, 1], another orientation or origin) leave as the same bytes.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ ORIENTATION = "LPS"
 _PERCENTILES = (0.5, 99.5)
 #: A voxel belongs to the brain if it differs from the background by more than this part of the bright voxels' distance.
 _BRAIN_THRESHOLD = 0.05
+#: Ripples of a histogram that are this part of all levels apart, or closer, are smoothed away.
+_RIPPLE = 1 / 64
 #: Voxels around the largest brain.
 _RIM = 4
 #: Integers of more steps than these are taken for floats.
@@ -52,12 +54,11 @@ class Canonical:
 
 @dataclass(frozen=True)
 class Form:
-    """What all prepared cases have in common; ``step`` is the coarsest step between gray levels of any case."""
+    """What all prepared cases have in common."""
 
     grid: Grid
     levels: int
     smoothing: float
-    step: float
 
 
 def canonical(path: Path) -> Canonical:
@@ -81,18 +82,17 @@ def common_form(
 ) -> Form:
     """The :class:`Form` for ``cases`` (case -> contrast -> file): a grid that holds the largest brain, at the coarsest
     spacing of any case (unless ``spacing`` says another), so that none is made finer than it was."""
-    extents, coarsest, step = np.zeros(3), 0.0, 0.0
+    extents, coarsest = np.zeros(3), 0.0
     for name, files in cases.items():
         contrasts = _read_case(name, files)
         brain = np.logical_or.reduce([one.brain for one in contrasts.values()])
         first = next(iter(contrasts.values()))
         extents = np.maximum(extents, np.abs(first.directions) @ (_extent(brain) * first.spacing))
         coarsest = max(coarsest, float(first.spacing.max()))
-        step = max(step, *(one.step for one in contrasts.values()))
         advance(name)
     side = spacing or float(f"{coarsest:.4g}")
     size = np.ceil(extents / side).astype(int) + 2 * _RIM
-    return Form(Grid(tuple(int(n + n % 2) for n in size), (side,) * 3, ORIENTATION), levels, smoothing, step)
+    return Form(Grid(tuple(int(n + n % 2) for n in size), (side,) * 3, ORIENTATION), levels, smoothing)
 
 
 def prepare(name: str, files: Mapping[str, Path], form: Form) -> dict[str, np.ndarray]:
@@ -100,7 +100,7 @@ def prepare(name: str, files: Mapping[str, Path], form: Form) -> dict[str, np.nd
     contrasts = _read_case(name, files)
     brain = np.logical_or.reduce([one.brain for one in contrasts.values()])
     return {
-        contrast: _leveled(*_placed(one, brain, form), form, f"{name}, {contrast}")
+        contrast: _leveled(*_placed(one, brain, form), one.step, form, f"{name}, {contrast}")
         for contrast, one in contrasts.items()
     }
 
@@ -232,18 +232,33 @@ def _cut(array: np.ndarray, first: np.ndarray, shape: tuple[int, ...]) -> np.nda
     return result
 
 
-def _leveled(image: np.ndarray, brain: np.ndarray, form: Form, name: str) -> np.ndarray:
+def _leveled(image: np.ndarray, brain: np.ndarray, step: float, form: Form, name: str) -> np.ndarray:
+    """Gray levels whose histogram is the image's own, smoothed.
+
+    Images that were stored in few levels, or rescaled between whole numbers, have gaps and ripples in their histogram,
+    whatever they show. So values within a ``step`` of the image are put in random order (drawn from the image itself:
+    the same image gets the same), and ranks become levels so that their counts follow the smoothed histogram.
+    """
+    from scipy import ndimage
+
     if form.smoothing:
         image = _smoothed(image, brain, form)
+    if image.dtype.kind == "f":  # resampled, smoothed or continuous from the start
+        step = 0.0
     low, high = _range(image[brain], name)
-    share = (image.astype(np.float64) - low) / (high - low)
-    if form.step:
-        # Coarse gray levels would show as gaps in the histogram: all cases get the same little noise, which is drawn
-        # from the image itself, so that the same image gets the same.
-        seed = np.frombuffer(hashlib.sha256(np.ascontiguousarray(share.astype(np.float32))).digest(), np.uint32)
-        share += form.step * (np.random.default_rng(seed).random(share.shape) - 0.5)
-    level = 1 + np.floor(np.clip(share, 0, 1) * (form.levels - 2) + 0.5)
-    return np.where(brain, level, 0).astype(np.uint8)
+    share = (image[brain].astype(np.float64) - low) / (high - low)
+    if step:
+        seed = np.frombuffer(hashlib.sha256(share.astype(np.float32)).digest(), np.uint32)
+        share += step * (np.random.default_rng(seed).random(share.shape) - 0.5)
+    levels = np.floor(np.clip(share, 0, 1) * (form.levels - 2) + 0.5).astype(np.intp)
+    counts = np.bincount(levels, minlength=form.levels - 1).astype(np.float64)
+    smooth = ndimage.gaussian_filter1d(counts, _RIPPLE * form.levels, mode="nearest")
+    limits = np.cumsum(smooth) * (len(share) / smooth.sum())
+    ranks = np.empty(len(share))
+    ranks[np.argsort(share, kind="stable")] = np.arange(len(share)) + 0.5
+    result = np.zeros(image.shape, np.uint8)
+    result[brain] = 1 + np.minimum(np.searchsorted(limits, ranks), form.levels - 2)
+    return result
 
 
 def _smoothed(image: np.ndarray, brain: np.ndarray, form: Form) -> np.ndarray:
