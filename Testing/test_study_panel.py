@@ -5,97 +5,23 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 import pytest
-from bench import dialogs, start_application
-from bench.fixtures import application  # noqa: F401
+from bench import dialogs
+from bench.study_driver import MODULE, answer_by_keys, application, archive, begin, module, press, study  # noqa: F401
 from study_cases import PASSPHRASE, make_study, small_plan
 from test_packaging import cmake_list, files
 
-start_application()
-
 import qt  # isort: skip
 import slicer  # isort: skip
-import vtk  # isort: skip
 
 from MedDPMLib.scene.study.panel import END, PAUSE, READING, START
 from MedDPMLib.study.answers import read_answers
 from MedDPMLib.study.create import create
-from MedDPMLib.study.definition import Sessions, Tasks, read_definition
+from MedDPMLib.study.definition import Sessions
 from MedDPMLib.study.order import PAIR
 from MedDPMLib.study.pack import pack
-from MedDPMLib.study.truth import read_truth
-
-MODULE = Path(__file__).parents[1] / "MedDPMStudy" / "MedDPMStudy.py"
-
-
-@pytest.fixture(scope="module")
-def study(tmp_path_factory):
-    tasks = Tasks(True, True, ("cortex", "vessels"))
-    return make_study(tmp_path_factory.mktemp("study"), tasks=tasks, sessions=Sessions(length=40, training=2))
-
-
-@pytest.fixture
-def archive(study, tmp_path):
-    return pack(study, tmp_path)[0]
-
-
-@pytest.fixture
-def module(application):
-    """The module's panel on an empty scene, in a main window of 1280 x 800 with tool bars, a menu and a panel."""
-    window = application.mainWindow()
-    window.resize(1280, 800)
-    bar = window.addToolBar("Modules")
-    action = bar.addAction("Volumes")
-    menu = window.menuBar().addMenu("File")
-    menu.addAction("Recent: patient_synthetic.nii.gz")
-    shortcut = qt.QShortcut(qt.QKeySequence("Ctrl+3"), window)  # another module's
-    dock = qt.QDockWidget("Data", window)
-    window.addDockWidget(qt.Qt.RightDockWidgetArea, dock)
-    crosshair = slicer.mrmlScene.AddNode(slicer.vtkMRMLCrosshairNode())  # the application's own
-    application.moduleManager().load(MODULE)
-    slicer.util.selectModule("MedDPMStudy")
-    widget = slicer.util.getModuleWidget("MedDPMStudy")
-    widget.test_bar, widget.test_action, widget.test_dock, widget.test_shortcut = bar, action, dock, shortcut
-    yield widget
-    application.moduleManager().unload("MedDPMStudy")
-    slicer.mrmlScene.RemoveNode(crosshair)
-    window.removeToolBar(bar)
-    bar.deleteLater()
-    menu.deleteLater()
-    dock.deleteLater()
-    shortcut.deleteLater()
-    window.resize(1420, 900)
-
-
-def press(module, key: str) -> None:
-    """A key: what its shortcut does while it is on."""
-    keys = module.panel.keys
-    shortcut = dict(zip(keys._actions, keys._shortcuts, strict=True))[key]
-    if shortcut.enabled:
-        shortcut.activated.emit()
-    slicer.app.processEvents()
-
-
-def begin(module, archive) -> None:
-    module.panel.open(archive)
-    assert module.ui.beginButton.enabled, module.ui.startMessage.text
-    module.ui.beginButton.click()
-    slicer.app.processEvents()
-
-
-def answer_by_keys(module) -> None:
-    presentation = module.panel.reading.current
-    for key in ("Right",) if presentation.kind == PAIR else ("4", "2", "5"):
-        press(module, key)
-    press(module, "Space")
-    if presentation.training:  # the truth is told over the case; keys change nothing any more
-        assert module.ui.messageLabel.text.startswith("Training. ") and module.panel.views.nodes
-        press(module, "1")
-        press(module, "Space")
-
 
 # The story -------------------------------------------------------------------------------------------
 
@@ -261,93 +187,7 @@ def test_scripts_read_without_the_screen_and_the_self_test_passes(module, archiv
     slicer.modules.MedDPMStudyInstance.runTest()
 
 
-# Nothing tells, nothing else is reached ---------------------------------------------------------------
-
-
-def everything_that_is_readable() -> str:
-    """All text of the application: scene, subject hierarchy, window, widgets, actions, settings, corners."""
-    words = []
-    scene = slicer.mrmlScene
-    for index in range(scene.GetNumberOfNodes()):
-        node = scene.GetNthNode(index)
-        words += [node.GetName(), node.GetID(), node.GetDescription() or "", node.GetSingletonTag() or ""]
-        words += [f"{name} {node.GetAttribute(name)}" for name in node.GetAttributeNames()]
-        if node.IsA("vtkMRMLStorageNode"):
-            words.append(node.GetFileName() or "")
-        if node.IsA("vtkMRMLStorableNode") and node.GetStorageNode() is not None:
-            words.append(node.GetStorageNode().GetFileName() or "")
-    hierarchy = scene.GetSubjectHierarchyNode()
-    if hierarchy is not None:
-        items = vtk.vtkIdList()
-        hierarchy.GetItemChildren(hierarchy.GetSceneItemID(), items, True)
-        words += [hierarchy.GetItemName(items.GetId(n)) for n in range(items.GetNumberOfIds())]
-    words.append(scene.GetURL() or "")
-    window = slicer.util.mainWindow()
-    for widget in [window, *window.findChildren(qt.QWidget)]:
-        for name in ("windowTitle", "text", "toolTip", "statusTip", "accessibleName", "title"):
-            value = getattr(widget, name, "")
-            words.append(value if isinstance(value, str) else "")
-    settings = qt.QSettings()
-    words += [f"{key} {settings.value(key)}" for key in settings.allKeys()]
-    layout = slicer.app.layoutManager()
-    for name in layout.sliceViewNames():
-        annotation = layout.sliceWidget(name).sliceView().cornerAnnotation()
-        words += [annotation.GetText(corner) or "" for corner in range(8)]
-    return "\n".join(words)
-
-
-def test_nothing_that_can_be_read_gives_the_truth_away(module, archive, study):
-    truth = read_truth(study, PASSPHRASE, read_definition(study).hash)["cases"]
-    begin(module, archive)
-    panel = module.panel
-    told: dict[int, set[str]] = {0: set(), 1: set()}
-    while panel.reading.current.kind != PAIR:
-        presentation = panel.reading.current
-        case = presentation.cases[0]
-        shown = everything_that_is_readable()
-        for secret in (case, truth[case]["name"], "SYNTHETIC", ".nii", str(panel.task.folder), "truth", "model"):
-            assert secret not in shown.replace("Recent: patient_synthetic.nii.gz", ""), secret
-        if (
-            not module.ui.messageLabel.text and not presentation.training
-        ):  # the feedback of training tells the answer, to the case before
-            # Numbers go: the progress, and what VTK and the layout count on.
-            plain = "".join(letter for letter in shown if not letter.isdigit())
-            told[truth[case]["synthetic"]].add(frozenset(plain.splitlines()))
-        answer_by_keys(module)
-    assert told[0] and told[0] == told[1]  # the same words for both classes
-
-
-def test_voxel_values_of_both_classes_lie_on_the_same_levels(module, archive, study):
-    truth = read_truth(study, PASSPHRASE, read_definition(study).hash)["cases"]
-    begin(module, archive)
-    found = {0: set(), 1: set()}
-    while module.panel.reading.current.kind != PAIR:
-        case = module.panel.reading.current.cases[0]
-        array = slicer.util.arrayFromVolume(module.panel.views.nodes[0])
-        found[truth[case]["synthetic"]].add((array.dtype, array.shape, int(array.min()), int(array.max())))
-        answer_by_keys(module)
-    assert found[0] == found[1] and len(found[0]) == 1
-
-
-def test_only_the_study_can_be_reached_and_leaving_asks(module, archive):
-    window = slicer.util.mainWindow()
-    begin(module, archive)
-    assert module.test_bar.isHidden() and window.menuBar().isHidden() and module.test_dock.isHidden()
-    assert not [action for action in window.findChildren(qt.QAction) if action.enabled and action.text == "Volumes"]
-    assert not module.test_action.enabled and not module.test_shortcut.enabled
-    nodes = slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")
-    assert nodes and all(node.GetHideFromEditors() and not node.GetSaveWithScene() for node in nodes)
-    press(module, "5")
-    dialogs.reply_with(qt.QMessageBox.Cancel, qt.QMessageBox.Ok)
-    module.ui.leaveButton.click()
-    assert module.ui.pages.currentIndex == READING
-    module.ui.leaveButton.click()
-    assert module.ui.pages.currentIndex == START and "Leave the study" in dialogs.shown[-1].text
-    assert not module.test_bar.isHidden() and not window.menuBar().isHidden() and module.test_action.enabled
-    assert module.test_shortcut.enabled
-    assert not slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode") and not module.panel.keys._shortcuts
-    begin(module, archive)  # the open case is asked again
-    assert module.panel.reading.current.number == 0
+# Other ways ---------------------------------------------------------------------------------------------
 
 
 def test_a_scene_with_data_is_closed_only_after_a_question(module, archive):

@@ -266,8 +266,8 @@ def kill_readers(folder: Path, times: int, seed: int) -> int:
         assert process.stdout.readline() == "ready\n"
         time.sleep(rng.uniform(0, 0.05))
         process.send_signal(signal.SIGKILL)
-        told = [line for line in process.communicate()[0].splitlines(keepends=True) if line.endswith("\n")]
-        confirmed = max([confirmed, *map(int, told)])
+        said = [line for line in process.communicate()[0].splitlines(keepends=True) if line.endswith("\n")]
+        confirmed = max([confirmed, *map(int, said)])
         _, given = read_answers(folder / ANSWERS_FILE)
         numbers = [one["presentation"] for one in given]
         # All that were confirmed are there, in order, and at most the open one beside them.

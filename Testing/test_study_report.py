@@ -14,7 +14,7 @@ import pytest
 from study_cases import PASSPHRASE, answer_all, coin, hand_out, make_study, write_pool
 
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.study.analysis import analyse
+from MedDPMLib.study.analysis import analyze
 from MedDPMLib.study.definition import Sessions, Tasks, read_definition
 from MedDPMLib.study.order import PAIR
 from MedDPMLib.study.pack import unpack
@@ -116,7 +116,7 @@ def test_from_two_folders_to_a_report_on_the_command_line(tmp_path, meddpm):
 
 def test_the_analysis_is_that_of_the_answers(answered):
     study, back = answered
-    analysis = analyse(read_readings(study, [back], PASSPHRASE))
+    analysis = analyze(read_readings(study, [back], PASSPHRASE))
     assert not [note for note in analysis.notes if "answered" in note]
     detected = analysis.detected
     assert detected.ratings.values.shape == (1, 3, 14) and set(analysis.repeats) == set(detected.ratings.readers)
@@ -141,7 +141,7 @@ class Page(HTMLParser):
 
 def test_the_report_needs_nothing_else_and_runs_nothing(answered):
     study, back = answered
-    text = render(analyse(read_readings(study, [back], PASSPHRASE)))
+    text = render(analyze(read_readings(study, [back], PASSPHRASE)))
     page = Page(text)
     assert not [tag for tag, _ in page.tags if tag in ("script", "link", "iframe", "object")]
     sources = [a[name] for _, a in page.tags for name in ("src", "href", "xlink:href") if a.get(name)]
@@ -156,7 +156,7 @@ def test_the_report_needs_nothing_else_and_runs_nothing(answered):
 @pytest.mark.parametrize("width", [1280, 390])
 def test_the_report_fits_a_browser_s_window(answered, tmp_path, width):
     study, back = answered
-    text = render(analyse(read_readings(study, [back], PASSPHRASE)))
+    text = render(analyze(read_readings(study, [back], PASSPHRASE)))
     measure = "<script>document.title = document.documentElement.scrollWidth + ' of ' + window.innerWidth</script>"
     (tmp_path / "report.html").write_text(text.replace("</body>", measure + "</body>"), encoding="utf-8")
     shown = subprocess.run(
@@ -177,14 +177,14 @@ def test_missing_answers_are_said_and_the_rest_is_analysed(answered, tmp_path):
     some.mkdir()
     for name in ("ben", "dr-a-b"):
         shutil.copy(back / f"{name}.answers.sqlite", some)
-    analysis = analyse(read_readings(study, [some], PASSPHRASE))
+    analysis = analyze(read_readings(study, [some], PASSPHRASE))
     assert "no answers of Zoë <b>" in analysis.notes and analysis.detected.ratings.values.shape[1] == 2
     shutil.copy(some / "ben.answers.sqlite", some / "again.sqlite")
     with pytest.raises(MedDPMError, match="are both answers of Ben"):
         read_readings(study, [some], PASSPHRASE)
     with pytest.raises(MedDPMError, match="there are no answers"):
         read_readings(study, [], PASSPHRASE)
-    one = analyse(read_readings(study, [back / "ben.answers.sqlite"], PASSPHRASE))
+    one = analyze(read_readings(study, [back / "ben.answers.sqlite"], PASSPHRASE))
     assert one.detected.equivalence["model"] is None and "nothing follows for other readers" in render(one)
 
 
@@ -195,7 +195,7 @@ def test_a_study_half_read_and_a_reader_who_always_says_real(tmp_path):
         answer_all(task, coin(seed, task), None if seed else len(task.presentations) - 3)
     answer_all(tasks[2], lambda presentation: {"rating": 1})
     files = [task.folder / "answers.sqlite" for task in tasks]
-    analysis = analyse(read_readings(study, files, PASSPHRASE))
+    analysis = analyze(read_readings(study, files, PASSPHRASE))
     said = " | ".join(analysis.notes)
     assert (
         "Ada answered" in said and "left out, because not every reader" in said and "Cy called every case real" in said
@@ -225,7 +225,7 @@ def test_two_models_are_compared_on_the_same_masks(tmp_path, meddpm):
     for seed, task in enumerate(hand_out(tmp_path / "s", tmp_path / "readers")):
         answer_all(task, coin(seed, task))
     files = sorted((tmp_path / "readers").rglob("answers.sqlite"))
-    analysis = analyse(read_readings(tmp_path / "s", files, PASSPHRASE))
+    analysis = analyze(read_readings(tmp_path / "s", files, PASSPHRASE))
     assert analysis.detected.ratings.values.shape == (2, 3, 12)
     assert 0 <= analysis.detected.auc["p"] <= 1 and "Between the models" in render(analysis)
 

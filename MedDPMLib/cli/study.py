@@ -234,11 +234,11 @@ def _models(synthetic: list[str]) -> dict[str, Path]:
 
 
 def _analyse_table(table: Path, out: Path | None, json_file: Path | None) -> None:
-    from MedDPMLib.study.mrmc_report import analyse_table
+    from MedDPMLib.study.mrmc_report import analyze_table
     from MedDPMLib.study.table import read_table
 
     ratings = read_table(table)
-    found = analyse_table(ratings)
+    found = analyze_table(ratings)
     if json_file is not None:
         _write_json(json_file, found)
     if out is not None:
@@ -258,14 +258,13 @@ def _analyse_study(
     study: Path, answers: list[Path], out: Path | None, json_file: Path | None, passphrase: str | None
 ) -> None:
     from MedDPMLib.runtime.files import written_whole
-    from MedDPMLib.study.analysis import analyse as analyse_readings
-    from MedDPMLib.study.analysis import to_json
+    from MedDPMLib.study.analysis import analyze, to_json
     from MedDPMLib.study.report.conclusion import conclude
     from MedDPMLib.study.report.page import write_report
     from MedDPMLib.study.rows import read_readings, to_csv
 
     secret = passphrase or typer.prompt("Passphrase of the truth", hide_input=True)
-    analysis = analyse_readings(read_readings(study, answers, secret))
+    analysis = analyze(read_readings(study, answers, secret))
     if json_file is not None:
         _write_json(json_file, to_json(analysis))
     if out is not None:

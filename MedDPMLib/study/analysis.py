@@ -70,7 +70,7 @@ class Analysis:
     notes: tuple[str, ...]
 
 
-def analyse(readings: Readings) -> Analysis:
+def analyze(readings: Readings) -> Analysis:
     """All analyses that the study's tasks allow; what could not be done stands in the notes."""
     notes = list(readings.notes)
     singles = [row for row in readings.rows if row.presentation.kind == SINGLE and row.counts]

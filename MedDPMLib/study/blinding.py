@@ -71,8 +71,8 @@ def canonical(path: Path) -> Canonical:
     step = 1 / (high - low) if array.dtype.kind == "i" else 0.0
     if step > _WIDEST_STEP:
         raise MedDPMError(
-            f"{path} has only {round(1 / step)} gray levels between its dark and its bright voxels: that would tell it"
-            " from the others, leave it out"
+            f"{path} has only {round(1 / step)} gray levels between its dark and its bright voxels: that would show"
+            " among the others, leave it out"
         )
     return Canonical(array, brain, spacing, directions, step)
 

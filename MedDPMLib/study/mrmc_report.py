@@ -11,7 +11,7 @@ from MedDPMLib.study.mrmc import Estimate, compare, single
 from MedDPMLib.study.table import Ratings
 
 
-def analyse_table(ratings: Ratings, level: float = 0.95) -> dict[str, Any]:
+def analyze_table(ratings: Ratings, level: float = 0.95) -> dict[str, Any]:
     """AUC of each treatment and reader, each treatment alone, and with several treatments their comparison."""
     return describe(ratings, auc(ratings), level)
 

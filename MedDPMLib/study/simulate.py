@@ -106,7 +106,7 @@ def simulate(
     alpha: float = 0.05,
     advance=lambda: None,
 ) -> Simulation:
-    """Draws ``studies`` studies and analyses each as a real one; ``advance()`` is called after each."""
+    """Draws ``studies`` studies and analyzes each as a real one; ``advance()`` is called after each."""
     if readers < 2 or min(synthetic, real) < 2:
         raise MedDPMError("a simulated study needs at least two readers, two synthetic and two real cases")
     truth = population.mean_auc()

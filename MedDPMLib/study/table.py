@@ -83,7 +83,7 @@ def ratings_of(rows: Iterable[Mapping[str, str]], source: str, first_line: int =
         if rating is not None:
             ratings[treatment, reader, case] = rating
     if not ratings:
-        raise MedDPMError(f"{source} holds no ratings: there is nothing to analyse")
+        raise MedDPMError(f"{source} holds no ratings: there is nothing to analyze")
     treatments = _in_order({key[0] for key in ratings})
     readers = _in_order({key[1] for key in ratings})
     combinations = [(treatment, reader) for treatment in treatments for reader in readers]

@@ -189,7 +189,7 @@ class StudyPanel:
         except MedDPMError as error:
             self.ui.messageLabel.text = str(error)
             return
-        if presentation.training:  # the truth is told while the case is still seen
+        if presentation.training:  # the truth is shown while the case is still seen
             self._learning = True
             self.questions.lock()
             self.ui.messageLabel.text = self._feedback(presentation, right)

@@ -14,7 +14,7 @@ from MedDPMLib.study.order import PAIR, Presentation
 from MedDPMLib.study.pack import Task
 from MedDPMLib.study.reading import Watched
 
-#: Layouts are numbered from here on: above what Slicer, its extensions and the panel's comparisons use.
+#: The first number of a layout: above what Slicer, its extensions and the panel's comparisons use.
 _FIRST_LAYOUT = 73_100
 _ORIENTATIONS = ("Axial", "Coronal", "Sagittal")
 

@@ -1,1 +1,1 @@
-"""How is a study told? One HTML file with everything in it, and a conclusion in plain words."""
+"""How does a study report? One HTML file with everything in it, and a conclusion in plain words."""
