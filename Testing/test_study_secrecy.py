@@ -94,6 +94,12 @@ def test_only_the_study_can_be_reached_and_leaving_asks(module, archive):
     nodes = slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")
     assert nodes and all(node.GetHideFromEditors() and not node.GetSaveWithScene() for node in nodes)
     press(module, "5")
+    window.show()
+    dialogs.reply_with(qt.QMessageBox.Cancel, qt.QMessageBox.Ok)
+    window.close()
+    assert not window.isHidden()
+    window.close()
+    assert window.isHidden() and module.ui.pages.currentIndex == READING
     dialogs.reply_with(qt.QMessageBox.Cancel, qt.QMessageBox.Ok)
     module.ui.leaveButton.click()
     assert module.ui.pages.currentIndex == READING

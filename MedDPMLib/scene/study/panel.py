@@ -30,7 +30,7 @@ class StudyPanel:
         self.ui = ui
         self.task: Task | None = None
         self.reading: Reading | None = None
-        self.views, self.screen = StudyViews(), StudyScreen()
+        self.views, self.screen = StudyViews(), StudyScreen(self._may_leave)
         self.questions = Questions(ui.questionsPlace, self._on_answers)
         self._point: tuple[float, float, float] | None = None
         self._learning = False  # a training case is answered and its truth shown
@@ -274,11 +274,15 @@ class StudyPanel:
         self.ui.endLabel.text = _("Written: {path}").format(path=path)
 
     def _on_leave(self) -> None:
-        if self.reading is not None and not self.reading.finished:
-            question = _("Leave the study? What you answered is kept; the open case is asked again.")
-            if not slicer.util.confirmOkCancelDisplay(question, _("Reader study")):
-                return
-        self.leave("")
+        if self._may_leave():
+            self.leave()
+
+    def _may_leave(self) -> bool:
+        """Whether the reader wants to, if cases are left."""
+        if self.reading is None or self.reading.finished:
+            return True
+        question = _("Leave the study? What you answered is kept; the open case is asked again.")
+        return slicer.util.confirmOkCancelDisplay(question, _("Reader study"))
 
     def leave(self, message: str = "") -> None:
         """Ends the reading for now."""

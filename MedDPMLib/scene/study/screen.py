@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import qt
 import slicer
 
@@ -9,11 +11,27 @@ import slicer
 _PARTS = ("DataProbeCollapsibleWidget", "LogoLabel", "HelpCollapsibleButton", "ReloadCollapsibleButton")
 
 
+class _CloseGuard(qt.QWidget):
+    """Filters the main window's events: it closes only if ``ask()`` says so."""
+
+    def __init__(self, ask: Callable[[], bool]) -> None:
+        qt.QWidget.__init__(self)
+        self._ask = ask
+
+    def eventFilter(self, watched, event) -> bool:
+        if event.type() == qt.QEvent.Close and not self._ask():
+            event.ignore()
+            return True
+        return False
+
+
 class StudyScreen:
     """From :meth:`enter` to :meth:`leave` the main window shows the module's panel and the views, and its menus,
-    tool bars, other panels and keyboard shortcuts do nothing."""
+    tool bars, other panels and keyboard shortcuts do nothing. It closes only if ``may_leave()`` says so."""
 
-    def __init__(self) -> None:
+    def __init__(self, may_leave: Callable[[], bool]) -> None:
+        self._may_leave = may_leave
+        self._guard = None
         self._hidden: list = []
         self._disabled: list = []
         self._panel = None
@@ -35,6 +53,8 @@ class StudyScreen:
             if action.enabled:
                 self._disabled.append(action)
                 action.enabled = False
+        self._guard = _CloseGuard(self._may_leave)
+        window.installEventFilter(self._guard)
         for dock in window.findChildren(qt.QDockWidget):
             if dock not in self._hidden:
                 # Without a title the module panel can be neither closed nor dragged away.
@@ -46,11 +66,13 @@ class StudyScreen:
         for dock in self._panel.findChildren(qt.QDockWidget):
             if dock not in self._hidden:
                 dock.setTitleBarWidget(None)
+        self._panel.removeEventFilter(self._guard)
+        self._guard.deleteLater()
         for widget in self._hidden:
             widget.show()
         for action in self._disabled:
             action.enabled = True
-        self._hidden, self._disabled, self._panel = [], [], None
+        self._hidden, self._disabled, self._panel, self._guard = [], [], None, None
 
     @staticmethod
     def _others(window) -> list:
