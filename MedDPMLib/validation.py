@@ -185,14 +185,15 @@ def table_of(key: Rule, value: Rule, longest: int = 1000) -> Rule:
     return Rule("a table", read)
 
 
-def table_with(rules: Mapping[str, Rule], *, more: bool = False) -> Rule:
+def table_with(rules: Mapping[str, Rule], *, more: bool = False, complete: bool = False) -> Rule:
     """A table with exactly the fields of ``rules``, each fitting its own, or with others if ``more``; a dict of them.
 
-    A field whose rule takes None may be missing, and is None then.
+    A field whose rule takes None may be missing, and is None then, unless the table has to be ``complete``.
     """
+    required = {name for name, inner in rules.items() if complete or not inner.fits(None)}
 
     def read(values: Any, what: str) -> dict[str, Any]:
-        return read_fields(values, what, rules, {name for name, inner in rules.items() if not inner.fits(None)}, more)
+        return read_fields(values, what, rules, required, more)
 
     return Rule(f"a table with {', '.join(rules)}", lambda values, what: dict.fromkeys(rules) | read(values, what))
 

@@ -22,7 +22,7 @@ from MedDPMLib.models.card import official_cards
 from MedDPMLib.models.model import Model
 from MedDPMLib.networks import build_network
 from MedDPMLib.networks.memory_mode import MemoryMode
-from MedDPMLib.runtime.device import Execution
+from MedDPMLib.runtime.device import Execution, held_memory
 
 GB = 10**9
 CPU = torch.device("cpu")
@@ -202,3 +202,15 @@ def test_a_run_that_cannot_fit_does_not_start(small, mask):
     with pytest.raises(OutOfMemory, match="0.1 GB are allowed"):
         generate(small, mask, steps=2, memory="0.1 GB", progress=lambda *step: steps.append(step))
     assert not steps
+
+
+# On a GPU, whose memory others use too ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("own", "held"), [(False, 1_000), (True, 7_000)])
+def test_on_a_gpu_another_program_s_arrays_are_not_counted_as_free(monkeypatch, own, held):
+    """PyTorch keeps 7,000 bytes, of which 6,000 are in use: in a program of the user's by whatever it has there."""
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 7_000)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 6_000)
+    monkeypatch.setattr("MedDPMLib.runtime.device.is_own_process", lambda: own)
+    assert held_memory(torch.device("cuda")) == held

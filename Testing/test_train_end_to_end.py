@@ -80,7 +80,7 @@ def test_from_folders_to_a_volume_through_a_kill(meddpm, meddpm_process, tmp_pat
     process.send_signal(signal.SIGTERM)
     ended = finish(process)
     assert ended.returncode == 143, ended.stderr
-    assert f"going on after iteration {reached}" in ended.stderr and "stopped by SIGTERM" in ended.stderr
+    assert f"resuming after iteration {reached}" in ended.stderr and "stopped by SIGTERM" in ended.stderr
     done = meddpm("train", dataset, "--run", run, "--precision", "float32", "--device", "cpu")
     assert done.returncode == 0, done.stderr
     whole, resumed = weights(tmp_path / "whole"), weights(run)
@@ -119,7 +119,14 @@ def test_two_processes_train_as_one_does_with_shards_and_without(meddpm, tmp_pat
     dataset = tmp_path / "dataset"
     done = meddpm("prepare", tmp_path / "source", "--out", dataset, "--scheme", "brats", "--modalities", "t1")
     assert done.returncode == 0, done.stderr
-    options = [dataset, *SMALL, "--set", "training.accumulate=2", "--set", "monitor.checkpoint_every=1"]
+    options = [
+        dataset,
+        *SMALL,
+        "--set",
+        "training.gradient_accumulation_steps=2",
+        "--set",
+        "monitor.checkpoint_every=1",
+    ]
     done = meddpm("train", *options, "--set", "stages.0.iterations=6", "--run", tmp_path / "one")
     assert done.returncode == 0, done.stderr
     two = [*options, "--run", tmp_path / "two"]
@@ -153,6 +160,7 @@ def test_mistakes_are_told_before_anything_heavy(meddpm, tmp_path):
         assert done.returncode == 2 and says in done.stderr, done.stderr
 
 
+@pytest.mark.timeout(900)  # half a minute, in which four processes import everything: long where others compute, too
 def test_what_would_fit_is_measured_and_printed_without_a_dataset(meddpm):
     """Less in bfloat16 and with recomputed activations, more for larger patches: each is measured, none replaced."""
     small = ["--set", "network.channels=[8, 16]", "--set", "stages.0.patch=[64, 64, 48]"]

@@ -59,7 +59,8 @@ def test_whatever_comes_is_read_once_and_for_all_or_refused_by_name(rule: Rule, 
         assert "the value" in str(error) and len(str(error)) < 400 and not rule.fits(value)
     else:
         assert rule.fits(value) and rule.read(taken, "the value") == taken, "what was read once is read again"
-        json.dumps(taken, allow_nan=False)
+        if rule is not RULES["table"]:  # whose values nothing is said of
+            json.dumps(taken, allow_nan=False)
 
 
 @pytest.mark.parametrize(
@@ -83,6 +84,7 @@ def test_whatever_comes_is_read_once_and_for_all_or_refused_by_name(rule: Rule, 
         (table_of(matching("[0-9]", "a digit"), flag()), [{"1": True}], [{"a": True}, {"1": 1}, {1: True}]),
         (table_with({"a": flag(), "b": optional(flag())}), [{"a": True}], [{}, {"a": True, "c": 1}, {"b": True}, []]),
         (table_with({"a": flag()}, more=True), [{"a": True, "c": 1}], [{"c": 1}]),
+        (table_with({"a": optional(flag())}, complete=True), [{"a": None}], [{}]),
     ],
 )  # fmt: skip
 def test_bounds_are_where_they_are_said_to_be(rule, good, bad):

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ _ROWS = 20
 class RunHistory:
     """What happened in a run so far: plain data for JSON."""
 
-    #: ``name``, ``licence`` (None where not known) and names of the ``cases`` learnt from and ``held_out``.
+    #: ``name``, ``licence`` (None if unknown) and names of the ``cases`` for training and ``held_out``.
     data: dict[str, Any]
     #: What it was computed on: ``device``, ``precision``, ``processes``, ``threads``, ``processor``, ``versions``.
     machine: dict[str, Any]
@@ -51,26 +52,25 @@ class RunHistory:
 
 _TEXT, _COUNT, _TEXTS = text(least=0), whole(0), list_of(text(), 0, 10**6)
 
+_table = partial(table_with, more=True, complete=True)
+
 #: What the fields of a :class:`RunHistory` hold; tables may have more fields than these.
 _RULES: dict[str, Rule] = {
-    "data": table_with({"name": _TEXT, "licence": optional(_TEXT), "cases": _TEXTS, "held_out": _TEXTS}, more=True),
-    "machine": table_with(
+    "data": _table({"name": _TEXT, "licence": optional(_TEXT), "cases": _TEXTS, "held_out": _TEXTS}),
+    "machine": _table(
         {
             "device": _TEXT, "processor": _TEXT, "precision": _TEXT, "processes": _COUNT, "threads": _COUNT,
             "versions": table(),
-        },
-        more=True,
+        }
     ),
-    "init": optional(table_with({"model": _TEXT, "tensors": _COUNT, "fresh": _COUNT}, more=True)),
-    "teacher": optional(table_with({"model": _TEXT, "hash": _TEXT}, more=True)),
+    "init": optional(_table({"model": _TEXT, "tensors": _COUNT, "fresh": _COUNT})),
+    "teacher": optional(_table({"model": _TEXT, "hash": _TEXT})),
     "iteration": _COUNT,
     "seconds": number(),
     "started": _TEXT,
     "changed": _TEXT,
-    "losses": list_of(
-        table_with({"iteration": _COUNT, "loss": number(), "held_out": optional(number())}, more=True), 0, 10**6
-    ),
-    "best": optional(table_with({"iteration": _COUNT, "score": number()}, more=True)),
+    "losses": list_of(_table({"iteration": _COUNT, "loss": number(), "held_out": optional(number())}), 0, 10**6),
+    "best": optional(_table({"iteration": _COUNT, "score": number()})),
     "changes": _TEXTS,
 }  # fmt: skip
 
@@ -184,7 +184,7 @@ def run_page(recipe: Recipe, history: RunHistory, path: Path) -> str:
         "| | |",
         "|---|---|",
         f"| recipe | {recipe.name}: {recipe.network['kind']}, predicts {recipe.prediction}; in full in recipe.toml |",
-        f"| data | {data['name']}: {len(data['cases'])} cases learnt from, {len(data['held_out'])} held out |",
+        f"| data | {data['name']}: {len(data['cases'])} training cases, {len(data['held_out'])} held out |",
         f"| begun | {history.started}, {_begun_with(history)} |",
         f"| machine | {spoken_machine(history.machine)} |",
         f"| versions | {', '.join(f'{name} {number}' for name, number in history.machine['versions'].items())} |",
@@ -209,10 +209,11 @@ def run_page(recipe: Recipe, history: RunHistory, path: Path) -> str:
         "## Files",
         "",
         "- `recipe.toml`: the recipe. `run.json`: what this page says, for programs.",
-        "- `checkpoints/`: where the run goes on from, and the best averaged weights.",
+        "- `checkpoints/`: the states from which the run resumes, and the best averaged weights.",
         "- `montages/`: what the model made on the way. `tensorboard/`: losses and montages for TensorBoard.",
         "",
-        f"`meddpm train DATASET --run {path.name}` goes on; `meddpm models export {path.name} FILE` makes a model.",
+        f"`meddpm train DATASET --run {path.name}` resumes the run; `meddpm models export {path.name} FILE` exports its"
+        " model.",
         "",
     ]
     return "\n".join(lines)
