@@ -118,9 +118,9 @@ def new(
     for note in notes:
         typer.echo(note)
     if len(plan.readers) > 1 and plan.tasks.real_or_synthetic:
-        counts = tuple(count - training // 2 for count in (definition.synthetic // len(models), definition.real))
-        found = expect(len(plan.readers), *counts, margin, variance)
-        for line in describe(found, len(plan.readers), *counts, margin):
+        synthetic, real = (count - training // 2 for count in (definition.synthetic // len(models), definition.real))
+        found = expect(len(plan.readers), synthetic, real, margin, variance)
+        for line in describe(found, len(plan.readers), synthetic, real, margin):
             typer.echo(line)
 
 
