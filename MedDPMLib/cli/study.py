@@ -118,9 +118,10 @@ def new(
     for note in notes:
         typer.echo(note)
     if len(plan.readers) > 1 and plan.tasks.real_or_synthetic:
-        synthetic, real = (count - training // 2 for count in (definition.synthetic // len(models), definition.real))
-        found = expect(len(plan.readers), synthetic, real, margin, variance)
-        for line in describe(found, len(plan.readers), synthetic, real, margin):
+        # Half of the training cases are of either kind, and count no more.
+        each, others = (count - training // 2 for count in (definition.synthetic // len(models), definition.real))
+        found = expect(len(plan.readers), each, others, margin, variance)
+        for line in describe(found, len(plan.readers), each, others, margin):
             typer.echo(line)
 
 
