@@ -1,17 +1,18 @@
-"""What does a mistake look like to the person who made it?"""
+"""What does an error look like to the user who can fix it?"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 
 
 class MedDPMError(ValueError):
     """Something that the user can fix: one sentence that names the file or value at fault, and what to do about it.
 
-    ``fact`` says what is wrong, ``remedy`` what to do. Where a remedy depends on how MedDPM is used, as a library, by
-    command or in a panel, the mistake has a ``code`` (such as "model-name-taken") and ``values``: each face has its own
-    sentences for the codes, which :meth:`worded` fills in. Anything else that is raised is a bug and keeps its
-    traceback.
+    ``fact`` says what is wrong, ``remedy`` what to do. Where the remedy depends on how MedDPM is used, as a library, on
+    the command line or in the panel, the error has a ``code`` (such as "model-name-taken") and ``values``: each of
+    these interfaces has its own remedies for the codes, which :meth:`worded` fills in. Any other exception is a bug and
+    keeps its traceback.
     """
 
     def __init__(self, fact: str, *, remedy: str = "", code: str = "", **values: object) -> None:
@@ -19,11 +20,13 @@ class MedDPMError(ValueError):
         self.fact, self.remedy, self.code, self.values = fact, remedy, code, values
 
     def at(self, where: str) -> MedDPMError:
-        """The same mistake with ``where`` it was made, such as a file, before it."""
-        return MedDPMError(f"{where}: {self.fact}", remedy=self.remedy, code=self.code, **self.values)
+        """The same mistake, of the same kind, with ``where`` it was made, such as a file, before it."""
+        moved = copy(self)
+        moved.args, moved.fact = (f"{where}: {self}",), f"{where}: {self.fact}"
+        return moved
 
     def worded(self, remedies: Mapping[str, str]) -> str:
-        """The sentence with the remedy that ``remedies`` has for the code, if any; else as the library words it."""
+        """The sentence with the remedy in ``remedies`` for the code, if any; otherwise with the library's own."""
         if self.code not in remedies:
             return str(self)
         remedy = remedies[self.code].format(**self.values)
@@ -31,4 +34,4 @@ class MedDPMError(ValueError):
 
 
 class OutOfMemory(MedDPMError):
-    """The device's memory does not suffice; the message says what would fit."""
+    """The memory of the device is not sufficient; the message says what would fit."""

@@ -21,6 +21,7 @@ from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.geometry import Geometry
 from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.masks.mask import Mask
+from MedDPMLib.masks.numberings import find_numbering
 from MedDPMLib.masks.schemes import load_scheme
 from MedDPMLib.masks.seg_nrrd import write_segments
 from MedDPMLib.masks.tumor import paint_tumour
@@ -377,7 +378,7 @@ def test_a_structure_belongs_to_the_label_that_holds_it():
     labels = some_labels(anatomy)
     node = painting.add_segmentation(labels, anatomy, "Brain")
     read = segmentation.read_labels(node, segmentation.guess_table(node, SCHEME), SCHEME)
-    assert np.array_equal(read.array, SCHEME.numbering("anatomy").translate(labels.array))
+    assert np.array_equal(read.array, find_numbering(SCHEME, "anatomy").translate(labels.array))
     assert segmentation.guess_table(node, load_scheme("whole-head")).keys() < set(
         node.GetSegmentation().GetSegmentIDs()
     )
@@ -724,7 +725,8 @@ def test_the_self_tests_for_slicer_pass_here_too(application, monkeypatch):  # n
     cmake = (folder / "Python" / "CMakeLists.txt").read_text(encoding="utf-8")
     scripts = sorted(path.name for path in (folder / "Python").glob("*.py"))
     assert re.findall(r"slicer_add_python_unittest\(SCRIPT (\S+)\)", cmake) == scripts
-    application.moduleManager().load(folder.parent / "MedDPM" / "MedDPM.py")
+    for module in ("MedDPM", "MedDPMStudy"):
+        application.moduleManager().load(folder.parent / module / f"{module}.py")
     monkeypatch.syspath_prepend(str(folder / "Python"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     for script in scripts:
@@ -733,4 +735,5 @@ def test_the_self_tests_for_slicer_pass_here_too(application, monkeypatch):  # n
         result = unittest.TestResult()
         suite.run(result)
         assert result.wasSuccessful(), [trace for _, trace in result.errors + result.failures]
-    application.moduleManager().unload("MedDPM")
+    for module in ("MedDPM", "MedDPMStudy"):
+        application.moduleManager().unload(module)

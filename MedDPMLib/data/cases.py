@@ -1,7 +1,7 @@
-"""Which cases are trained on?
+"""Which cases are used for training?
 
-A dataset is decoded once: each case becomes two plain arrays beside the dataset, which are mapped into memory. A
-patch reads its part only, every process of a machine shares the pages, and a dataset may be larger than the memory.
+A dataset is decoded once: each case is stored as two arrays beside the dataset, which are memory-mapped. A patch reads
+only its part, all processes of a machine share the pages, and a dataset may be larger than the memory.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _DESCRIPTION = table_with(
 #: Seconds after which nobody is writing a file any more.
 _ABANDONED = 24 * 3600
 
-#: Header rounding; what lies further outside of [-1, 1] was not normalised.
+#: Rounding in headers; intensities further outside of [-1, 1] were not normalized.
 _RANGE_TOLERANCE = 1e-3
 
 #: Relative difference of two spacings that is header rounding.
@@ -175,7 +175,7 @@ def _decode(folder: Path, name: str, channels: int, cache: Path) -> _Decoded:
     key = hashlib.sha256(repr(stamps).encode()).hexdigest()[:16]
     own = cache / name
     image, labels, about = (own / f"{key}.{what}" for what in ("image.npy", "labels.npy", "json"))
-    if not about.is_file():
+    if (grid := _described(about, image, labels)) is None:
         stacked, values, grid = _read_arrays(labels_path, image_paths, name)
         for path, array in ((image, stacked), (labels, values)):
             with written_whole(path) as temporary:
@@ -189,9 +189,18 @@ def _decode(folder: Path, name: str, channels: int, cache: Path) -> _Decoded:
         with suppress(FileNotFoundError):  # which has just finished
             if time.time() - left.stat().st_mtime > _ABANDONED:
                 left.unlink()
-    said = json.loads(about.read_text())
-    grid = Grid(tuple(said["size"]), tuple(said["spacing"]), said["orientation"])
     return _Decoded(name, image, labels, grid)
+
+
+def _described(about: Path, image: Path, labels: Path) -> Grid | None:
+    """The grid of the arrays in ``image`` and ``labels`` as ``about`` says; None where they have to be made anew."""
+    try:
+        said = json.loads(about.read_text(encoding="utf-8"))
+        grid = Grid(tuple(said["size"]), tuple(said["spacing"]), said["orientation"])
+        shapes = [np.load(path, mmap_mode="r").shape[-3:] for path in (image, labels)]
+    except Exception:  # a cache that is damaged in any way is no loss
+        return None
+    return grid if shapes == [grid.shape] * 2 else None
 
 
 def _read_arrays(labels_path: Path, image_paths: Sequence[Path], name: str) -> tuple[np.ndarray, np.ndarray, Grid]:
@@ -233,7 +242,7 @@ def smoothed_for(case: Case, shape: Sequence[int]) -> Case:
 
 
 class SmoothedCases(Dataset):
-    """The ``cases`` as :func:`smoothed_for` makes them for ``shape``, each worked out once, when it is asked for.
+    """The ``cases`` as :func:`smoothed_for` makes them for ``shape``, each computed once, when it is first used.
 
     What is smoothed of a decoded case is kept beside it and mapped, as the case itself is: a dataset may be larger
     than the memory, and all processes share the pages.

@@ -1,4 +1,4 @@
-"""How is an official Med-DDPM checkpoint recognised?
+"""How is an official Med-DDPM checkpoint recognized?
 
 By the names and shapes of its weights alone. Such a file is a pickle in a zip archive; it is read by torch's
 restricted unpickler, which cannot run code, after the archive itself has been found sane.
@@ -34,6 +34,9 @@ _TABLES = (
     "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2", "posterior_mean_coef3",
 )  # fmt: skip
 
+#: How files of models end, as they lie in the archive that a download of a folder is.
+_MODELS = (".pt", ".pth", ".ckpt", BUNDLE_SUFFIX)
+
 #: The pickle names the tensors and holds none of their numbers: 10 kB in the official checkpoints.
 _MAX_PICKLE = 16_000_000
 
@@ -54,7 +57,7 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[Card, dict[str, Tensor]]:
     _check_archive(path)
     try:
         weights, tables = _split(_weights(_unpickled(path)))
-        card = _recognised({name: tuple(tensor.shape) for name, tensor in weights.items()})
+        card = _recognized({name: tuple(tensor.shape) for name, tensor in weights.items()})
         card = _with_schedule(card, tables)
         state = {name: tensor.to(torch.float32) for name, tensor in weights.items()}
         check_values(state)
@@ -76,7 +79,7 @@ def _check_archive(path: Path) -> None:
     if start[:1] == b"\x80":
         raise MedDPMError(
             f"{path} is a bare pickle, or a checkpoint of PyTorch before 1.6, which cannot be read safely:"
-            " load it where you trust it and save it again with torch.save"
+            " load it on a machine where you trust it, and save it again with torch.save"
         )
     try:
         with zipfile.ZipFile(path) as archive:
@@ -84,6 +87,9 @@ def _check_archive(path: Path) -> None:
     except Exception as error:  # zipfile meets a damaged directory with more than its own exception
         kind = "a truncated or damaged checkpoint" if start == b"PK\x03\x04" else "not a PyTorch checkpoint"
         raise MedDPMError(f"{path} is {kind} ({error}): download it again, or choose another file") from None
+    inside = next((part.filename for part in parts if part.filename.lower().endswith(_MODELS)), None)
+    if inside is not None:
+        raise MedDPMError(f"{path} is an archive of files: unpack it, and use {inside} in it")
     pickles = [part for part in parts if part.filename.endswith("/data.pkl")]
     if len(pickles) != 1:
         raise MedDPMError(f"{path} is an archive but not a PyTorch checkpoint: choose another file")
@@ -108,7 +114,7 @@ def _unpickled(path: Path) -> object:
 
 def _weights(content: object) -> Mapping[str, Tensor]:
     """The state dict in the file's ``content``, with the prefixes taken off its names."""
-    for entry in ("ema", "model"):
+    for entry in ("ema", "model", "state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(entry), Mapping):
             content = content[entry]
             break
@@ -139,7 +145,7 @@ def _split(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, 
     return network, tables
 
 
-def _recognised(found: Mapping[str, tuple[int, ...]]) -> Card:
+def _recognized(found: Mapping[str, tuple[int, ...]]) -> Card:
     """The card of the published network whose names and shapes are those ``found``."""
     closest: tuple[int, Card, str] | None = None
     for card in official_cards():
