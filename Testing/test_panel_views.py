@@ -440,7 +440,7 @@ def own_segment(panel, name):
     return node, id_
 
 
-@pytest.mark.parametrize("name", ["tumor", "Tumour core", "GTV", "lesion 2", "mass", "Segment_1"])
+@pytest.mark.parametrize("name", ["tumor", "GTV", "lesion 2", "mass", "Segment_1"])
 def test_a_painted_segment_without_a_label_is_asked_about(panel, name):
     _node, id_ = own_segment(panel, name)
     dialogs.reply_with(qt.QDialog.Rejected)
