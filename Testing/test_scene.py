@@ -706,7 +706,8 @@ def test_the_self_tests_for_slicer_pass_here_too(application, monkeypatch):  # n
     cmake = (folder / "Python" / "CMakeLists.txt").read_text(encoding="utf-8")
     scripts = sorted(path.name for path in (folder / "Python").glob("*.py"))
     assert re.findall(r"slicer_add_python_unittest\(SCRIPT (\S+)\)", cmake) == scripts
-    application.moduleManager().load(folder.parent / "MedDPM" / "MedDPM.py")
+    for module in ("MedDPM", "MedDPMStudy"):
+        application.moduleManager().load(folder.parent / module / f"{module}.py")
     monkeypatch.syspath_prepend(str(folder / "Python"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     for script in scripts:
@@ -715,4 +716,5 @@ def test_the_self_tests_for_slicer_pass_here_too(application, monkeypatch):  # n
         result = unittest.TestResult()
         suite.run(result)
         assert result.wasSuccessful(), [trace for _, trace in result.errors + result.failures]
-    application.moduleManager().unload("MedDPM")
+    for module in ("MedDPM", "MedDPMStudy"):
+        application.moduleManager().unload(module)

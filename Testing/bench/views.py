@@ -227,6 +227,9 @@ class qMRMLSliceWidget(qt.QWidget):
     def mrmlSliceCompositeNode(self):
         return self._logic.GetSliceCompositeNode()
 
+    def sliceController(self):
+        return self._controller
+
     def fitSliceToBackground(self):
         self._logic.FitSliceToBackground()
 
@@ -256,6 +259,7 @@ def _stack(widget, viewNode, view):
     bar.setFixedHeight(16)
     layout.addWidget(bar)
     layout.addWidget(view, 1)
+    widget._controller = bar
 
 
 @standin
