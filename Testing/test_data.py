@@ -415,6 +415,20 @@ def test_damaged_decoded_files_are_told(tmp_path):
             read[2]
 
 
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[1]", b"\xff\xfe", b'{"size": [1, 2, 3], "spacing": [1, 1, 1]}', b"null"]
+)
+def test_a_damaged_cache_is_made_anew(tmp_path, content):
+    folder = write_set(tmp_path / "set", three_cases())
+    read_dataset(folder, ["t1", "t2"])
+    expected = three_cases()[2].labels
+    for pattern in ("*.json", "*.labels.npy"):
+        path = next((folder / "decoded" / "case 2").glob(pattern))
+        path.write_bytes(content)
+        assert torch.equal(read_dataset(folder, ["t1", "t2"])[2].labels, expected)
+        assert path.read_bytes() != content
+
+
 def damage_range(folder):
     geometry = GRID.centered_on([0, 0, 0])
     write_nifti(folder / "imagesTr" / "case 0_0001.nii.gz", Volume(np.full(GRID.shape, 300, np.int16), geometry))

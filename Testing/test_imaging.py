@@ -20,7 +20,15 @@ from test_geometry import ALL_ORIENTATIONS, oriented, random_matrix
 
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.geometry import Geometry
-from MedDPMLib.imaging.io import SUFFIXES, SYNTHETIC, read_volume, volume_stem, volume_suffix, write_nifti
+from MedDPMLib.imaging.io import (
+    SUFFIXES,
+    SYNTHETIC,
+    itk_ijk_to_ras,
+    read_volume,
+    volume_stem,
+    volume_suffix,
+    write_nifti,
+)
 from MedDPMLib.imaging.resample import resample_image, resample_labels
 from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.runtime.files import written_whole
@@ -120,8 +128,10 @@ def test_a_file_that_does_not_say_how_it_lies_is_noted(tmp_path):
     image.header.set_zooms((1, 2, 3))
     nibabel.save(image, tmp_path / "a.nii")
     volume = read_volume(tmp_path / "a.nii")
-    assert volume.geometry.orientation == "LAS" and list(volume.geometry.spacing) == [1, 2, 3]
+    assert volume.geometry.orientation == "LPS" and list(volume.geometry.spacing) == [1, 2, 3]
     assert "does not say how it lies" in volume.notes[0]
+    itk = SimpleITK.ReadImage(str(tmp_path / "a.nii"))
+    np.testing.assert_allclose(volume.geometry.ijk_to_ras, itk_ijk_to_ras(itk), atol=1e-6)
 
 
 @pytest.mark.parametrize("endianness", "<>")
@@ -155,7 +165,7 @@ def test_a_file_can_be_replaced_after_it_was_read(tmp_path):
 
 def test_names():
     assert volume_suffix(Path("x/CASE.1.NII.GZ")) == ".nii.gz" and volume_stem(Path("x/CASE.1.NII.GZ")) == "CASE.1"
-    assert volume_stem(Path("a.seg.nrrd")) == "a" and volume_suffix(Path("a.img")) is None
+    assert volume_stem(Path("a.seg.nrrd")) == "a" and volume_suffix(Path("a.jpg")) is None
 
 
 # Bad input -------------------------------------------------------------------------------------------
@@ -207,7 +217,7 @@ def test_what_is_no_volume_file_is_refused(tmp_path):
     (tmp_path / "a.png").write_bytes(b"x")
     refused(tmp_path / "a.png", "not a volume")
     (tmp_path / "a.nii").write_bytes(b"")
-    refused(tmp_path / "a.nii", "damaged")
+    refused(tmp_path / "a.nii", "an empty file")
     refused(tmp_path / "a.nii" / "b.nii", "does not exist")
     with pytest.raises(MedDPMError, match="cannot be opened"):
         read_volume(tmp_path / ("x" * 300 + ".nii"))

@@ -21,6 +21,7 @@ from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.geometry import Geometry
 from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.masks.mask import Mask
+from MedDPMLib.masks.numberings import find_numbering
 from MedDPMLib.masks.schemes import load_scheme
 from MedDPMLib.masks.seg_nrrd import write_segments
 from MedDPMLib.masks.tumor import paint_tumour
@@ -367,7 +368,7 @@ def test_a_structure_belongs_to_the_label_that_holds_it():
     labels = some_labels(anatomy)
     node = painting.add_segmentation(labels, anatomy, "Brain")
     read = segmentation.read_labels(node, segmentation.guess_table(node, SCHEME), SCHEME)
-    assert np.array_equal(read.array, SCHEME.numbering("anatomy").translate(labels.array))
+    assert np.array_equal(read.array, find_numbering(SCHEME, "anatomy").translate(labels.array))
     assert segmentation.guess_table(node, load_scheme("whole-head")).keys() < set(
         node.GetSegmentation().GetSegmentIDs()
     )

@@ -581,6 +581,32 @@ def test_missing_memory_is_told_with_what_would_fit(monkeypatch):
     assert asked
 
 
+@pytest.mark.parametrize("measurable", [set(), {("bfloat16", True)}])
+def test_an_alternative_that_cannot_be_measured_is_left_out(monkeypatch, measurable):
+    """In bfloat16 a gradient may not be finite on random data; how much is missing has to be said all the same."""
+
+    def fake_needs(recipe, stages, device, precision, checkpointing):
+        if (precision, checkpointing) not in {("float32", False), *measurable}:
+            raise MedDPMError("the measurement failed: the gradient of iteration 2 is not finite")
+        size = 80 if precision == "float32" else 13
+        return [memory_estimate.Need(stages[0].learnt, 1, precision, checkpointing, size * 10**9)]
+
+    monkeypatch.setattr(memory_estimate, "needs", fake_needs)
+    monkeypatch.setattr(memory_estimate, "free_memory", lambda device: 30 * 10**9)
+
+    class Network(torch.nn.Module):
+        values_per_voxel = 660
+        side_multiple = 16
+
+    says = (
+        "what fits: 13.0 GB .* bfloat16 with --checkpointing" if measurable else "take patches of about [0-9]+ voxels"
+    )
+    with pytest.raises(OutOfMemory, match=f"80.0 GB for .* in float32; {says}"):
+        check_memory(load_recipe("brats"), EXACT, False, Network())
+    table = list(memory_estimate.memory_table(load_recipe("brats"), torch.device("cpu")))
+    assert {(need.precision, need.checkpointing) for need in table} == {("float32", False), *measurable}
+
+
 def test_the_peak_of_the_process_that_measures_is_not_that_of_the_one_that_asked():
     """A Python of 1.5 GB asks what a network of a few thousand weights takes on 4096 voxels."""
     code = f"""

@@ -175,7 +175,7 @@ def _decode(folder: Path, name: str, channels: int, cache: Path) -> _Decoded:
     key = hashlib.sha256(repr(stamps).encode()).hexdigest()[:16]
     own = cache / name
     image, labels, about = (own / f"{key}.{what}" for what in ("image.npy", "labels.npy", "json"))
-    if not about.is_file():
+    if (grid := _described(about, image, labels)) is None:
         stacked, values, grid = _read_arrays(labels_path, image_paths, name)
         for path, array in ((image, stacked), (labels, values)):
             with written_whole(path) as temporary:
@@ -189,9 +189,18 @@ def _decode(folder: Path, name: str, channels: int, cache: Path) -> _Decoded:
         with suppress(FileNotFoundError):  # which has just finished
             if time.time() - left.stat().st_mtime > _ABANDONED:
                 left.unlink()
-    said = json.loads(about.read_text())
-    grid = Grid(tuple(said["size"]), tuple(said["spacing"]), said["orientation"])
     return _Decoded(name, image, labels, grid)
+
+
+def _described(about: Path, image: Path, labels: Path) -> Grid | None:
+    """The grid of the arrays in ``image`` and ``labels`` as ``about`` says; None where they have to be made anew."""
+    try:
+        said = json.loads(about.read_text(encoding="utf-8"))
+        grid = Grid(tuple(said["size"]), tuple(said["spacing"]), said["orientation"])
+        shapes = [np.load(path, mmap_mode="r").shape[-3:] for path in (image, labels)]
+    except Exception:  # a cache that is damaged in any way is no loss
+        return None
+    return grid if shapes == [grid.shape] * 2 else None
 
 
 def _read_arrays(labels_path: Path, image_paths: Sequence[Path], name: str) -> tuple[np.ndarray, np.ndarray, Grid]:

@@ -18,6 +18,7 @@ from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.geometry import Geometry
 from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.masks.brain_area import describe_volume
+from MedDPMLib.masks.numberings import label_for, label_named
 from MedDPMLib.masks.schemes import Label, LabelScheme, load_scheme, scheme_names
 from MedDPMLib.scene.images import empty_image, extent_geometry, image_array, image_geometry, world_matrix
 
@@ -86,13 +87,11 @@ def _recognise(segment: slicer.vtkSegment, scheme: LabelScheme) -> Label | None:
 
 def _recognise_part(segment: slicer.vtkSegment, scheme: LabelScheme) -> Label | None:
     """The label of ``scheme`` that holds the segment, a structure which only another scheme tells apart."""
-    for numbering in scheme.numberings:
-        if numbering.name in scheme_names() and numbering.name != scheme.name:
-            structure = _recognise(segment, load_scheme(numbering.name))
-            value = dict(numbering.values).get(structure.value) if structure else None
-            if value is not None:
-                return scheme.label_by_value(value)
-    return None
+    for name in scheme_names():
+        structure = _recognise(segment, load_scheme(name))
+        if structure is not None and (label := label_for(structure.name, scheme)):
+            return label
+    return label_named(segment.GetName() or "", scheme)
 
 
 # The labels ------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ def _remedies() -> dict[str, str]:
         "model-name-taken": _("rename the file, or remove the other model first"),
         "no-brain-area": fill,
         "no-brain-area-or-other-convention": fill,
+        "unknown-labels": _("choose the label of each segment in the table of labels"),
     }
 
 
