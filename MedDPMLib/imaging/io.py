@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from pathlib import Path
 
@@ -105,6 +106,7 @@ def check_readable(path: Path) -> str:
 
 
 def _read_nifti(path: Path, geometry: str | None) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    importlib.import_module("nibabel")  # a library that is broken is no fault of the file
     # A damaged header makes the parsers fail in any way they like; whatever they raise, the file is at fault.
     try:
         return read_nifti(path, geometry)
