@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import small_card, write_small_model
+from conftest import small_card, small_geometry, small_labels, write_small_model
 
 from bench import start_application
 from bench.fixtures import application  # noqa: F401
@@ -21,6 +21,7 @@ start_application()
 import qt
 import slicer
 
+from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.masks.schemes import load_scheme
 from MedDPMLib.scene import painting
 from MedDPMLib.scene.segmentation import painted_geometry
@@ -85,6 +86,15 @@ def start_from_template(panel, name="ventricles-medium"):
 
 def wait_until_painted(panel):
     return wait_until(lambda: not panel.mask.busy)
+
+
+def small_segmentation(panel, array=None, name="Small"):
+    """A small brain with a tumour, chosen in the panel, where two steps are enough."""
+    array = small_labels(SCHEME) if array is None else array
+    node = painting.add_segmentation(Volume(array, small_geometry()), SCHEME, name)
+    panel.ui.segmentationSelector.setCurrentNode(node)
+    panel.ui.stepsBox.value = 2
+    return node
 
 
 def generate(panel):

@@ -1,4 +1,6 @@
-"""How does the panel show a message? In a line that is visible while it says something, or in a window."""
+"""How does the panel show a message? In a line that is visible while it says something, or in a window.
+
+What the library knows, the panel words for its reader: a remedy names a control of the panel, not an option."""
 
 from __future__ import annotations
 
