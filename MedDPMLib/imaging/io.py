@@ -14,7 +14,7 @@ from MedDPMLib.imaging.geometry import Geometry
 from MedDPMLib.imaging.nifti import read_nifti
 from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.runtime.content import describe_content, read_head
-from MedDPMLib.runtime.files import written_whole
+from MedDPMLib.runtime.files import atomic_write
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 #: What nibabel reads beside them: FreeSurfer's files, and pairs of Analyze or NIfTI.
@@ -202,7 +202,7 @@ def write_nifti(path: str | os.PathLike, volume: Volume, *, description: str = "
     image.set_qform(volume.geometry.ijk_to_ras, code="scanner", strip_shears=True)
     image.header.set_xyzt_units("mm")
     image.header["descrip"] = description.encode()[:79]
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         nibabel.save(image, temporary)
 
 

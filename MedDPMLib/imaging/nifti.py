@@ -60,7 +60,7 @@ def _opened(path: Path):
     head = read_head(path)
     if name.endswith((".hdr", ".img")):
         return _pair(path), ()
-    notes = ()
+    notes: tuple[str, ...] = ()
     if name.endswith((".nii", ".mgh")) and is_gzipped(head):
         notes = (f"{path.name} is compressed, although its name does not say so",)
     elif name.endswith((".nii.gz", ".mgz")) and not is_gzipped(head):

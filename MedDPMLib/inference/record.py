@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from MedDPMLib.imaging.io import SYNTHETIC, write_nifti
 from MedDPMLib.inference.settings import GenerationSettings
-from MedDPMLib.runtime.files import written_whole
+from MedDPMLib.runtime.files import atomic_write
 from MedDPMLib.runtime.versions import versions
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def write_result(folder: str | os.PathLike, stem: str, generated: Generated) -> 
         # An old record must not speak for a new volume if what follows is interrupted.
         sidecar(path).unlink(missing_ok=True)
         write_nifti(path, volume, description=SYNTHETIC)
-        with written_whole(sidecar(path)) as temporary:
+        with atomic_write(sidecar(path)) as temporary:
             temporary.write_text(json.dumps({"modality": modality, **generated.record}, indent=2) + "\n")
         paths.append(path)
     return paths

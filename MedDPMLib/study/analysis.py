@@ -168,7 +168,8 @@ def _repeats(readings: Readings) -> dict[str, Repeats]:
         first = {row.case: row.rating for row in of_reader if row.counts}
         again = [(first[row.case], row.rating) for row in of_reader if row.repeat and row.case in first]
         if again:
-            found[reader] = agree_with_oneself(*(np.array(ratings, float) for ratings in zip(*again, strict=True)), CUT)
+            first_reading, second_reading = np.array(again, float).T
+            found[reader] = agree_with_oneself(first_reading, second_reading, CUT)
     return found
 
 

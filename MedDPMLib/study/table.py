@@ -89,7 +89,7 @@ def ratings_of(rows: Iterable[Mapping[str, str]], source: str, first_line: int =
     combinations = [(treatment, reader) for treatment in treatments for reader in readers]
     cases = [case for case in _in_order(truths) if all((*pair, case) in ratings for pair in combinations)]
     left_out = [case for case in _in_order(truths) if case not in set(cases)]
-    notes = ()
+    notes: tuple[str, ...] = ()
     if left_out:
         notes = (f"left out, because not every reader rated them: {', '.join(left_out)}",)
     if not cases:

@@ -31,10 +31,10 @@ class StudyScreen:
 
     def __init__(self, may_leave: Callable[[], bool]) -> None:
         self._may_leave = may_leave
-        self._guard = None
+        self._guard: _CloseGuard | None = None
         self._hidden: list = []
         self._disabled: list = []
-        self._panel = None
+        self._panel: qt.QWidget | None = None
 
     @property
     def entered(self) -> bool:
