@@ -589,7 +589,7 @@ def test_an_alternative_that_cannot_be_measured_is_left_out(monkeypatch, measura
         if (precision, checkpointing) not in {("float32", False), *measurable}:
             raise MedDPMError("the measurement failed: the gradient of iteration 2 is not finite")
         size = 80 if precision == "float32" else 13
-        return [memory_estimate.Need(stages[0].learnt, 1, precision, checkpointing, size * 10**9)]
+        return [memory_estimate.Need(stages[0].example_size, 1, precision, checkpointing, size * 10**9)]
 
     monkeypatch.setattr(memory_estimate, "needs", fake_needs)
     monkeypatch.setattr(memory_estimate, "free_memory", lambda device: 30 * 10**9)
