@@ -391,7 +391,7 @@ def test_what_cannot_be_kept_is_smoothed_anew(tmp_path, monkeypatch):
         raise MedDPMError("no space")
         yield
 
-    monkeypatch.setattr("MedDPMLib.data.cases.written_whole", full)
+    monkeypatch.setattr("MedDPMLib.data.cases.atomic_write", full)
     smoothed = SmoothedCases(read, (8, 12, 16))
     assert torch.equal(smoothed[1].image, smoothed_for(read[1], (8, 12, 16)).image)
     assert not smoothed._in_memory, "a dataset may be larger than the memory"

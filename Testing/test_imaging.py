@@ -31,7 +31,7 @@ from MedDPMLib.imaging.io import (
 )
 from MedDPMLib.imaging.resample import resample_image, resample_labels
 from MedDPMLib.imaging.volume import Volume
-from MedDPMLib.runtime.files import written_whole
+from MedDPMLib.runtime.files import atomic_write
 
 fuzz = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -330,7 +330,7 @@ def test_a_damaged_header_gives_a_volume_or_an_error(tmp_path, data):
 def test_an_interrupted_write_leaves_what_was_there(tmp_path, interruption):
     path = tmp_path / "a.nii.gz"
     path.write_text("before")
-    with pytest.raises(interruption), written_whole(path) as temporary:
+    with pytest.raises(interruption), atomic_write(path) as temporary:
         assert temporary.parent == tmp_path and temporary.name.endswith(".nii.gz") and temporary != path
         temporary.write_text("half")
         raise interruption("stop")
@@ -342,7 +342,7 @@ def test_a_finished_write_replaces_and_is_readable_by_others(tmp_path):
     umask = os.umask(0o022)
     try:
         for text in ("first", "second"):
-            with written_whole(path) as temporary:
+            with atomic_write(path) as temporary:
                 temporary.write_text(text)
     finally:
         os.umask(umask)
@@ -352,7 +352,7 @@ def test_a_finished_write_replaces_and_is_readable_by_others(tmp_path):
 
 def test_a_name_of_the_longest_length_can_be_written(tmp_path):
     path = tmp_path / ("ü" * 120 + ".nii")
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text("x")
     assert path.read_text() == "x"
 
@@ -588,7 +588,7 @@ def test_a_volume_of_microscopic_size_takes_no_time():
 def test_what_is_written_can_be_read_by_those_whom_the_user_lets(tmp_path):
     before = os.umask(0o027)
     try:
-        with written_whole(tmp_path / "a.json") as temporary:
+        with atomic_write(tmp_path / "a.json") as temporary:
             temporary.unlink()  # as writers do that move a private file of their own there
             temporary.touch(0o600)
     finally:

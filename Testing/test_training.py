@@ -136,7 +136,7 @@ def test_the_folder_says_what_the_run_is(whole):
     expected = [np.mean(part) for part in (values[0:2], values[2:4], values[4:6], values[6:7])]
     assert [n for n, _ in rows] == [2, 4, 6, 7] and np.allclose([loss for _, loss in rows], expected)
     readme = (folder / "README.md").read_text()
-    for words in ("brats-compact", "Iteration 7 of 7", "finished", "3 cases learnt from", "float32", "torch"):
+    for words in ("brats-compact", "Iteration 7 of 7", "finished", "3 training cases", "float32", "torch"):
         assert words in readme
     assert history.best["score"] == pytest.approx(min(expected))
 
@@ -542,7 +542,7 @@ def test_an_unfinished_run_becomes_a_model_that_says_so(tmp_path):
         (["stages.1.patch=[16, 8, 6]"], CASES, "stages.1.patch is"),
         (["schedule.name=cubic"], CASES, "cubic"),
         (["network.channels=[7]"], CASES, "7"),
-        ([], [], "no case"),
+        ([], [], "no cases"),
         ([], [replace(CASES[0], spacing=(1.0, 1.0, 1.0))], "16 x 16 x 16 mm.*192 x 192 x 144 mm"),
         (["training.held_out=0.5"], CASES[:1], "held out"),
     ],
@@ -589,7 +589,7 @@ def test_an_alternative_that_cannot_be_measured_is_left_out(monkeypatch, measura
         if (precision, checkpointing) not in {("float32", False), *measurable}:
             raise MedDPMError("the measurement failed: the gradient of iteration 2 is not finite")
         size = 80 if precision == "float32" else 13
-        return [memory_estimate.Need(stages[0].learnt, 1, precision, checkpointing, size * 10**9)]
+        return [memory_estimate.Need(stages[0].example_size, 1, precision, checkpointing, size * 10**9)]
 
     monkeypatch.setattr(memory_estimate, "needs", fake_needs)
     monkeypatch.setattr(memory_estimate, "free_memory", lambda device: 30 * 10**9)

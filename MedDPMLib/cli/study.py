@@ -258,7 +258,7 @@ def _analyse_table(table: Path, out: Path | None, json_file: Path | None) -> Non
 def _analyse_study(
     study: Path, answers: list[Path], out: Path | None, json_file: Path | None, passphrase: str | None
 ) -> None:
-    from MedDPMLib.runtime.files import written_whole
+    from MedDPMLib.runtime.files import atomic_write
     from MedDPMLib.study.analysis import analyze, to_json
     from MedDPMLib.study.report.conclusion import conclude
     from MedDPMLib.study.report.page import write_report
@@ -270,7 +270,7 @@ def _analyse_study(
         _write_json(json_file, to_json(analysis))
     if out is not None:
         write_report(out / "report.html", analysis)
-        with written_whole(out / "answers.csv") as temporary:
+        with atomic_write(out / "answers.csv") as temporary:
             temporary.write_text(to_csv(analysis.readings), encoding="utf-8")
         if analysis.detected is not None:
             _export(out, analysis.detected.ratings, analysis.readings.definition.title)
@@ -284,12 +284,12 @@ def _analyse_study(
 
 
 def _export(out: Path, ratings, title: str) -> None:
-    from MedDPMLib.runtime.files import written_whole
+    from MedDPMLib.runtime.files import atomic_write
     from MedDPMLib.study.exports import numbering, write_imrmc, write_rjafroc
 
     write_imrmc(out / "ratings.imrmc", ratings, title)
     write_rjafroc(out / "ratings-rjafroc.xlsx", ratings)
-    with written_whole(out / "numbering.csv") as temporary:
+    with atomic_write(out / "numbering.csv") as temporary:
         temporary.write_text(numbering(ratings), encoding="utf-8")
 
 
@@ -298,7 +298,7 @@ def _interval(ci: list[float] | None) -> str:
 
 
 def _write_json(path: Path, found: dict) -> None:
-    from MedDPMLib.runtime.files import written_whole
+    from MedDPMLib.runtime.files import atomic_write
 
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")

@@ -24,7 +24,7 @@ from torch.utils.data import Dataset
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.geometry import Grid
 from MedDPMLib.imaging.io import read_volume
-from MedDPMLib.runtime.files import written_whole
+from MedDPMLib.runtime.files import atomic_write
 from MedDPMLib.validation import matching, optional, read_json, table_of, table_with, text
 
 #: The folder in a dataset for what is decoded.
@@ -178,9 +178,9 @@ def _decode(folder: Path, name: str, channels: int, cache: Path) -> _Decoded:
     if (grid := _described(about, image, labels)) is None:
         stacked, values, grid = _read_arrays(labels_path, image_paths, name)
         for path, array in ((image, stacked), (labels, values)):
-            with written_whole(path) as temporary:
+            with atomic_write(path) as temporary:
                 np.save(temporary, array)
-        with written_whole(about) as temporary:
+        with atomic_write(about) as temporary:
             temporary.write_text(json.dumps(vars(grid)))
         for old in own.iterdir():  # of files that have changed since
             if not old.name.startswith((key, ".")):
@@ -265,7 +265,7 @@ class SmoothedCases(Dataset):
         if not path.is_file():
             smoothed = smoothed_for(case, self.shape)
             try:
-                with written_whole(path) as temporary:
+                with atomic_write(path) as temporary:
                     np.save(temporary, smoothed.image.numpy())
             except MedDPMError:  # no space, or no permission: no reason to end a run, nor to fill the memory instead
                 return smoothed

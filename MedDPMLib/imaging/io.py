@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from MedDPMLib.imaging.geometry import Geometry
 from MedDPMLib.imaging.nifti import read_nifti
 from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.runtime.content import describe_content, read_head
-from MedDPMLib.runtime.files import written_whole
+from MedDPMLib.runtime.files import atomic_write
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 #: What nibabel reads beside them: FreeSurfer's files, and pairs of Analyze or NIfTI.
@@ -105,6 +106,7 @@ def check_readable(path: Path) -> str:
 
 
 def _read_nifti(path: Path, geometry: str | None) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    importlib.import_module("nibabel")  # a library that is broken is no fault of the file
     # A damaged header makes the parsers fail in any way they like; whatever they raise, the file is at fault.
     try:
         return read_nifti(path, geometry)
@@ -200,7 +202,7 @@ def write_nifti(path: str | os.PathLike, volume: Volume, *, description: str = "
     image.set_qform(volume.geometry.ijk_to_ras, code="scanner", strip_shears=True)
     image.header.set_xyzt_units("mm")
     image.header["descrip"] = description.encode()[:79]
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         nibabel.save(image, temporary)
 
 

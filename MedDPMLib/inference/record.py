@@ -13,7 +13,7 @@ from MedDPMLib.imaging.io import SYNTHETIC, read_volume, write_nifti
 from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.inference.settings import GenerationSettings
 from MedDPMLib.inference.stored import from_stored, stored_as, to_stored
-from MedDPMLib.runtime.files import written_whole
+from MedDPMLib.runtime.files import atomic_write
 from MedDPMLib.runtime.versions import versions
 
 #: More characters than any record has.
@@ -99,7 +99,7 @@ def write_result(folder: str | os.PathLike, stem: str, generated: Generated) -> 
         sidecar(path).unlink(missing_ok=True)
         stored = to_stored(volume, line) if line and volume.array.dtype.kind == "f" else volume
         write_nifti(path, stored, description=SYNTHETIC)
-        with written_whole(sidecar(path)) as temporary:
+        with atomic_write(sidecar(path)) as temporary:
             temporary.write_text(json.dumps({"modality": modality, **generated.record}, indent=2) + "\n")
         paths.append(path)
     return paths

@@ -28,7 +28,7 @@ from MedDPMLib.imaging.io import (
 from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.masks.numberings import has_side, label_named
 from MedDPMLib.masks.schemes import Label, LabelScheme
-from MedDPMLib.runtime.files import written_whole
+from MedDPMLib.runtime.files import atomic_write
 
 #: How the file of a segmentation ends.
 SUFFIX = ".seg.nrrd"
@@ -169,7 +169,7 @@ def write_segments(path: str | os.PathLike, labels: Volume, scheme: LabelScheme,
     for block, fields in blocks.items():
         for key, value in fields.items():
             image.SetMetaData(f"{block}_{key}", value)
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         try:
             SimpleITK.WriteImage(image, str(temporary), useCompression=True)
             written = itk_array(SimpleITK.ReadImage(str(temporary)))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.models.card import Card
 from MedDPMLib.runtime.content import describe_content, read_head
-from MedDPMLib.runtime.files import written_whole
+from MedDPMLib.runtime.files import atomic_write
 from MedDPMLib.validation import list_of, one_of, read_json, table_with, whole
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def write_bundle(
         check_values(stored)
     except MedDPMError as error:
         raise MedDPMError(f"{path} is not written: {error}") from None
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         # save_file would put a file of its own, readable by its owner alone, in the place of the temporary one.
         temporary.write_bytes(safetensors.torch.save(stored, {_CARD_KEY: card.to_json()}))
 

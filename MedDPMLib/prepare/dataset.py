@@ -29,7 +29,7 @@ from MedDPMLib.masks.schemes import load_scheme
 from MedDPMLib.prepare.cases import prepare_case
 from MedDPMLib.prepare.sources import CaseFiles
 from MedDPMLib.recipes.standard import Standard, standard
-from MedDPMLib.runtime.files import written_whole
+from MedDPMLib.runtime.files import atomic_write
 
 TABLE = "cases.csv"
 _RECORDS = "prepared"
@@ -184,7 +184,7 @@ def _prepare(case: CaseFiles, out: Path, settings: DatasetSettings) -> Report:
     found |= prepared.found
     for path, modality in zip(images, settings.modalities, strict=True):
         write_nifti(path, prepared.images[modality])
-    with written_whole(record) as temporary:
+    with atomic_write(record) as temporary:
         temporary.write_text(json.dumps({"key": key, "found": found}, indent=1))
     write_nifti(labels, prepared.labels)
     return Report(case.name, found)
@@ -245,7 +245,7 @@ def _describe(out: Path, settings: DatasetSettings) -> None:
         description = json.loads(path.read_text(encoding="utf-8")) | description
     except (OSError, ValueError, TypeError):
         pass
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(description, indent=2, ensure_ascii=False), encoding="utf-8")
 
 
@@ -260,7 +260,7 @@ def _write_table(out: Path, settings: DatasetSettings, reports: Sequence[Report]
     headings = ["case", "problem"]
     for row in rows.values():
         headings += [heading for heading in row if heading not in headings]
-    with written_whole(out / TABLE) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with atomic_write(out / TABLE) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, headings, restval="")
         writer.writeheader()
         writer.writerows(row for _, row in sorted(rows.items()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import zlib
 from pathlib import Path
 
 import qt
@@ -81,6 +82,6 @@ def _description(path: Path) -> str:
     try:
         with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
             header = file.read(_HEADER)
-    except (OSError, EOFError, gzip.zlib.error):
+    except (OSError, EOFError, zlib.error):
         return ""
     return header[_DESCRIPTION].rstrip(b"\0 ").decode("ascii", "replace")

@@ -15,7 +15,7 @@ import numpy as np
 
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.geometry import Geometry, Grid
-from MedDPMLib.runtime.files import written_whole
+from MedDPMLib.runtime.files import atomic_write
 
 #: Lengths of files are multiples of it.
 _SIZE_CLASS = 1 << 16
@@ -44,7 +44,7 @@ def write_case(path: Path, compressed: bytes, array: np.ndarray, grid: Grid, len
     if array.dtype != np.uint8 or array.shape != grid.shape:
         raise MedDPMError(f"a case of {array.dtype} {array.shape} does not fit the study's grid {grid.shape}")
     data = _padded(compressed, zlib.crc32(np.ascontiguousarray(array)), array.size, length)
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(_header(grid) + data)
 
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.runtime.files import written_whole
+from MedDPMLib.runtime.files import atomic_write
 
 FORMAT = "meddpm-study/1"
 STUDY_FILE = "study.toml"
@@ -144,7 +144,7 @@ def write_definition(folder: Path, definition: Definition) -> None:
         + tomli_w.dumps(table)
         + f'\n[seal]\nhash = "{definition.hash}"\n'
     )
-    with written_whole(folder / STUDY_FILE) as temporary:
+    with atomic_write(folder / STUDY_FILE) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from MedDPMLib.runtime.files import written_whole
+from MedDPMLib.runtime.files import atomic_write
 from MedDPMLib.study.table import Ratings
 
 
@@ -40,7 +40,7 @@ def write_imrmc(path: Path, ratings: Ratings, title: str) -> None:
     ]
     lines += [f"-1,{case},0,{int(truth)}" for case, truth in enumerate(ratings.truth, 1)]
     lines += [f"{reader},{case},{treatment},{value:g}" for treatment, reader, case, value in _each(ratings)]
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="ascii", errors="replace")
 
 
@@ -67,7 +67,7 @@ def write_rjafroc(path: Path, ratings: Ratings) -> None:
             true_positive.append([reader, treatment, case, 1, value])
         else:
             false_positive.append([reader, treatment, case, value])
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         book.save(temporary)
 
 

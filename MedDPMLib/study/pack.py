@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.runtime.files import written_whole
+from MedDPMLib.runtime.files import atomic_write
 from MedDPMLib.study.definition import CASES, READERS, STUDY_FILE, Definition, read_definition, slug
 from MedDPMLib.study.order import Presentation
 
@@ -31,7 +31,7 @@ def pack(folder: Path, out: Path) -> list[Path]:
         order = folder / READERS / f"{slug(reader)}.json"
         _check_order(order, definition)
         path = out / f"{slug(reader)}{SUFFIX}"
-        with written_whole(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        with atomic_write(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
             _add(archive, STUDY_FILE, folder / STUDY_FILE)
             _add(archive, ORDER_FILE, order)
             for case in cases:

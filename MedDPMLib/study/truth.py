@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.runtime.files import written_whole
+from MedDPMLib.runtime.files import atomic_write
 
 TRUTH_FILE = "truth.encrypted"
 _FORMAT = "meddpm-study-truth/1"
@@ -41,7 +41,7 @@ def write_truth(folder: Path, truth: Mapping[str, Any], passphrase: str, study_h
         "nonce": _text(nonce),
         "data": _text(secret),
     }
-    with written_whole(Path(folder) / TRUTH_FILE) as temporary:
+    with atomic_write(Path(folder) / TRUTH_FILE) as temporary:
         temporary.write_text(json.dumps(stored, indent=1), encoding="ascii")
 
 

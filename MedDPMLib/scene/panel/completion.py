@@ -16,6 +16,7 @@ from slicer.i18n import tr as _
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.geometry import Geometry
 from MedDPMLib.imaging.volume import Volume
+from MedDPMLib.masks.schemes import LabelScheme
 from MedDPMLib.models.card import Card
 from MedDPMLib.scene import painting, volumes
 from MedDPMLib.scene.processes import python_process, python_program
@@ -52,7 +53,8 @@ class Completion:
         self._owner = qt.QObject()
         self._process: qt.QProcess | None = None
         self._folder: tempfile.TemporaryDirectory | None = None
-        self._scheme, self._name = None, ""
+        self._scheme: LabelScheme | None = None
+        self._name = ""
 
     @property
     def busy(self) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from MedDPMLib.runtime.files import written_whole
+from MedDPMLib.runtime.files import atomic_write
 from MedDPMLib.study.analysis import Analysis
 from MedDPMLib.study.detection import Proportion
 from MedDPMLib.study.mrmc import Estimate
@@ -22,7 +22,7 @@ _SHOWN_CASES = 8
 
 def write_report(path: Path, analysis: Analysis) -> None:
     text = render(analysis)
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

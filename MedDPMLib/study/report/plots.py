@@ -65,7 +65,7 @@ def ratings(counts: np.ndarray) -> str:
             axes.bar(places + (kind - 0.5) * 0.38, counts[kind], 0.36, color=color, label=f"{name} cases")
         axes.set_xticks(places, [words.replace(" ", "\n") for _, words in RATINGS])
         axes.set(ylabel="answers")
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(frameon=False, fontsize=8, ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0))
         return _svg(figure)
 
 
