@@ -21,6 +21,7 @@ start_application()
 import qt
 import slicer
 
+from MedDPMLib.imaging.geometry import Grid
 from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.masks.schemes import load_scheme
 from MedDPMLib.scene import painting
@@ -28,13 +29,15 @@ from MedDPMLib.scene.segmentation import painted_geometry
 
 MODULE = Path(__file__).parents[2] / "MedDPM" / "MedDPM.py"
 SCHEME = load_scheme("anatomy")
+#: Of the tiny model: large enough for the templates.
+GRID = Grid((24, 24, 24), (8.0, 8.0, 8.0), "LPS")
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """A model folder with one tiny model, for the panel and its workers, and one thread for each of them."""
     folder = tmp_path_factory.mktemp("models")
-    write_small_model(folder / "small.safetensors", small_card(SCHEME))
+    write_small_model(folder / "small.safetensors", small_card(SCHEME, grid=GRID))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MEDDPM_MODELS", str(folder))
         patch.setenv("OMP_NUM_THREADS", "1")
