@@ -448,7 +448,7 @@ def test_bad_tables_are_refused():
     table = segmentation.guess_table(node, SCHEME)
     with pytest.raises(MedDPMError, match="no segment .* stands for a label"):
         segmentation.read_labels(node, {}, SCHEME)
-    with pytest.raises(MedDPMError, match='no segment "gone"'):
+    with pytest.raises(MedDPMError, match='no longer has the segment "gone"'):
         segmentation.read_labels(node, {**table, "gone": REST}, SCHEME)
     with pytest.raises(MedDPMError, match="no label 99"):
         segmentation.read_labels(node, {next(iter(table)): 99}, SCHEME)
