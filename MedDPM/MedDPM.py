@@ -48,8 +48,8 @@ class MedDPM(ScriptedLoadableModule):
         parent.dependencies = ["Segmentations", "SegmentEditor", "SubjectHierarchy", "Volumes"]
         parent.contributors = ["The MedDPM developers"]
         parent.helpText = _(
-            "Turns a segmentation of the brain with its tumor into synthetic MRI volumes: paint, click Generate, review."
-            " The volumes do not depict real people and are not for diagnosis. Version {version}."
+            "Turns a segmentation of the brain with its tumor into synthetic MRI volumes: paint, click Generate,"
+            " review. The volumes do not depict real people and are not for diagnosis. Version {version}."
         ).format(version=MedDPMLib.__version__)
         parent.acknowledgementText = _(
             "The method is Med-DDPM (Dorjsembe et al., 2024): a diffusion model that sees the mask at every denoising"

@@ -239,7 +239,7 @@ def test_odd_masks_are_made_into_what_they_mean(panel):  # noqa: F811
     outside[:3, :3, :3] = OEDEMA
     small_segmentation(panel, outside, "Outside")
     array_of(panel)
-    assert "of tumour lie outside the brain" in panel.ui.messageLabel.text
+    assert "of tumor lie outside the brain" in panel.ui.messageLabel.text
 
 
 # The scene while it works ----------------------------------------------------------------------------

@@ -15,7 +15,7 @@ _BRAIN_EXTENT = (120.0, 240.0)
 _USUAL_EXTENT = 170.0
 
 #: What a length was measured in that counts as so many millimetres.
-_UNITS = {1000.0: "metres", 10.0: "centimetres", 0.001: "micrometres"}
+_UNITS = {1000.0: "meters", 10.0: "centimeters", 0.001: "micrometers"}
 
 
 def odd_size(labels: np.ndarray, geometry: Geometry) -> str | None:
