@@ -48,8 +48,8 @@ class MedDPM(ScriptedLoadableModule):
         parent.dependencies = ["Segmentations", "SegmentEditor", "SubjectHierarchy", "Volumes"]
         parent.contributors = ["The MedDPM developers"]
         parent.helpText = _(
-            "Turns a segmentation of the brain with its tumor into synthetic MRI volumes: paint, click Generate, look."
-            " No volume depicts a real person, and none is for diagnosis. Version {version}."
+            "Turns a segmentation of the brain with its tumor into synthetic MRI volumes: paint, click Generate,"
+            " review. The volumes do not depict real people and are not for diagnosis. Version {version}."
         ).format(version=MedDPMLib.__version__)
         parent.acknowledgementText = _(
             "The method is Med-DDPM (Dorjsembe et al., 2024): a diffusion model that sees the mask at every denoising"
@@ -613,13 +613,13 @@ class MedDPMLogic(ScriptedLoadableModuleLogic):
         by_modality = {record_of(node)["modality"]: node for node in nodes}
         record, segmentation = record_of(nodes[0]), nodes[0].GetNodeReference(SEGMENTATION_ROLE)
         if segmentation is None:
-            raise MedDPMError(_("the segmentation of this result is not in the scene any more: choose another result"))
+            raise MedDPMError(_("the segmentation of this result is no longer in the scene: choose another result"))
         entry = ModelStore().find(record["model"]["name"])
         if entry.hash != record["model"]["hash"]:
             raise MedDPMError(
-                _("the model {name} is not the one that made this result: use Generate to make a new one").format(
-                    name=entry.name
-                )
+                _(
+                    "the model {name} is not the one that generated this result: use Generate to create a new one"
+                ).format(name=entry.name)
             )
         return Order(
             segmentation=segmentation,

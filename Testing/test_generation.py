@@ -168,7 +168,8 @@ def test_guidance_is_the_difference_that_labels_make_made_larger(tmp_path, posit
 
 
 @pytest.mark.parametrize(
-    ("guidance", "says"), [(2.0, "cannot be guided"), (-1, "from 0 to 20"), (float("nan"), "0 to 20"), ("much", "much")]
+    ("guidance", "says"),
+    [(2.0, "does not support guidance"), (-1, "from 0 to 20"), (float("nan"), "0 to 20"), ("much", "much")],
 )
 def test_guidance_that_cannot_be_is_told(bundle, guidance, says):
     with pytest.raises(MedDPMError, match=says):

@@ -163,7 +163,7 @@ def test_what_would_lose_a_brain_or_a_tumour_is_refused():
 
 @pytest.mark.parametrize(
     "factor, advice",
-    [(1e-3, "seems to measure in metres"), (1e3, "in micrometres"), (5, "2 x 2 x 2 mm would")],
+    [(1e-3, "seems to give meters"), (1e3, "give micrometers"), (5, "2 x 2 x 2 mm would")],
 )
 def test_an_absurd_size_is_refused_with_the_unit_that_would_make_sense(factor, advice):
     geometry = oriented("LPS", (90, 100, 80), (2, 2, 2))
@@ -449,14 +449,14 @@ def test_tumour_at_the_brains_surface_is_no_remark():
 def test_tumour_beside_the_brain_is_told_with_its_volume(orientation):
     volume = brain(orientation=orientation)
     volume.array[0, 0, 0:3] = 3
-    assert mask_of(volume).notes[1] == "648 mm^3 of tumour lie outside the brain"
+    assert mask_of(volume).notes[1] == "648 mm^3 of tumor lie outside the brain"
 
 
 def test_tumour_that_touches_the_brain_with_a_foot_is_outside():
     volume = brain()
     volume.array[:2, 4:8, 4:8] = 1
     (note,) = mask_of(volume).notes[1:]
-    assert note == "6.91 ml of tumour lie outside the brain"
+    assert note == "6.91 ml of tumor lie outside the brain"
 
 
 def test_with_an_image_the_part_outside_it_is_told():
@@ -464,7 +464,7 @@ def test_with_an_image_the_part_outside_it_is_told():
     volume.array[0:4, 12:14, 12:14] = 2
     image = brain()
     mask = mask_of(tumour_only(volume), brain_from=image)
-    assert mask.notes[-1] == "1.73 ml of tumour lie outside the brain"  # 8 voxels of 216 mm^3
+    assert mask.notes[-1] == "1.73 ml of tumor lie outside the brain"  # 8 voxels of 216 mm^3
 
 
 def test_at_the_edge_of_the_volume_nothing_is_known_and_nothing_said():

@@ -142,7 +142,7 @@ def test_a_killed_worker_is_told_and_the_next_run_works(panel):
     wait_until(lambda: "Step" in panel.ui.statusLabel.text)
     os.kill(worker_pid(panel), signal.SIGKILL)
     wait_until(lambda: panel.ui.messageLabel.text != "", 10)
-    assert "press Generate again" in panel.ui.messageLabel.text and panel.ui.generateButton.text == "Generate"
+    assert "click Generate again" in panel.ui.messageLabel.text and panel.ui.generateButton.text == "Generate"
     assert session_folders() == [] and volumes.results() == []
     panel.ui.stepsBox.value = 2
     generate(panel)

@@ -207,7 +207,7 @@ def test_odd_masks_are_made_into_what_they_mean(panel):  # noqa: F811
     painting.paint(node, id_, (labels == REST) & left)
     slicer.app.processEvents()
     np.testing.assert_array_equal(array_of(panel), plain)
-    assert "are taken together" in panel.ui.messageLabel.text
+    assert "are combined" in panel.ui.messageLabel.text
 
     # A rigid transform moves the result with the mask and changes no voxel.
     node = small_segmentation(panel, name="Moved")
@@ -239,7 +239,7 @@ def test_odd_masks_are_made_into_what_they_mean(panel):  # noqa: F811
     outside[:3, :3, :3] = OEDEMA
     small_segmentation(panel, outside, "Outside")
     array_of(panel)
-    assert "of tumour lie outside the brain" in panel.ui.messageLabel.text
+    assert "of tumor lie outside the brain" in panel.ui.messageLabel.text
 
 
 # The scene while it works ----------------------------------------------------------------------------
@@ -539,8 +539,8 @@ def test_a_worker_that_misbehaves_is_told_and_the_next_run_works(panel, misbehav
     said = {steps: failed(panel, steps) for steps in (GREEDY, FAULTY, CRASH, BABBLE)}
     assert "not enough memory" in said[GREEDY]
     assert "KeyError" in said[FAULTY] and "log" in said[FAULTY]
-    assert "ended unexpectedly (signal 11)" in said[CRASH] and "press Generate again" in said[CRASH]
-    assert "cannot be understood" in said[BABBLE] and "press Generate again" in said[BABBLE]
+    assert "ended unexpectedly (signal 11)" in said[CRASH] and "click Generate again" in said[CRASH]
+    assert "sent an invalid message" in said[BABBLE] and "click Generate again" in said[BABBLE]
     # Idle it goes by itself, and nobody is told.
     panel.logic.client._idle = 0.5
     panel.ui.stepsBox.value = 2
@@ -586,7 +586,7 @@ def test_a_worker_that_cannot_begin_says_why(panel, monkeypatch):  # noqa: F811
     panel.logic.client.stop()
     for code, says in (
         ('import sys; sys.modules["torch"] = None; from MedDPMLib.worker.__main__ import main; main()', "PyTorch"),
-        ('import sys; sys.exit("no library of that name")', "could not begin (exit code 1; no library of that name)"),
+        ('import sys; sys.exit("no library of that name")', "could not start (exit code 1; no library of that name)"),
     ):
         with monkeypatch.context() as patch:
             run_instead(patch, code)

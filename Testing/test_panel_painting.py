@@ -308,7 +308,7 @@ def test_messages_name_what_is_in_the_panel():
 
 def test_only_a_model_that_was_trained_for_it_is_guided(panel, models):
     box, chosen = panel.ui.guidanceBox, panel.logic.getParameterNode()
-    assert not box.enabled and "cannot be guided" in box.toolTip
+    assert not box.enabled and "does not support guidance" in box.toolTip
     chosen.guidance = 3.0
     segmentation = start_from_template(panel)
     order = panel.makeOrder()

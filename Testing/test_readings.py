@@ -96,7 +96,7 @@ def test_a_glioma_with_a_rim_is_read_by_how_its_parts_lie():
         file, image, right = tumour_alone(CONVENTIONS[name][0])
         mask = Mask.from_volume(file, BRATS, brain_from=image)
         np.testing.assert_array_equal(mask.volume.array, right)
-        assert f'read as "{name}", by how the parts of the tumour lie' in mask.notes[0]
+        assert f'read as "{name}", by how the parts of the tumor lie' in mask.notes[0]
 
 
 @settings(max_examples=20, deadline=None)
@@ -190,7 +190,7 @@ def test_a_tumour_outside_the_brain_is_refused_unless_somebody_says_so():
     with pytest.raises(MedDPMError, match="of what would be its tumor lie outside the brain"):
         Mask.from_volume(file, BRATS, brain_from=half)
     mask = Mask.from_volume(file, BRATS, numbering="brats-2023", brain_from=half)
-    assert any("of tumour lie outside the brain" in note for note in mask.notes)
+    assert any("of tumor lie outside the brain" in note for note in mask.notes)
 
 
 # Anatomies -------------------------------------------------------------------------------------------

@@ -448,7 +448,7 @@ def test_bad_tables_are_refused():
     table = segmentation.guess_table(node, SCHEME)
     with pytest.raises(MedDPMError, match="no segment .* stands for a label"):
         segmentation.read_labels(node, {}, SCHEME)
-    with pytest.raises(MedDPMError, match='no segment "gone"'):
+    with pytest.raises(MedDPMError, match='no longer has the segment "gone"'):
         segmentation.read_labels(node, {**table, "gone": REST}, SCHEME)
     with pytest.raises(MedDPMError, match="no label 99"):
         segmentation.read_labels(node, {next(iter(table)): 99}, SCHEME)
@@ -504,7 +504,7 @@ def test_stamp_outside_the_brain_or_without_segments_is_refused():
     node = painting.add_segmentation(some_labels(matrix=np.eye(4)), SCHEME, "Brain")
     table = segmentation.guess_table(node, SCHEME)
     before = segmentation.read_labels(node, table, SCHEME).array
-    with pytest.raises(MedDPMError, match="no brain to paint a tumour on"):
+    with pytest.raises(MedDPMError, match="no brain to paint a tumor on"):
         painting.stamp_tumour(node, table, SCHEME, (-50, 0, 0), 3)
     without = {id_: value for id_, value in table.items() if value != ENHANCING}
     with pytest.raises(MedDPMError, match='no segment stands for "Enhancing tumour"'):

@@ -165,7 +165,7 @@ def test_left_and_right_are_one_structure_and_two_tumours_are_asked_about(tmp_pa
     path = save(tmp_path / "a.seg.nrrd", [halves], segments + sides, volume.geometry)
     mask = read_mask(path, anatomy)
     np.testing.assert_array_equal(mask.volume.array == 7, volume.array == 4)
-    assert any('"Left-Thalamus", "Right Thalamus" are taken together' in note for note in mask.notes)
+    assert any('"Left-Thalamus", "Right Thalamus" are combined' in note for note in mask.notes)
     sides[1]["Name"] = "Left-Thalamus"
     with pytest.raises(MedDPMError, match="are both the label"):
         read_mask(save(path, [halves], segments + sides, volume.geometry), anatomy)

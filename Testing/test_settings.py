@@ -95,7 +95,7 @@ def test_a_card_fills_in_what_the_quality_leaves_open(brats):
     assert (chosen.steps, chosen.sampler) == (7, card.qualities["draft"]["sampler"])
     with pytest.raises(MedDPMError, match="1 to 50 for the model small, not 51"):
         GenerationSettings(steps=51).for_card(card)
-    with pytest.raises(MedDPMError, match="cannot be guided"):
+    with pytest.raises(MedDPMError, match="does not support guidance"):
         GenerationSettings(guidance=2).for_card(card)
     assert GenerationSettings(guidance=2).for_card(replace(card, label_dropout=0.1)).guidance == 2
 

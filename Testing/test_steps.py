@@ -71,7 +71,7 @@ def test_guidance_is_another_axis_and_never_the_reference(brats):
     assert found[1].name == "4 dpm-solver++, guidance 2"
     assert reference_of(card, found) == Variant(BASE.changed(steps=50, sampler="ddpm"))
     assert len({one.folder for one in found}) == 4
-    with pytest.raises(MedDPMError, match="cannot be guided"):
+    with pytest.raises(MedDPMError, match="does not support guidance"):
         variants(small_card(brats), ["4"], (2.0,), BASE)
 
 

@@ -185,7 +185,7 @@ def test_missing_answers_are_said_and_the_rest_is_analysed(answered, tmp_path):
     with pytest.raises(MedDPMError, match="there are no answers"):
         read_readings(study, [], PASSPHRASE)
     one = analyze(read_readings(study, [back / "ben.answers.sqlite"], PASSPHRASE))
-    assert one.detected.equivalence["model"] is None and "nothing follows for other readers" in render(one)
+    assert one.detected.equivalence["model"] is None and "says nothing about other readers" in render(one)
 
 
 def test_a_study_half_read_and_a_reader_who_always_says_real(tmp_path):

@@ -538,7 +538,7 @@ def test_arrays_and_settings_that_cannot_be_used_are_told_in_a_sentence(worker, 
         (request(device="cuda:63"), "cuda:63"),
         (request(precision="float8"), "float8"),
         (request(space="world"), "world"),
-        (request(guidance=2), "cannot be guided"),
+        (request(guidance=2), "does not support guidance"),
         (request(memory="much"), '"auto", "low" or a number of gigabytes'),
     ]
     for sent, says in cases:

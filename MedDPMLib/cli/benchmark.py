@@ -47,7 +47,7 @@ _GridOption = Annotated[
     float, typer.Option("--grid", help="Scale the sides of the grid, for small machines: 0.5 halves them.")
 ]
 _QuickOption = Annotated[
-    bool, typer.Option("--quick", help="A quarter of each side, measured once: a check that it runs at all.")
+    bool, typer.Option("--quick", help="Use a quarter of each side and measure once: a check that it runs at all.")
 ]
 _QUICK_GRID = 0.25
 
@@ -189,7 +189,9 @@ def steps(
     step_counts: Annotated[
         str | None,
         typer.Option(
-            "--steps", metavar="N,N,...", help="Numbers of denoising steps, optionally with a sampler: 4,20,20:ddim."
+            "--steps",
+            metavar="N,N,...",
+            help="Numbers of denoising steps, optionally with a sampling algorithm: 4,20,20:ddim.",
         ),
     ] = None,
     guidance: Annotated[
@@ -200,7 +202,7 @@ def steps(
         typer.Option(
             "--student",
             metavar="MODEL",
-            help="A model distilled from it, with its own number of steps.",
+            help="A model distilled from the one studied, with its own number of steps.",
             autocompletion=model_names,
         ),
     ] = None,
@@ -213,7 +215,7 @@ def steps(
 ) -> None:
     """Compare few denoising steps with many, for the same masks and seeds: image quality and time.
 
-    The reference are the images with the most steps (the reference quality, if it is included). Writes all volumes,
+    The reference images are those with the most steps (the reference quality, if it is included). Writes all volumes,
     steps.json with the figures by modality, and steps.png with a picture of all settings. Existing volumes are not
     generated again: a run that was stopped resumes.
     """

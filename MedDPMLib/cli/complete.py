@@ -16,7 +16,7 @@ _COMPLETED = "brain-brats"
 
 
 def complete(
-    mask: Annotated[Path, typer.Argument(help="A mask of a tumour and the rest of the brain.")],
+    mask: Annotated[Path, typer.Argument(help="A mask of a tumor and the rest of the brain.")],
     out: Annotated[
         Path, typer.Option("--out", metavar="FILE", help="The completed mask: .seg.nrrd for 3D Slicer, or NIfTI.")
     ],
@@ -28,10 +28,10 @@ def complete(
     brain_from: BrainFromOption = None,
     geometry: GeometryOption = None,
 ) -> None:
-    """Write the mask as the model sees it: with the brain structures that it does not show, which are invented.
+    """Write the mask as the model sees it: with the brain structures that the mask does not show, which are invented.
 
     They are those that `meddpm generate` uses with the same model and seed. In a .seg.nrrd file they are segments with
-    names and colors for 3D Slicer; corrected there, the mask can be used with a model of all structures: meddpm
+    names and colors for 3D Slicer; once corrected, the mask can be used with a model that knows all structures: meddpm
     generate FILE --model brain-anatomy
     """
     from MedDPMLib.imaging.io import NIFTI_SUFFIXES, volume_suffix, write_nifti

@@ -92,8 +92,8 @@ def fidelity(
     _print_summary(results, list(images))
     if pairs:
         typer.echo(
-            "MSE and MS-SSIM compare with this one brain: of two models with equal means, the more varied one scores"
-            " worse."
+            "MSE and MS-SSIM compare with this one brain only: of two models with equal means, the more varied one"
+            " scores worse."
         )
 
 

@@ -67,7 +67,9 @@ def export_model(
         ),
     ],
     path: Annotated[Path, typer.Argument(help="The file to write, or the folder to write it into.")],
-    best: Annotated[bool, typer.Option("--best", help="Of a run: the best weights instead of the newest.")] = False,
+    best: Annotated[
+        bool, typer.Option("--best", help="For a run: export the best weights instead of the newest.")
+    ] = False,
 ) -> None:
     """Copy the bundle of a model, or create one from a training run, finished or not."""
     if (Path(model) / "recipe.toml").is_file():

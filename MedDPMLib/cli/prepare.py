@@ -35,7 +35,7 @@ def prepare(
         list[Path],
         typer.Argument(
             metavar="SOURCE",
-            help="Folders of BraTS cases, nnU-Net raw datasets, Med-DDPM's folders, or folders with image and mask.",
+            help="Folders of BraTS cases, nnU-Net raw datasets, Med-DDPM's folders, or folders with images and masks.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the dataset; created if missing.")],
@@ -68,7 +68,7 @@ def prepare(
     """Prepare a dataset for training from folders of cases.
 
     A case that cannot be used is reported and skipped; the exit code is then 2. Stopped and started again, the command
-    resumes where it was. The table cases.csv in the dataset lists what was found in each case.
+    resumes where it stopped. The table cases.csv in the dataset lists what was found in each case.
     """
     from MedDPMLib.masks.schemes import load_scheme
     from MedDPMLib.prepare import DatasetSettings, find_cases, standard, write_dataset

@@ -23,30 +23,32 @@ _PASSPHRASE = "MEDDPM_STUDY_PASSPHRASE"
 _StudyArgument = Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of the study.")]
 _PassphraseOption = Annotated[
     str | None,
-    typer.Option("--passphrase", envvar=_PASSPHRASE, help="Of the truth; without it you are asked.", show_envvar=True),
+    typer.Option(
+        "--passphrase", envvar=_PASSPHRASE, help="Passphrase of the truth; by default you are asked.", show_envvar=True
+    ),
 ]
 
 
 @app.command()
 def new(
-    out: Annotated[Path, typer.Argument(metavar="STUDY", help="Folder to make; it must not be there.")],
+    out: Annotated[Path, typer.Argument(metavar="STUDY", help="Folder to create; it must not exist yet.")],
     real: Annotated[Path, typer.Option("--real", help="Folder or table (.csv) of real volumes.")],
     synthetic: Annotated[
         list[str],
-        typer.Option("--synthetic", metavar="[NAME=]PATH", help="The same of synthetic ones; once for each model."),
+        typer.Option("--synthetic", metavar="[NAME=]PATH", help="The same for synthetic volumes; once per model."),
     ],
-    reader: Annotated[list[str], typer.Option("--reader", help="Name of a reader; once for each.")],
+    reader: Annotated[list[str], typer.Option("--reader", help="Name of a reader; repeat it for each.")],
     margin: Annotated[
         float,
         typer.Option("--margin", help="Equivalence margin of the AUC: the difference from 0.5 that does not matter."),
     ],
     accuracy_margin: Annotated[
-        float | None, typer.Option("--accuracy-margin", help="The same of the accuracy, if another.")
+        float | None, typer.Option("--accuracy-margin", help="The same for the accuracy, if different.")
     ] = None,
     contrast: Annotated[
-        list[str] | None, typer.Option("--contrast", help="As in the files' names; t1 without it.")
+        list[str] | None, typer.Option("--contrast", help="Modality, as in the file names; by default t1.")
     ] = None,
-    title: Annotated[str, typer.Option("--title", help="What stands over the study and its report.")] = "Reader study",
+    title: Annotated[str, typer.Option("--title", help="Title of the study and its report.")] = "Reader study",
     ask: Annotated[
         list[str] | None,
         typer.Option(
@@ -56,32 +58,34 @@ def new(
         ),
     ] = None,
     domain: Annotated[
-        list[str] | None, typer.Option("--domain", help=f"Domain to score; without it {', '.join(DOMAINS)}.")
+        list[str] | None, typer.Option("--domain", help=f"Domain to score; by default {', '.join(DOMAINS)}.")
     ] = None,
-    reason: Annotated[bool, typer.Option(help="Offer a reason with a point.")] = True,
+    reason: Annotated[bool, typer.Option(help="Ask for a reason and its location.")] = True,
     training: Annotated[int, typer.Option("--training", min=0, help="Cases with feedback at the start.")] = 4,
-    repeats: Annotated[float, typer.Option("--repeats", min=0, max=0.5, help="Share of cases shown twice.")] = 0.1,
+    repeats: Annotated[float, typer.Option("--repeats", min=0, max=0.5, help="Fraction of cases shown twice.")] = 0.1,
     session: Annotated[int, typer.Option("--session", min=1, help="Cases in a session.")] = 40,
     washout: Annotated[float, typer.Option("--washout", min=0, help="Days between two sessions.")] = 0.0,
     break_after: Annotated[
         float, typer.Option("--break-after", min=0, help="Minutes until a break is offered.")
     ] = 20.0,
     spacing: Annotated[
-        float | None, typer.Option("--spacing", help="Voxel size in mm for all; without it the coarsest of any case.")
+        float | None, typer.Option("--spacing", help="Voxel size in mm for all cases; by default the coarsest.")
     ] = None,
-    levels: Annotated[int, typer.Option("--levels", min=16, max=256, help="Gray levels of all cases.")] = 256,
-    smoothing: Annotated[float, typer.Option("--smoothing", min=0, help="Gaussian over all cases, mm FWHM.")] = 0.0,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of orders, sides and choices.")] = 0,
-    reader_sd: Annotated[float, typer.Option("--reader-sd", min=0, help="Expected spread of readers' AUC.")] = 0.04,
+    levels: Annotated[int, typer.Option("--levels", min=16, max=256, help="Number of gray levels.")] = 256,
+    smoothing: Annotated[
+        float, typer.Option("--smoothing", min=0, help="Gaussian smoothing of all cases, FWHM in mm.")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Random seed for orders, sides, pairs.")] = 0,
+    reader_sd: Annotated[float, typer.Option("--reader-sd", min=0, help="Expected SD of the readers' AUC.")] = 0.04,
     correlation: Annotated[
         float, typer.Option("--correlation", min=0, max=1, help="Expected correlation of two readers' errors.")
     ] = 0.3,
     passphrase: _PassphraseOption = None,
 ) -> None:
-    """Make a study of real and synthetic volumes, and say what it can show.
+    """Create a study of real and synthetic volumes, and report what it can show.
 
-    All cases are brought to one form and get random names; the truth is encrypted with a passphrase. Then `meddpm study
-    pack` makes what each reader gets.
+    All cases are converted to one common form and get random names; the truth is encrypted with a passphrase. Then
+    `meddpm study pack` creates the archive for each reader.
     """
     from MedDPMLib.study.create import Plan, create
     from MedDPMLib.study.power import Variance, describe, expect
@@ -114,7 +118,7 @@ def new(
     secret = passphrase or typer.prompt("Passphrase of the truth", hide_input=True, confirmation_prompt=True)
     with show_progress(2 * number, "reading") as progress:
         definition, notes = create(out, plan, secret, progress.advance)
-    typer.echo(f"{out} made: {definition.real} real and {definition.synthetic} synthetic cases")
+    typer.echo(f"{out} created: {definition.real} real and {definition.synthetic} synthetic cases")
     for note in notes:
         typer.echo(note)
     if len(plan.readers) > 1 and plan.tasks.real_or_synthetic:
@@ -130,7 +134,7 @@ def pack(
     study: _StudyArgument,
     out: Annotated[Path, typer.Option("--out", help="Folder for the archives; created if missing.")],
 ) -> None:
-    """Make one archive for each reader, without the truth; it is opened in 3D Slicer's module MedDPM Study."""
+    """Create one archive for each reader, without the truth; it is opened in 3D Slicer's module MedDPM Study."""
     from MedDPMLib.study.pack import pack as pack_study
 
     for path in pack_study(study, out):
@@ -156,16 +160,16 @@ def analyse(
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures as JSON.")] = None,
     passphrase: _PassphraseOption = None,
 ) -> None:
-    """Analyze the answers to a study, or ratings from anywhere.
+    """Analyze the answers to a study, or a table of ratings from another program.
 
     AUC with the multi-reader multi-case analysis of Obuchowski and Rockette, accuracy, agreement, equivalence within
-    the margin that was stated, scores, choices and time; as a report (HTML), tables (CSV), JSON, and files for iMRMC
+    the stated margin, scores, choices and time; as a report (HTML), tables (CSV), JSON, and files for iMRMC
     and RJafroc.
     """
     if (table is None) == (study is None):
         raise MedDPMError("give either the folder of a study with its answers, or --table FILE.csv")
     if out is None and json_file is None:
-        raise MedDPMError("say where the results go: --out FOLDER, --json FILE or both")
+        raise MedDPMError("choose where to write the results: --out FOLDER, --json FILE or both")
     if table is not None:
         _analyse_table(table, out, json_file)
     else:
@@ -174,18 +178,20 @@ def analyse(
 
 @app.command()
 def simulate(
-    readers: Annotated[int, typer.Option("--readers", min=2, help="Readers of a study.")] = 8,
-    synthetic: Annotated[int, typer.Option("--synthetic", min=2, help="Synthetic cases of a study.")] = 30,
-    real: Annotated[int, typer.Option("--real", min=2, help="Real cases of a study.")] = 30,
-    d_prime: Annotated[float, typer.Option("--d-prime", help="How well readers tell on average.")] = 0.5,
+    readers: Annotated[int, typer.Option("--readers", min=2, help="Readers per study.")] = 8,
+    synthetic: Annotated[int, typer.Option("--synthetic", min=2, help="Synthetic cases per study.")] = 30,
+    real: Annotated[int, typer.Option("--real", min=2, help="Real cases per study.")] = 30,
+    d_prime: Annotated[float, typer.Option("--d-prime", help="Mean discrimination (d') of the readers.")] = 0.5,
     spread: Annotated[float, typer.Option("--spread", min=0, help="Standard deviation of d' between readers.")] = 0.2,
-    bias: Annotated[float, typer.Option("--bias", help="Leaning towards synthetic.")] = 0.0,
-    lapses: Annotated[float, typer.Option("--lapses", min=0, max=1, help="Share of answers at random.")] = 0.02,
+    bias: Annotated[float, typer.Option("--bias", help="Bias toward the answer synthetic.")] = 0.0,
+    lapses: Annotated[
+        float, typer.Option("--lapses", min=0, max=1, help="Fraction of answers given at random.")
+    ] = 0.02,
     margin: Annotated[float, typer.Option("--margin", min=0, max=0.5, help="Equivalence margin of the AUC.")] = 0.1,
     studies: Annotated[int, typer.Option("--studies", min=1, help="Studies to simulate.")] = 500,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
 ) -> None:
-    """Check the analysis on readers that are made up: do intervals cover the truth, does the test keep its level?
+    """Check the analysis on simulated readers: do intervals cover the truth, does the test keep its level?
 
     Three populations: readers with the d' given, readers who cannot tell, and readers whose AUC lies on the margin, for
     whom equivalence may be shown in 5 % of studies at most.

@@ -57,7 +57,9 @@ def train(
     ] = False,
     compile_kernels: Annotated[
         bool,
-        typer.Option("--compile", help="Compile the network with fused kernels: takes a minute and a C++ compiler."),
+        typer.Option(
+            "--compile", help="Compile the network with fused kernels: takes a minute and needs a C++ compiler."
+        ),
     ] = False,
     shard: Annotated[
         bool, typer.Option("--shard", help="Divide weights and optimizer among the processes of torchrun (FSDP).")

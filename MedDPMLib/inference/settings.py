@@ -1,8 +1,8 @@
 """With which settings are volumes generated? One value that library, command line, panel and worker share.
 
 The table of settings is data (:data:`SETTINGS`): title, help and valid values of each setting. Command line and panel
-build their options and controls from it, so that a new setting needs a field here and its effect in
-:mod:`MedDPMLib.inference.generation`. Does not import PyTorch.
+build their options and controls from it, so that a new setting needs a field here, its effect in
+:mod:`MedDPMLib.inference.generation`, and for the panel a parameter in ``MedDPM/MedDPM.py``. Does not import PyTorch.
 """
 
 from __future__ import annotations
@@ -199,7 +199,7 @@ class GenerationSettings:
     memory: str = _setting(
         "auto",
         "Memory",
-        "How much memory may be used: by default what is free; low is slower; or a limit such as 4GB",
+        "How much memory may be used: by default what is free; low uses less but is slower; or a limit such as 4GB",
         _check_memory,
         choices=(Choice("auto", "Automatic", "Automatic"), Choice("low", "Low", "Low (slower)")),
     )
@@ -243,7 +243,7 @@ class GenerationSettings:
             )
         if settings.guided and not card.label_dropout:
             raise MedDPMError(
-                f"the model {card.name} cannot be guided, because it was trained with labels only",
+                f"the model {card.name} does not support guidance, because it was never trained without labels",
                 remedy="leave the guidance scale at 1",
             )
         return settings

@@ -225,4 +225,4 @@ def _tumour_outside(
             f"{describe_volume(outside * geometry.voxel_volume)} of what would be its tumor lie outside the brain",
             remedy="check whether they belong together, or say what each value is",
         )
-    return [f"{describe_volume(outside * geometry.voxel_volume)} of tumour lie outside the brain"] if outside else []
+    return [f"{describe_volume(outside * geometry.voxel_volume)} of tumor lie outside the brain"] if outside else []

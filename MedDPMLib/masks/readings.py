@@ -120,7 +120,7 @@ def choose_reading(
         return possible[0], "by the volumes of its labels"
     complete = [reading for reading in possible if reading.parts >= _ROLES.keys()]
     if len(complete) == 1 and _is_typical(complete[0]):
-        return complete[0], "by how the parts of the tumour lie"
+        return complete[0], "by how the parts of the tumor lie"
     if is_absurd(array, geometry):
         raise MedDPMError(odd_size(array, geometry))
     if possible:
@@ -278,7 +278,11 @@ def _implausible(
     scheme: LabelScheme,
 ) -> AmbiguousLabels:
     closest = min(readings, key=lambda one: (len(one.doubts), -one.nesting.value, len(one.numbering.meanings)))
-    why = "they would be " + "; ".join(closest.doubts[:2]) if closest.doubts else "no tumour lies as its parts do"
+    why = (
+        "they would be " + "; ".join(closest.doubts[:2])
+        if closest.doubts
+        else "the parts of a tumor are never nested like this"
+    )
     fact = (
         f"the values {_listed(sorted(volumes))} are in no label convention that is known: in"
         f' "{closest.numbering.name}" {why}'

@@ -65,7 +65,7 @@ def holds_segments(path: str | os.PathLike) -> bool:
 def read_segments(path: str | os.PathLike, scheme: LabelScheme) -> Volume:
     """The file's segments as one volume of ``scheme``'s values, uint8; of overlapping ones the priority decides.
 
-    Left and right, and structures that ``scheme`` does not tell apart, are taken together. The notes say which segment
+    Left and right, and structures that ``scheme`` does not tell apart, are combined. The notes say which segment
     became which label. Raises :class:`MedDPMError` when a segment that is not empty is none of the scheme's labels,
     when two are the same label, when there is a value that is no segment's, and for a damaged file.
     """
@@ -115,7 +115,7 @@ def merge_segments(
         elif own:
             _check_together(path, own, label)
             names = ", ".join(f'"{segment.name}"' for segment in own)
-            remarks.append(f"segments {names} are taken together for {label.name.lower()}")
+            remarks.append(f"segments {names} are combined for {label.name.lower()}")
     return Volume(labels, geometry, tuple(remarks))
 
 

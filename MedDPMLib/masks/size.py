@@ -15,7 +15,7 @@ _BRAIN_EXTENT = (120.0, 240.0)
 _USUAL_EXTENT = 170.0
 
 #: What a length was measured in that counts as so many millimetres.
-_UNITS = {1000.0: "metres", 10.0: "centimetres", 0.001: "micrometres"}
+_UNITS = {1000.0: "meters", 10.0: "centimeters", 0.001: "micrometers"}
 
 
 def odd_size(labels: np.ndarray, geometry: Geometry) -> str | None:
@@ -37,7 +37,7 @@ def is_absurd(labels: np.ndarray, geometry: Geometry) -> bool:
 def _explanation(longest: float, geometry: Geometry) -> str:
     for factor, unit in _UNITS.items():
         if _BRAIN_EXTENT[0] <= longest * factor <= _BRAIN_EXTENT[1]:
-            return f"its header seems to measure in {unit}, taken for millimetres: correct the spacing in it"
+            return f"its header seems to give {unit}, read as millimeters: correct the spacing in it"
     spacing = " x ".join(f"{step:.3g}" for step in geometry.spacing)
     wanted = " x ".join(f"{step * _USUAL_EXTENT / longest:.1g}" for step in geometry.spacing)
     return f"check the spacing in its header, {spacing} mm; about {wanted} mm would make it one"

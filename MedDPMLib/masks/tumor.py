@@ -43,10 +43,10 @@ def paint_tumour(
     """
     center = np.asarray(center, np.float64)
     if not (np.isfinite(center).all() and 0 < radius < 100):
-        raise MedDPMError(f"a tumour needs a position and a radius above 0 and below 100 mm, not {radius:g} mm")
+        raise MedDPMError(f"a tumor needs a position and a radius above 0 and below 100 mm, not {radius:g} mm")
     box, place = _box(geometry, center, _REACH * radius)
     if place is None:
-        raise MedDPMError("there is no brain to paint a tumour on at this place: choose one inside the brain")
+        raise MedDPMError("there is no brain to paint a tumor on at this position: choose one inside the brain")
     generator = np.random.default_rng(seed)
     axes = np.linalg.qr(generator.standard_normal((3, 3)))[0] * generator.uniform(0.85, 1.2, 3)
     distance = np.linalg.norm((_positions(place) - center) / radius @ axes, axis=-1)
@@ -69,7 +69,7 @@ def paint_tumour(
     spared = [label.value for label in scheme.of_tissue("fluid")]
     paintable = (part != 0) & ~np.isin(part, spared)
     if not (core & paintable).any():
-        raise MedDPMError("there is no brain to paint a tumour on at this place: choose one inside the brain")
+        raise MedDPMError("there is no brain to paint a tumor on at this position: choose one inside the brain")
     touched = _connected(np.any([where for _, where in layers], axis=0) & paintable, core)
     for label, where in layers:
         part[where & touched] = label.value

@@ -269,7 +269,7 @@ def compose_anatomy(
     labels, notes = anatomy.array.astype(np.uint8), ()
     for volume in (*images, *([segmentation] if segmentation else [])):
         if not volume.geometry.is_close(anatomy.geometry, _ROUNDED):
-            raise MedDPMError("images, anatomy and tumour segmentation do not lie on one grid: resample them first")
+            raise MedDPMError("images, anatomy and tumor segmentation are not on the same grid: resample them first")
     labels[_brain(images) & (labels == 0)] = _ANATOMY.rest.value
     if segmentation is not None and segmentation.array.any():
         # The brain is known already: what is asked of the mask here is only what its values mean.

@@ -25,7 +25,7 @@ REQUIREMENTS = {
 }
 
 _NO_EXTENSION = _(
-    "the extension PyTorch is not installed: get it in the Extensions Manager, then start 3D Slicer again"
+    "the extension PyTorch is not installed: install it in the Extensions Manager, then restart 3D Slicer"
 )
 
 #: Installers let the event loop run: what happens meanwhile must not begin another installation.
@@ -55,7 +55,7 @@ def ensure(*, torch: bool = True) -> None:
     if not lacking or (lacking == [TORCH] and not torch):
         return
     if _installing:
-        raise MedDPMError(_("packages are being installed: wait until that is finished, then try again"))
+        raise MedDPMError(_("packages are being installed: wait until this has finished, then try again"))
     names = ", ".join(lacking)
     if slicer.app.testingEnabled():  # as slicer.packaging does: tests leave the application's Python as it is
         raise MedDPMError(_("MedDPM needs {names}, and nothing is installed in testing mode").format(names=names))
@@ -71,7 +71,7 @@ def ensure(*, torch: bool = True) -> None:
         _installing = False
     failed = [requirement for requirement in missing() if requirement in lacking]
     if failed:
-        text = _("{names} was not installed, though no error was reported: the Python console says more")
+        text = _("{names} was not installed, although no error was reported: see the Python console for details")
         raise MedDPMError(text.format(names=", ".join(failed)))
 
 
@@ -130,7 +130,7 @@ def _install_torch() -> None:
         raise MedDPMError(_NO_EXTENSION) from error
     wanted = TORCH.removeprefix("torch")
     if PyTorchUtilsLogic().installTorch(askConfirmation=False, torchVersionRequirement=wanted) is None:
-        raise MedDPMError(_("PyTorch was not installed: the module PyTorch Utils says why, and can install it"))
+        raise MedDPMError(_("PyTorch was not installed: the module PyTorch Utils shows the reason, and can install it"))
 
 
 def _pip_install(requirements: list[str]) -> None:

@@ -220,7 +220,7 @@ class Generator:
             if isinstance(error, MedDPMError):
                 self._end(error)
                 return
-            self._end(_("the volume could not be taken into the scene: the Python console says why"))
+            self._end(_("the volume could not be added to the scene: see the Python console for the reason"))
             raise
         if self._arrived:
             self._next.start()

@@ -227,4 +227,4 @@ def _segment_of(label: Label, table: Mapping[str, int]) -> str:
     for id_, value in table.items():
         if value == label.value:
             return id_
-    raise MedDPMError(_('no segment stands for "{label}": add the missing labels first').format(label=label.name))
+    raise MedDPMError(_('no segment stands for "{label}": click "Add missing segments" first').format(label=label.name))

@@ -260,7 +260,7 @@ def _check(table: Mapping[str, int], segmentation, scheme: LabelScheme) -> None:
     known = set(segmentation.GetSegmentation().GetSegmentIDs())
     for id_, value in table.items():
         if id_ not in known:
-            text = _('"{name}" has no segment "{segment}" any more: choose the labels in the table again')
+            text = _('"{name}" no longer has the segment "{segment}": choose the labels in the table again')
             raise MedDPMError(text.format(name=segmentation.GetName(), segment=id_))
         scheme.label_by_value(value)
     if not table:
@@ -277,7 +277,7 @@ def _united(segmentation, table: Mapping[str, int], scheme: LabelScheme) -> tupl
             names = ", ".join(f'"{segmentation.GetSegmentation().GetSegment(id_).GetName()}"' for id_ in ids[:_LISTED])
             if len(ids) > _LISTED:
                 names += _(" and {count} more").format(count=len(ids) - _LISTED)
-            text = _("{label}: the segments {names} are taken together")
+            text = _("{label}: the segments {names} are combined")
             notes.append(text.format(label=label.name, names=names))
     return tuple(notes)
 

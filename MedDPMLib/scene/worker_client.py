@@ -151,7 +151,7 @@ class WorkerClient:
         Raises :class:`MedDPMError` if they are gone, as they are when the worker has ended.
         """
         if self._worker is None:
-            raise MedDPMError(_("the worker has ended: press Generate again"))
+            raise MedDPMError(_("the worker has ended: click Generate again"))
         session, arrays = self._worker.session, {}
         for modality, name in files.items():
             try:
@@ -236,7 +236,7 @@ class WorkerClient:
                 if worker is not self._worker:  # ended by what the event has set off
                     return
         except ProtocolError as error:
-            self._fail(_("the worker cannot be understood ({reason}): press Generate again").format(reason=error))
+            self._fail(_("the worker sent an invalid message ({reason}): click Generate again").format(reason=error))
 
     def _receive(self, worker: WorkerProcess, event: Event) -> None:
         if isinstance(event, Hello):
@@ -291,8 +291,8 @@ class WorkerClient:
         limit = _SILENCE_AT_START if worker.ready is None else _SILENCE
         if 1000 * limit < worker.unheard * self._pulse.interval:
             self._fail(
-                _("the worker has not answered for {seconds:.0f} seconds and was ended: press Generate again; if it"
-                  " happens again, start 3D Slicer again").format(seconds=limit)
+                _("the worker has not answered for {seconds:.0f} seconds and was ended: click Generate again; if it"
+                  " happens again, restart 3D Slicer").format(seconds=limit)
             )  # fmt: skip
             return
         worker.unheard += 1
@@ -362,13 +362,13 @@ class WorkerClient:
 def _explain_end(worker: WorkerProcess, end: str) -> str:
     """What to do after the worker has ended by itself."""
     if worker.leaving:
-        return _("the worker has just ended, because it had nothing to do for long: press Generate again")
+        return _("the worker has just ended, because it had been idle for a long time: click Generate again")
     if worker.pid is None:
         return _(
-            "the worker could not begin ({end}; {words}): start 3D Slicer again, then press Generate again (the log"
-            " says more)"
-        ).format(end=end, words=worker.last_words[:200] or _("it said nothing"))
+            "the worker could not start ({end}; {words}): restart 3D Slicer, then click Generate again (see the log"
+            " for details)"
+        ).format(end=end, words=worker.last_words[:200] or _("no message"))
     return _(
         "the worker ended unexpectedly ({end}), most often because memory ran out: the scene is as it was; close other"
-        " programs or choose a smaller model, then press Generate again (the log says more)"
+        " programs or choose a smaller model, then click Generate again (see the log for details)"
     ).format(end=end)

@@ -90,7 +90,7 @@ def create(folder: Path, plan: Plan, passphrase: str, advance=str) -> tuple[Defi
     """
     folder = Path(folder)
     if folder.exists():
-        raise MedDPMError(f"{folder} is there already: choose a new folder, studies are not changed")
+        raise MedDPMError(f"{folder} exists already: choose a new folder, an existing study is never changed")
     rng = np.random.default_rng(plan.seed)
     sources = _named(plan)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -232,5 +232,5 @@ def _notes(sources: Mapping[str, Source], widths: Mapping[str, float], form: bli
     )
     note = f"the finest texture is {real:.2f} mm wide in real, {synthetic:.2f} mm in synthetic cases (median)"
     if max(real, synthetic) > 1.1 * min(real, synthetic):
-        note += ": sharpness alone may tell them apart; if that is not the question, smooth all cases alike"
+        note += ": sharpness alone may distinguish them; if that is not the question, smooth all cases alike"
     return [*notes, note]

@@ -22,12 +22,12 @@ DOMAINS = ("gray-white contrast", "cortex", "ventricles", "tumor", "mass effect"
 
 #: The six answers to "real or synthetic": the rating and what stands on its button.
 RATINGS = (
-    (1, "surely real"),
+    (1, "definitely real"),
     (2, "probably real"),
-    (3, "rather real"),
-    (4, "rather synthetic"),
+    (3, "possibly real"),
+    (4, "possibly synthetic"),
     (5, "probably synthetic"),
-    (6, "surely synthetic"),
+    (6, "definitely synthetic"),
 )
 #: A rating above it is the answer "synthetic".
 CUT = 3.5

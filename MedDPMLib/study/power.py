@@ -45,7 +45,7 @@ class Expectation:
 
 def expect(readers: int, synthetic: int, real: int, margin: float, variance: Variance = Variance()) -> Expectation:
     if readers < 2:
-        raise MedDPMError("one reader says nothing of readers in general: plan with two at least")
+        raise MedDPMError("one reader says nothing about readers in general: plan with at least two")
 
     def power(readers: int, synthetic: int, real: int) -> tuple[float, float]:
         return expected_power(readers, *variance.errors(synthetic, real), variance.reader_sd**2, margin)

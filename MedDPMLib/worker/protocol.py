@@ -295,7 +295,7 @@ def decode_request(line: bytes) -> Request:
         if spoken != PROTOCOL:
             raise MedDPMError(
                 f"the worker speaks protocol {PROTOCOL}, the request {spoken!r:.50}:"
-                " after an update of MedDPM, start 3D Slicer again"
+                " after an update of MedDPM, restart 3D Slicer"
             )
         return _build(data, _REQUESTS, more=False)
     except MedDPMError as error:
@@ -308,7 +308,7 @@ def decode_event(line: bytes) -> Event:
     if data.get("type") == "hello" and data.get("protocol") != PROTOCOL:
         raise ProtocolError(
             f"the worker speaks protocol {data.get('protocol')!r:.50}, this client {PROTOCOL}:"
-            " after an update of MedDPM, start 3D Slicer again"
+            " after an update of MedDPM, restart 3D Slicer"
         )
     try:
         return _build(data, _EVENTS, more=True)  # a newer worker may add some

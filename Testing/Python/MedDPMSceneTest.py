@@ -151,7 +151,7 @@ class MedDPMSceneTest(unittest.TestCase):
         if client.pid is not None:
             processes.kill_tree({client.pid})
             self.waitUntil(lambda: failures)
-            self.assertIn("press Generate again", failures[0])
+            self.assertIn("click Generate again", failures[0])
         self.assertFalse(client.running)
         self.assertFalse(os.path.exists(folder))
 

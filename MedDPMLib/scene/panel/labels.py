@@ -132,8 +132,8 @@ def _ask(
     dialog.setWindowTitle(_("Which label is this?"))
     layout = qt.QVBoxLayout(dialog)
     text = qt.QLabel(
-        _("The model does not know these segments. Choose what each of them is; a segment that is not used is not seen"
-          " in the image.")
+        _("The model does not know these segments. Choose what each of them is; a segment that is not used does not"
+          " appear in the image.")
     )  # fmt: skip
     text.setWordWrap(True)
     layout.addWidget(text)

@@ -150,7 +150,7 @@ class ModelSection:
             kind, name = lines[-2:]
             self.fill(name)
             kinds = {"bundle": _("a MedDPM bundle"), "checkpoint": _("an official Med-DDPM checkpoint")}
-            self._show(_("Added; it was recognised as {kind}.").format(kind=kinds[kind]) + "\n")
+            self._show(_("Added; it was recognized as {kind}.").format(kind=kinds[kind]) + "\n")
         else:
             self._ui.modelSummary.text = fault[-1] if fault else _("The model could not be added: try again.")
 

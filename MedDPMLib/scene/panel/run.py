@@ -73,7 +73,7 @@ class RunSection:
         box.toolTip = (
             _(SETTINGS["guidance"].help)
             if box.enabled
-            else _("This model cannot be guided, because it was trained with labels only")
+            else _("This model does not support guidance, because it was never trained without labels")
         )  # fmt: skip
 
     # Running -----------------------------------------------------------------------------------------
@@ -126,7 +126,7 @@ class RunSection:
     def _show_running(self, running: bool) -> None:
         ui = self._ui
         ui.generateButton.text = _("Cancel") if running else _("Generate")
-        stop, start = _("Stop; what is finished stays"), _("Generate images from the mask (Ctrl+Enter)")
+        stop, start = _("Stop; finished volumes are kept"), _("Generate images from the mask (Ctrl+Enter)")
         ui.generateButton.toolTip = stop if running else start
         ui.progressBar.visible = running
         ui.statusLabel.visible = running

@@ -123,12 +123,12 @@ class StudyPanel:
             self._show_start(str(error))
             return
         if reading.wait_days() > 0:
-            message = _("The next session can begin in {days:.1f} days: the study wants a washout.")
+            message = _("The next session can begin in {days:.1f} days: the study requires a washout period.")
             self._show_start(message.format(days=reading.wait_days()))
             reading.close()
             return
         if _has_data():
-            question = _("The scene is closed before a study begins, and what was not saved is lost. Go on?")
+            question = _("The scene is closed before a study begins, and unsaved changes are lost. Continue?")
             if not slicer.util.confirmOkCancelDisplay(question, _("Reader study")):
                 reading.close()
                 return
@@ -206,7 +206,7 @@ class StudyPanel:
             truth = _("the right one was synthetic") if presentation.answer else _("the left one was synthetic")
         else:
             truth = _("the case was synthetic") if presentation.answer else _("the case was real")
-        judged = {True: _("Right: "), False: _("Not so: "), None: ""}[right]
+        judged = {True: _("Correct: "), False: _("Incorrect: "), None: ""}[right]
         return _("Training. {judged}{truth}.").format(judged=judged, truth=truth)
 
     # Why? --------------------------------------------------------------------------------------------
@@ -231,7 +231,9 @@ class StudyPanel:
         self.keys.set_enabled(not shown, but=("Ctrl+Return", "Esc"))
         place = self._point
         self.ui.pointLabel.text = (
-            _("Point placed") if place is not None else _("Shift and the mouse move the crosshair to the finding")
+            _("Location marked")
+            if place is not None
+            else _("Hold Shift and move the mouse to put the crosshair on the finding")
         )
         if not shown:
             self.ui.reasonText.clearFocus()
@@ -281,7 +283,7 @@ class StudyPanel:
         """Whether the reader wants to, if cases are left."""
         if self.reading is None or self.reading.finished:
             return True
-        question = _("Leave the study? What you answered is kept; the open case is asked again.")
+        question = _("Leave the study? Your answers are kept; the open case will be shown again.")
         return slicer.util.confirmOkCancelDisplay(question, _("Reader study"))
 
     def leave(self, message: str = "") -> None:

@@ -27,7 +27,7 @@ def conclude(what: str, mean: Estimate, found: Equivalence | None) -> Conclusion
     if found is None:
         return Conclusion(
             "undecided",
-            f"One reader alone ({interval} for this reader on other cases): nothing follows for other readers.",
+            f"One reader alone ({interval} for this reader on other cases): this says nothing about other readers.",
         )
     margin = f"the margin of {found.margin:g} that was stated before the study"
     if found.shown and not found.differs:
@@ -43,16 +43,16 @@ def conclude(what: str, mean: Estimate, found: Equivalence | None) -> Conclusion
             f"Readers do {side} than chance, but by less than {margin} ({interval}; equivalence p = {p(found.p)}).",
         )
     if found.differs and mean.value > found.chance:
-        return Conclusion("difference", f"Readers tell synthetic from real better than chance ({interval}).")
+        return Conclusion("difference", f"Readers tell synthetic from real better than by chance ({interval}).")
     if found.differs:
         return Conclusion(
             "difference",
-            f"Readers take synthetic for real, and real for synthetic, more often than chance ({interval}): the classes"
-            " differ visibly, in a way that readers misread.",
+            f"Readers mistake synthetic for real, and real for synthetic, more often than by chance ({interval}): the"
+            " classes differ visibly, in a way that readers misread.",
         )
     return Conclusion(
         "undecided",
-        f"The study cannot decide ({interval}): it shows neither that readers tell the classes apart nor that they do"
+        f"The study is inconclusive ({interval}): it shows neither that readers tell the classes apart nor that they do"
         f" no better than chance within {margin} (equivalence p = {p(found.p)}). More readers or cases are needed.",
     )
 
