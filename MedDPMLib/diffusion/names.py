@@ -11,5 +11,8 @@ METHODS = ("dpm-solver++", "ddim", "ddpm")
 #: v = sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) x0.
 PREDICTIONS = ("noise", "x0", "v")
 
+#: The schedule of a network that is asked at noise levels (:mod:`MedDPMLib.diffusion.noise_levels`), not at timesteps.
+NOISE_LEVELS = "noise-levels"
+
 #: Longer than any schedule in use; keeps a damaged card from asking for gigabytes of tables.
 MAX_TIMESTEPS = 10_000

@@ -17,6 +17,8 @@ from MedDPMLib.errors import MedDPMError, OutOfMemory
 from MedDPMLib.imaging.geometry import Geometry
 from MedDPMLib.imaging.resample import resample_image
 from MedDPMLib.imaging.volume import Volume
+from MedDPMLib.inference import cascade
+from MedDPMLib.inference.appearance import RANDOM, TYPICAL, Appearance, random_appearance, typical_appearance
 from MedDPMLib.inference.atlas import network_labels
 from MedDPMLib.inference.memory_plan import MemoryPlan, not_enough, plan_memory
 from MedDPMLib.inference.record import make_record
@@ -25,6 +27,7 @@ from MedDPMLib.masks.fit import Fitted
 from MedDPMLib.masks.mask import Mask, read_mask
 from MedDPMLib.models.card import Card
 from MedDPMLib.models.model import Model
+from MedDPMLib.networks.cascade import Cascade
 from MedDPMLib.networks.denoiser import Denoiser
 from MedDPMLib.networks.memory_mode import MemoryMode
 from MedDPMLib.runtime.allocator import handing_back
@@ -58,6 +61,7 @@ def generate(
     device: str | torch.device = "auto",
     precision: str = "auto",
     guidance: float = 1.0,
+    appearance: str | Appearance = RANDOM,
     memory: str | MemoryPlan = "auto",
     space: str = "model",
     progress: Progress | None = None,
@@ -67,8 +71,10 @@ def generate(
     ``mask`` is a file, a :class:`Volume` of labels or a checked :class:`Mask`. ``steps`` and ``sampler`` (one of
     :data:`MedDPMLib.diffusion.names.METHODS`) default to the card's quality "standard". The same seed gives the same
     volumes on the same device. ``guidance`` above 1 draws the labels more strongly than they were learnt, at twice the
-    work for each step (see :func:`check_guidance`). ``memory`` is "auto", "low" or a limit such as "4 GB" (see
-    :func:`MedDPMLib.inference.memory_plan.plan_memory`, whose plan is taken too). ``space`` is one of
+    work for each step (see :func:`check_guidance`). ``appearance`` is whose look the brain gets, of models that know
+    several (a cascade; others ignore it): "random" that of a training brain drawn by the seed, "typical" their median,
+    or one from :func:`MedDPMLib.inference.appearance.appearance_of`. ``memory`` is "auto", "low" or a limit such as
+    "4 GB" (see :func:`MedDPMLib.inference.memory_plan.plan_memory`, whose plan is taken too). ``space`` is one of
     :data:`SPACES`; voxels of the mask's grid that the model's does not reach are background.
 
     Raises :class:`MedDPMError` for whatever is wrong with mask or settings, and :class:`OutOfMemory`.
@@ -93,10 +99,20 @@ def generate(
     with _memory_explained(model, execution, guided=guidance != 1), sparing:
         fitted = network_labels(mask, card, seed)
         network = model.prepared(execution, plan.mode)
-        images = _sample(model, network, fitted, execution, seed, steps, sampler, guidance, progress)
+        if isinstance(network, Cascade):
+            check_steps(card, sampler, steps)
+            look = _look(network, appearance, seed)
+            images = cascade.draw(
+                network, fitted.labels, card.condition_scheme, look.values, seed=seed, steps=steps,
+                dtype=execution.dtype, progress=progress,
+            )  # fmt: skip
+        else:
+            look = None
+            images = _sample(model, network, fitted, execution, seed, steps, sampler, guidance, progress)
     record = make_record(
         model=model, mask=mask, fitted=fitted, execution=execution, seed=seed, steps=steps, sampler=sampler,
-        guidance=guidance, memory=plan.way, space=space, seconds=time.perf_counter() - started,
+        guidance=guidance, appearance=look and look.name, memory=plan.way, space=space,
+        seconds=time.perf_counter() - started,
     )  # fmt: skip
     geometry = mask.volume.geometry if space == "mask" else fitted.geometry
     return Generated(volumes(card, images, fitted.geometry, geometry), record)
@@ -145,6 +161,23 @@ def check_guidance(card: Card, guidance: float) -> float:
             f"the model {card.name} cannot be guided, because it was trained with labels only: leave the guidance at 1"
         )
     return guidance
+
+
+def check_steps(card: Card, sampler: str, steps: int) -> None:
+    """:class:`MedDPMError` unless the cascade of ``card`` can be sampled so."""
+    if sampler != cascade.METHOD:
+        raise MedDPMError(f"the model {card.name} is sampled by {cascade.METHOD}, not by {sampler}")
+    most = card.schedule["timesteps"]
+    if not 1 <= steps <= most:
+        raise MedDPMError(f"the number of steps is 1 to {most} for this model, not {steps}")
+
+
+def _look(network: Cascade, appearance: str | Appearance, seed: int) -> Appearance:
+    if isinstance(appearance, Appearance):
+        return appearance
+    if appearance not in (RANDOM, TYPICAL):
+        raise MedDPMError(f'there is no appearance "{appearance}": use {RANDOM}, {TYPICAL} or that of a scan')
+    return random_appearance(network, seed) if appearance == RANDOM else typical_appearance(network)
 
 
 def _sample(

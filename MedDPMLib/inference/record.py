@@ -51,7 +51,7 @@ def describe_run(
 
 def make_record(
     *, model: Model, mask: Mask, fitted: Fitted, execution: Execution, seed: int, steps: int, sampler: str,
-    guidance: float, memory: str, space: str, seconds: float,
+    guidance: float, appearance: str | None, memory: str, space: str, seconds: float,
 ) -> dict[str, Any]:  # fmt: skip
     """The record of one run, plain data for JSON."""
     run = describe_run(
@@ -66,6 +66,7 @@ def make_record(
         "modalities": list(model.card.modalities),
         "notes": [*mask.notes, *fitted.notes],
         "outside_mm3": fitted.outside,
+        **({"appearance": appearance} if appearance else {}),
         "memory": memory,
         "seconds": round(seconds, 3),
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
