@@ -28,6 +28,11 @@ except ModuleNotFoundError:  # run from the source tree: the library lies beside
     sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     import MedDPMLib
 
+from MedDPMLib.inference.settings import SETTINGS, GenerationSettings  # needs no PyTorch
+
+#: The settings of the section Advanced, in the order of its rows.
+ADVANCED = ("appearance", "sampler", "steps", "device", "precision", "memory", "guidance", "space")
+
 #: The brain of medium width, for the module's test.
 _SAMPLE = "ventricles-medium"
 
@@ -86,71 +91,24 @@ def addTemplate(name):
     return segmentation
 
 
-class Quality(enum.Enum):
-    Draft = "draft"
-    Standard = "standard"
-    Reference = "reference"
-
-    @staticmethod
-    def label(quality):
-        return {"draft": _("Draft"), "standard": _("Standard"), "reference": _("Reference (all steps)")}[quality.value]
-
-
-class Sampler(enum.Enum):
-    Recommended = None
-    DpmSolver = "dpm-solver++"
-    Ddim = "ddim"
-    Ddpm = "ddpm"
-
-    @staticmethod
-    def label(sampler):
-        return sampler.value or _("as the quality says")
+def choices(name):
+    """The choices of the setting called ``name`` as an enumeration, whose names a saved scene keeps."""
+    setting = SETTINGS[name]
+    titles = {choice.value: choice.title for choice in setting.choices}
+    made = enum.Enum(name.title(), [(choice.name, choice.value) for choice in setting.choices], module=__name__)
+    made.label = staticmethod(lambda choice: _(titles[choice.value]))
+    return made
 
 
-class Device(enum.Enum):
-    Automatic = "auto"
-    Cpu = "cpu"
-    Cuda = "cuda"
-    Mps = "mps"
-
-    @staticmethod
-    def label(device):
-        names = {"auto": _("Automatic"), "cpu": _("CPU"), "cuda": _("GPU (CUDA)"), "mps": _("GPU (Apple)")}
-        return names[device.value]
-
-
-class Precision(enum.Enum):
-    Automatic = "auto"
-    Float32 = "float32"
-    Bfloat16 = "bfloat16"
-    Float16 = "float16"
-
-    @staticmethod
-    def label(precision):
-        return _("Automatic") if precision.value == "auto" else precision.value
-
-
-class Memory(enum.Enum):
-    Automatic = "auto"
-    Low = "low"
-
-    @staticmethod
-    def label(memory):
-        return _("Automatic") if memory.value == "auto" else _("as little as possible")
-
-
-class OutputGrid(enum.Enum):
-    Model = "model"
-    Segmentation = "mask"
-
-    @staticmethod
-    def label(grid):
-        return _("the model's") if grid.value == "model" else _("the segmentation's")
+Quality, Sampler, Appearance, Device, Precision, Memory, Space = map(
+    choices, ("quality", "sampler", "appearance", "device", "precision", "memory", "space")
+)
 
 
 @parameterNodeWrapper
 class MedDPMParameterNode:
-    """The panel's choices, which a saved scene keeps. ``leftOut`` are the modalities that are not wanted."""
+    """The panel's choices, which a saved scene keeps: ``leftOut`` are the modalities that are not wanted, ``steps`` is
+    0 where the quality decides."""
 
     model: str
     segmentation: slicer.vtkMRMLSegmentationNode
@@ -162,12 +120,13 @@ class MedDPMParameterNode:
     livePreview: bool = True
     autoRegenerate: bool = False
     sampler: Sampler = Sampler.Recommended
-    steps: Annotated[int, WithinRange(0, 1000)] = 0
+    steps: Annotated[int, WithinRange(0, SETTINGS["steps"].high)] = 0
+    appearance: Appearance = Appearance.Random
     device: Device = Device.Automatic
     precision: Precision = Precision.Automatic
     memory: Memory = Memory.Automatic
-    guidance: Annotated[float, WithinRange(0, 20)] = 1.0
-    outputGrid: OutputGrid = OutputGrid.Model
+    guidance: Annotated[float, WithinRange(0, SETTINGS["guidance"].high)] = 1.0
+    space: Space = Space.Model
     stampRadius: Annotated[float, WithinRange(3, 40)] = 12.0
 
 
@@ -184,6 +143,7 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         from MedDPMLib.scene.panel.models import ModelSection
         from MedDPMLib.scene.panel.results import ResultsSection
         from MedDPMLib.scene.panel.run import RunSection
+        from MedDPMLib.scene.panel.settings_form import add_rows
         from MedDPMLib.scene.views import SyntheticMarks
 
         ScriptedLoadableModuleWidget.setup(self)
@@ -193,6 +153,7 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
                 importlib.import_module(library)
         uiWidget = slicer.util.loadUI(self.resourcePath("UI/MedDPM.ui"))
         self.layout.addWidget(uiWidget)
+        add_rows(slicer.util.childWidgetVariables(uiWidget).advancedSection.layout(), ADVANCED)
         self.ui = slicer.util.childWidgetVariables(uiWidget)
         self.logic = MedDPMLogic()
         self.ui.advancedSection.collapsed = True
@@ -352,7 +313,7 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         try:
             order = self.logic.makeOrderAgain(node)
         except MedDPMError as error:
-            say(self.ui.resultMessage, str(error))
+            say(self.ui.resultMessage, error)
             return
         self.run.start(order)
 
@@ -386,30 +347,35 @@ class MedDPMLogic(ScriptedLoadableModuleLogic):
         """What the parameters ``chosen`` ask of the model with ``card``; ``table`` is segment ID to label value."""
         from MedDPMLib.scene.generator import Order
 
-        quality = card.qualities[chosen.quality.value]
         return Order(
             segmentation=chosen.segmentation,
             card=card,
             table=table,
             modalities=[name for name in card.modalities if name not in chosen.leftOut],
             seeds=list(seeds),
-            steps=chosen.steps or quality["steps"],
-            sampler=chosen.sampler.value or quality["sampler"],
-            device=chosen.device.value,
-            precision=chosen.precision.value,
-            guidance=chosen.guidance if card.label_dropout else 1.0,
-            memory=chosen.memory.value,
-            space=chosen.outputGrid.value,
+            settings=self.settings(chosen, card),
             preview=chosen.livePreview,
             into=into or {},
         )
 
+    def settings(self, chosen, card):
+        """The settings that the parameters ``chosen`` say, as the model with ``card`` takes them."""
+        values = {name: getattr(chosen, name) for name in SETTINGS}
+        values = {name: value.value if isinstance(value, enum.Enum) else value for name, value in values.items()}
+        values["steps"] = values["steps"] or None
+        if not card.label_dropout:  # what is set for another model does not keep this one from generating
+            values["guidance"] = SETTINGS["guidance"].default
+        if not card.draws_by_levels:
+            values["appearance"] = SETTINGS["appearance"].default
+        return GenerationSettings(**values).for_card(card)
+
     def makeOrderAgain(self, node):
         """The order that made the result ``node``, for the mask as it is now; it goes into the same node.
 
-        Raises MedDPMError if the model or the segmentation is not there any more.
+        Raises MedDPMError if the segmentation is not there any more, or the model is not or is another one by now.
         """
         from MedDPMLib.errors import MedDPMError
+        from MedDPMLib.inference.record import settings_of
         from MedDPMLib.models.store import ModelStore
         from MedDPMLib.scene.generator import Order
         from MedDPMLib.scene.segmentation import table_of
@@ -418,17 +384,20 @@ class MedDPMLogic(ScriptedLoadableModuleLogic):
         record, segmentation = record_of(node), node.GetNodeReference(SEGMENTATION_ROLE)
         if segmentation is None:
             raise MedDPMError(_("the segmentation of this result is not in the scene any more: choose another result"))
-        card = ModelStore().find(record["model"]["name"]).card
+        entry = ModelStore().find(record["model"]["name"])
+        if entry.hash != record["model"]["hash"]:
+            raise MedDPMError(
+                _("the model {name} is not the one that made this result: use Generate to make a new one").format(
+                    name=entry.name
+                )
+            )
         return Order(
             segmentation=segmentation,
-            card=card,
-            table=table_of(segmentation, card.scheme),
+            card=entry.card,
+            table=table_of(segmentation, entry.card.scheme),
             modalities=[record["modality"]],
             seeds=[record["seed"]],
-            steps=record["steps"],
-            sampler=record["sampler"],
-            guidance=record["guidance"],
-            space=record["space"],
+            settings=settings_of(record),
             into={(record["seed"], record["modality"]): node},
         )
 

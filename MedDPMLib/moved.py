@@ -62,7 +62,7 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
                 raise AttributeError(name)
             return find_moved(old, MOVED[old], name)
 
-        module.__getattr__ = look_up
+        module.__getattr__ = look_up  # type: ignore[method-assign]
 
 
 def keep_old_names() -> None:

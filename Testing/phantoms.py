@@ -139,7 +139,7 @@ def make(sources, out: Path, scheme="brats", **more) -> dict[str, str | None]:
     """Prepares ``sources``; what is wrong with each case, by name."""
     chosen = DatasetSettings(scheme, STANDARDS[scheme].modalities, **more)
     cases = find_cases([Path(source) for source in sources], load_scheme(scheme), chosen.modalities)
-    return {report.name: report.problem for report in write_dataset(cases, out, chosen)}
+    return {report.name: report.problem and str(report.problem) for report in write_dataset(cases, out, chosen)}
 
 
 def contents(dataset: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:

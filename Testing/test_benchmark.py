@@ -10,12 +10,11 @@ import pytest
 import torch
 from conftest import small_card
 
-from MedDPMLib.benchmark import inference, training, variants
+from MedDPMLib.benchmark import inference, throughput, timed_process, training
 from MedDPMLib.benchmark.inference import Benchmark, Measurement, benchmark
 from MedDPMLib.benchmark.report import HEADINGS, remarks, rows
 from MedDPMLib.benchmark.throughput import Ceiling, step_flops
 from MedDPMLib.benchmark.training import TrainingRow
-from MedDPMLib.benchmark.variants import share_of_products
 from MedDPMLib.benchmark.workload import RANDOM, all_names, load_subject, painted_ball, scaled_grid
 from MedDPMLib.errors import MedDPMError, OutOfMemory
 from MedDPMLib.imaging.geometry import Grid
@@ -54,11 +53,22 @@ def test_the_condition_s_share_is_left_out():
         assert full - encoded == 2 * 27 * len(card.scheme.labels) * 64 * 16 * 32 * 48
 
 
-def test_the_ceiling_is_a_rate():
-    slow, fast = Ceiling(CPU, side=128).measure(), Ceiling(CPU, side=512).measure()
-    assert slow.keys() == fast.keys() == {"bfloat16", "float32", "highest", "per_cpu_second"}
-    assert all(rates["highest"] == max(rates["bfloat16"], rates["float32"]) for rates in (slow, fast))
-    assert all(1e7 < rate < 1e15 for rates in (slow, fast) for rate in rates.values())
+def test_the_ceiling_is_what_the_products_did_in_their_time(monkeypatch):
+    """Two operations for each of n^3 factors, by a clock on which every product takes 0.1 s, on two cores."""
+    clock, multiply = [0.0], torch.mm
+
+    def slow_product(a, b):
+        clock[0] += 0.1
+        return multiply(a, b)
+
+    monkeypatch.setattr(throughput.torch, "mm", slow_product)
+    monkeypatch.setattr(throughput.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(throughput.time, "process_time", lambda: 2 * clock[0])
+    measured = Ceiling(CPU, side=128).measure()
+    assert measured == pytest.approx(
+        {"bfloat16": 2 * 128**3 / 0.1, "float32": 2 * 64**3 / 0.1, "highest": 2 * 128**3 / 0.1,
+         "per_cpu_second": 2 * 128**3 / 0.2}
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("size", [(192, 192, 144), (128, 128, 128), (48, 33, 17)])
@@ -107,25 +117,6 @@ def test_the_peak_is_a_peak():
     assert peak_memory(CPU) > during - 2**20
 
 
-def test_the_share_of_products_is_found():
-    a, image = torch.randn(256, 256), torch.randn(1, 32, 16, 16, 16)
-    conv = torch.nn.Conv3d(32, 32, 3)
-
-    def profiled(work) -> float | None:
-        with variants._silence(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
-            with torch.no_grad():
-                work()
-        return share_of_products(profiler)
-
-    assert profiled(lambda: [a @ a for _ in range(20)]) > 0.9
-    assert profiled(lambda: [conv(image) for _ in range(5)]) > 0.8
-    assert profiled(lambda: [a.exp() for _ in range(5)]) is None
-    large = torch.randn(1, 8, 32, 32, 32)
-    assert profiled(lambda: torch.nn.functional.interpolate(large, scale_factor=2, mode="trilinear")) is None
-    assert profiled(lambda: torch.nn.functional.scaled_dot_product_attention(*[a[None, None]] * 3)) > 0.5
-    assert 0.01 < profiled(lambda: [a.exp() @ a for _ in range(20)]) < 0.99
-
-
 # What is told ----------------------------------------------------------------------------------------
 
 
@@ -134,7 +125,7 @@ def measurement(way: str, **figures) -> Measurement:
         "model": "net", "grid": (16, 16, 16), "weights": "trained", "sampler": "ddpm", "steps": 250, "device": "cpu",
         "precision": "float32", "load_seconds": 1.0, "first_seconds": 2.0, "step_seconds": 4.0, "step_cpu_seconds": 8.0,
         "measured_steps": 3, "volume_seconds": 1000.0, "extrapolated": True, "peak_bytes": 4 * 2**30,
-        "step_flops": 10**12, "of_ceiling": 0.25, "of_ceiling_cpu": 0.25, "products": 0.5, "products_of_ceiling": 0.5,
+        "step_flops": 10**12, "of_ceiling": 0.25, "of_ceiling_cpu": 0.25,
     }  # fmt: skip
     return Measurement(way=way, **known | figures)
 
@@ -190,14 +181,13 @@ def test_a_run_measures_every_way(small_model):
     told = []
     found = benchmark([str(small_model)], ["cpu"], steps=2, report=told.append)
     card = load_model(small_model).card
-    plain, standard, draft, low = found.measurements
-    assert [one.way for one in found.measurements] == ["plain", "standard", "draft", "low memory"]
+    plain, standard, low = found.measurements
+    assert [one.way for one in found.measurements] == ["plain", "standard", "low memory"]
     assert (plain.sampler, plain.steps, plain.precision) == ("ddpm", 50, "float32")
     assert {"sampler": standard.sampler, "steps": standard.steps} == card.qualities["standard"]
-    assert {"sampler": draft.sampler, "steps": draft.steps} == card.qualities["draft"]
     assert (low.sampler, low.steps) == (standard.sampler, standard.steps)
-    # Fifty steps of a tiny network are quicker than patience lasts: everything is run to its end but the draft.
-    assert [one.extrapolated for one in found.measurements] == [False, False, True, False]
+    # Fifty steps of a tiny network are quicker than patience lasts: everything is run to its end.
+    assert [one.extrapolated for one in found.measurements] == [False, False, False]
     assert plain.measured_steps == 50 - 2 and standard.measured_steps == 1
     for one in found.measurements:
         assert one.problem is None and one.weights == "trained" and one.grid == (16, 16, 16)
@@ -206,18 +196,9 @@ def test_a_run_measures_every_way(small_model):
         if one.way != "plain":
             assert one.memory == ("in thin slabs" if one.way == "low memory" else "whole")
             assert one.peak_bytes < one.planned_bytes
-    assert 0 < plain.products < 1 and plain.products_of_ceiling == pytest.approx(plain.of_ceiling / plain.products)
     assert plain.step_flops == step_flops(card.network_description, (16, 16, 16), encoded=False)
     assert standard.step_flops == step_flops(card.network_description, (16, 16, 16), encoded=True)
     assert len(told) == inference.phases(2, "cpu")
-
-
-def test_a_draft_has_a_last_step_too(small_model):
-    """What a volume takes beside its equal steps, a draft takes too."""
-    card = load_model(small_model).card
-    more, fewer = card.qualities["standard"]["steps"], card.qualities["draft"]["steps"]
-    standard = measurement("standard", steps=more, step_seconds=1.0, volume_seconds=more + 7.0)
-    assert inference._draft(standard, card).volume_seconds == pytest.approx(fewer + 7.0)
 
 
 def test_the_command_tells_and_writes(meddpm, small_model, tmp_path, monkeypatch):
@@ -287,7 +268,7 @@ def test_a_process_that_ends_early_is_a_problem_of_its_row_alone():
 
 
 def test_a_process_that_is_killed_between_two_steps_is_a_problem_of_its_row_alone():
-    with inference._Process(variants.measure_ceiling, "cpu") as process:
+    with inference._Process(timed_process.measure_ceiling, "cpu") as process:
         process.begin()
         process.process.kill()
         process.process.join()
@@ -301,7 +282,7 @@ def no_ceiling(connection, device):
 
 
 def test_a_ceiling_that_cannot_be_measured_ends_it_with_the_reason(small_model, monkeypatch):
-    with inference._Process(variants.measure_ceiling, "nowhere") as process:
+    with inference._Process(timed_process.measure_ceiling, "nowhere") as process:
         process.begin()
         assert process.go() is None and 'there is no device "nowhere"' in process.problem
     monkeypatch.setattr(inference, "measure_ceiling", no_ceiling)
@@ -311,7 +292,7 @@ def test_a_ceiling_that_cannot_be_measured_ends_it_with_the_reason(small_model, 
 
 def test_what_does_not_fit_is_not_tried(small_model, monkeypatch):
     model = load_model(small_model)
-    variants._check_memory(model, CPU)
-    monkeypatch.setattr(variants, "free_memory", lambda device: 10_000)
+    timed_process._check_memory(model, CPU)
+    monkeypatch.setattr(timed_process, "free_memory", lambda device: 10_000)
     with pytest.raises(OutOfMemory, match="scale the grid down"):
-        variants._check_memory(model, CPU)
+        timed_process._check_memory(model, CPU)

@@ -14,7 +14,13 @@ from MedDPMLib.imaging.appearance import FEATURES, appearance
 from MedDPMLib.imaging.geometry import Geometry, Grid
 from MedDPMLib.imaging.haar import halve_mask, merge
 from MedDPMLib.imaging.volume import Volume
-from MedDPMLib.inference.appearance import appearance_of, random_appearance, typical_appearance
+from MedDPMLib.inference.appearance import (
+    measure,
+    random_appearance,
+    read_appearance,
+    typical_appearance,
+    write_appearance,
+)
 from MedDPMLib.inference.cascade import draw
 from MedDPMLib.masks.distances import depths
 from MedDPMLib.masks.mask import Mask
@@ -111,7 +117,7 @@ def test_the_painted_mask_is_that_of_colored_labels():
 def test_a_brain_is_drawn_inside_its_mask_and_the_same_again():
     cascade, labels = _cascade(), _labels()
     cascade.freeze(torch.float32)
-    look = typical_appearance(cascade).values
+    look = typical_appearance(cascade)
     steps = []
     first, again, other = (
         draw(
@@ -131,7 +137,7 @@ def test_the_coarser_image_is_kept():
     from MedDPMLib.inference.cascade import _COURSES, _Drawing
 
     cascade, labels = _cascade(), _labels()
-    look = typical_appearance(cascade).values
+    look = typical_appearance(cascade)
     drawing = _Drawing(cascade, labels, ANATOMY, look, torch.Generator().manual_seed(0), torch.float32)
     image = None
     images = []
@@ -147,11 +153,11 @@ def test_the_coarser_image_is_kept():
 
 def test_looks_differ_by_the_seed_and_typical_is_the_median():
     cascade = _cascade()
-    looks = [random_appearance(cascade, seed).values for seed in (1, 1, 2)]
+    looks = [random_appearance(cascade, seed) for seed in (1, 1, 2)]
     assert torch.equal(looks[0], looks[1]) and not torch.equal(looks[0], looks[2])
     nearest = (cascade.appearances - looks[0]).square().mean(dim=1).min().sqrt()
     assert 0.05 < nearest < 0.3  # one of them, and not exactly
-    torch.testing.assert_close(typical_appearance(cascade).values, cascade.appearances.median(dim=0).values)
+    torch.testing.assert_close(typical_appearance(cascade), cascade.appearances.median(dim=0).values)
 
 
 def test_appearance_measures_contrast_noise_and_sharpness():
@@ -173,22 +179,39 @@ def test_appearance_measures_contrast_noise_and_sharpness():
     assert features["sharpness along i"] == pytest.approx(0, abs=0.03)
 
 
-def test_a_scan_gives_its_look_and_what_it_lacks_comes_from_the_brain_most_like_it():
+def test_a_scan_gives_its_look_and_what_it_lacks_comes_from_the_brain_most_like_it(tmp_path):
     cascade, mask, card = _cascade(), _mask(), _card()
     image = np.where(_labels() == 1, 100.0, 40.0) * (_labels() > 0)
     image += np.random.default_rng(0).uniform(0, 5, image.shape) * (_labels() > 0)
     scan = Volume(image.astype(np.float32), mask.volume.geometry)
-    look = appearance_of(cascade, card, {"t2": scan}, mask)
-    scaled = Volume(scan.array * 7 + 3, scan.geometry)
-    torch.testing.assert_close(
-        look.values, appearance_of(cascade, card, {"t2": scaled}, mask).values, atol=0.02, rtol=0
-    )
-    taken = look.values[: len(FEATURES)]
-    assert any(torch.equal(taken, brain[: len(FEATURES)]) for brain in cascade.appearances)
+    measured = measure(card, {"t2": scan}, mask)
+    again = measure(card, {"t2": Volume(scan.array * 7 + 3, scan.geometry)}, mask)
+    assert again["t2"] == pytest.approx(measured["t2"], abs=0.01)  # whatever the scanner's unit is
+    write_appearance(tmp_path / "look.json", measured)
+    values = read_appearance(tmp_path / "look.json", cascade, card.modalities)
+    count = len(FEATURES)
+    expected = (torch.from_numpy(measured["t2"]) - cascade.appearance_mean[count:]) / cascade.appearance_deviation[
+        count:
+    ]
+    torch.testing.assert_close(values[count:], expected.clamp(-3, 3), atol=1e-3, rtol=0)
+    nearest = (cascade.appearances[:, count:] - values[count:]).square().sum(dim=1).argmin()
+    assert torch.equal(values[:count], cascade.appearances[nearest, :count])
     with pytest.raises(MedDPMError, match="taken from scans of t1, t2, not of flair"):
-        appearance_of(cascade, card, {"flair": scan}, mask)
+        measure(card, {"flair": scan}, mask)
     with pytest.raises(MedDPMError, match="not of nothing"):
-        appearance_of(cascade, card, {}, mask)
+        measure(card, {}, mask)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"appearance": {}}', '{"appearance": {"t1": {"noise": 1}}}', "[" * 9999]
+)
+def test_a_damaged_appearance_is_one_sentence(tmp_path, text):
+    path = tmp_path / "look.json"
+    path.write_text(text)
+    with pytest.raises(MedDPMError, match="look.json is"):
+        read_appearance(path, _cascade(), ("t1", "t2"))
+    with pytest.raises(MedDPMError, match="cannot be read"):
+        read_appearance(tmp_path / "none.json", _cascade(), ("t1", "t2"))
 
 
 def test_a_bundle_keeps_a_cascade_and_generates_with_it(tmp_path):
@@ -201,6 +224,9 @@ def test_a_bundle_keeps_a_cascade_and_generates_with_it(tmp_path):
     model = Model(read, network, "0" * 64)
     made = generate(model, _mask(), seed=3, device="cpu", precision="float32")
     assert set(made) == {"t1", "t2"} and made.record["appearance"] == "random"
+    write_appearance(tmp_path / "look.json", measure(card, made, _mask()))
+    like = generate(model, _mask(), seed=3, device="cpu", precision="float32", appearance=str(tmp_path / "look.json"))
+    assert not np.array_equal(like["t1"].array, made["t1"].array)
     same = generate(Model(card, cascade, "0" * 64), _mask(), seed=3, device="cpu", precision="float32")
     assert np.array_equal(made["t1"].array, same["t1"].array)
     typical = generate(model, _mask(), seed=3, device="cpu", precision="float32", appearance="typical")

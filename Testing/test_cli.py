@@ -32,12 +32,12 @@ from MedDPMLib.diffusion.names import METHODS
 from MedDPMLib.imaging.geometry import Geometry, Grid
 from MedDPMLib.imaging.io import SYNTHETIC, read_volume, write_nifti
 from MedDPMLib.imaging.volume import Volume
-from MedDPMLib.inference.generation import SPACES
+from MedDPMLib.inference.settings import SPACES
 from MedDPMLib.masks.mask import read_mask
 from MedDPMLib.masks.schemes import load_scheme
 from MedDPMLib.models.card import QUALITIES
 from MedDPMLib.models.store import BUNDLED_MODELS
-from MedDPMLib.runtime.device import PRECISIONS
+from MedDPMLib.runtime.names import PRECISIONS
 
 
 def one_sentence(result: subprocess.CompletedProcess) -> str:
@@ -123,13 +123,13 @@ def test_completion_offers_what_is_there(small_model, meddpm, meddpm_process, wo
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        (["--sampler", "euler"], r'"euler" is not a sampler: use one of .*ddpm'),
-        (["--steps", "0"], r"steps is 1 to 50"),
-        (["--steps", "51"], r"steps is 1 to 50"),
-        (["--quality", "best"], r'no quality "best": use draft, standard, reference'),
+        (["--sampler", "euler"], r'no sampler "euler": use one of .*ddpm'),
+        (["--steps", "0"], r"whole number from 1 to 10000, not 0"),
+        (["--steps", "51"], r"steps is 1 to 50 for the model small, not 51"),
+        (["--quality", "best"], r'no quality "best": use one of draft, standard, reference'),
         (["--device", "tpu"], r'device "tpu"'),
         (["--precision", "int8"], r'no precision "int8"'),
-        (["--space", "mni"], r'no space "mni": use model or mask'),
+        (["--space", "mni"], r'no space "mni": use one of model, mask'),
         (["--labels", "mine"], r'no numbering "mine"'),
         (["--brain-from", "missing.nii"], r"missing.nii does not exist"),
     ],

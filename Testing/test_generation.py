@@ -14,6 +14,7 @@ import torch
 
 import MedDPMLib
 from MedDPMLib import generate, load_model
+from MedDPMLib.diffusion.names import METHODS
 from MedDPMLib.diffusion.samplers import sample
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.geometry import Geometry, Grid
@@ -98,7 +99,7 @@ def test_numbers_of_numpy_are_whole_numbers_and_others_are_told(bundle, tmp_path
     assert np.array_equal(generated["t1"].array, generate(model, mask, seed=5, steps=2)["t1"].array)
     write_result(tmp_path, "case", generated)
     for wrong in ({"seed": 1.5}, {"seed": None}, {"steps": 2.0}, {"steps": "3"}):
-        with pytest.raises(MedDPMError, match="is a whole number, not"):
+        with pytest.raises(MedDPMError, match="is a whole number from"):
             generate(model, mask, **wrong)
 
 
@@ -240,10 +241,10 @@ def test_defaults_are_the_cards_standard(bundle):
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"steps": 0}, "1 to 250"),
+        ({"steps": 0}, "1 to 10000"),
         ({"steps": 251}, "1 to 250"),
         ({"sampler": "euler"}, "euler"),
-        ({"space": "world"}, "model or mask"),
+        ({"space": "world"}, "model, mask"),
         ({"seed": -1}, "seed"),
         ({"device": "gpu"}, "gpu"),
         ({"device": "cuda:63"}, "cuda:63"),
@@ -356,3 +357,20 @@ def test_unknown_names():
         MedDPMLib.nothing  # noqa: B018
     with pytest.raises(MedDPMError, match="no-such-model"):
         load_model("no-such-model")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_last_evaluation_is_the_careful_one_whatever_the_method(bundle, method, monkeypatch):
+    """Of Heun's steps each but the last has two."""
+    model = load_model(bundle)
+    network = model.prepared(choose_execution("cpu", "float32"))
+    asked: list[str] = []
+    for name in ("denoise", "denoise_last"):
+        usual = getattr(network, name)
+        monkeypatch.setattr(network, name, lambda *a, name=name, usual=usual: asked.append(name) or usual(*a))
+    generate(model, checked(brats_mask()), steps=3, sampler=method, device="cpu", precision="float32")
+    inner = [name for name in asked if name == "denoise_last"]
+    assert len(inner) == 1
+    # Of the plain network the careful answer is made of others.
+    before = asked[: asked.index("denoise_last")]
+    assert before == ["denoise"] * (4 if method == "heun" else 2)

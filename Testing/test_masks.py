@@ -296,7 +296,7 @@ def test_masks_that_cannot_be_used():
     bad(np.full((4, 4, 4), 7), "7 .*1 head, 2 tumour", load_scheme("whole-head"))
     bad(np.full((4, 4, 4), 300), "300 .*4 rest of the brain")
     bad(np.full((4, 4, 4), 1 + 1j), "complex")
-    bad(np.full((4, 4, 4), 4), "--labels")
+    bad(np.full((4, 4, 4), 4), "say which label convention it is")
     bad(np.full((4, 4, 4), 4), "there is no numbering", numbering="mine")
 
 
@@ -315,13 +315,13 @@ def test_arrays_of_other_than_three_axes_are_refused(shape):
     ],
 )
 def test_without_a_brain_area_the_way_out_is_named(scheme, value, missing):
-    for_files = r"no brain area \(" + missing + r".*skull-stripped.*--brain-from IMAGE"
+    for_files = r"no brain area \(" + missing + r".*fill it from any skull-stripped image"
     bad(np.full((4, 4, 4), value), for_files, load_scheme(scheme))
 
 
 def test_an_anatomy_without_the_rest_of_the_brain_is_usable_and_told():
     mask = mask_of(Volume(np.full((4, 4, 4), 7), oriented("RAS", (4, 4, 4), (30, 30, 30))), load_scheme("anatomy"))
-    assert any("label 18" in note and "--brain-from" in note for note in mask.notes)
+    assert any("label 18" in note and "filled from a skull-stripped image" in note for note in mask.notes)
 
 
 def test_a_scheme_without_a_rest_takes_no_image():
@@ -331,7 +331,7 @@ def test_a_scheme_without_a_rest_takes_no_image():
     scheme = LabelScheme.from_dict(data)
     array = np.ones((4, 4, 4), np.uint8)
     assert mask_of(Volume(array, oriented("RAS", (4, 4, 4), (20, 20, 20))), scheme).volume.array.all()
-    with pytest.raises(MedDPMError, match="leave out"):
+    with pytest.raises(MedDPMError, match="no label for the rest of the brain"):
         mask_of(tumour_only(brain()), scheme, brain_from=brain())
 
 
@@ -452,7 +452,7 @@ ONE_MM = Grid((192, 192, 144), (1.0, 1.0, 1.0), "LPS")
 @pytest.mark.parametrize("case", ["BraTS2021_00495", "BraTS-GLI-0009"])
 def test_real_tumours_become_masks_with_an_image(case):
     path = SHARED / "brats" / case / f"{case}_seg.nii.gz"
-    with pytest.raises(MedDPMError, match="--brain-from"):
+    with pytest.raises(MedDPMError, match="no brain area.*skull-stripped"):
         read_mask(path, BRATS)
     mask = read_mask(path, BRATS, brain_from=path.with_name(f"{case}_t1.nii.gz"))
     assert f'"{"brats" if case == "BraTS2021_00495" else "brats-2023"}"' in mask.notes[0]

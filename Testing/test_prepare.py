@@ -228,7 +228,7 @@ def test_a_label_4_is_told_by_its_size_where_3_is_absent(tmp_path, monkeypatch, 
 
 def test_a_numbering_can_be_named_where_values_do_not_tell(tmp_path, small):
     write_brats(tmp_path / "source", [1], values={1: 4, 2: 4, 3: 4})
-    assert "say which numbering it is with --labels" in make([tmp_path / "source"], tmp_path / "out")["case1"]
+    assert "say which label convention it is" in make([tmp_path / "source"], tmp_path / "out")["case1"]
     assert make([tmp_path / "source"], tmp_path / "out", numbering="brats") == {"case1": None}
     labels = read_volume(tmp_path / "out" / "labelsTr" / "case1.nii.gz").array
     assert (labels == 3).sum() == (phantom(1)[1] % 4 > 0).sum()

@@ -436,7 +436,7 @@ def test_the_command_tells_layout_cases_and_what_it_leaves_out(meddpm, tmp_path,
     assert result.returncode == 2
     assert "BraTS: 2 cases" in result.stdout and "case1 prepared" in result.stdout
     assert "1 of 2 cases are in set" in result.stdout
-    assert "meddpm: case2 is left out: " in result.stderr and "case2_t2.nii.gz is missing" in result.stderr
+    assert "meddpm: case2 is skipped: " in result.stderr and "case2_t2.nii.gz is missing" in result.stderr
     assert "preparing: 2 of 2" in result.stderr
     result = meddpm(*arguments, "--out", "other", "--modalities", "t1,flair", "--normalise", "per-volume")
     assert result.returncode == 0, result.stderr

@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from MedDPMLib.errors import MedDPMError
+from MedDPMLib.imaging.geometry import Geometry
 from MedDPMLib.masks.schemes import LabelScheme, load_scheme, scheme_names
+from MedDPMLib.masks.tumor import paint_tumour
 
 SCHEMES = ["anatomy", "brats", "whole-head"]
 
@@ -167,12 +169,13 @@ def test_brats_numberings_are_recognised(volumes, expected):
     ],
 )
 def test_what_is_ambiguous_is_asked(scheme, volumes, choices):
-    with pytest.raises(MedDPMError, match="--labels") as caught:
+    with pytest.raises(MedDPMError, match="can mean different things: say which") as caught:
         load_scheme(scheme).recognise_numbering(volumes)
     named = {
         numbering.name for numbering in load_scheme(scheme).numberings if f'"{numbering.name}"' in str(caught.value)
     }
-    assert named == choices
+    assert named == choices and caught.value.code == "ambiguous-labels"
+    assert all(name in caught.value.values["choices"] for name in choices)
 
 
 def test_an_anatomy_is_recognised_by_what_brats_does_not_have():
@@ -301,3 +304,38 @@ def test_a_scheme_with_anything_anywhere_is_sound_or_refused(name, data):
     assert LabelScheme.from_dict(json.loads(json.dumps(read.to_dict()))) == read
     assert sorted(read.priority) == list(read.values)
     assert read.numbering(read.own_numbering).explains(set(read.values))
+
+
+# Tissues ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", scheme_names())
+def test_schemes_from_before_labels_had_tissues_get_them_by_name(name):
+    scheme = load_scheme(name)
+    data = scheme.to_dict()
+    for label in data["labels"]:
+        label.pop("tissue", None)
+    assert LabelScheme.from_dict(data) == scheme
+    renamed = {**data, "name": "mine", "labels": [{**label, "name": f"my {label['name']}"} for label in data["labels"]]}
+    assert not any(label.tissue for label in LabelScheme.from_dict(renamed).labels)
+
+
+def test_an_unknown_tissue_is_refused():
+    data = load_scheme("brats").to_dict()
+    data["labels"][0]["tissue"] = "bone"
+    with pytest.raises(MedDPMError, match="tissue has to be one of core"):
+        LabelScheme.from_dict(data)
+
+
+def test_a_tumor_is_painted_by_tissue_whatever_its_labels_are_called():
+    scheme = load_scheme("brats")
+    data = scheme.to_dict()
+    for label in data["labels"]:
+        label["name"], label["aliases"] = f"label {label['value']}", []
+    renamed = LabelScheme.from_dict(data)
+    geometry = Geometry((48, 48, 48), np.diag([3.0, 3.0, 3.0, 1.0]))
+    brain = np.full(geometry.shape, scheme.rest.value, np.uint8)
+    center = geometry.to_ras(np.array([24.0, 24.0, 24.0]))
+    expected = paint_tumour(brain, geometry, scheme, center, 15.0)
+    assert set(np.unique(expected)) == {1, 2, 3, 4}
+    np.testing.assert_array_equal(paint_tumour(brain, geometry, renamed, center, 15.0), expected)

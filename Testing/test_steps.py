@@ -11,11 +11,12 @@ from conftest import small_card, write_small_mask, write_small_model
 from PIL import Image
 
 from MedDPMLib import load_model
-from MedDPMLib.benchmark.steps import Setting, Study, reference_of, settings
+from MedDPMLib.benchmark.steps import Study, Variant, reference_of, variants
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.figures.comparison import draw_strip
 from MedDPMLib.imaging.io import read_volume, write_nifti
 from MedDPMLib.inference.generation import generate
+from MedDPMLib.inference.settings import GenerationSettings
 from MedDPMLib.masks.fit import fit
 from MedDPMLib.masks.mask import read_mask
 from MedDPMLib.masks.schemes import load_scheme
@@ -23,7 +24,8 @@ from MedDPMLib.metrics.similarity import gradient_energy, ms_ssim
 from MedDPMLib.models.card import QUALITIES
 from MedDPMLib.runtime.device import choose_execution
 
-EXECUTION = choose_execution("cpu", "float32")
+BASE = GenerationSettings(device="cpu", precision="float32")
+EXECUTION = choose_execution(BASE.device, BASE.precision)
 
 
 @pytest.fixture(scope="module")
@@ -51,31 +53,34 @@ def make(study: Study) -> list[str]:
 
 def test_settings_take_the_sampler_of_their_number_of_steps(brats):
     card = small_card(brats)
-    found = settings(card, ["50", "4", "4:ddim", "4"])
-    assert found == [Setting(4, "ddim"), Setting(4, "dpm-solver++"), Setting(50, "ddpm")]
+    found = variants(card, ["50", "4", "4:ddim", "4"], [1.0], BASE)
+    assert found == [
+        Variant(BASE.changed(steps=steps, sampler=sampler))
+        for steps, sampler in ((4, "ddim"), (4, "dpm-solver++"), (50, "ddpm"))
+    ]
     assert [one.name for one in found] == ["4 ddim", "4 dpm-solver++", "50 ddpm"]
     assert reference_of(card, found) == found[-1]
-    assert reference_of(card, found[:2]).steps == 4
+    assert reference_of(card, found[:2]).settings.steps == 4
 
 
 def test_guidance_is_another_axis_and_never_the_reference(brats):
     card = replace(small_card(brats), label_dropout=0.1)
-    found = settings(card, ["4", "50"], (1.0, 2.0))
-    assert [(one.steps, one.guidance) for one in found] == [(4, 1), (4, 2), (50, 1), (50, 2)]
+    found = variants(card, ["4", "50"], (1.0, 2.0), BASE)
+    assert [(one.settings.steps, one.settings.guidance) for one in found] == [(4, 1), (4, 2), (50, 1), (50, 2)]
     assert found[1].name == "4 dpm-solver++, guidance 2"
-    assert reference_of(card, found) == Setting(50, "ddpm", 1.0)
+    assert reference_of(card, found) == Variant(BASE.changed(steps=50, sampler="ddpm"))
     assert len({one.folder for one in found}) == 4
     with pytest.raises(MedDPMError, match="cannot be guided"):
-        settings(small_card(brats), ["4"], (2.0,))
+        variants(small_card(brats), ["4"], (2.0,), BASE)
 
 
 @pytest.mark.parametrize(
     ("text", "complaint"),
-    [("four", "is no number of steps"), ("51", "1 to 50"), ("0", "1 to 50"), ("4:euler", "is not a sampler")],
+    [("four", "is no number of steps"), ("51", "1 to 50"), ("0", "1 to 10000"), ("4:euler", "there is no sampler")],
 )
 def test_impossible_settings_are_refused(brats, text, complaint):
     with pytest.raises(MedDPMError, match=complaint):
-        settings(small_card(brats), [text])
+        variants(small_card(brats), [text], (1.0,), BASE)
 
 
 # Images ----------------------------------------------------------------------------------------------
@@ -83,7 +88,7 @@ def test_impossible_settings_are_refused(brats, text, complaint):
 
 def test_images_are_those_of_generate_and_are_made_once(small_model, masks, tmp_path):
     model = load_model(small_model)
-    rows = settings(model.card, ["2", "3"])
+    rows = variants(model.card, ["2", "3"], (1.0,), BASE)
     study = Study(model, masks, [5, 6], rows, tmp_path / "study", EXECUTION)
     done = make(study)
     assert sum(count for _, count in done) == (2 + 3) * 4 == len(done)
@@ -107,7 +112,7 @@ def test_images_are_those_of_generate_and_are_made_once(small_model, masks, tmp_
 
 def test_the_reference_agrees_with_itself_and_the_others_by_hand(small_model, masks, tmp_path):
     model = load_model(small_model)
-    study = Study(model, masks[:1], [0, 1], settings(model.card, ["3", "50"]), tmp_path, EXECUTION)
+    study = Study(model, masks[:1], [0, 1], variants(model.card, ["3", "50"], (1.0,), BASE), tmp_path, EXECUTION)
     make(study)
     few, reference = study.compare(lambda doing: None)
     for modality in model.card.modalities:
@@ -119,11 +124,11 @@ def test_the_reference_agrees_with_itself_and_the_others_by_hand(small_model, ma
     inside = fitted.labels > 0
     tumour = (fitted.labels > 0) & (fitted.labels < 4)
     images = {
-        (setting, seed): study.volumes(setting, masks[0], seed)["t1"].array
-        for setting in study.settings
+        (variant, seed): study.volumes(variant, masks[0], seed)["t1"].array
+        for variant in study.variants
         for seed in (0, 1)
     }
-    first, last = study.settings
+    first, last = study.variants
     mae = np.mean([np.abs(images[first, seed] - images[last, seed])[inside].mean() for seed in (0, 1)])
     assert few.mae["t1"] == pytest.approx(mae, rel=1e-5)
     sharpness = [
@@ -143,16 +148,16 @@ def test_the_reference_agrees_with_itself_and_the_others_by_hand(small_model, ma
 
 def test_one_seed_says_nothing_about_variety(small_model, masks, tmp_path):
     model = load_model(small_model)
-    study = Study(model, masks[:1], [0], settings(model.card, ["2", "3"]), tmp_path, EXECUTION)
+    study = Study(model, masks[:1], [0], variants(model.card, ["2", "3"], (1.0,), BASE), tmp_path, EXECUTION)
     make(study)
     for row in study.compare(lambda doing: None):
         assert row.ms_ssim_between_seeds == row.sd_tumour == row.sd_brain == {}
-        assert json.loads(json.dumps(row.to_dict()))["setting"]["steps"] == row.setting.steps
+        assert json.loads(json.dumps(row.to_dict()))["variant"]["settings"]["steps"] == row.variant.settings.steps
 
 
 def test_blur_is_found_out(small_model, masks, tmp_path):
     model = load_model(small_model)
-    study = Study(model, masks[:1], [0], settings(model.card, ["2", "3"]), tmp_path, EXECUTION)
+    study = Study(model, masks[:1], [0], variants(model.card, ["2", "3"], (1.0,), BASE), tmp_path, EXECUTION)
     make(study)
     for path in (tmp_path / "2-dpm-solver++").glob("*.nii.gz"):
         sharp = read_volume(tmp_path / "3-dpm-solver++" / path.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -152,18 +153,17 @@ def test_mistakes_are_told_before_anything_heavy(meddpm, tmp_path):
         assert done.returncode == 2 and says in done.stderr, done.stderr
 
 
-def test_what_would_fit_is_printed_without_a_dataset(meddpm, monkeypatch):
-    from MedDPMLib.train import memory_estimate
-
-    def measured(job):
-        from math import prod
-
-        from MedDPMLib.train.iteration_cost import Measurement
-
-        width = 1 if job.checkpointing else 3
-        return [Measurement(grid, 1.0, 10**8 + 1000 * width * prod(grid)) for grid in job.grids]
-
-    monkeypatch.setattr(memory_estimate, "measure", measured)
-    done = meddpm("train", "--recipe", "brats", "--memory")
+@pytest.mark.timeout(900)  # half a minute, in which four processes import everything: long where others compute, too
+def test_what_would_fit_is_measured_and_printed_without_a_dataset(meddpm):
+    """Less in bfloat16 and with recomputed activations, more for larger patches: each is measured, none replaced."""
+    small = ["--set", "network.channels=[8, 16]", "--set", "stages.0.patch=[64, 64, 48]"]
+    done = meddpm("train", "--recipe", "brain-anatomy", *small, "--estimate-memory")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("192 x 192 x 144") == 4 and "16.0 GB" in done.stdout and "5.4 GB" in done.stdout
+    found = re.findall(r"(\d+ x \d+ x \d+).*(float32|bfloat16) +(yes|no) +([0-9.]+) GB", done.stdout)
+    sizes = {(grid, precision, recomputed): float(size) for grid, precision, recomputed, size in found}
+    grids = list(dict.fromkeys(grid for grid, _, _ in sizes))
+    assert grids[0] == "64 x 64 x 48" and len(sizes) == 4 * len(grids) > 4
+    whole = grids[-1]
+    assert sizes[whole, "float32", "yes"] < sizes[whole, "float32", "no"]
+    assert sizes[whole, "bfloat16", "no"] < sizes[whole, "float32", "no"]
+    assert sizes[grids[0], "float32", "no"] < sizes[whole, "float32", "no"]

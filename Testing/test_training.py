@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import tomli_w
 import torch
 
 from MedDPMLib.benchmark import training as benchmark
@@ -16,13 +22,14 @@ from MedDPMLib.benchmark.training import measure_training
 from MedDPMLib.data import Case
 from MedDPMLib.errors import MedDPMError, OutOfMemory
 from MedDPMLib.models.bundle import read_bundle
-from MedDPMLib.recipes.recipe import load_recipe
+from MedDPMLib.recipes.recipe import load_recipe, recipe_changes, recipe_values
 from MedDPMLib.runtime.device import choose_execution
 from MedDPMLib.train import memory_estimate
 from MedDPMLib.train import run as run_module
 from MedDPMLib.train.checkpoints import Checkpoints
 from MedDPMLib.train.examples import Examples
-from MedDPMLib.train.export import export_run
+from MedDPMLib.train.export import export_run, run_card
+from MedDPMLib.train.folder import RunFolder, RunHistory, history_fields, run_page
 from MedDPMLib.train.memory_estimate import check_memory, needs
 from MedDPMLib.train.run import train
 from MedDPMLib.train.stopping import Stopped, StopRequest
@@ -62,8 +69,8 @@ CASES = [ball("one"), ball("two", 1), ball("three", 3)]
 
 def run(recipe, folder, cases=CASES, **options):
     losses, told = {}, []
-    story = train(recipe, cases, folder, execution=EXACT, report=losses.__setitem__, tell=told.append, **options)
-    return story, losses, told
+    history = train(recipe, cases, folder, execution=EXACT, report=losses.__setitem__, tell=told.append, **options)
+    return history, losses, told
 
 
 def newest(folder) -> dict:
@@ -104,17 +111,17 @@ def test_a_run_that_breaks_anywhere_ends_with_the_same_weights(whole, tmp_path):
     for last in (3, 5):
         with pytest.raises(Broken):
             train(small_recipe(), CASES, tmp_path, execution=EXACT, report=break_at(last))
-    story, losses, told = run(small_recipe(), tmp_path)
+    history, losses, told = run(small_recipe(), tmp_path)
     assert list(losses) == [5, 6, 7]  # from the checkpoint of iteration 4
     assert any("after iteration 4" in sentence for sentence in told)
     mine, its = newest(tmp_path), newest(whole[0])
     for part in ("network", "ema", "optimiser", "random"):
         assert same(mine[part], its[part]), part
-    assert story.losses == whole[1].losses and story.best == whole[1].best
+    assert history.losses == whole[1].losses and history.best == whole[1].best
 
 
 def test_the_folder_says_what_the_run_is(whole):
-    folder, story, losses, _ = whole
+    folder, history, losses, _ = whole
     assert list(losses) == list(range(1, 8))
     assert sorted(path.name for path in folder.iterdir()) == [
         "README.md", "checkpoints", "recipe.toml", "run.json", "tensorboard",
@@ -131,7 +138,7 @@ def test_the_folder_says_what_the_run_is(whole):
     readme = (folder / "README.md").read_text()
     for words in ("brats-compact", "Iteration 7 of 7", "finished", "3 cases learnt from", "float32", "torch"):
         assert words in readme
-    assert story.best["score"] == pytest.approx(min(expected))
+    assert history.best["score"] == pytest.approx(min(expected))
 
 
 def test_scalars_can_be_read_with_tensorboard(whole):
@@ -166,6 +173,168 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path):
         path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(MedDPMError, match="every checkpoint"):
         run(recipe, tmp_path)
+
+
+# What another version of MedDPM wrote -------------------------------------------------------------------
+
+
+def fields_of(table: dict, *above: str) -> list[tuple[str, ...]]:
+    """The paths of all fields, those of tables in tables and in the first row of a list too."""
+    found = []
+    for name, value in table.items():
+        path = (*above, name)
+        found.append(path)
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            value, path = value[0], (*path, 0)
+        if isinstance(value, dict):
+            found += fields_of(value, *path)
+    return found
+
+
+def removed(table, name) -> None:
+    del table[name]
+
+
+def renamed(table, name) -> None:
+    table[f"new_{name}"] = table.pop(name)
+
+
+def junk(value):
+    def replaced(table, name) -> None:
+        table[name] = value
+
+    return replaced
+
+
+CHANGES = [removed, renamed, *map(junk, (None, "text", -1.5, [{}], {"x": 1}))]
+
+
+def changed(table: dict, path: tuple, change) -> dict:
+    """A copy of ``table`` with the field at ``path`` changed."""
+    whole = copy.deepcopy(table)
+    place = whole
+    for name in path[:-1]:
+        place = place[name]
+    change(place, path[-1])
+    return whole
+
+
+def every_change(table: dict, changes=CHANGES):
+    """``table`` with each of its fields changed in each way, and what was done."""
+    for path in fields_of(table):
+        for change in changes:
+            yield path, change, changed(table, path, change)
+
+
+def begun_run(whole, folder):
+    """The run of ``whole`` as it was after six of its seven iterations, in ``folder``, and the checkpoint's path."""
+    shutil.copytree(whole[0], folder, ignore=shutil.ignore_patterns("iteration-000000007.pt", "tensorboard"))
+    return folder, folder / "checkpoints" / "iteration-000000006.pt"
+
+
+def test_a_history_of_another_version_is_taken_as_far_as_it_can_be(whole):
+    """Whatever becomes of one of its fields: the others stay, and the page and the card can be written."""
+    folder, history = whole[:2]
+    fields = vars(history)
+    assert history_fields(fields) == fields
+    paths = fields_of(fields)
+    assert {("seconds",), ("data", "cases"), ("losses", 0, "loss"), ("best", "score")} <= set(paths)
+    for path, change, values in every_change(fields):
+        told: list[str] = []
+        found = history_fields(values, told.append)
+        others = {name: value for name, value in fields.items() if name != path[0]}
+        assert others == {name: value for name, value in found.items() if name != path[0]}
+        if change is renamed and len(path) == 1:
+            assert told == [f'"new_{path[0]}" in the history of the run is unknown to this version and is dropped']
+        elif found == others and change is not removed:
+            (sentence,) = told
+            assert f'"{path[0]}"' in sentence
+        again = RunHistory(**{**found, "data": history.data, "machine": history.machine})
+        assert "A training run" in run_page(small_recipe(), again, folder)
+        assert "Trained by the recipe" in run_card(small_recipe(), again, 7).training
+
+
+@pytest.mark.parametrize("change", [removed, renamed])
+def test_a_run_with_a_history_of_another_version_ends_with_the_same_weights(whole, tmp_path, change):
+    folder, checkpoint = begun_run(whole, tmp_path / "run")
+    state = torch.load(checkpoint, weights_only=True)
+    expected = newest(whole[0])
+    for name in ("data", "iteration", "losses", "best", "changes"):
+        torch.save({**state, "story": changed(state["story"], (name,), change)}, checkpoint)
+        history, losses, told = run(small_recipe(), folder)
+        assert list(losses) == [7] and same(newest(folder)["ema"], expected["ema"])
+        assert history.iteration == 7 and history.data == whole[1].data and RunFolder(folder).history() == history
+        assert any(f'"new_{name}"' in sentence for sentence in told) == (change is renamed)
+        (folder / "checkpoints" / "iteration-000000007.pt").unlink()
+    torch.save({**state, "story": None}, checkpoint)
+    assert list(run(small_recipe(), folder)[1]) == [7]
+
+
+def test_a_history_without_later_fields_is_taken_up_whole(whole, tmp_path):
+    """As older versions wrote it: nothing to say about it."""
+    folder, checkpoint = begun_run(whole, tmp_path / "run")
+    state = torch.load(checkpoint, weights_only=True)
+    del state["story"]["teacher"], state["story"]["changes"]
+    torch.save(state, checkpoint)
+    history, _, told = run(small_recipe(), folder)
+    assert told == ["going on after iteration 6"]
+    assert (history.losses, history.best, history.started) == (whole[1].losses, whole[1].best, whole[1].started)
+
+
+def test_a_checkpoint_of_another_version_is_a_sentence(whole, tmp_path):
+    folder, checkpoint = begun_run(whole, tmp_path / "run")
+    state = torch.load(checkpoint, weights_only=True)
+    whole_parts = {name: state[name] for name in state if name != "story"}
+    ours = {name: {} if name in ("network", "ema", "optimiser") else part for name, part in whole_parts.items()}
+    for path in fields_of(ours):
+        for change in (removed, renamed, junk("text")):
+            torch.save(changed(state, path, change), checkpoint)
+            try:
+                _, losses, _ = run(small_recipe(), folder)
+            except MedDPMError as error:
+                assert str(folder) in str(error) and "\n" not in str(error)
+                assert path != ("losses",) and not (folder / "checkpoints" / "iteration-000000007.pt").exists()
+            else:
+                assert path in (("losses",), ("scaler",)) and list(losses) == [7]
+                (folder / "checkpoints" / "iteration-000000007.pt").unlink()
+
+
+def test_a_run_json_of_another_version_is_read_or_is_a_sentence(whole, tmp_path):
+    """The card says what the model was trained on: without that, the run has to be resumed first, which writes it."""
+    folder, _ = begun_run(whole, tmp_path / "run")
+    said = json.loads((folder / "run.json").read_text())
+    for path, _, values in every_change(said):
+        (folder / "run.json").write_text(json.dumps(values))
+        try:
+            history = RunFolder(folder).history()
+        except MedDPMError as error:
+            assert path[0] in ("data", "machine")
+            assert f'"{path[0]}"' in str(error) and "Resume the run" in str(error)
+        else:
+            assert "Trained by the recipe" in run_card(small_recipe(), history, 6).training
+    out = tmp_path / "model.safetensors"
+    for text in ("", "[]", "null", "{", '"text"', "[" * 100_000, json.dumps(changed(said, ("data",), renamed))):
+        (folder / "run.json").write_text(text)
+        with pytest.raises(MedDPMError, match="run.json"):
+            export_run(folder, out)
+        assert not out.exists()
+    run(small_recipe(), folder)
+    export_run(folder, out)
+    assert read_bundle(out)[0].training_data[0]["cases"] == 3
+
+
+def test_a_recipe_of_another_version_is_a_sentence(tmp_path):
+    """Or does not matter."""
+    recipe, path = small_recipe(), tmp_path / "recipe.toml"
+    refused = 0
+    for _, _, values in every_change(recipe_values(recipe), [removed, renamed]):
+        path.write_text(tomli_w.dumps(values))
+        try:
+            recipe_changes(RunFolder(tmp_path).recipe(), recipe)
+        except MedDPMError as error:
+            refused += 1
+            assert (str(path) in str(error) or "begun with another model" in str(error)) and "\n" not in str(error)
+    assert refused > 50
 
 
 def test_what_a_killed_process_left_is_cleared(tmp_path):
@@ -211,21 +380,21 @@ def test_held_out_cases_are_measured_and_decide_what_is_best(tmp_path, monkeypat
     made = []
     monkeypatch.setattr(run_module, "Examples", lambda *what: made.append(what) or Examples(*what))
     recipe = small_recipe("training.held_out=0.3", "stages=[{size=[16, 16, 8], iterations=4, batch=1}]")
-    story, _, _ = run(recipe, tmp_path)
-    assert len(story.data["cases"]) == 2 and len(story.data["held_out"]) == 1
-    scores = {row["iteration"]: row["held_out"] for row in story.losses}
-    assert story.best == {"iteration": min(scores, key=scores.get), "score": min(scores.values())}
+    history, _, _ = run(recipe, tmp_path)
+    assert len(history.data["cases"]) == 2 and len(history.data["held_out"]) == 1
+    scores = {row["iteration"]: row["held_out"] for row in history.losses}
+    assert history.best == {"iteration": min(scores, key=scores.get), "score": min(scores.values())}
     assert torch.load(tmp_path / "checkpoints" / "best.pt", weights_only=True)["score"] == min(scores.values())
     assert len(made) == 2, "to learn from and to measure on, once for all checkpoints"
 
 
 def test_a_recipe_may_be_changed_on_the_way_and_that_is_told(tmp_path):
     run(small_recipe(), tmp_path)
-    story, losses, told = run(small_recipe("stages.1.iterations=5"), tmp_path)
+    history, losses, told = run(small_recipe("stages.1.iterations=5"), tmp_path)
     assert list(losses) == [8]
     assert any("stages.1.iterations 4 becomes 5" in sentence for sentence in told)
-    assert story.changes == ["from iteration 8 on: stages.1.iterations 4 becomes 5"]
-    assert story.changes[0] in (tmp_path / "README.md").read_text()
+    assert history.changes == ["from iteration 8 on: stages.1.iterations 4 becomes 5"]
+    assert history.changes[0] in (tmp_path / "README.md").read_text()
     with pytest.raises(MedDPMError, match="another model"):
         run(small_recipe("network.channels=[16, 16]"), tmp_path)
 
@@ -234,8 +403,8 @@ def test_a_run_without_a_checkpoint_may_begin_with_another_model(tmp_path):
     broken = replace(CASES[0], image=torch.full_like(CASES[0].image, float("nan")))
     with pytest.raises(MedDPMError, match="not finite"):
         run(small_recipe(), tmp_path, [broken])
-    story, losses, _ = run(small_recipe("network.channels=[16, 16]"), tmp_path)
-    assert len(losses) == 7 and not story.changes
+    history, losses, _ = run(small_recipe("network.channels=[16, 16]"), tmp_path)
+    assert len(losses) == 7 and not history.changes
     assert load_recipe(tmp_path / "recipe.toml").network["channels"] == [16, 16]
 
 
@@ -393,6 +562,23 @@ def test_missing_memory_is_told_with_what_would_fit(monkeypatch):
     with pytest.raises(OutOfMemory, match="take patches of about [0-9]+ voxels"):
         check_memory(replace(recipe, stages=(replace(recipe.stages[0], patch=(96, 96, 96)),)), EXACT, False, Network())
     assert asked
+
+
+def test_the_peak_of_the_process_that_measures_is_not_that_of_the_one_that_asked():
+    """A Python of 1.5 GB asks what a network of a few thousand weights takes on 4096 voxels."""
+    code = f"""
+import sys
+sys.path.insert(0, {str(Path(run_module.__file__).parents[2])!r})
+from MedDPMLib.recipes.recipe import load_recipe, recipe_values
+from MedDPMLib.train.iteration_cost import Job, measure
+held = b"x" * 1_500_000_000
+values = recipe_values(load_recipe("brats-compact", ["network.channels=[8, 16]"]))
+(found,) = measure(Job(values, [(16, 16, 16)], 1, 1, "cpu", "float32", False, plain=False))
+print(found.peak)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert 10**5 < int(done.stdout) < 500_000_000
 
 
 def test_what_training_takes_is_measured_in_its_own_process(monkeypatch):

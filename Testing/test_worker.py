@@ -27,9 +27,11 @@ from hypothesis import strategies as st
 import MedDPMLib
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.volume import Volume
+from MedDPMLib.inference.settings import SETTINGS
 from MedDPMLib.masks.mask import Mask
 from MedDPMLib.worker import protocol
-from MedDPMLib.worker.engine import Engine, describe_fault
+from MedDPMLib.worker.engine import Engine
+from MedDPMLib.worker.faults import describe_fault
 from MedDPMLib.worker.protocol import (
     Bye,
     Cancel,
@@ -48,7 +50,6 @@ from MedDPMLib.worker.protocol import (
     Shutdown,
     State,
     Status,
-    Unload,
     Unloaded,
     decode_event,
     decode_request,
@@ -105,7 +106,9 @@ main()
 class Client:
     """Starts a worker on ``folder`` and talks to it; ``code`` runs in place of the module."""
 
-    def __init__(self, folder: Path, *, code: str = STAND_INS, idle: float | None = None) -> None:
+    def __init__(
+        self, folder: Path, *, code: str = STAND_INS, idle: float | None = None, listening: bool = True
+    ) -> None:
         folder.mkdir()
         self.session = Session(folder)
         arguments = worker_arguments(folder, idle)
@@ -123,7 +126,8 @@ class Client:
             env=os.environ | {"PYTHONPATH": str(package), "OMP_NUM_THREADS": threads, "MEDDPM_MODELS": str(folder)},
         )
         self._arrived: queue.Queue = queue.Queue()
-        threading.Thread(target=self._listen, daemon=True).start()
+        if listening:
+            threading.Thread(target=self._listen, daemon=True).start()
         self._number = 0
 
     def _listen(self) -> None:
@@ -163,15 +167,17 @@ class Client:
         self._number += 1
         return f"request {self._number}"
 
-    def generate(self, model: Path, labels: np.ndarray, **settings) -> Generate:
-        """The request, with its mask written."""
+    def generate(self, model: Path, labels: np.ndarray, **choices) -> Generate:
+        """The request, with its mask written; ``choices`` are settings, and fields of the request."""
+        settings = {name: choices.pop(name) for name in SETTINGS if name in choices}
         return Generate(
             id=self.id(),
             model=str(model),
             mask=self.session.write("mask", labels),
             ijk_to_ras=small_geometry().ijk_to_ras.tolist(),
             scheme="brats",
-            **settings,
+            settings=settings,
+            **choices,
         )
 
     def state(self) -> State:
@@ -375,14 +381,11 @@ def test_time_left_is_what_remains(worker, small_model, labels):
     wait_until_idle(worker)
 
 
-def test_load_and_unload(worker, small_model, labels):
+def test_load(worker, small_model):
     worker.send(Load(id="load", model=str(small_model)))
     loaded = worker.until(Loaded)[-1]
     assert (loaded.id, loaded.model) == ("load", "small")
     assert worker.state().model == "small"
-    worker.send(Unload(id="unload"))
-    assert worker.until(Unloaded)[-1].id == "unload"
-    assert worker.state().model is None
 
 
 def test_a_model_that_was_replaced_is_read_again(worker, tmp_path, brats, labels):
@@ -401,8 +404,8 @@ def test_a_model_that_was_replaced_is_read_again(worker, tmp_path, brats, labels
 
 def wait_until_idle(client: Client) -> None:
     """Until the step in progress is over: the next request is only then carried out."""
-    client.send(Unload(id="rest"))
-    client.until(Unloaded, id="rest")
+    client.send(Load(id="rest", model="no model of that name"))
+    client.until(Error, id="rest")
 
 
 def test_cancel_is_answered_in_the_middle_of_a_step_and_the_next_request_is_served(worker, small_model, labels):
@@ -434,23 +437,13 @@ def test_cancel_between_quick_steps(worker, small_model, labels):
     wait_until_idle(worker)
 
 
-def test_of_waiting_requests_with_one_slot_the_newest_counts(worker, small_model, labels):
-    running, old, other, new = (
-        worker.generate(small_model, labels, steps=steps, slot=slot)
-        for steps, slot in ((SLOW, "live"), (1, "live"), (1, None), (2, "live"))
-    )
-    worker.send(running)
-    worker.until(Progress, stage="steps")
-    worker.send(old, other, new)
-    assert worker.until(Cancelled)[-1] == Cancelled(id=old.id, reason="superseded")
-    assert not worker.session.holds(old.mask) and worker.session.holds(new.mask)
-    state = worker.state()
-    assert (state.running, state.waiting) == (running.id, [other.id, new.id])
-    worker.send(Cancel(id=other.id), Cancel(id=running.id))
-    assert [worker.until(Cancelled)[-1].id for _ in range(2)] == [other.id, running.id]
-    events = worker.until(Result)
-    assert {event.id for event in events} == {new.id}
-    fetched(worker, events[-1])
+def test_a_client_that_does_not_read_is_still_heard(start, small_model, labels):
+    """The pipe is full: the worker has more to say than fits, and hears all the same that it has to end."""
+    client = start(listening=False)
+    for number in range(3000):
+        client.send(Status(id=f"{'s' * 90}{number}"))  # answers of 150 bytes fill any pipe
+    client.send(Shutdown(id="end"))
+    assert client.process.wait(60) == 0 and not client.session.folder.exists()
 
 
 def test_cancelling_what_is_over_is_no_fault(worker):
@@ -485,7 +478,7 @@ def test_lines_that_are_no_request_are_answered(worker):
         (b"[" * 100_000 + b"\n", None, "not JSON"),
         (b'{"id": NaN}\n', None, "NaN"),
         (b'{"id": "' + b"a" * 2_000_000 + b'"}\n', None, "longer"),
-        (b'{"type": "status", "id": "x"}\n', "x", "protocol 1"),
+        (b'{"type": "status", "id": "x"}\n', "x", "protocol 2"),
         (line(type="status", protocol=99), "x", "99"),
         (line(type="status", id=""), None, '"id"'),
         (line(type="status", id=7), None, '"id"'),
@@ -497,27 +490,28 @@ def test_lines_that_are_no_request_are_answered(worker):
         (line(type="load", model="m", speed=3), "x", "speed"),
         (line(type="generate", **mask | {"mask": "../mask-1.npy"}), "x", '"mask"'),
         (line(type="generate", **mask | {"mask": "/etc/passwd"}), "x", '"mask"'),
-        (line(type="generate", **mask | {"ijk_to_ras": [[1, 2], [3, 4]]}), "x", "4 x 4"),
+        (line(type="generate", **mask | {"ijk_to_ras": [[1, 2], [3, 4]]}), "x", "a list of 4 values"),
         (line(type="generate", **mask, seeds=[]), "x", "seeds"),
         (line(type="generate", **mask, seeds=[2**63]), "x", "seeds"),
         (line(type="generate", **mask, seeds=[True]), "x", "seeds"),
-        (line(type="generate", **mask, steps=0), "x", "steps"),
+        (line(type="generate", **mask, settings={"steps": 0}), "x", "number of denoising steps"),
         (line(type="generate", **mask, preview_every=-1), "x", "preview_every"),
-        (line(type="generate", **mask, guidance=-1), "x", "guidance"),
-        (line(type="generate", **mask, guidance="2"), "x", "guidance"),
+        (line(type="generate", **mask, settings={"guidance": -1}), "x", "guidance scale"),
+        (line(type="generate", **mask, settings={"guidance": "much"}), "x", "guidance scale"),
     ]
     for sent, id, says in cases:
         worker.send(sent)
         error = worker.next()
         assert isinstance(error, Error) and (error.id, error.kind) == (id, "input"), (sent[:80], error)
         assert says in error.message, (sent[:80], error)
-    worker.send(b"\n", b"\r\n", b'{"type": "status", "id": "\xc3\xbc", "protocol": 1}\r\n')
+    worker.send(b"\n", b"\r\n", b'{"type": "status", "id": "\xc3\xbc", "protocol": 2}\r\n')
     assert worker.next().id == "ü"
 
 
 def test_arrays_and_settings_that_cannot_be_used_are_told_in_a_sentence(worker, small_model, brats, labels):
     def request(labels=labels, **changes):
-        return dataclasses.replace(worker.generate(small_model, labels, steps=2), **changes)
+        settings = {name: changes.pop(name) for name in SETTINGS if name in changes}
+        return dataclasses.replace(worker.generate(small_model, labels, **{"steps": 2, **settings}), **changes)
 
     truncated, pickled, missing = request(), request(), request()
     path = worker.session.folder / truncated.mask
@@ -604,8 +598,9 @@ def test_a_library_of_pytorch_that_cannot_be_loaded_is_told(tmp_path, monkeypatc
     monkeypatch.setattr("MedDPMLib.worker.engine.importlib.import_module", fail)
     with pytest.raises(ImportError) as caught:
         Engine(Session(tmp_path)).start()
-    kind, message = describe_fault(caught.value)
-    assert kind == "package" and "PyTorch (torch) cannot be imported" in message and "c10.dll" in message
+    fault = describe_fault(None, caught.value)
+    assert fault.kind == "package" and "c10.dll" in fault.message
+    assert "PyTorch (torch) cannot be imported" in fault.message
 
 
 # The end ---------------------------------------------------------------------------------------------
@@ -641,7 +636,7 @@ def test_idle_the_model_is_released_and_then_the_worker_ends(start, small_model)
     client.send(Load(id="load", model=str(small_model)))
     client.until(Loaded)
     loaded = time.perf_counter()
-    assert client.next() == Unloaded(id=None)
+    assert client.next() == Unloaded()
     assert time.perf_counter() - loaded >= 0.9
     assert client.next() == Bye(reason="idle") and client.next() is None
     assert time.perf_counter() - loaded >= 1.9
@@ -661,7 +656,6 @@ EXAMPLES = [
     Load(id="1", model="ü \udc80.safetensors"),
     Generate(id="2", model="m", mask="mask-1.npy", ijk_to_ras=np.eye(4).tolist(), scheme="brats", seeds=[0, 2**63 - 1]),
     Cancel(id="3"),
-    Unload(id="4"),
     Status(id="5"),
     Shutdown(id="6"),
     Hello(pid=1, versions={"python": "3"}),
@@ -722,8 +716,8 @@ def test_output_without_end_of_line_is_not_collected_for_ever():
 
 
 def test_a_worker_of_another_protocol_is_recognised_by_its_hello():
-    with pytest.raises(ProtocolError, match="speaks protocol 2"):
-        decode_event(b'{"type": "hello", "protocol": 2, "greeting": "hi"}')
+    with pytest.raises(ProtocolError, match="speaks protocol 3"):
+        decode_event(b'{"type": "hello", "protocol": 3, "greeting": "hi"}')
 
 
 def test_what_a_newer_worker_adds_is_passed_over():

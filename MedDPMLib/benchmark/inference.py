@@ -11,11 +11,11 @@ import multiprocessing
 import statistics
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 from MedDPMLib.benchmark.throughput import step_flops
-from MedDPMLib.benchmark.variants import WAYS, Order, measure_ceiling, measure_way
+from MedDPMLib.benchmark.timed_process import WAYS, Order, measure_ceiling, measure_way
 from MedDPMLib.benchmark.workload import RANDOM, load_subject
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.models.card import Card
@@ -67,9 +67,6 @@ class Measurement:
     of_ceiling: float | None = None
     #: The same by processor time; an idle core, which costs none, does not show here.
     of_ceiling_cpu: float | None = None
-    #: Share of a step's time in convolutions, matrix products and attention, and their rate as a share of the ceiling.
-    products: float | None = None
-    products_of_ceiling: float | None = None
 
 
 @dataclass(frozen=True)
@@ -190,15 +187,14 @@ def _measure(
                         rates.append(rate)
                     process.go()
             for way, process in ways.items():
-                report(f"{name}, {way}: the rest and a profile")
+                report(f"{name}, {way}: the rest")
                 process.end()
         all_rates += rates
         if not all_rates:
             raise MedDPMError(f"the ceiling of {device} cannot be measured: {ceiling.problem}")
         for way, process in ways.items():
             measured[way] = _summary(subject, way, device, process, _medians(rates or all_rates))
-    draft = _draft(measured["standard"], subject.card)
-    return [measured["plain"], measured["standard"], draft, measured["low memory"]]
+    return list(measured.values())
 
 
 def _medians(rates: Sequence[dict[str, float]]) -> dict[str, float]:
@@ -206,7 +202,7 @@ def _medians(rates: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 class _Process:
-    """A process that measures on command; see :mod:`MedDPMLib.benchmark.variants` for what it is told and answers."""
+    """A process that measures on command; :mod:`MedDPMLib.benchmark.timed_process` says what it hears and answers."""
 
     def __init__(self, target: Callable, order: object) -> None:
         context = multiprocessing.get_context("spawn")  # a forked one would inherit memory and threads
@@ -284,9 +280,7 @@ def _summary(subject: _Subject, way: str, device: str, process: _Process, ceilin
         # What comes before the first step is nothing beside hundreds of them, but something beside twenty.
         volume = (step if way == "plain" else first) + (settings["steps"] - 1) * step
     flops = step_flops(card.network_description, card.grid.shape, encoded=way != "plain")
-    of_ceiling = flops / step / ceiling["highest"]
     on_cpu = device == "cpu"
-    products = found["products"]
     return Measurement(
         **about,
         precision=found["precision"],
@@ -302,18 +296,6 @@ def _summary(subject: _Subject, way: str, device: str, process: _Process, ceilin
         extrapolated=not found["finished"],
         peak_bytes=found["peak_bytes"],
         step_flops=flops,
-        of_ceiling=of_ceiling,
+        of_ceiling=flops / step / ceiling["highest"],
         of_ceiling_cpu=flops / cpu / ceiling["per_cpu_second"] if on_cpu else None,
-        products=products,
-        products_of_ceiling=of_ceiling / products if products else None,
     )
-
-
-def _draft(standard: Measurement, card: Card) -> Measurement:
-    """What follows for the quality "draft", which takes fewer of the same steps: the last one, which may take longer
-    than the others, is among them."""
-    quality = card.qualities["draft"]
-    if standard.problem:
-        return replace(standard, way="draft", **quality)
-    volume = standard.volume_seconds - (standard.steps - quality["steps"]) * standard.step_seconds
-    return replace(standard, way="draft", **quality, volume_seconds=volume, extrapolated=True)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from MedDPMLib.benchmark.inference import Benchmark, Measurement
-from MedDPMLib.runtime.device import PRECISIONS
+from MedDPMLib.runtime.names import PRECISIONS
 
 HEADINGS = (
     "network", "device", "way", "precision", "steps", "s/step", "CPU s/step", "s/volume", "faster", "memory",
-    "of plain", "of ceiling", "products", "of ceiling",
+    "of plain", "of ceiling",
 )  # fmt: skip
 #: Share of the cores that other work may take before times on the clock say little.
 _QUIET = 0.1
@@ -32,8 +32,6 @@ def _row(one: Measurement, ratios: dict[str, float | None]) -> list[str]:
         f"{one.peak_bytes / 2**30:.2f} GiB",
         "" if one.way == "plain" else f"{ratios['memory_ratio']:.0%}" if ratios["memory_ratio"] else "?",
         f"{one.of_ceiling:.0%}",
-        f"{one.products:.0%}" if one.products else "",
-        f"{one.products_of_ceiling:.0%}" if one.products else "",
     ]
 
 
@@ -50,22 +48,19 @@ def remarks(result: Benchmark) -> list[str]:
         f"{one.model}, {one.way} on {one.device}: {one.memory}, {one.planned_bytes / 1e9:.1f} GB were foretold,"
         f" {one.peak_bytes / 1e9:.1f} taken."
         for one in result.measurements
-        if one.memory and one.way != "draft"
+        if one.memory
     ]
     found.append(
         "plain: float32, channels first, every step of the schedule by ancestral sampling. faster: a volume against it."
     )
     if any(one.extrapolated for one in result.measurements):
-        found.append(
-            "~: worked out from the measured steps, not run to the end; draft takes fewer of the steps of standard."
-        )
+        found.append("~: computed from the measured steps, not run to the end.")
     if result.share != 1:
         found.append(f"Grids are scaled down: {result.share:g} of each side.")
     random = [one.model for one in result.measurements if one.weights == "random"]
     if random:
         names = ", ".join(dict.fromkeys(random))
         found.append(f"{names}: random weights, because none are installed; times do not depend on them.")
-    found.append("products: the share of a step in convolutions, matrix products and attention, and their speed.")
     found += [
         f"{one.model}, {one.way} on {one.device} was not measured: {one.problem}"
         for one in result.measurements
@@ -92,8 +87,6 @@ def remarks(result: Benchmark) -> list[str]:
 
 def _by_cpu(one: Measurement, ratios: dict[str, float | None]) -> str:
     told = f"{one.model}, {one.way}: {one.of_ceiling_cpu:.0%} of the ceiling"
-    if one.products:
-        told += f" ({one.of_ceiling_cpu / one.products:.0%} in products)"
     if one.way == "plain":
         return told
     return f"{told}, a step {ratios['step_cpu_ratio']:.3g}x and a volume {ratios['volume_cpu_ratio']:.3g}x faster"

@@ -14,13 +14,12 @@ from statistics import fmean, median
 
 import numpy as np
 
-from MedDPMLib.diffusion.names import METHODS
-from MedDPMLib.diffusion.samplers import timestep_grid
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.io import read_volume
 from MedDPMLib.imaging.volume import Volume
-from MedDPMLib.inference.generation import check_guidance, generate
+from MedDPMLib.inference.generation import plan_run
 from MedDPMLib.inference.record import describe_run, is_finished, sidecar, volume_path, write_result
+from MedDPMLib.inference.settings import GenerationSettings
 from MedDPMLib.masks.fit import fit
 from MedDPMLib.masks.mask import Mask
 from MedDPMLib.metrics.label_statistics import compare_labels
@@ -34,28 +33,26 @@ STEPS = (4, 8, 12, 20, 50)
 
 
 @dataclass(frozen=True)
-class Setting:
-    """How a volume is made: a row of the table. ``student`` is the name of the model that makes it, if that is another
-    than the one that is studied."""
+class Variant:
+    """One way to make volumes: ``settings`` with sampler and steps, by the model or by the student of that name."""
 
-    steps: int
-    sampler: str
-    guidance: float = 1.0
+    settings: GenerationSettings
     student: str = ""
 
     @property
     def name(self) -> str:
         """For a table: "20 dpm-solver++", "20 dpm-solver++, guidance 2", "2 ddim, brain-student"."""
-        guided = "" if self.guidance == 1 else f", guidance {self.guidance:g}"
-        return f"{self.steps} {self.sampler}{guided}" + (f", {self.student}" if self.student else "")
+        guided = f", guidance {self.settings.guidance:g}" if self.settings.guided else ""
+        student = f", {self.student}" if self.student else ""
+        return f"{self.settings.steps} {self.settings.sampler}{guided}{student}"
 
     @property
     def folder(self) -> str:
         return self.name.replace(", ", "-").replace(" ", "-")
 
 
-def settings(card: Card, steps: Sequence[str], guidance: Sequence[float] = (1.0,)) -> list[Setting]:
-    """The settings that ``steps`` ("20", or "20:ddim") and ``guidance`` make together, few steps first.
+def variants(card: Card, steps: Sequence[str], guidance: Sequence[float], base: GenerationSettings) -> list[Variant]:
+    """The variants of ``base`` that ``steps`` ("20", or "20:ddim") and ``guidance`` make together, few steps first.
 
     Without a sampler named, as many steps as the card's reference takes are made with the reference's sampler, fewer
     with that of the quality "standard". Raises :class:`MedDPMError` for what the model cannot do.
@@ -67,35 +64,35 @@ def settings(card: Card, steps: Sequence[str], guidance: Sequence[float] = (1.0,
         if not number.isdecimal():
             raise MedDPMError(f'"{text}" is no number of steps: write 20, or 20:ddim')
         count = int(number)
-        timestep_grid(card.schedule["timesteps"], count)
         if not sampler:
             sampler = card.qualities["reference" if count == reference["steps"] else "standard"]["sampler"]
-        if sampler not in METHODS:
-            raise MedDPMError(f'"{sampler}" is not a sampler: use one of {", ".join(METHODS)}')
-        found += [Setting(count, sampler, check_guidance(card, strength)) for strength in guidance]
-    return sorted(dict.fromkeys(found), key=lambda one: (one.steps, one.sampler, one.guidance))
+        for scale in guidance:
+            found.append(Variant(base.changed(steps=count, sampler=sampler, guidance=scale).for_card(card)))
+    return sorted(dict.fromkeys(found), key=lambda one: (one.settings.steps, one.name))
 
 
-def student_setting(card: Card, student: Card) -> Setting:
+def student_variant(card: Card, student: Card, base: GenerationSettings) -> Variant:
     """The student's own standard quality; :class:`MedDPMError` unless it makes the same of the same masks."""
     if (student.scheme, student.modalities, student.grid) != (card.scheme, card.modalities, card.grid):
         raise MedDPMError(f"{student.name} makes something else than {card.name}: they cannot be compared")
-    return Setting(**student.qualities["standard"], student=student.name)
+    return Variant(base.for_card(student), student=student.name)
 
 
-def reference_of(card: Card, among: Sequence[Setting]) -> Setting:
+def reference_of(card: Card, among: Sequence[Variant]) -> Variant:
     """What the others are compared with: the card's reference, or else the most steps; without guidance if possible."""
     quality = card.qualities["reference"]
 
-    def rank(one: Setting) -> tuple:
-        return one.guidance == 1, (one.steps, one.sampler) == (quality["steps"], quality["sampler"]), one.steps
+    def rank(one: Variant) -> tuple:
+        settings = one.settings
+        is_reference = (settings.steps, settings.sampler) == (quality["steps"], quality["sampler"])
+        return not settings.guided, is_reference, settings.steps
 
     return max((one for one in among if not one.student), key=rank)
 
 
 @dataclass(frozen=True)
 class Row:
-    """The figures of one setting, each by modality, averaged over masks and seeds.
+    """The figures of one variant, each by modality, averaged over masks and seeds.
 
     - ``correlation``: of the labels' mean intensities with those of the reference of the same mask and seed.
     - ``mean_difference``, ``sd_difference``: how far the labels' means and deviations are from the reference's.
@@ -107,7 +104,7 @@ class Row:
     ``seconds`` is the median time of a volume. None stands where nothing can be said.
     """
 
-    setting: Setting
+    variant: Variant
     seconds: float
     correlation: dict[str, float | None] = field(default_factory=dict)
     mean_difference: dict[str, float] = field(default_factory=dict)
@@ -121,61 +118,58 @@ class Row:
 
     def to_dict(self) -> dict:
         """As plain data for JSON."""
-        return {"name": self.setting.name, **asdict(self)}
+        return {"name": self.variant.name, **asdict(self)}
 
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """Masks and seeds to compare settings on; the volumes lie in ``folder``, a folder for each setting.
+    """Masks and seeds to compare ``variants`` on; the volumes lie in ``folder``, a folder for each variant.
 
-    ``students`` are the models, by name, that settings name.
+    ``students`` are the models, by name, that variants name.
     """
 
     model: Model
     masks: Sequence[Mask]
     seeds: Sequence[int]
-    settings: Sequence[Setting]
+    variants: Sequence[Variant]
     folder: Path
     execution: Execution
     students: Mapping[str, Model] = field(default_factory=dict)
 
     def make(self, progress: Callable[[str, int], None]) -> None:
         """Makes the volumes that are not there yet; ``progress`` is told what is done and how many steps that was."""
-        for setting in self.settings:
+        for variant in self.variants:
             for mask, seed in self._runs():
-                doing = f"{setting.name}, {mask.name}, seed {seed}"
-                if self._is_there(setting, mask, seed):
-                    progress(doing, setting.steps)
+                doing = f"{variant.name}, {mask.name}, seed {seed}"
+                if self._is_there(variant, mask, seed):
+                    progress(doing, variant.settings.steps)
                     continue
-                made = generate(
-                    self._maker(setting), mask, seed=seed, steps=setting.steps, sampler=setting.sampler,
-                    guidance=setting.guidance, device=self.execution.device, precision=self.execution.precision,
-                    progress=lambda *_, doing=doing: progress(doing, 1),
-                )  # fmt: skip
-                write_result(self.folder / setting.folder, self._stem(mask, seed), made)
+                run = plan_run(self._maker(variant), variant.settings, self.execution)
+                made = run.generate(mask, seed=seed, progress=lambda *_, doing=doing: progress(doing, 1))
+                write_result(self.folder / variant.folder, self._stem(mask, seed), made)
 
     def compare(self, progress: Callable[[str], None]) -> list[Row]:
-        """The figures of every setting; ``progress`` is told what is being compared, once for each setting and mask."""
+        """The figures of every variant; ``progress`` is told what is being compared, once for each variant and mask."""
         rows = []
-        reference = reference_of(self.model.card, self.settings)
-        for setting in self.settings:
+        reference = reference_of(self.model.card, self.variants)
+        for variant in self.variants:
             collected: dict[str, dict[str, list]] = {}
             for mask in self.masks:
-                progress(f"comparing {setting.name}, {mask.name}")
-                for name, modality, value in self._figures(setting, reference, mask):
+                progress(f"comparing {variant.name}, {mask.name}")
+                for name, modality, value in self._figures(variant, reference, mask):
                     collected.setdefault(name, {}).setdefault(modality, []).append(value)
             figures = {
                 name: {modality: _mean(values) for modality, values in by_modality.items()}
                 for name, by_modality in collected.items()
             }
-            seconds = median(self._seconds(setting, mask, seed) for mask, seed in self._runs())
-            rows.append(Row(setting, seconds, **figures))
+            seconds = median(self._seconds(variant, mask, seed) for mask, seed in self._runs())
+            rows.append(Row(variant, seconds, **figures))
         return rows
 
-    def volumes(self, setting: Setting, mask: Mask, seed: int) -> dict[str, Volume]:
+    def volumes(self, variant: Variant, mask: Mask, seed: int) -> dict[str, Volume]:
         """By modality what :meth:`make` made."""
         return {
-            modality: read_volume(volume_path(self.folder / setting.folder, self._stem(mask, seed), modality))
+            modality: read_volume(volume_path(self.folder / variant.folder, self._stem(mask, seed), modality))
             for modality in self.model.card.modalities
         }
 
@@ -184,7 +178,7 @@ class Study:
         values = [label.value for label in self.model.card.scheme.tumour]
         return next((mask for mask in self.masks if np.isin(mask.volume.array, values).any()), self.masks[0])
 
-    def _figures(self, setting: Setting, reference: Setting, mask: Mask) -> Iterator[tuple[str, str, float | None]]:
+    def _figures(self, variant: Variant, reference: Variant, mask: Mask) -> Iterator[tuple[str, str, float | None]]:
         """Name, modality and value of every figure of one mask."""
         card, fitted = self.model.card, fit(mask, self.model.card.grid)
         labels = Volume(fitted.labels, fitted.geometry)
@@ -192,12 +186,12 @@ class Study:
         tumour = np.isin(fitted.labels, [label.value for label in card.scheme.tumour])
         of_seeds = []
         for seed in self.seeds:
-            made, compared = self.volumes(setting, mask, seed), self.volumes(reference, mask, seed)
+            made, compared = self.volumes(variant, mask, seed), self.volumes(reference, mask, seed)
             pairs = {modality: (made[modality].array, compared[modality].array) for modality in card.modalities}
             of_seeds.append({modality: pair[0] for modality, pair in pairs.items()})
             in_labels = compare_labels(pairs, labels, card.scheme)
             for modality, pair in pairs.items():
-                alike = SAME if setting == reference else likeness(*pair, inside)
+                alike = SAME if variant == reference else likeness(*pair, inside)
                 yield "ms_ssim", modality, alike.ms_ssim
                 yield "mae", modality, alike.mae
                 yield "correlation", modality, in_labels.correlation[modality]
@@ -216,19 +210,19 @@ class Study:
     def _runs(self) -> Iterator[tuple[Mask, int]]:
         return ((mask, seed) for mask in self.masks for seed in self.seeds)
 
-    def _maker(self, setting: Setting) -> Model:
-        return self.students[setting.student] if setting.student else self.model
+    def _maker(self, variant: Variant) -> Model:
+        return self.students[variant.student] if variant.student else self.model
 
-    def _is_there(self, setting: Setting, mask: Mask, seed: int) -> bool:
-        maker = self._maker(setting)
+    def _is_there(self, variant: Variant, mask: Mask, seed: int) -> bool:
+        maker = self._maker(variant)
         run = describe_run(
-            card=maker.card, model_hash=maker.hash, mask=mask, execution=self.execution, seed=seed,
-            steps=setting.steps, sampler=setting.sampler, guidance=setting.guidance, space="model",
+            card=maker.card, model_hash=maker.hash, mask=mask, execution=self.execution,
+            settings=variant.settings, seed=seed,
         )  # fmt: skip
-        return is_finished(self.folder / setting.folder, self._stem(mask, seed), self.model.card.modalities, run)
+        return is_finished(self.folder / variant.folder, self._stem(mask, seed), self.model.card.modalities, run)
 
-    def _seconds(self, setting: Setting, mask: Mask, seed: int) -> float:
-        path = volume_path(self.folder / setting.folder, self._stem(mask, seed), self.model.card.modalities[0])
+    def _seconds(self, variant: Variant, mask: Mask, seed: int) -> float:
+        path = volume_path(self.folder / variant.folder, self._stem(mask, seed), self.model.card.modalities[0])
         return json.loads(sidecar(path).read_text())["seconds"]
 
     @staticmethod

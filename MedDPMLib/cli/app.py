@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 from MedDPMLib import __version__
 from MedDPMLib.cli import benchmark, complete, demo, fidelity, generate, models, prepare, training
 from MedDPMLib.cli.output import complain
+from MedDPMLib.cli.remedies import worded
 from MedDPMLib.errors import MedDPMError
 
 
@@ -27,7 +28,7 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except MedDPMError as error:
-            raised, sentence, code = error, str(error), 2
+            raised, sentence, code = error, worded(error), 2
         except BrokenPipeError:  # the reader of a pipe went away, as head does
             raise
         except OSError as error:

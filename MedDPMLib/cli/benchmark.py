@@ -8,18 +8,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from MedDPMLib.cli.checks import check_writable, check_writable_file
 from MedDPMLib.cli.options import (
     BUNDLED_MODEL,
     DeviceOption,
     LabelsOption,
     ModelOption,
     OutOption,
-    PrecisionOption,
     SeedOption,
     model_names,
+    takes_settings,
 )
 from MedDPMLib.cli.output import print_table, show_progress
 from MedDPMLib.errors import MedDPMError
+from MedDPMLib.inference.settings import GenerationSettings
+from MedDPMLib.runtime.packages import require
 
 if TYPE_CHECKING:
     from MedDPMLib.benchmark.steps import Row
@@ -76,6 +79,8 @@ def generate(
     from MedDPMLib.benchmark.workload import all_names
     from MedDPMLib.runtime.hardware import devices as all_devices
 
+    if json_file is not None:
+        check_writable_file(json_file)
     if quick:
         grid, steps_measured = _QUICK_GRID, 1
     names, devices = model or all_names(), device or all_devices()
@@ -120,15 +125,21 @@ def train(
     from MedDPMLib.recipes.recipe import load_recipe, recipe_card, recipe_names
     from MedDPMLib.runtime.hardware import describe_machine, load
 
+    require("benchmark train", "accelerate", "monai")
+    if json_file is not None:
+        check_writable_file(json_file)
     if quick:
         grid, iterations = _QUICK_GRID, 1
     loaded = [load_recipe(name) for name in recipes or recipe_names()]
+    multiples = [build_network(recipe_card(settings).network_description).side_multiple for settings in loaded]
+    sizes = [
+        scaled_size(settings.stages[-1].learnt, grid, multiple)
+        for settings, multiple in zip(loaded, multiples, strict=True)
+    ]
     before = load()
     found = []
     with show_progress(len(loaded), "starting") as progress:
-        for settings in loaded:
-            multiple = build_network(recipe_card(settings).network_description).side_multiple
-            size = scaled_size(settings.stages[-1].learnt, grid, multiple)
+        for settings, size in zip(loaded, sizes, strict=True):
             progress.reach(progress.done, settings.name)
             found += measure_training(settings, grid=size, iterations=iterations, device=device)
             progress.advance(settings.name)
@@ -155,7 +166,9 @@ def _training_figures(row) -> list[str]:
 
 
 @app.command()
+@takes_settings("device", "precision")
 def steps(
+    *,
     out: OutOption,
     masks: Annotated[
         list[Path] | None, typer.Argument(metavar="MASK", help="Mask files or folders; the bundled templates without.")
@@ -184,8 +197,7 @@ def steps(
     ] = 2,
     seed: SeedOption = 0,
     labels: LabelsOption = None,
-    device: DeviceOption = "auto",
-    precision: PrecisionOption = "auto",
+    settings: GenerationSettings,
 ) -> None:
     """Compare few steps with many, at the same masks and seeds: what is lost, and what is gained in time.
 
@@ -193,16 +205,16 @@ def steps(
     Writes all volumes, steps.json with the figures by modality, and steps.png to look at. What was made before is not
     made again: a run that was stopped goes on.
     """
-    from MedDPMLib.cli.generate import check_writable, find_masks
+    from MedDPMLib.cli.generate import find_masks
     from MedDPMLib.models.store import ModelStore
 
+    require("benchmark steps (its MS-SSIM)", "monai")
     card = ModelStore().find(model).card
     paths = find_masks(masks, out) if masks else []
     check_writable(out)
 
     from MedDPMLib import load_model
-    from MedDPMLib.benchmark.steps import STEPS, Study, reference_of, student_setting
-    from MedDPMLib.benchmark.steps import settings as make_settings
+    from MedDPMLib.benchmark.steps import STEPS, Study, reference_of, student_variant, variants
     from MedDPMLib.figures.comparison import draw_strip
     from MedDPMLib.imaging.io import SYNTHETIC
     from MedDPMLib.masks.mask import read_mask
@@ -219,18 +231,19 @@ def steps(
                 f"two of the models are called {taught.card.name}: give one another name (meddpm models import --name)"
             )
         students[taught.card.name] = taught
-    settings = make_settings(card, counts, _numbers(guidance))
-    settings += [student_setting(card, found.card) for found in students.values()]
+    compared = variants(card, counts, _numbers(guidance), settings)
+    compared += [student_variant(card, found.card, settings) for found in students.values()]
     painted = [read_mask(path, card.scheme, numbering=labels) for path in paths]
     painted = painted or [load_template(name, card.scheme) for name in template_names()]
     seeds = range(seed, seed + samples)
-    study = Study(load_model(model), painted, seeds, settings, out, choose_execution(device, precision), students)
-    with show_progress(sum(one.steps for one in settings) * len(painted) * samples, "generating") as progress:
+    execution = choose_execution(settings.device, settings.precision)
+    study = Study(load_model(model), painted, seeds, compared, out, execution, students)
+    with show_progress(sum(one.settings.steps for one in compared) * len(painted) * samples, "generating") as progress:
         study.make(lambda doing, done: progress.reach(progress.done + done, doing))
-    with show_progress(len(settings) * len(painted), "comparing") as progress:
+    with show_progress(len(compared) * len(painted), "comparing") as progress:
         rows = study.compare(progress.advance)
 
-    reference = reference_of(card, settings)
+    reference = reference_of(card, compared)
     _write_json(
         out / "steps.json",
         {
@@ -245,7 +258,7 @@ def steps(
     )
     mask = study.example()
     picture = draw_strip(
-        {one.name: study.volumes(one, mask, seed) for one in settings}, mask.volume, card.scheme,
+        {one.name: study.volumes(one, mask, seed) for one in compared}, mask.volume, card.scheme,
         caption=f"{SYNTHETIC}, {card.name}, {mask.name}, seed {seed}",
     )  # fmt: skip
     with written_whole(out / "steps.png") as temporary:
@@ -269,7 +282,7 @@ def _steps_row(row: Row) -> list[str]:
         row.correlation, row.mean_difference, row.sd_difference, row.ms_ssim, row.mae, row.sharpness,
         row.ms_ssim_between_seeds, row.sd_tumour, row.sd_brain,
     )  # fmt: skip
-    return [row.setting.name, f"{row.seconds:.3g}", *map(_over_modalities, figures)]
+    return [row.variant.name, f"{row.seconds:.3g}", *map(_over_modalities, figures)]
 
 
 def _over_modalities(by_modality: dict[str, float | None]) -> str:

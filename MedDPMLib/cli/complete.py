@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from MedDPMLib.cli.checks import check_writable_file
 from MedDPMLib.cli.options import BrainFromOption, LabelsOption, SeedOption, model_names
 from MedDPMLib.errors import MedDPMError
 
@@ -44,6 +45,7 @@ def complete(
         raise MedDPMError(f"{out} cannot be written: give it a name that ends with {SUFFIX}, .nii or .nii.gz")
     if out.resolve() == mask.resolve():
         raise MedDPMError(f"{out} is the mask itself: choose another file for the completed one")
+    check_writable_file(out)
     card = ModelStore().find(model).card
     if card.completion is None:
         raise MedDPMError(f"the model {card.name} sees a mask as it is, nothing is invented for it: use {_COMPLETED}")

@@ -6,34 +6,25 @@ import json
 
 import typer
 
-from MedDPMLib.cli.generate import check_writable
+from MedDPMLib.cli.checks import check_writable
 from MedDPMLib.cli.options import (
     BUNDLED_MODEL,
-    DeviceOption,
-    MemoryOption,
     ModelOption,
     OutOption,
-    PrecisionOption,
-    QualityOption,
-    SamplerOption,
     SeedOption,
-    StepsOption,
-    check_settings,
-    planned,
+    takes_settings,
 )
 from MedDPMLib.cli.output import show_progress
+from MedDPMLib.inference.settings import GenerationSettings
 
 
+@takes_settings("quality", "sampler", "steps", "device", "precision", "memory")
 def demo(
+    *,
     out: OutOption,
     model: ModelOption = BUNDLED_MODEL,
     seed: SeedOption = 0,
-    quality: QualityOption = "standard",
-    sampler: SamplerOption = None,
-    steps: StepsOption = None,
-    device: DeviceOption = "auto",
-    precision: PrecisionOption = "auto",
-    memory: MemoryOption = "auto",
+    settings: GenerationSettings,
 ) -> None:
     """Make MRI volumes from the demo's mask, with a picture of them. Nothing is downloaded.
 
@@ -43,28 +34,23 @@ def demo(
     from MedDPMLib.models.store import ModelStore
 
     card = ModelStore().find(model).card
-    settings = check_settings(card, quality, sampler, steps, device, precision, memory=memory)
+    settings = settings.for_card(card)
     check_writable(out)
 
-    from MedDPMLib import generate, load_model
+    from MedDPMLib import load_model
     from MedDPMLib.figures.montage import draw_montage
     from MedDPMLib.imaging.io import SYNTHETIC, write_nifti
+    from MedDPMLib.inference.generation import plan_run
     from MedDPMLib.inference.record import write_result
     from MedDPMLib.masks.templates import demo_mask
     from MedDPMLib.runtime.files import written_whole
 
     mask = demo_mask(card.scheme)
     mask_path, montage_path, record_path = out / "demo_mask.nii.gz", out / "montage.png", out / "record.json"
-    loaded = load_model(model)
-    settings = planned(settings, loaded)
-    with show_progress(settings.steps, "generating") as progress:
-        generated = generate(
-            loaded,
-            mask,
-            seed=seed,
-            progress=lambda *_: progress.advance("generating"),
-            **settings.keywords(),
-        )
+    run = plan_run(load_model(model), settings)
+    typer.echo(run.description, err=True)
+    with show_progress(run.settings.steps, "generating") as progress:
+        generated = run.generate(mask, seed=seed, progress=lambda *_: progress.advance("generating"))
     write_nifti(mask_path, mask.volume, description="label map of MedDPM")
     written = [mask_path, *write_result(out, "demo", generated)]
     picture = draw_montage(generated, mask.volume, mask.scheme, caption=f"{SYNTHETIC}, {card.name}, seed {seed}")

@@ -9,21 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from MedDPMLib.cli.checks import check_writable_file
 from MedDPMLib.cli.options import (
-    DeviceOption,
-    GuidanceOption,
     LabelsOption,
-    PrecisionOption,
-    QualityOption,
-    SamplerOption,
     SeedOption,
-    Settings,
-    StepsOption,
-    check_settings,
     model_names,
+    takes_settings,
 )
 from MedDPMLib.cli.output import Progress, print_table, show_progress
 from MedDPMLib.errors import MedDPMError
+from MedDPMLib.inference.settings import GenerationSettings
+from MedDPMLib.runtime.packages import require
 
 if TYPE_CHECKING:
     from MedDPMLib.imaging.volume import Volume
@@ -33,7 +29,9 @@ if TYPE_CHECKING:
     from MedDPMLib.models.card import Card
 
 
+@takes_settings("quality", "sampler", "steps", "guidance", "device", "precision")
 def fidelity(
+    *,
     mask: Annotated[Path, typer.Argument(help="The mask of a real brain that the model was not trained on.")],
     model: Annotated[
         list[str],
@@ -56,12 +54,7 @@ def fidelity(
         int, typer.Option("--samples", min=1, help="Volumes to average the figures over, with seeds from --seed on.")
     ] = 1,
     seed: SeedOption = 0,
-    quality: QualityOption = "standard",
-    sampler: SamplerOption = None,
-    steps: StepsOption = None,
-    guidance: GuidanceOption = 1.0,
-    device: DeviceOption = "auto",
-    precision: PrecisionOption = "auto",
+    settings: GenerationSettings,
     pairs: Annotated[
         bool, typer.Option("--pairs", help="Compare voxel by voxel with the real image too (MSE, MS-SSIM).")
     ] = False,
@@ -75,15 +68,20 @@ def fidelity(
     """
     from MedDPMLib.models.store import ModelStore
 
+    if pairs:
+        require("--pairs (its MS-SSIM)", "monai")
+    if json_file is not None:
+        check_writable_file(json_file)
     cards = [ModelStore().find(name).card for name in model]
     images = _real_images(real, list(dict.fromkeys(modality for card in cards for modality in card.modalities)))
-    settings = [check_settings(card, quality, sampler, steps, device, precision, guidance) for card in cards]
+    for_cards = [settings.for_card(card) for card in cards]
     painted = [_mask(mask, card, tumour, labels, images) for card in cards]
+    references = [_reference(one, card, images) for one, card in zip(painted, cards, strict=True)]
     seeds = range(seed, seed + samples)
-    with show_progress(sum(of_model.steps for of_model in settings) * samples, "generating") as progress:
+    with show_progress(sum(one.steps for one in for_cards) * samples, "generating") as progress:
         results = [
-            _measure(name, card, of_model, one, images, seeds, pairs, progress)
-            for name, card, of_model, one in zip(model, cards, settings, painted, strict=True)
+            _measure(name, card, settings, one, reference, seeds, pairs, progress)
+            for name, card, one, reference in zip(model, cards, painted, references, strict=True)
         ]
 
     if json_file is not None:
@@ -134,15 +132,20 @@ def _mask(path: Path, card: Card, tumour: Path | None, numbering: str | None, im
     )
 
 
-def _measure(
-    name: str, card: Card, settings: Settings, mask: Mask, images: dict[str, Volume], seeds: range, pairs: bool,
-    progress: Progress,
-) -> _Result:  # fmt: skip
-    from MedDPMLib import generate, load_model
+@dataclass(frozen=True)
+class _Reference:
+    """What is compared with: the ``labels`` that the model sees, and the real ``images`` on their grid."""
+
+    labels: Volume
+    images: dict[str, Volume]
+
+
+def _reference(mask: Mask, card: Card, images: dict[str, Volume]) -> _Reference:
+    """Raises :class:`MedDPMError` for what cannot be compared, before anything is generated for it."""
     from MedDPMLib.imaging.resample import resample_image
     from MedDPMLib.imaging.volume import Volume
     from MedDPMLib.masks.fit import fit
-    from MedDPMLib.metrics.label_statistics import average, mask_fidelity, paired_likeness
+    from MedDPMLib.metrics.label_statistics import mask_fidelity
 
     fitted = fit(mask, card.grid)
     labels = Volume(fitted.labels, fitted.geometry)
@@ -150,17 +153,33 @@ def _measure(
         modality: resample_image(images[modality], fitted.geometry, fill=float(images[modality].array.min()))
         for modality in card.modalities
     }
-    model = load_model(name)
+    mask_fidelity(on_grid, on_grid, labels, card.scheme)
+    return _Reference(labels, on_grid)
+
+
+def _measure(
+    name: str,
+    card: Card,
+    settings: GenerationSettings,
+    mask: Mask,
+    real: _Reference,
+    seeds: range,
+    pairs: bool,
+    progress: Progress,
+) -> _Result:
+    from MedDPMLib import load_model
+    from MedDPMLib.inference.generation import plan_run
+    from MedDPMLib.metrics.label_statistics import average, mask_fidelity, paired_likeness
+
+    run = plan_run(load_model(name), settings)
     records, results, likeness = [], [], []
     for seed in seeds:
         doing = f"{card.name}, seed {seed}"
-        generated = generate(
-            model, mask, seed=seed, progress=lambda *_, doing=doing: progress.advance(doing), **settings.keywords()
-        )
+        generated = run.generate(mask, seed=seed, progress=lambda *_, doing=doing: progress.advance(doing))
         records.append(generated.record)
-        results.append(mask_fidelity(generated, on_grid, labels, card.scheme))
+        results.append(mask_fidelity(generated, real.images, real.labels, card.scheme))
         if pairs:
-            likeness.append(paired_likeness(generated, on_grid, labels))
+            likeness.append(paired_likeness(generated, real.images, real.labels))
     return _Result(name, records, average(results), results, likeness)
 
 

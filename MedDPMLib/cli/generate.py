@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
@@ -11,32 +10,28 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from MedDPMLib.cli.checks import check_writable
 from MedDPMLib.cli.options import (
     BrainFromOption,
-    DeviceOption,
-    GuidanceOption,
     LabelsOption,
-    MemoryOption,
     ModelOption,
     OutOption,
-    PrecisionOption,
-    QualityOption,
-    SamplerOption,
     SeedOption,
-    Settings,
-    StepsOption,
-    check_settings,
-    planned,
+    takes_settings,
 )
 from MedDPMLib.cli.output import Progress, complain, show_progress
+from MedDPMLib.cli.remedies import worded
 from MedDPMLib.errors import MedDPMError
+from MedDPMLib.inference.settings import SETTINGS, GenerationSettings
 
 if TYPE_CHECKING:
-    from MedDPMLib.models.model import Model
+    from MedDPMLib.inference.generation import PlannedRun
     from MedDPMLib.models.store import ModelEntry
 
 
+@takes_settings(*SETTINGS)
 def generate(
+    *,
     masks: Annotated[list[Path], typer.Argument(metavar="MASK", help="Mask files, or folders of masks.")],
     model: ModelOption,
     out: OutOption,
@@ -44,16 +39,7 @@ def generate(
         int, typer.Option("--samples", min=1, help="Volumes for each mask, with seeds from --seed on.")
     ] = 1,
     seed: SeedOption = 0,
-    quality: QualityOption = "standard",
-    sampler: SamplerOption = None,
-    steps: StepsOption = None,
-    guidance: GuidanceOption = 1.0,
-    memory: MemoryOption = "auto",
-    device: DeviceOption = "auto",
-    precision: PrecisionOption = "auto",
-    space: Annotated[
-        str, typer.Option("--space", help="model: in the model's own grid; mask: resampled onto the mask's grid.")
-    ] = "model",
+    settings: GenerationSettings,
     labels: LabelsOption = None,
     brain_from: BrainFromOption = None,
 ) -> None:
@@ -63,11 +49,16 @@ def generate(
     there already, made in the same way, is skipped. A mask that cannot be used is told and left out, the others are
     made; the exit code is then 2.
     """
-    paths = find_masks(masks, out)
+    from MedDPMLib.imaging.io import check_readable
     from MedDPMLib.models.store import ModelStore
 
+    paths = find_masks(masks, out)
     entry = ModelStore().find(model)
-    settings = check_settings(entry.card, quality, sampler, steps, device, precision, guidance, memory, space)
+    settings = settings.for_card(entry.card)
+    if labels is not None:
+        entry.card.scheme.numbering(labels)
+    if brain_from is not None:
+        check_readable(brain_from)
     check_writable(out)
     batch = Batch(entry, settings, out, labels, brain_from)
     seeds = range(seed, seed + samples)
@@ -83,23 +74,27 @@ class Batch:
     """What masks, seeds and a second run have in common; the model is loaded when the first volume is due."""
 
     def __init__(
-        self, entry: ModelEntry, settings: Settings, out: Path, numbering: str | None, brain_from: Path | None
+        self, entry: ModelEntry, settings: GenerationSettings, out: Path, numbering: str | None, brain_from: Path | None
     ) -> None:
+        """``settings`` are those for the model's card."""
+        from MedDPMLib.runtime.device import choose_execution
+
         self.entry, self.settings, self.out = entry, settings, out
+        self.execution = choose_execution(settings.device, settings.precision)
         self.numbering, self.brain_from = numbering, brain_from
         self.made = self.skipped = self.failed = 0
 
     @cached_property
-    def prepared(self) -> tuple[Model, Settings]:
-        """The model and the settings with the memory planned for it."""
+    def run(self) -> PlannedRun:
         from MedDPMLib import load_model
+        from MedDPMLib.inference.generation import plan_run
 
-        model = load_model(self.entry.path)
-        return model, planned(self.settings, model)
+        run = plan_run(load_model(self.entry.path), self.settings, self.execution)
+        typer.echo(run.description, err=True)
+        return run
 
     def make(self, path: Path, seeds: Sequence[int], progress: Progress) -> None:
         """All samples of the mask in ``path``. A fault of the mask ends it, a fault in writing ends everything."""
-        from MedDPMLib import generate
         from MedDPMLib.inference.record import describe_run, is_finished, write_result
         from MedDPMLib.masks.mask import read_mask
 
@@ -112,24 +107,16 @@ class Batch:
         for index, seed in enumerate(seeds):
             stem, doing = f"{mask.name}_seed{seed}", f"{mask.name}, seed {seed}"
             run = describe_run(
-                card=card, model_hash=self.entry.hash, mask=mask, execution=settings.execution, seed=seed,
-                steps=settings.steps, sampler=settings.sampler, guidance=settings.guidance,
-                space=settings.space,
+                card=card, model_hash=self.entry.hash, mask=mask, execution=self.execution, settings=settings,
+                seed=seed,
             )  # fmt: skip
             if is_finished(self.out, stem, card.modalities, run):
                 self.skipped += 1
                 progress.drop(settings.steps)
                 typer.echo(f"{doing}: finished before, skipped")
                 continue
-            model, with_plan = self.prepared
             try:
-                generated = generate(
-                    model,
-                    mask,
-                    seed=seed,
-                    progress=lambda *_, doing=doing: progress.advance(doing),
-                    **with_plan.keywords(),
-                )
+                generated = self.run.generate(mask, seed=seed, progress=lambda *_, doing=doing: progress.advance(doing))
             except MedDPMError as error:
                 return self._fail(error, len(seeds) - index, progress)
             for note in generated.record["notes"]:
@@ -143,7 +130,7 @@ class Batch:
     def _fail(self, error: MedDPMError, samples: int, progress: Progress) -> None:
         self.failed += 1
         progress.drop(samples * self.settings.steps)
-        complain(str(error))
+        complain(worded(error))
 
     def summary(self) -> str:
         parts = [f"{self.made} made"]
@@ -179,13 +166,3 @@ def find_masks(arguments: Sequence[Path], out: Path) -> list[Path]:
     if twice:
         raise MedDPMError(f'several masks are called "{twice[0]}", and their results would be too: rename them')
     return list(dict.fromkeys(paths))
-
-
-def check_writable(folder: Path) -> None:
-    """Before hours are spent on what cannot be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise MedDPMError(f"{folder} cannot be written to ({error.strerror}): choose another folder") from error

@@ -11,6 +11,7 @@ import typer
 
 from MedDPMLib.cli.options import LabelsOption
 from MedDPMLib.cli.output import complain, show_progress
+from MedDPMLib.cli.remedies import worded
 from MedDPMLib.errors import MedDPMError
 
 #: A case takes about so many bytes while it is prepared.
@@ -83,7 +84,7 @@ def prepare(
             progress.advance("preparing")
             if report.problem:
                 failed += 1
-                complain(f"{report.name} is left out: {report.problem}")
+                complain(f"{report.name} is skipped: {worded(report.problem)}")
             elif report.was_done:
                 done += 1
             else:

@@ -7,22 +7,19 @@ import os
 import signal
 import time
 from contextlib import nullcontext
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from MedDPMLib.cli.generate import check_writable
+from MedDPMLib.cli.checks import check_writable
 from MedDPMLib.cli.options import DeviceOption, PrecisionOption
 from MedDPMLib.cli.output import complain, print_table, show_progress
 from MedDPMLib.errors import MedDPMError
+from MedDPMLib.runtime.packages import OPTIONAL, require
 
 if TYPE_CHECKING:
     from MedDPMLib.recipes.recipe import Recipe
-
-#: What training needs beside what generating needs: the extra "train".
-_NEEDED = {"accelerate": "accelerate", "monai": "monai", "tensorboard": "tensorboard", "tomli_w": "tomli-w"}
 
 
 def _recipe_names(incomplete: str) -> list[str]:
@@ -63,8 +60,9 @@ def train(
         bool, typer.Option("--shard", help="Divide weights and optimiser among the processes of torchrun (FSDP).")
     ] = False,
     workers: Annotated[int, typer.Option(min=1, help="Threads that make examples ahead.")] = 1,
-    memory: Annotated[
-        bool, typer.Option("--memory", help="Train nothing: measure and print what would fit into the memory.")
+    estimate_memory: Annotated[
+        bool,
+        typer.Option("--estimate-memory", help="Train nothing: measure and print how much memory it would take."),
     ] = False,
 ) -> None:
     """Train a model by a recipe.
@@ -83,16 +81,21 @@ def train(
     if device in ("auto", "cuda"):
         _take_own_gpu()
     execution = choose_execution(device, precision)
-    if memory:
+    if estimate_memory:
+        require("--estimate-memory", "accelerate", "monai")
         _print_memory(settings, execution.device)
         return
     if dataset is None or run is None:
         raise MedDPMError(
             "training needs a dataset and a folder for the run: meddpm train DATASET --recipe X --run RUN"
         )
-    missing = [package for module, package in _NEEDED.items() if find_spec(module) is None]
-    if missing:
-        raise MedDPMError(f'training needs {", ".join(missing)} too: pip install "meddpm[train]"')
+    require("training", *OPTIONAL)
+    if compile_kernels:
+        from MedDPMLib.benchmark.training import can_compile
+
+        if not can_compile(execution.device):
+            needed = "Triton" if execution.device.type == "cuda" else "a C++ compiler (g++ or clang++) and a CPU"
+            raise MedDPMError(f"--compile needs {needed}: install it, or train without --compile")
     check_writable(run)
 
     from MedDPMLib.data import read_dataset
@@ -104,7 +107,7 @@ def train(
     with StopRequest() as stop, show_progress(settings.iterations, "training") if main else nullcontext() as progress:
         told = _Told(progress) if main else None
         try:
-            story = train_network(
+            history = train_network(
                 settings,
                 cases,
                 run,
@@ -128,7 +131,9 @@ def train(
                 )
             raise typer.Exit(128 + stopped.signal) from None
     if main:
-        typer.echo(f"{run}: {story.iteration:,} iterations done; meddpm models export {run} FILE makes a model of them")
+        typer.echo(
+            f"{run}: {history.iteration:,} iterations done; meddpm models export {run} FILE makes a model of them"
+        )
 
 
 def _take_own_gpu() -> None:
@@ -171,7 +176,11 @@ def _recipe(recipe: str | None, run: Path | None, changes: list[str]) -> Recipe:
 def _data(dataset: Path) -> dict:
     """What the dataset says about itself: nnU-Net's optional fields."""
     said = json.loads((dataset / "dataset.json").read_text(encoding="utf-8"))
-    return {"name": str(said.get("name") or dataset.resolve().name), "licence": said.get("licence")}
+    licence = said.get("licence")
+    return {
+        "name": str(said.get("name") or dataset.resolve().name),
+        "licence": None if licence is None else str(licence),
+    }
 
 
 def _print_memory(recipe: Recipe, device) -> None:

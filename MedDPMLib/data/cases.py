@@ -25,9 +25,16 @@ from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.geometry import Grid
 from MedDPMLib.imaging.io import read_volume
 from MedDPMLib.runtime.files import written_whole
+from MedDPMLib.validation import matching, optional, read_json, table_of, table_with, text
 
 #: The folder in a dataset for what is decoded.
 _DECODED = "decoded"
+
+#: What is needed of the fields of ``dataset.json``; the scheme is nothing that nnU-Net writes.
+_DESCRIPTION = table_with(
+    {"channel_names": table_of(matching(r"\d{1,4}", "a number of digits"), text()), "label_scheme": optional(text())},
+    more=True,
+)
 
 #: Seconds after which nobody is writing a file any more.
 _ABANDONED = 24 * 3600
@@ -65,13 +72,15 @@ def read_dataset(
     """
     folder = Path(folder)
     try:
-        description = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
-        names = [name for _, name in sorted(description["channel_names"].items(), key=lambda item: int(item[0]))]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        description = _DESCRIPTION.read(
+            read_json((folder / "dataset.json").read_bytes(), "dataset.json"), "dataset.json"
+        )
+    except (OSError, MedDPMError) as error:
         raise MedDPMError(f"{folder} is not a prepared dataset ({error}): make one with meddpm prepare") from error
+    names = [name for _, name in sorted(description["channel_names"].items(), key=lambda item: int(item[0]))]
     if names != list(modalities):
-        raise MedDPMError(f"{folder} holds {', '.join(map(str, names))}, the recipe asks for {', '.join(modalities)}")
-    said = description.get("label_scheme", scheme)
+        raise MedDPMError(f"{folder} holds {', '.join(names)}, the recipe asks for {', '.join(modalities)}")
+    said = description["label_scheme"] or scheme
     if scheme is not None and said != scheme:
         raise MedDPMError(f'{folder} has the labels of the scheme "{said}", the recipe asks for "{scheme}"')
     cases = [path.name.removesuffix(".nii.gz") for path in sorted((folder / "labelsTr").glob("*.nii.gz"))]

@@ -30,41 +30,96 @@ def timestep_grid(timesteps: int, steps: int) -> list[int]:
     return [round(timesteps - i * timesteps / steps) - 1 for i in range(steps)]
 
 
-class Step(NamedTuple):
-    """x becomes ``x`` x + ``x0`` x0 + ``change`` (x0 - x0 of the step before) + ``noise`` times fresh noise."""
+class Evaluation(NamedTuple):
+    """The denoiser is asked once, at ``t``, and its estimate of the clean image is x0: x becomes
+
+    ``x`` x + ``x0`` x0 + ``change`` (x0 - x0 of the evaluation before) + ``noise`` times fresh noise.
+
+    None draws no noise; 0 draws it all the same, so that the generator's state depends on the number of steps alone.
+    """
 
     t: int
     x: float
     x0: float
-    change: float
-    noise: float
+    change: float = 0.0
+    noise: float | None = None
 
 
-def plan_steps(schedule: NoiseSchedule, method: str, steps: int, eta: float = 0.0) -> list[Step]:
-    """What :func:`sample` does at each of its ``steps``, from noise to image.
+#: What happens from one timestep of the grid to the next: the evaluations of the denoiser, in order.
+Step = tuple[Evaluation, ...]
 
-    Every method is linear in x, x0 and noise; its coefficients are worked out here, on the host, in float64.
+
+def plan_steps(schedule: NoiseSchedule, method: str, steps: int) -> list[Step]:
+    """What :func:`sample` does at each of its ``steps``, from noise to image, by ``method`` (one of :data:`METHODS`).
+
+    Every method is linear in x, x0 and noise; its coefficients are computed here, on the host, in float64.
     """
+    return _PLANS[method](schedule, steps)
+
+
+def _levels(schedule: NoiseSchedule, steps: int) -> tuple[list[int], Tensor, Tensor]:
+    """The grid, alpha_bar (steps,) at its timesteps, and at those that follow: 1, the clean image, after the last."""
     grid = timestep_grid(schedule.timesteps, steps)
     alpha_bar = schedule.exact_alpha_bar[grid]
-    following = torch.cat([alpha_bar[1:], alpha_bar.new_ones(1)])
+    return grid, alpha_bar, torch.cat([alpha_bar[1:], alpha_bar.new_ones(1)])
+
+
+def _first_order(alpha_bar: Tensor, following: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights of x and x0 in the deterministic step of DDIM, with which every method but ancestral sampling begins.
+
+    The noise in x is what x0 leaves of it, (x - sqrt(alpha_bar) x0) / sqrt(1 - alpha_bar): so it is always that of the
+    clipped x0, never the network's own.
+    """
+    weight_x = ((1 - following) / (1 - alpha_bar)).clamp(min=0).sqrt()
+    return weight_x, following.sqrt() - weight_x * alpha_bar.sqrt()
+
+
+def _ddpm(schedule: NoiseSchedule, steps: int) -> list[Step]:
+    grid, alpha_bar, following = _levels(schedule, steps)
     weight_x0, weight_x, variance = posterior_coefficients(alpha_bar, following)
+    rows = zip(grid, weight_x.tolist(), weight_x0.tolist(), variance.sqrt().tolist(), strict=True)
+    return [(Evaluation(t, x, x0, noise=noise),) for t, x, x0, noise in rows]
+
+
+def _ddim(schedule: NoiseSchedule, steps: int) -> list[Step]:
+    grid, alpha_bar, following = _levels(schedule, steps)
+    weight_x, weight_x0 = _first_order(alpha_bar, following)
+    return [(Evaluation(*row),) for row in zip(grid, weight_x.tolist(), weight_x0.tolist(), strict=True)]
+
+
+def _dpm_solver(schedule: NoiseSchedule, steps: int) -> list[Step]:
+    grid, alpha_bar, following = _levels(schedule, steps)
+    weight_x, weight_x0 = _first_order(alpha_bar, following)
+    # Half the log signal-to-noise ratio: the time in which the solver extrapolates x0. The first step has no
+    # history, and the last, of infinite length in that time, is first order.
+    width = torch.diff(torch.logit(alpha_bar) / 2)
     change = torch.zeros_like(alpha_bar)
-    if method == "ddpm":
-        noise = variance.sqrt()
-    else:
-        # The noise in x is what x0 leaves of it, (x - sqrt(alpha_bar) x0) / sqrt(1 - alpha_bar): so it is always
-        # that of the clipped x0, never the network's own. DPM-Solver++ has the same first-order step.
-        noise = eta * variance.sqrt()
-        weight_x = ((1 - following - noise**2) / (1 - alpha_bar)).clamp(min=0).sqrt()
-        weight_x0 = following.sqrt() - weight_x * alpha_bar.sqrt()
-    if method == "dpm-solver++":
-        # Half the log signal-to-noise ratio: the time in which the solver extrapolates x0. The first step has no
-        # history, and the last, of infinite length in that time, is first order.
-        width = torch.diff(torch.logit(alpha_bar) / 2)
-        change[1:-1] = weight_x0[1:-1] * width[1:] / (2 * width[:-1])
-    rows = torch.stack([weight_x, weight_x0, change, noise], dim=1).tolist()
-    return [Step(t, *row) for t, row in zip(grid, rows, strict=True)]
+    change[1:-1] = weight_x0[1:-1] * width[1:] / (2 * width[:-1])
+    rows = zip(grid, weight_x.tolist(), weight_x0.tolist(), change.tolist(), strict=True)
+    return [(Evaluation(*row),) for row in rows]
+
+
+def _heun(schedule: NoiseSchedule, steps: int) -> list[Step]:
+    """Each step is taken a second time, with the mean of the x0 at its two ends. But for the last: where there is no
+    noise, the network has nothing to answer.
+
+    The time is the solver's above. In that of the noise's standard deviation, which first falls from 5073 to a few,
+    the mean of two slopes would be far from the one between.
+    """
+    grid, alpha_bar, following = _levels(schedule, steps)
+    weight_x, weight_x0 = _first_order(alpha_bar, following)
+    first = [Evaluation(*row) for row in zip(grid, weight_x.tolist(), weight_x0.tolist(), strict=True)]
+    second = [Evaluation(t, 1.0, 0.0, half) for t, half in zip(grid[1:], (weight_x0[:-1] / 2).tolist(), strict=True)]
+    return [*zip(first[:-1], second, strict=True), (first[-1],)]
+
+
+#: The plan of each of :data:`METHODS`, from a schedule and the number of steps.
+_PLANS: dict[str, Callable[[NoiseSchedule, int], list[Step]]] = {
+    "dpm-solver++": _dpm_solver,
+    "heun": _heun,
+    "ddim": _ddim,
+    "ddpm": _ddpm,
+}
 
 
 @torch.no_grad()
@@ -78,55 +133,50 @@ def sample(
     steps: int = 20,
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
     prediction: str = "noise",
-    eta: float = 0.0,
-    clip: bool = True,
     progress: Callable[[int, int, Tensor], None] | None = None,
 ) -> Tensor:
     """Draws images of ``shape`` (B, C, D, H, W) for ``condition`` (B, K, D, H, W); float32, on condition's device.
 
     ``denoiser(x, t, condition)`` predicts what ``prediction`` says ("noise", "x0" or "v") from x (B, C, D, H, W)
     float32 and t (B,) int64, a timestep of ``schedule``; its result may have any floating type. It is asked at
-    the ``steps`` timesteps of :func:`timestep_grid`. ``method`` is one of :data:`METHODS`. ``eta`` (0 to 1) is for
-    "ddim" only: 0 is deterministic, 1 adds as much noise as "ddpm". With ``clip`` every estimate of x0 is clipped
-    to [-1, 1] before it is used; the result then lies in [-1, 1].
+    the ``steps`` timesteps of :func:`timestep_grid`, once at each, or as often as ``method`` (one of :data:`METHODS`)
+    says. Every estimate of x0 is clipped to [-1, 1] before it is used, and the result lies in [-1, 1].
 
     Noise: "ddpm" draws x_T first and then one tensor of ``shape`` for each step, the last of which is multiplied
-    by zero; so does "ddim" with eta above 0. The others draw x_T only. ``generator`` is the source: one generator,
-    or one for each image of the batch, which then draws ``shape[1:]`` in the same order, so that an image's noise
-    does not depend on the batch it is in. Noise is drawn on the generator's device; None is torch's default
-    generator on condition's device.
+    by zero. The others draw x_T only. ``generator`` is the source: one generator, or one for each image of the
+    batch, which then draws ``shape[1:]`` in the same order, so that an image's noise does not depend on the batch it
+    is in. Noise is drawn on the generator's device; None is torch's default generator on condition's device.
 
     ``progress(step, steps, x0)`` is called after each step, with step from 1 to ``steps`` and the current (clipped)
     estimate x0 (B, C, D, H, W), which it must not change; what it raises ends the sampling.
 
-    Raises :class:`MedDPMError` for an unknown method or prediction, a number of steps outside 1 to T, an eta that
-    does not apply, a shape that does not fit the condition, and a wrong number of generators. Nothing in the loop
-    waits for a CUDA device, unless ``denoiser`` or ``progress`` do.
+    Raises :class:`MedDPMError` for an unknown method or prediction, a number of steps outside 1 to T, a shape that does
+    not fit the condition, and a wrong number of generators. Nothing in the loop waits for a CUDA device, unless
+    ``denoiser`` or ``progress`` do.
     """
-    _check(condition, tuple(shape), method, generator, prediction, eta)
-    plan = plan_steps(schedule, method, steps, eta)
+    _check(condition, tuple(shape), method, generator, prediction)
+    plan = plan_steps(schedule, method, steps)
     schedule = schedule.to(condition.device)
-    draws_noise = method == "ddpm" or eta > 0
     x = _noise(shape, generator, condition.device)
     before = None
     for number, step in enumerate(plan, start=1):
-        t = torch.full((shape[0],), step.t, dtype=torch.int64, device=condition.device)
-        predicted = denoiser(x, t, condition)
-        if predicted.shape != x.shape:
-            raise MedDPMError(
-                f"the denoiser returns an array of shape {tuple(predicted.shape)} for an image of shape "
-                f"{tuple(shape)}: ask for the shape that it was made for"
-            )
-        x0 = schedule.x0_from(predicted, x, t, prediction)
-        del predicted  # it would lie in memory while the denoiser works
-        if clip:
+        for evaluation in step:
+            t = torch.full((shape[0],), evaluation.t, dtype=torch.int64, device=condition.device)
+            predicted = denoiser(x, t, condition)
+            if predicted.shape != x.shape:
+                raise MedDPMError(
+                    f"the denoiser returns an array of shape {tuple(predicted.shape)} for an image of shape "
+                    f"{tuple(shape)}: ask for the shape that it was made for"
+                )
+            x0 = schedule.x0_from(predicted, x, t, prediction)
+            del predicted  # it would lie in memory while the denoiser works
             x0 = x0.clamp(-1, 1)
-        x = step.x * x + step.x0 * x0
-        if step.change:
-            x += step.change * (x0 - before)
-        if draws_noise:
-            x += step.noise * _noise(shape, generator, condition.device)
-        before = x0
+            x = evaluation.x * x + evaluation.x0 * x0
+            if evaluation.change:
+                x += evaluation.change * (x0 - before)
+            if evaluation.noise is not None:
+                x += evaluation.noise * _noise(shape, generator, condition.device)
+            before = x0
         if progress is not None:
             progress(number, steps, x0)
     return x
@@ -156,15 +206,10 @@ def _check(
     method: str,
     generator: torch.Generator | Sequence[torch.Generator] | None,
     prediction: str,
-    eta: float,
 ) -> None:
     if method not in METHODS:
         raise MedDPMError(f'"{method}" is not a sampler: use one of {", ".join(METHODS)}')
     check_prediction(prediction)
-    if not 0 <= eta <= 1:
-        raise MedDPMError(f"eta is a number from 0 to 1, not {eta}")
-    if eta and method != "ddim":
-        raise MedDPMError(f'eta is for the sampler "ddim" only: leave it at 0 for "{method}"')
     if len(shape) != 5 or condition.ndim != 5 or shape[0] != condition.shape[0] or shape[2:] != condition.shape[2:]:
         raise MedDPMError(
             f"an image of shape {shape} does not fit a condition of shape {tuple(condition.shape)}: "

@@ -86,6 +86,9 @@ class NoiseSchedule:
     betas: Tensor = field(init=False, repr=False, compare=False)
     #: (T,) float32 on ``device``: how much of the image's variance is left.
     alpha_bar: Tensor = field(init=False, repr=False, compare=False)
+    #: (T,) float32 on ``device``: the factors of image and noise in x_t.
+    _signal: Tensor = field(init=False, repr=False, compare=False)
+    _sigma: Tensor = field(init=False, repr=False, compare=False)
     #: ``alpha_bar`` in float64, always on the CPU: for coefficients that are worked out before a loop.
     exact_alpha_bar: Tensor = field(init=False, repr=False, compare=False)
 
@@ -94,16 +97,11 @@ class NoiseSchedule:
         with torch.inference_mode(False):
             betas = _BETAS[self.name](self.timesteps).clamp(max=_MAX_BETA)
             alpha_bar = torch.cumprod(1 - betas, dim=0)
-            previous = torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
-            weight_x0, weight_x, variance = posterior_coefficients(alpha_bar, previous)
             tables = {
                 "betas": betas,
                 "alpha_bar": alpha_bar,
                 "_signal": alpha_bar.sqrt(),
                 "_sigma": (1 - alpha_bar).sqrt(),
-                "_weight_x0": weight_x0,
-                "_weight_x": weight_x,
-                "_log_variance": variance.clamp(min=1e-20).log(),
             }
             for name, table in tables.items():
                 object.__setattr__(self, name, table.float().to(self.device))
@@ -143,14 +141,6 @@ class NoiseSchedule:
         if prediction == "x0":
             return (x_t.float() - signal * predicted) / sigma
         return signal * predicted + sigma * x_t.float()
-
-    def posterior(self, x0: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean (B, ...) and log variance (B, 1, ...) of q(x_{t-1} | x_t, x0) (Ho et al. 2020, equations 6 and 7).
-
-        The variance is 0 at t = 0; 1e-20 stands for it, to keep the logarithm finite.
-        """
-        mean = _at(self._weight_x0, t, x_t) * x0.float() + _at(self._weight_x, t, x_t) * x_t.float()
-        return mean, _at(self._log_variance, t, x_t)
 
     def _levels(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         return _at(self._signal, t, like), _at(self._sigma, t, like)

@@ -147,7 +147,8 @@ class Grid:
     @property
     def shape(self) -> tuple[int, int, int]:
         """Shape (D, H, W) = (k, j, i) of an array on this grid."""
-        return tuple(self.size[::-1])
+        i, j, k = self.size
+        return k, j, i
 
     @property
     def directions(self) -> np.ndarray:

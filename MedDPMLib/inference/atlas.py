@@ -51,8 +51,6 @@ _BENDING, _BENDING_SCALE = 2.5, 15.0
 #: How far a tumour's core pushes its surroundings: this share of the radius of a ball of its size, at most so many mm,
 #: and e times less at so many mm of distance.
 _PUSH, _FARTHEST_PUSH, _PUSH_FADES = 0.3, 6.0, 15.0
-#: The tumour label that is no part of the core: it soaks tissue and pushes nothing.
-_SOAKED = "Oedema"
 
 _RAS_TO_LPS = np.array([-1.0, -1.0, 1.0])
 
@@ -76,7 +74,8 @@ def complete(fitted: Fitted, scheme: LabelScheme, into: LabelScheme, seed: int) 
     structures = _atlas(template.name, into, mirrored)
     brain = fitted.labels > 0
     _check_size(brain, fitted.geometry)
-    core = np.isin(fitted.labels, [label.value for label in scheme.tumour if label.name != _SOAKED])
+    # Edema soaks tissue and pushes nothing aside.
+    core = np.isin(fitted.labels, [label.value for label in scheme.tumour if label.tissue != "edema"])
     inside = _warped(structures, Volume(brain, fitted.geometry), core, generator)
     # Where the template does not reach the outline, there is what lies between brain and skull.
     labels = np.where(brain & (inside == 0), np.uint8(into.rest.value), inside) * brain

@@ -42,9 +42,6 @@ _COURSES = (
     _Course(steps=1, lowest=0.05, highest=10, added=0.05, work=1),
 )
 
-#: How each level is sampled, by the name of the sampling algorithm.
-METHOD = "dpm-solver++"
-
 #: Cells of which the labels are encoded at a time, along D: the whole would be the largest array of a run.
 _CELLS_AT_ONCE = 8
 
@@ -119,7 +116,7 @@ class _Drawing:
             means = coarser[(slice(None), *box)]
             whitened = level.whiten_means(means)
             whitened = (whitened + course.added * self._noise(whitened.shape)) * inside
-        encoded, painted = self._encode(level, box, whitened)
+        encoded, painted, spread = self._encode(level, box, whitened)
         added = condition_noise(course.added, 1, self.device)
         appearance = self.appearance[None]
 
@@ -128,9 +125,8 @@ class _Drawing:
             return level.estimate(x, sigmas, added, appearance, encoded, self.dtype)[0] * inside
 
         def image(bands: Tensor) -> Tensor:
-            bands = bands[0]
+            bands = bands[0] * spread + painted
             if level.first:
-                bands = bands + painted
                 details = level.unwhiten_details(bands[level.channels :])
                 merged = merge(level.unwhiten_means(bands[: level.channels]), details)
             else:
@@ -153,11 +149,12 @@ class _Drawing:
 
     def _encode(
         self, level: CascadeLevel, box: tuple[slice, ...], coarser: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """What the network makes of all that it is given, (1, W, d, h, w), and the first level's painted mask."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What the network makes of all that it is given, (1, W, d, h, w), and where what is drawn begins and how far
+        it spreads, (B, d, h, w)."""
         cell, shape = level.cell, tuple(part.stop - part.start for part in box)
         position = cell_positions(cell, [part.start for part in box], shape, self.labels.shape)
-        encoded, painted = [], []
+        encoded, painted, spread = [], [], []
         for first in range(0, shape[0], _CELLS_AT_ONCE):
             cells = slice(first, min(first + _CELLS_AT_ONCE, shape[0]))
             part = (slice(box[0].start + cells.start, box[0].start + cells.stop), *box[1:])
@@ -167,9 +164,10 @@ class _Drawing:
             means = None if coarser is None else coarser[:, cells]
             given = level.given(fractions, depth, position[:, cells].to(self.device), self.colors, means)
             encoded.append(level.network.encode(given[None].to(self.dtype)))
-            if level.first:
-                painted.append(level.painted(fractions, self.colors))
-        return torch.cat(encoded, dim=2), torch.cat(painted, dim=1) if painted else None
+            share = level.painted_share[:, None, None, None]
+            painted.append(share * level.painted(fractions, self.colors))
+            spread.append(level.spread(fractions, self.appearance))
+        return torch.cat(encoded, dim=2), torch.cat(painted, dim=1), torch.cat(spread, dim=1)
 
     def _noise(self, shape: Sequence[int]) -> Tensor:
         # From a generator of the CPU it is the same for every device.

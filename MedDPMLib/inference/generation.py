@@ -1,27 +1,28 @@
-"""Mask in, volumes out: the one way that the API, the command line and the panel take."""
+"""Mask in, volumes out: the one way that the library, the command line and the panel take."""
 
 from __future__ import annotations
 
-import operator
 import os
 import time
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from MedDPMLib.diffusion.samplers import sample
+from MedDPMLib.diffusion.samplers import plan_steps, sample
 from MedDPMLib.errors import MedDPMError, OutOfMemory
-from MedDPMLib.imaging.geometry import Geometry
-from MedDPMLib.imaging.resample import resample_image
 from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.inference import cascade
-from MedDPMLib.inference.appearance import RANDOM, TYPICAL, Appearance, random_appearance, typical_appearance
+from MedDPMLib.inference.appearance import chosen_appearance
 from MedDPMLib.inference.atlas import network_labels
 from MedDPMLib.inference.memory_plan import MemoryPlan, not_enough, plan_memory
 from MedDPMLib.inference.record import make_record
+from MedDPMLib.inference.result import Generated, volumes_of
+from MedDPMLib.inference.settings import GenerationSettings, check_whole
 from MedDPMLib.masks.condition import condition, voxel_positions
 from MedDPMLib.masks.fit import Fitted
 from MedDPMLib.masks.mask import Mask, read_mask
@@ -33,22 +34,10 @@ from MedDPMLib.networks.memory_mode import MemoryMode
 from MedDPMLib.runtime.allocator import handing_back
 from MedDPMLib.runtime.device import Execution, choose_execution
 
-#: Where the result lies: on the model's own grid, or resampled onto the mask's.
-SPACES = ("model", "mask")
-
-#: Beyond this an image is nothing but contrast.
-MAX_GUIDANCE = 20.0
-
 #: (step from 1, steps, current estimate of x0 (1, C, D, H, W)) after every step; what it raises ends the run.
 Progress = Callable[[int, int, Tensor], None]
 
-
-class Generated(dict[str, Volume]):
-    """The volumes by modality, float32 in the card's intensity range, and the ``record`` of how they were made."""
-
-    def __init__(self, volumes: dict[str, Volume], record: dict) -> None:
-        super().__init__(volumes)
-        self.record = record
+_LARGEST_SEED = 2**63 - 1
 
 
 def generate(
@@ -56,74 +45,79 @@ def generate(
     mask: str | os.PathLike | Mask | Volume,
     *,
     seed: int = 0,
-    steps: int | None = None,
-    sampler: str | None = None,
-    device: str | torch.device = "auto",
-    precision: str = "auto",
-    guidance: float = 1.0,
-    appearance: str | Appearance = RANDOM,
-    memory: str | MemoryPlan = "auto",
-    space: str = "model",
+    settings: GenerationSettings | None = None,
     progress: Progress | None = None,
+    **changes: Any,
 ) -> Generated:
     """One synthetic volume of each of the model's modalities for ``mask``.
 
-    ``mask`` is a file, a :class:`Volume` of labels or a checked :class:`Mask`. ``steps`` and ``sampler`` (one of
-    :data:`MedDPMLib.diffusion.names.METHODS`) default to the card's quality "standard". The same seed gives the same
-    volumes on the same device. ``guidance`` above 1 draws the labels more strongly than they were learnt, at twice the
-    work for each step (see :func:`check_guidance`). ``appearance`` is whose look the brain gets, of models that know
-    several (a cascade; others ignore it): "random" that of a training brain drawn by the seed, "typical" their median,
-    or one from :func:`MedDPMLib.inference.appearance.appearance_of`. ``memory`` is "auto", "low" or a limit such as
-    "4 GB" (see :func:`MedDPMLib.inference.memory_plan.plan_memory`, whose plan is taken too). ``space`` is one of
-    :data:`SPACES`; voxels of the mask's grid that the model's does not reach are background.
+    ``mask`` is a file, a :class:`Volume` of labels or a checked :class:`Mask`. The same seed (0 to 2^63 - 1) gives the
+    same volumes on the same device. ``settings`` are those of :class:`GenerationSettings`, each of which can be given
+    by its name too: ``generate(model, mask, steps=20, device="cpu")``. Voxels of the mask's grid that the model's does
+    not reach are background.
 
     Raises :class:`MedDPMError` for whatever is wrong with mask or settings, and :class:`OutOfMemory`.
     """
-    if space not in SPACES:
-        raise MedDPMError(f'there is no space "{space}": use {" or ".join(SPACES)}')
-    seed = _whole("seed", seed)
-    if not 0 <= seed < 2**63:
-        raise MedDPMError(f"the seed is a whole number from 0 to 2^63 - 1, not {seed}")
-    card = model.card
-    standard = card.qualities["standard"]
-    steps = standard["steps"] if steps is None else _whole("number of steps", steps)
-    sampler = standard["sampler"] if sampler is None else sampler
-    guidance = check_guidance(card, guidance)
-    mask = as_mask(mask, model)
-    execution = choose_execution(device, precision)
-    plan = memory
-    if not isinstance(plan, MemoryPlan):
-        plan = plan_memory(model, execution, memory=memory, guided=guidance != 1)
-    started = time.perf_counter()
-    sparing = nullcontext() if plan.mode is MemoryMode.FAST else handing_back()
-    with _memory_explained(model, execution, guided=guidance != 1), sparing:
-        fitted = network_labels(mask, card, seed)
-        network = model.prepared(execution, plan.mode)
-        if isinstance(network, Cascade):
-            check_steps(card, sampler, steps)
-            look = _look(network, appearance, seed)
-            images = cascade.draw(
-                network, fitted.labels, card.condition_scheme, look.values, seed=seed, steps=steps,
-                dtype=execution.dtype, progress=progress,
-            )  # fmt: skip
-        else:
-            look = None
-            images = _sample(model, network, fitted, execution, seed, steps, sampler, guidance, progress)
-    record = make_record(
-        model=model, mask=mask, fitted=fitted, execution=execution, seed=seed, steps=steps, sampler=sampler,
-        guidance=guidance, appearance=look and look.name, memory=plan.way, space=space,
-        seconds=time.perf_counter() - started,
-    )  # fmt: skip
-    geometry = mask.volume.geometry if space == "mask" else fitted.geometry
-    return Generated(volumes(card, images, fitted.geometry, geometry), record)
+    chosen = (settings or GenerationSettings()).changed(**changes)
+    checked, seed = as_mask(mask, model), check_seed(seed)
+    return plan_run(model, chosen).generate(checked, seed=seed, progress=progress)
 
 
-def _whole(what: str, value: object) -> int:
-    """``value`` as Python's own integer, which generators and JSON need; those of numpy count."""
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise MedDPMError(f"the {what} is a whole number, not {value!r:.50}") from None
+def check_seed(seed: object) -> int:
+    return check_whole("seed", seed, 0, _LARGEST_SEED)
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedRun:
+    """Everything that the volumes of many masks and seeds have in common: ``settings`` as they are for the ``model``,
+    where and how the network runs, and in how much memory. Made by :func:`plan_run`."""
+
+    model: Model
+    settings: GenerationSettings
+    execution: Execution
+    plan: MemoryPlan
+
+    @property
+    def description(self) -> str:
+        """Where, how and in how much memory it is going to run: a line for the log."""
+        return f"{self.model.card.name} {self.execution.reason}; {self.plan.sentence}"
+
+    def generate(
+        self, mask: str | os.PathLike | Mask | Volume, *, seed: int = 0, progress: Progress | None = None
+    ) -> Generated:
+        """As the function :func:`generate`, without planning it anew."""
+        model, settings, execution = self.model, self.settings, self.execution
+        mask, seed = as_mask(mask, model), check_seed(seed)
+        started = time.perf_counter()
+        sparing = nullcontext() if self.plan.mode is MemoryMode.FAST else handing_back()
+        with _memory_explained(model, execution, guided=settings.guided), sparing:
+            fitted = network_labels(mask, model.card, seed)
+            network = model.prepared(execution, self.plan.mode)
+            if isinstance(network, Cascade):
+                images = cascade.draw(
+                    network, fitted.labels, model.card.condition_scheme,
+                    chosen_appearance(network, model.card, settings.appearance, seed), seed=seed, steps=settings.steps,
+                    dtype=execution.dtype, progress=progress,
+                )  # fmt: skip
+            else:
+                images = _sample(model, network, fitted, execution, settings, seed, progress)
+        record = make_record(
+            model=model, mask=mask, fitted=fitted, execution=execution, settings=settings, seed=seed,
+            memory=self.plan.way, seconds=time.perf_counter() - started,
+        )  # fmt: skip
+        geometry = mask.volume.geometry if settings.space == "mask" else fitted.geometry
+        return Generated(volumes_of(model.card, images, fitted.geometry, geometry), record)
+
+
+def plan_run(model: Model, settings: GenerationSettings, execution: Execution | None = None) -> PlannedRun:
+    """Decides once how ``model`` makes volumes with ``settings``; ``execution`` if it has been chosen already.
+
+    Raises :class:`MedDPMError` for settings that do not fit the model or this machine, and :class:`OutOfMemory`.
+    """
+    settings = settings.for_card(model.card)
+    execution = execution or choose_execution(settings.device, settings.precision)
+    plan = plan_memory(model, execution, memory=settings.memory, guided=settings.guided)
+    return PlannedRun(model, settings, execution, plan)
 
 
 def as_mask(mask: str | os.PathLike | Mask | Volume, model: Model) -> Mask:
@@ -145,63 +139,27 @@ def as_mask(mask: str | os.PathLike | Mask | Volume, model: Model) -> Mask:
     return mask
 
 
-def check_guidance(card: Card, guidance: float) -> float:
-    """``guidance`` if the model of ``card`` can be guided so: 1 is no guidance, another needs ``label_dropout``.
-
-    Raises :class:`MedDPMError` otherwise, and outside 0 to :data:`MAX_GUIDANCE`.
-    """
-    try:
-        guidance = float(guidance)
-    except (TypeError, ValueError):
-        raise MedDPMError(f"the guidance is a number from 0 to {MAX_GUIDANCE:g}, not {guidance!r:.50}") from None
-    if not 0 <= guidance <= MAX_GUIDANCE:
-        raise MedDPMError(f"the guidance is a number from 0 to {MAX_GUIDANCE:g}, not {guidance:g}")
-    if guidance != 1 and not card.label_dropout:
-        raise MedDPMError(
-            f"the model {card.name} cannot be guided, because it was trained with labels only: leave the guidance at 1"
-        )
-    return guidance
-
-
-def check_steps(card: Card, sampler: str, steps: int) -> None:
-    """:class:`MedDPMError` unless the cascade of ``card`` can be sampled so."""
-    if sampler != cascade.METHOD:
-        raise MedDPMError(f"the model {card.name} is sampled by {cascade.METHOD}, not by {sampler}")
-    most = card.schedule["timesteps"]
-    if not 1 <= steps <= most:
-        raise MedDPMError(f"the number of steps is 1 to {most} for this model, not {steps}")
-
-
-def _look(network: Cascade, appearance: str | Appearance, seed: int) -> Appearance:
-    if isinstance(appearance, Appearance):
-        return appearance
-    if appearance not in (RANDOM, TYPICAL):
-        raise MedDPMError(f'there is no appearance "{appearance}": use {RANDOM}, {TYPICAL} or that of a scan')
-    return random_appearance(network, seed) if appearance == RANDOM else typical_appearance(network)
-
-
 def _sample(
     model: Model,
     network: Denoiser,
     fitted: Fitted,
     execution: Execution,
+    settings: GenerationSettings,
     seed: int,
-    steps: int,
-    sampler: str,
-    guidance: float,
     progress: Progress | None,
 ) -> Tensor:
     """The images (C, D, H, W), float32 on the CPU."""
     card = model.card
     labels = condition_tensor(card, fitted.labels, execution, exact=network.exact_condition)
+    evaluations = sum(map(len, plan_steps(model.schedule, settings.sampler, settings.steps)))
     # Noise from a generator of the CPU is the same for every device.
     images = sample(
-        _predictor(network, card, labels, execution.dtype, guidance, steps),
+        _predictor(network, card, labels, execution.dtype, settings.guidance, evaluations),
         labels,
         model.schedule,
         shape=(1, len(card.modalities), *fitted.labels.shape),
-        method=sampler,
-        steps=steps,
+        method=settings.sampler,
+        steps=settings.steps,
         generator=torch.Generator().manual_seed(seed),
         prediction=card.prediction,
         progress=_in_step(progress, execution.device) if progress else None,
@@ -245,9 +203,10 @@ def condition_tensor(card: Card, labels: np.ndarray, execution: Execution, *, ex
 
 
 def _predictor(
-    network: Denoiser, card: Card, labels: Tensor, dtype: torch.dtype, guidance: float, steps: int
+    network: Denoiser, card: Card, labels: Tensor, dtype: torch.dtype, guidance: float, evaluations: int
 ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """``network``, which computes in ``dtype``, for ``steps`` steps; its work on ``labels`` (1, K, D, H, W) done once.
+    """``network``, which computes in ``dtype``, for so many ``evaluations``; its work on ``labels`` (1, K, D, H, W) is
+    done once.
 
     With a ``guidance`` it is guided (classifier-free; Ho and Salimans 2022, arXiv 2207.12598), in whatever it predicts.
     """
@@ -264,7 +223,7 @@ def _predictor(
         nonlocal asked
         asked += 1
         x = x.to(dtype)
-        if asked == steps:
+        if asked == evaluations:
             pairs = zip(conditions, encoded, strict=True)
             predicted = [network.denoise_last(x, t, condition, share) for condition, share in pairs]
         else:
@@ -274,16 +233,6 @@ def _predictor(
         return torch.lerp(predicted[1].float(), predicted[0].float(), guidance)
 
     return predict
-
-
-def volumes(card: Card, images: Tensor, geometry: Geometry, wanted: Geometry) -> dict[str, Volume]:
-    """By modality the ``images`` (C, D, H, W; on the CPU) of ``geometry``, in the card's range, on ``wanted``."""
-    low, high = card.intensity_range
-    made = {}
-    for modality, image in zip(card.modalities, images, strict=True):
-        volume = Volume(((image + 1) * ((high - low) / 2) + low).numpy(), geometry)
-        made[modality] = volume if wanted is geometry else resample_image(volume, wanted, fill=low)
-    return made
 
 
 @contextmanager

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
-from MedDPMLib.errors import MedDPMError, OutOfMemory
+from MedDPMLib.errors import OutOfMemory
+from MedDPMLib.inference.settings import memory_limit
 from MedDPMLib.networks.memory_mode import MemoryMode
 from MedDPMLib.networks.optimized import memory_modes, working_bytes
 from MedDPMLib.runtime.allocator import keeps_freed_memory
@@ -27,8 +27,6 @@ _WITH_GAPS = 1.5
 
 #: Images in float32 that a sampler holds while the network works, and while it takes a step itself.
 _IMAGES_BESIDE_NETWORK, _IMAGES_OF_A_STEP = 3, 8
-
-_LIMIT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*GB\s*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -63,11 +61,6 @@ def plan_memory(model: Model, execution: Execution, *, memory: str = "auto", gui
         if needs <= limit:
             return MemoryPlan(mode, needs, _way(mode, execution.dtype), what)
     raise OutOfMemory(not_enough(model, execution, what, guided))
-
-
-def describe_plan(model: Model, execution: Execution, plan: MemoryPlan) -> str:
-    """Where, how and in how much memory a run is going to work: a line for the log."""
-    return f"{model.card.name} {execution.reason}; {plan.sentence}"
 
 
 def peak_bytes(
@@ -108,19 +101,9 @@ def not_enough(model: Model, execution: Execution, found: str, guided: bool = Fa
     )
 
 
-def check_memory(memory: str) -> int | None:
-    """The bytes that ``memory`` ("4 GB") allows, None for "auto" and "low"; :class:`MedDPMError` for anything else."""
-    match = _LIMIT.fullmatch(memory) if isinstance(memory, str) else None
-    if match:
-        return int(float(match[1]) * 1e9)
-    if memory not in ("auto", "low"):
-        raise MedDPMError(f'the memory is "auto", "low" or a number of gigabytes such as "4 GB", not {memory!r:.50}')
-    return None
-
-
 def _limit(memory: str, execution: Execution) -> tuple[int, str]:
     """How many bytes may be taken, and that in words."""
-    limit = check_memory(memory)
+    limit = memory_limit(memory)
     if limit is not None:
         return limit, f"{_gigabytes(limit)} are allowed"
     # What is held is of a run before; this one uses it again.

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from MedDPMLib.imaging.io import SYNTHETIC, write_nifti
+from MedDPMLib.inference.settings import GenerationSettings
 from MedDPMLib.runtime.files import written_whole
 from MedDPMLib.runtime.versions import versions
 
 if TYPE_CHECKING:
-    from MedDPMLib.inference.generation import Generated
+    from MedDPMLib.inference.result import Generated
     from MedDPMLib.masks.fit import Fitted
     from MedDPMLib.masks.mask import Mask
     from MedDPMLib.models.card import Card
@@ -23,55 +24,61 @@ if TYPE_CHECKING:
 
 
 def describe_run(
-    *,
-    card: Card,
-    model_hash: str,
-    mask: Mask,
-    execution: Execution,
-    seed: int,
-    steps: int,
-    sampler: str,
-    guidance: float,
-    space: str,
+    *, card: Card, model_hash: str, mask: Mask, execution: Execution, settings: GenerationSettings, seed: int
 ) -> dict[str, Any]:
     """The part of a record that decides what a volume looks like: where it is equal, the volumes are, but for what
-    the record's "memory" changes: rounding, to that of bfloat16 where volumes are kept in it."""
+    the record's "memory" changes: rounding, to that of bfloat16 where volumes are kept in it.
+
+    ``settings`` are those for the card (:meth:`GenerationSettings.for_card`); "device" and "precision" are what was
+    chosen by them.
+    """
     return {
         "model": {"name": card.name, "hash": model_hash},
         "mask": {"name": mask.name, "source": mask.source and Path(mask.source).name, "hash": mask.hash},
         "seed": seed,
-        "sampler": sampler,
-        "steps": steps,
-        "guidance": guidance,
+        "sampler": settings.sampler,
+        "steps": settings.steps,
+        "guidance": settings.guidance,
+        **({"appearance": settings.appearance} if card.draws_by_levels else {}),
         "precision": execution.precision,
         "device": execution.device.type,
-        "space": space,
+        "space": settings.space,
     }
 
 
 def make_record(
-    *, model: Model, mask: Mask, fitted: Fitted, execution: Execution, seed: int, steps: int, sampler: str,
-    guidance: float, appearance: str | None, memory: str, space: str, seconds: float,
+    *, model: Model, mask: Mask, fitted: Fitted, execution: Execution, settings: GenerationSettings, seed: int,
+    memory: str, seconds: float,
 ) -> dict[str, Any]:  # fmt: skip
-    """The record of one run, plain data for JSON."""
+    """The record of one run, plain data for JSON; "settings" are those that were asked for."""
     run = describe_run(
-        card=model.card, model_hash=model.hash, mask=mask, execution=execution, seed=seed, steps=steps, sampler=sampler,
-        guidance=guidance, space=space,
-    )  # fmt: skip
+        card=model.card, model_hash=model.hash, mask=mask, execution=execution, settings=settings, seed=seed
+    )
     return {
         "description": SYNTHETIC,
         "notice": "Made by a generative model from a label map. Not an image of a patient, not for diagnosis.",
         **run,
+        "settings": settings.to_dict(),
         "scheme": mask.scheme.name,
         "modalities": list(model.card.modalities),
         "notes": [*mask.notes, *fitted.notes],
         "outside_mm3": fitted.outside,
-        **({"appearance": appearance} if appearance else {}),
         "memory": memory,
         "seconds": round(seconds, 3),
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "versions": versions(),
     }
+
+
+def settings_of(record: Mapping[str, Any]) -> GenerationSettings:
+    """The settings that a record's volume was made with; of a record before version 0.2 what it says of them.
+
+    Raises :class:`MedDPMError` for a record that says something else than this version knows.
+    """
+    if "settings" in record:
+        return GenerationSettings.from_dict(record["settings"])
+    names = ("sampler", "steps", "guidance", "device", "precision", "space")
+    return GenerationSettings.from_dict({name: record[name] for name in names if name in record})
 
 
 def write_result(folder: str | os.PathLike, stem: str, generated: Generated) -> list[Path]:

@@ -77,7 +77,7 @@ class Mask:
                 notes.append(note)
             notes += _check_brain(set(np.flatnonzero(count_values(labels)[1:]) + 1), present, scheme, read_as)
         except MedDPMError as error:
-            raise MedDPMError(f"{where}: {error}") from error
+            raise error.at(where) from error
         notes += _odd_extent(labels, volume.geometry)
         notes += _tumour_outside(labels, area, volume.geometry, scheme)
         return cls(Volume(labels, volume.geometry), scheme, name, source, tuple(notes))
@@ -161,7 +161,11 @@ def _choose(scheme: LabelScheme, name: str | None, volumes: dict[int, float]) ->
 
 def _rest_of(scheme: LabelScheme):
     if scheme.rest is None:
-        raise MedDPMError(f'the scheme "{scheme.name}" has no label for the rest of the brain: leave out --brain-from')
+        raise MedDPMError(
+            f'the scheme "{scheme.name}" has no label for the rest of the brain',
+            remedy="do not fill it from an image",
+            code="no-rest-label",
+        )
     return scheme.rest
 
 
@@ -171,14 +175,18 @@ def _check_brain(values: set[int], present: set[int], scheme: LabelScheme, read_
     others = set(scheme.values) - {label.value for label in scheme.tumour}
     if others and not values & others:
         needed = f"label {rest.value}, {rest.name.lower()}" if rest else "every label but tumour"
-        mend = "paint it"
-        if rest:
-            mend += ", or have it filled from any skull-stripped image with --brain-from IMAGE"
-        if sum(numbering.explains(present) for numbering in scheme.numberings) > 1:
-            mend += ", or say with --labels that the file has another numbering"
-        raise MedDPMError(f'there is no brain area ({needed}, is missing; values read as "{read_as.name}"): {mend}')
+        fact = f'there is no brain area ({needed}, is missing; values read as "{read_as.name}")'
+        if not rest:
+            raise MedDPMError(fact, remedy="paint it")
+        raise MedDPMError(
+            fact,
+            remedy="paint it, or fill it from any skull-stripped image (brain_from)",
+            code="no-brain-area-or-other-convention"
+            if sum(numbering.explains(present) for numbering in scheme.numberings) > 1
+            else "no-brain-area",
+        )
     if rest and rest.value not in values:
-        return [f"{rest.name} (label {rest.value}) is missing: --brain-from IMAGE can fill it"]
+        return [f"{rest.name} (label {rest.value}) is missing: it can be filled from a skull-stripped image"]
     return []
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -21,6 +21,10 @@ _SCHEMES = RESOURCES / "schemes"
 
 #: What a label is to a model: part of a tumour, a structure of its own, or what is left inside brain or head.
 ROLES = ("tumour", "structure", "rest")
+
+#: What a label shows, where that decides what is done with it: a tumor's necrotic core, its enhancing rim, the edema
+#: around it; fluid, which a tumor does not grow into; white matter, in which edema spreads.
+TISSUES = ("core", "rim", "edema", "fluid", "white matter")
 
 _LONGEST_TEXT = 200
 
@@ -38,8 +42,8 @@ class Code:
 class Label:
     """One label: its ``value`` (1 to 255) in arrays, ``color`` (red, green, blue; 0 to 255) and terminology.
 
-    Of overlapping labels the one with the lowest ``priority`` wins. ``role`` is one of :data:`ROLES`.
-    ``aliases`` are other names under which it is met.
+    Of overlapping labels the one with the lowest ``priority`` wins. ``role`` is one of :data:`ROLES`, ``tissue`` one of
+    :data:`TISSUES` or none of them. ``aliases`` are other names under which it is met.
     """
 
     value: int
@@ -50,6 +54,7 @@ class Label:
     category: Code
     type: Code
     aliases: tuple[str, ...] = ()
+    tissue: str | None = None
 
 
 @dataclass(frozen=True)
@@ -113,6 +118,10 @@ class LabelScheme:
         """The label of what is inside the brain (or head) and has no other label, if the scheme has one."""
         return next((label for label in self.labels if label.role == "rest"), None)
 
+    def of_tissue(self, tissue: str) -> tuple[Label, ...]:
+        """The labels that show ``tissue``, one of :data:`TISSUES`."""
+        return tuple(label for label in self.labels if label.tissue == tissue)
+
     @property
     def own_numbering(self) -> str:
         """The name of the numbering in which files store the scheme's own values."""
@@ -171,8 +180,10 @@ class LabelScheme:
         meanings = {tuple(sorted((a, b) for a, b in numbering.values if a in present)) for numbering in chosen}
         if len(meanings) != 1:
             raise MedDPMError(
-                f"the values {_listed(sorted(present))} can mean different things: say which numbering it is"
-                f" with --labels: {self._choices(candidates)}"
+                f"the values {_listed(sorted(present))} can mean different things",
+                remedy=f"say which label convention it is: {self._choices(candidates)}",
+                code="ambiguous-labels",
+                choices=self._choices(candidates),
             )
         return chosen[0]
 
@@ -218,6 +229,7 @@ class LabelScheme:
                     "value": label.value,
                     "name": label.name,
                     "role": label.role,
+                    **({"tissue": label.tissue} if label.tissue else {}),
                     "color": list(label.color),
                     "priority": label.priority,
                     "aliases": list(label.aliases),
@@ -249,6 +261,8 @@ class LabelScheme:
         labels = tuple(
             sorted((_label(entry, where) for entry in _list(data, "labels", where)), key=lambda label: label.value)
         )
+        if not any(label.tissue for label in labels):
+            labels = _with_known_tissues(labels)
         if not labels:
             raise MedDPMError(f"{where} has no labels: the file is damaged or was not made for this program")
         for what in ("value", "priority"):
@@ -280,6 +294,15 @@ def load_scheme(name: str) -> LabelScheme:
     return LabelScheme.from_dict(json.loads((_SCHEMES / f"{name}.json").read_text(encoding="utf-8")))
 
 
+def _with_known_tissues(labels: tuple[Label, ...]) -> tuple[Label, ...]:
+    """``labels`` of a file from before labels had tissues, with those of the shipped schemes' labels of their names."""
+    known: dict[str, str] = {}
+    for path in _SCHEMES.glob("*.json"):
+        for label in json.loads(path.read_text(encoding="utf-8"))["labels"]:
+            known.setdefault(label["name"], label.get("tissue"))
+    return tuple(replace(label, tissue=known.get(label.name)) for label in labels)
+
+
 # Reading what nobody vouches for ---------------------------------------------------------------------
 
 
@@ -293,6 +316,9 @@ def _label(data: object, where: str) -> Label:
     if len(color) != 3:
         raise MedDPMError(f"{where}: a color is red, green and blue")
     aliases = _list(data, "aliases", where) if "aliases" in data else []
+    tissue = data.get("tissue")
+    if tissue is not None and tissue not in TISSUES:
+        raise MedDPMError(f"{where}: the tissue has to be one of {', '.join(TISSUES)}")
     return Label(
         value=_integer(_get(data, "value", where), 1, 255, f"{where}: value"),
         name=name,
@@ -302,6 +328,7 @@ def _label(data: object, where: str) -> Label:
         category=_code(_get(data, "category", where), f"{where}: category"),
         type=_code(_get(data, "type", where), f"{where}: type"),
         aliases=tuple(_text(alias, f"{where}: aliases") for alias in aliases),
+        tissue=tissue,
     )
 
 

@@ -30,9 +30,6 @@ _THINNEST_RIM = 0.12
 #: How far, in radii, the oedema reaches into what is not white matter.
 _OEDEMA_BEYOND_WHITE_MATTER = 1.12
 
-_WHITE_MATTER = "Cerebral white matter"
-_SPARED = ("Lateral ventricle", "Inferior lateral ventricle", "Third ventricle", "Fourth ventricle")
-
 
 def paint_tumour(
     labels: np.ndarray, geometry: Geometry, scheme: LabelScheme, center: np.ndarray, radius: float, *, seed: int = 0
@@ -61,16 +58,15 @@ def paint_tumour(
     painted = labels.copy()
     part = painted[box]
 
-    named = [scheme.label_by_name(name) for name in ("Necrosis", "Enhancing tumour", "Oedema")]
-    if all(named):
+    shown = [scheme.of_tissue(tissue) for tissue in ("edema", "rim", "core")]
+    if all(shown):
+        extents = (oedema & _may_swell(part, distance, scheme), core, necrosis)
         layers: list[tuple[Label, np.ndarray]] = [
-            (named[2], oedema & _may_swell(part, distance, scheme)),
-            (named[1], core),
-            (named[0], necrosis),
+            (labels_of[0], where) for labels_of, where in zip(shown, extents, strict=True)
         ]
     else:
         layers = [(label, core) for label in scheme.tumour[:1]]
-    spared = [label.value for name in _SPARED if (label := scheme.label_by_name(name))]
+    spared = [label.value for label in scheme.of_tissue("fluid")]
     paintable = (part != 0) & ~np.isin(part, spared)
     if not (core & paintable).any():
         raise MedDPMError("there is no brain to paint a tumour on at this place: choose one inside the brain")
@@ -118,12 +114,12 @@ def _roughness(place: Geometry, center: np.ndarray, radius: float, generator: np
 def _may_swell(part: np.ndarray, distance: np.ndarray, scheme: LabelScheme) -> np.ndarray:
     """Where oedema can be: white matter, and a thin shell of other tissue, but not fluid, around the core."""
     shell = distance < _OEDEMA_BEYOND_WHITE_MATTER
-    white_matter = scheme.label_by_name(_WHITE_MATTER)
-    if white_matter is None:
+    white_matter = [label.value for label in scheme.of_tissue("white matter")]
+    if not white_matter:
         return shell if scheme.rest is None else shell | (part == scheme.rest.value)
     if scheme.rest is not None:
         shell &= part != scheme.rest.value
-    return shell | (part == white_matter.value)
+    return shell | np.isin(part, white_matter)
 
 
 def _connected(region: np.ndarray, seed: np.ndarray) -> np.ndarray:

@@ -126,7 +126,11 @@ def _normalised(
         pair = (synthetic[modality], real[modality])
         if not all(volume.geometry.is_close(labels.geometry) for volume in pair):
             raise MedDPMError(f"the volumes of {modality} do not lie on the grid of the labels: resample them first")
-        yield modality, tuple(normalise(volume, inside).array for volume in pair)
+        try:
+            normalised = tuple(normalise(volume, inside).array for volume in pair)
+        except MedDPMError as error:
+            raise MedDPMError(f"the images of {modality} cannot be compared: {error}") from error
+        yield modality, normalised
 
 
 def _correlation(means: Sequence[tuple[float, float]]) -> float | None:

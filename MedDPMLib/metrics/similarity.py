@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from MedDPMLib.errors import MedDPMError
+from MedDPMLib.runtime.packages import require
 
 #: Exponents of the scales, the finest first (Wang, Simoncelli and Bovik 2003, Asilomar).
 _WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
@@ -41,23 +42,24 @@ def likeness(first: np.ndarray, second: np.ndarray, inside: np.ndarray) -> Liken
 def ms_ssim(first: np.ndarray, second: np.ndarray) -> float:
     """Multi-scale structural similarity (Wang, Simoncelli and Bovik 2003), 0 to 1, where 1 is the same image.
 
-    MONAI's, with a Gaussian window of 7 voxels, a data range of 2, and as many of the five scales as the shortest
-    side has room for (112 voxels for all of them), their exponents summing to 1. Raises :class:`MedDPMError` for
-    sides below 7 voxels, and where MONAI is not installed.
+    The images are (D, H, W) in [-1, 1] and are compared in [0, 1]: the luminance term takes intensities for amounts
+    of light, and below zero it would turn negative where the means of two windows differ in sign.
+
+    MONAI's, with a Gaussian window of 7 voxels, and as many of the five scales as the shortest side has room for
+    (112 voxels for all of them), their exponents summing to 1. Raises :class:`MedDPMError` for sides below 7 voxels,
+    and where MONAI is not installed.
     """
-    try:
-        from monai.metrics.regression import MultiScaleSSIMMetric
-    except ModuleNotFoundError as error:
-        raise MedDPMError('MS-SSIM needs MONAI: install it with pip install "meddpm[train]"') from error
+    require("MS-SSIM", "monai")
     import torch
+    from monai.metrics.regression import MultiScaleSSIMMetric
 
     weights = np.array(_WEIGHTS[: scales(first.shape)])
     metric = MultiScaleSSIMMetric(
-        spatial_dims=3, data_range=2.0, kernel_size=_WINDOW, weights=(weights / weights.sum()).tolist(),
+        spatial_dims=3, data_range=1.0, kernel_size=_WINDOW, weights=(weights / weights.sum()).tolist(),
         reduction="none",
     )  # fmt: skip
-    pair = (torch.from_numpy(np.ascontiguousarray(image, np.float32))[None, None] for image in (first, second))
-    return float(metric(*pair))
+    pair = (torch.from_numpy((image.astype(np.float32) + 1) / 2)[None, None] for image in (first, second))
+    return min(1.0, float(metric(*pair)))  # which rounding exceeds by some 1e-5
 
 
 def scales(shape: Sequence[int]) -> int:
@@ -87,7 +89,7 @@ def bounding_box(inside: np.ndarray) -> tuple[slice, ...]:
 def gradient_energy(image: np.ndarray, inside: np.ndarray) -> float:
     """Mean squared gradient (central differences, per voxel) over ``inside``: blur lowers it, grain raises it."""
     energy = sum(gradient**2 for gradient in np.gradient(image.astype(np.float32)))
-    return float(energy[inside].mean(dtype=np.float64))
+    return float(energy[inside].mean(dtype=np.float64))  # type: ignore[index]
 
 
 def spread(images: Sequence[np.ndarray], where: np.ndarray) -> float | None:

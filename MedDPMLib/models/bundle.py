@@ -7,7 +7,6 @@ header's metadata. Nothing in it can run code. The card is read without torch, f
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.models.card import Card
 from MedDPMLib.runtime.files import written_whole
+from MedDPMLib.validation import list_of, one_of, read_json, table_with, whole
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +31,16 @@ _MAX_HEADER = 8_000_000
 
 #: Bytes of one number, by safetensors' names of the types that weights may have.
 _BYTES = {"F16": 2, "BF16": 2, "F32": 4}
+
+#: A tensor's entry in the header.
+_ENTRY = table_with(
+    {
+        "dtype": one_of(*_BYTES),
+        "shape": list_of(whole(0, 2**48), 0, 8),
+        "data_offsets": list_of(whole(0, 2**48), 2, 2),
+    },
+    more=True,
+)
 
 
 def write_bundle(
@@ -81,7 +91,7 @@ def read_bundle(path: str | os.PathLike) -> tuple[Card, dict[str, torch.Tensor]]
             raise MedDPMError("its header can be read in two ways")
         check_values(state)
     except MedDPMError as error:
-        raise MedDPMError(f"{path} is not a sound model bundle: {error}") from None
+        raise MedDPMError(f"{path} is not a valid model bundle: {error}") from None
     except (safetensors.SafetensorError, OSError) as error:
         raise MedDPMError(f"{path} cannot be read ({error}): the file is damaged") from error
     return card, state
@@ -131,10 +141,7 @@ def _read_header(path: Path) -> tuple[Card, dict[str, tuple[int, ...]]]:
         raise MedDPMError(f"{path} cannot be read ({error.strerror}): check the path") from error
     if not header.startswith(b"{"):
         raise MedDPMError(f"{path} is not a model bundle ({SUFFIX} file of MedDPM), or it is truncated")
-    try:
-        table = json.loads(header)
-    except (ValueError, RecursionError):
-        raise MedDPMError(f"{path} is a damaged model bundle: its header is not JSON") from None
+    table = read_json(header, f"the header of the model bundle {path}")
     metadata = table.pop("__metadata__", None)
     text = metadata.get(_CARD_KEY) if isinstance(metadata, dict) else None
     if not isinstance(text, str):
@@ -143,7 +150,7 @@ def _read_header(path: Path) -> tuple[Card, dict[str, tuple[int, ...]]]:
         card = Card.from_json(text)
         shapes = {name: _shape(name, entry) for name, entry in table.items()}
     except MedDPMError as error:
-        raise MedDPMError(f"{path} is not a sound model bundle: {error}") from None
+        raise MedDPMError(f"{path} is not a valid model bundle: {error}") from None
     expected = 8 + length + max((entry["data_offsets"][1] for entry in table.values()), default=0)
     if size != expected:
         raise MedDPMError(
@@ -154,19 +161,9 @@ def _read_header(path: Path) -> tuple[Card, dict[str, tuple[int, ...]]]:
 
 def _shape(name: str, entry: object) -> tuple[int, ...]:
     """The shape of one tensor, if its entry in the header is consistent in itself."""
-    damaged = MedDPMError(f"its header is damaged at the tensor {name!r:.100}")
-    if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
-        raise damaged
-    shape, offsets = entry["shape"], entry["data_offsets"]
-    for numbers, longest in ((shape, 8), (offsets, 2)):
-        if not isinstance(numbers, list) or len(numbers) > longest:
-            raise damaged
-        if any(
-            not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < 2**48 for number in numbers
-        ):
-            raise damaged
-    if not isinstance(entry["dtype"], str) or entry["dtype"] not in _BYTES:
-        raise MedDPMError(f"the tensor {name!r:.100} holds {entry['dtype']!r:.20}, not weights of 16 or 32 bits")
-    if len(offsets) != 2 or offsets[1] - offsets[0] != math.prod(shape) * _BYTES[entry["dtype"]]:
-        raise damaged
-    return tuple(shape)
+    what = f"the tensor {name!r:.100}"
+    values = _ENTRY.read(entry, what)
+    start, end = values["data_offsets"]
+    if end - start != math.prod(values["shape"]) * _BYTES[values["dtype"]]:
+        raise MedDPMError(f"{what} does not have the bytes of its shape: the header is damaged")
+    return values["shape"]

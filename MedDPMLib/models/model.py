@@ -9,7 +9,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from MedDPMLib.diffusion.names import NOISE_LEVELS
 from MedDPMLib.diffusion.schedule import NoiseSchedule, make_schedule
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.models.card import Card
@@ -34,12 +33,11 @@ class Model:
     def __init__(self, card: Card, network: Denoiser | Cascade, hash: str) -> None:
         self.card = card
         self.hash = hash
-        by_levels = card.schedule["name"] == NOISE_LEVELS
-        if by_levels != isinstance(network, Cascade):
+        if card.draws_by_levels != isinstance(network, Cascade):
             raise MedDPMError(
                 f"the model {card.name} is damaged: the schedule {card.schedule['name']} is not for its network"
             )
-        self.schedule: NoiseSchedule | None = None if by_levels else make_schedule(**card.schedule)
+        self.schedule: NoiseSchedule | None = None if card.draws_by_levels else make_schedule(**card.schedule)
         if self.schedule and getattr(network, "timesteps", self.schedule.timesteps) != self.schedule.timesteps:
             raise MedDPMError(
                 f"the model {card.name} is damaged: its network was made for {network.timesteps} timesteps,"

@@ -112,8 +112,10 @@ class ModelStore:
                 if entry.name == name and entry.hash != incoming:
                     where = "comes with MedDPM" if entry.bundled else f"lies at {entry.path}"
                     raise MedDPMError(
-                        f'another model called "{name}" {where}: install this one under another name (meddpm models'
-                        " import FILE --name NAME)"
+                        f'another model called "{name}" {where}',
+                        remedy="install this one under another name",
+                        code="model-name-taken",
+                        file=path,
                     )
         return ModelEntry(name, target, bundled=False)
 

@@ -14,6 +14,7 @@ import torch
 
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.networks.denoiser import Denoiser
+from MedDPMLib.validation import either, list_of, whole
 
 #: How a network takes its labels, if its description does not say.
 DEFAULT_CONDITIONING = "concatenation"
@@ -33,8 +34,8 @@ _KINDS = {
 MAX_PARAMETERS = 500_000_000
 
 #: Beyond every number in use; keeps an absurd description from costing minutes.
-_MAX_NUMBER = 4096
-_MAX_LENGTH = 16
+_NUMBER = whole(1, 4096)
+_NUMBERS = either(_NUMBER, list_of(_NUMBER, 0, 16))
 
 
 def build_network(description: Mapping[str, object]) -> Denoiser:
@@ -97,7 +98,11 @@ def _constructor(description: Mapping[str, object]) -> tuple[type[Denoiser], dic
             f'the conditioning {conditioning!r:.50} is not one of a "{kind}" network: use {", ".join(_KINDS[kind])}'
         )
     words = ("kind", "conditioning")
-    numbers = {name: _number(name, value) for name, value in description.items() if name not in words}
+    numbers = {
+        name: _NUMBERS.read(value, f'the network\'s "{name}"')
+        for name, value in description.items()
+        if name not in words
+    }
     module, name = _KINDS[kind][conditioning]
     make = getattr(importlib.import_module(module), name)
     try:
@@ -105,18 +110,3 @@ def _constructor(description: Mapping[str, object]) -> tuple[type[Denoiser], dic
     except TypeError as error:
         raise MedDPMError(f'the description of a "{kind}" network does not fit ({error})') from None
     return make, numbers
-
-
-def _number(name: str, value: object) -> int | tuple[int, ...]:
-    if isinstance(value, (list, tuple)) and len(value) <= _MAX_LENGTH and all(map(_is_number, value)):
-        return tuple(value)
-    if _is_number(value):
-        return value
-    raise MedDPMError(
-        f'the network\'s "{name}" must be a whole number from 1 to {_MAX_NUMBER}'
-        f" or a list of at most {_MAX_LENGTH} such, not {value!r:.50}"
-    )
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _MAX_NUMBER

@@ -2,10 +2,10 @@
 
 Three levels work on cells of 8, 4 and 2 voxels. The first decides contrast and shape: the means and the seven details
 of its cells, which are an image of cells of 4 voxels. Each of the others adds the seven details that the image before
-it lacks (wavelet score-based generation: Guth et al. 2022, arXiv 2208.05003). All bands are scaled to unit variance.
-Every level sees the labels at twice its own resolution, how deep each cell lies, where it lies, and the bands of the
-mask *painted* with the colors that labels have in a brain of the wanted appearance, by a linear regression over the
-training brains; the first level draws the difference from those.
+it lacks (wavelet score-based generation: Guth et al. 2022, arXiv 2208.05003). What is drawn has unit variance
+everywhere: the bands less those of the *painted* mask, in the colors that labels have in a brain of the wanted
+appearance, in units of their local spread, by label and appearance; both by regression over the training brains. Every
+level sees the labels at twice its own resolution, how deep each cell lies, where it lies, and the painted bands.
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ _DEPTH_REACH, _HALF_BOX = 8.0, 96.0
 #: How much more noise than the means the details of the first level get, in units of their own deviation, at most.
 _MOST_NOISE = 6.0
 
+#: How far an appearance changes the logarithm of a variance at most, and the least local spread of a whitened band.
+_MOST_LOG_VARIANCE, _LEAST_SPREAD = 4.0, 0.05
+
 
 class CascadeLevel(nn.Module):
     """Draws bands of ``channels`` images on cells of ``cell`` voxels; the ``first`` level their means, too.
@@ -59,6 +62,11 @@ class CascadeLevel(nn.Module):
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("deviation", torch.ones(channels))
         self.register_buffer("detail_deviation", torch.ones(DETAILS, channels))
+        #: Share of the painted bands in the real ones, (B,); variance of the rest by label, the last that of a cell's
+        #: mixture, (labels + 1, B); and regression of its logarithm on the appearance, the constant last, (B, A + 1).
+        self.register_buffer("painted_share", torch.zeros(self.bands))
+        self.register_buffer("variances", torch.ones(labels + 1, self.bands))
+        self.register_buffer("variance_weights", torch.zeros(self.bands, appearance + 1))
 
     def whiten_means(self, means: Tensor) -> Tensor:
         return (means - _column(self.mean)) / _column(self.deviation)
@@ -111,10 +119,21 @@ class CascadeLevel(nn.Module):
             bands = torch.cat([self.whiten_means(means), bands])
         return bands * to_blocks(inside[None])[0].any(dim=0)
 
+    def spread(self, fractions: Tensor, appearance: Tensor) -> Tensor:
+        """The deviation (B, d, h, w) that whitened bands have from the painted ones' share, by the labels of each cell,
+        how mixed they are (1 less the sum of the squared shares), and the ``appearance`` (A,)."""
+        shares = F.avg_pool3d(fractions[None], 2)[0]
+        shares = shares / shares.sum(dim=0).clamp_min(1e-3)
+        shares = torch.cat([shares, 1 - shares.square().sum(dim=0, keepdim=True)])
+        factor = self.variance_weights[:, :-1] @ appearance + self.variance_weights[:, -1]
+        factor = factor.clamp(-_MOST_LOG_VARIANCE, _MOST_LOG_VARIANCE).exp()
+        variance = torch.einsum("ldhw,lb->bdhw", shares, self.variances) * _column(factor)
+        return variance.clamp_min(_LEAST_SPREAD**2).sqrt()
+
     def estimate(
         self, x: Tensor, sigma: Tensor, condition_noise: Tensor, appearance: Tensor, encoded: Tensor, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
-        """The clean bands (B, bands, d, h, w) for ``x``, in which each has the noise sigma (B,) times
+        """What is drawn, clean, (B, bands, d, h, w), for ``x``, in which each band has the noise sigma (B,) times
         :attr:`noise_ratio`; and the network's own answer, of unit size (Karras et al. 2022, with a data variance of 1).
         """
         noise, keep, add, scale = self.preconditioning(sigma)

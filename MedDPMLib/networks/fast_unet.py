@@ -20,11 +20,11 @@ from MedDPMLib.networks.memory_mode import MemoryMode
 from MedDPMLib.networks.slabs import (
     LEAST_PLANES,
     Convolution,
+    FeatureVolume,
     Frame,
     Norm,
     NormedConvolution,
     Residual,
-    Volume,
     keep,
     make,
     padding_left,
@@ -93,7 +93,7 @@ class FastUNet3d(Denoiser):
         sides = h.sides
         return torch.cat([piece(a, b) for a, b in frame.slabs(h.channels, sides)], dim=2)
 
-    def _first(self, inputs: Tensor) -> Volume:
+    def _first(self, inputs: Tensor) -> FeatureVolume:
         """The output of the first convolution, of ``inputs`` (1, C + K, D, H, W)."""
         sides = tuple(inputs.shape[2:])
 
@@ -167,7 +167,7 @@ class _Layers:
             parts = [self.layers[-1].width]
         self.width = parts[0]
 
-    def __call__(self, frame: Frame, parts: list[Volume], time: Tensor, reuse: bool) -> Volume:
+    def __call__(self, frame: Frame, parts: list[FeatureVolume], time: Tensor, reuse: bool) -> FeatureVolume:
         """``reuse`` says that the memory of the parts may be overwritten. Empties ``parts``."""
         for layer in self.layers:
             h = layer(frame, parts, time, reuse)
@@ -195,7 +195,7 @@ class _FastAttention:
         self.qkv = list(zip(weight.chunk(3), bias.chunk(3), strict=True))
         self.out = cast(attention.proj_out.weight)[:, :, 0], cast(attention.proj_out.bias)
 
-    def __call__(self, frame: Frame, parts: list[Volume], time: Tensor, reuse: bool) -> Volume:
+    def __call__(self, frame: Frame, parts: list[FeatureVolume], time: Tensor, reuse: bool) -> FeatureVolume:
         (h,) = parts
         planes = h.planes(0, h.sides[0])
         (normalise,) = self.norm(parts)
@@ -214,7 +214,7 @@ class _FastDownsample:
         self.convolution = Convolution(layer.op, frame)
         self.width = self.convolution.width
 
-    def __call__(self, frame: Frame, parts: list[Volume], time: Tensor, reuse: bool) -> Volume:
+    def __call__(self, frame: Frame, parts: list[FeatureVolume], time: Tensor, reuse: bool) -> FeatureVolume:
         (h,) = parts
         depth = h.sides[0]
 
@@ -235,7 +235,7 @@ class _FastUpsample:
         self.width = self.convolution.width
         self.keeps = True
 
-    def __call__(self, frame: Frame, parts: list[Volume], time: Tensor, reuse: bool) -> Volume:
+    def __call__(self, frame: Frame, parts: list[FeatureVolume], time: Tensor, reuse: bool) -> FeatureVolume:
         (h,) = parts
         depth = h.sides[0]
 

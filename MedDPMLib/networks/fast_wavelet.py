@@ -20,11 +20,11 @@ from MedDPMLib.networks.memory_mode import MemoryMode
 from MedDPMLib.networks.replay import Replay
 from MedDPMLib.networks.slabs import (
     Convolution,
+    FeatureVolume,
     Frame,
     NormedConvolution,
     Repeated,
     Residual,
-    Volume,
     make,
     padding_left,
     with_neighbours,
@@ -101,7 +101,7 @@ class FastWaveletUNet3d(WaveletDenoiser):
             h = residual(frame, parts, time, reuse=True)
         return self._last(blocks, h, self._trust[t][0].sigmoid())
 
-    def _first(self, blocks: Tensor, encoded: Tensor) -> Volume:
+    def _first(self, blocks: Tensor, encoded: Tensor) -> FeatureVolume:
         sides = tuple(blocks.shape[2:])
 
         def piece(a: int, b: int) -> Tensor:
@@ -110,7 +110,7 @@ class FastWaveletUNet3d(WaveletDenoiser):
 
         return make(self._frame, self._stem.width, sides, piece)
 
-    def _last(self, blocks: Tensor, h: Volume, trust: Tensor) -> Tensor:
+    def _last(self, blocks: Tensor, h: FeatureVolume, trust: Tensor) -> Tensor:
         """The answer: of the sub-bands, ``trust`` is the share of ``x``, the rest that of the network."""
         frame = self._frame
         merge = self._haar * (1 - trust)
@@ -154,11 +154,11 @@ def _residual(block: nn.Module, frame: Frame, parts: list[int]) -> Residual:
     return Residual((block.norm1, block.conv1), block.time, (block.norm2, block.conv2), shortcut, frame, parts)
 
 
-def _halved(frame: Frame, convolution: Convolution, h: Volume) -> Volume:
+def _halved(frame: Frame, convolution: Convolution, h: FeatureVolume) -> FeatureVolume:
     """The convolution of each block of 2 x 2 x 2 voxels."""
     sides = tuple(side // 2 for side in h.sides)
     return make(frame, convolution.width, sides, lambda a, b: convolution([h.planes(2 * a, 2 * b)], 0))
 
 
-def _voxelwise(frame: Frame, convolution: Convolution, h: Volume) -> Volume:
+def _voxelwise(frame: Frame, convolution: Convolution, h: FeatureVolume) -> FeatureVolume:
     return make(frame, convolution.width, h.sides, lambda a, b: convolution.voxelwise([h], a, b))

@@ -50,10 +50,10 @@ class Replay:
         except RuntimeError as error:  # to run out of memory is one
             _log.warning("no CUDA graph is used, because a step cannot be recorded (%s)", error)
             return None
-        error = relative_error(found, expected)
-        if error < max(torch.finfo(expected.dtype).eps, FLOAT32_TOLERANCE):  # NaN is not
+        difference = relative_error(found, expected)
+        if difference < max(torch.finfo(expected.dtype).eps, FLOAT32_TOLERANCE):  # NaN is not
             return recorded
-        _log.warning("no CUDA graph is used, because a replayed step is wrong by %.0e", error)
+        _log.warning("no CUDA graph is used, because a replayed step is wrong by %.0e", difference)
         return None
 
 

@@ -71,7 +71,7 @@ class Frame:
         return tensor.detach().to(self.device, torch.float32)
 
 
-class Volume:
+class FeatureVolume:
     """A volume (1, ``channels``, *``sides``): ``planes(a, b)`` are its planes [a, b), to be read only.
 
     ``mean`` and ``variance`` (channels,) are those of each channel; ``values`` the whole volume, if it is kept.
@@ -94,10 +94,10 @@ class Volume:
         return function(self.planes(a, b))
 
 
-class Repeated(Volume):
+class Repeated(FeatureVolume):
     """``source`` on a grid of twice the size, each voxel repeated; never stored. Its moments are the source's."""
 
-    def __init__(self, source: Volume) -> None:
+    def __init__(self, source: FeatureVolume) -> None:
         sides = tuple(2 * side for side in source.sides)
         super().__init__(source.channels, sides, self._planes, source.mean, source.variance)
         self.source = source
@@ -111,9 +111,9 @@ class Repeated(Volume):
         return F.interpolate(planes, scale_factor=2.0, mode="nearest")[:, :, a - 2 * first : b - 2 * first]
 
 
-def keep(frame: Frame, values: Tensor, mean: Tensor, variance: Tensor) -> Volume:
+def keep(frame: Frame, values: Tensor, mean: Tensor, variance: Tensor) -> FeatureVolume:
     """The volume that is there: ``values`` (1, C, D, H, W) with the moments of each channel."""
-    return Volume(
+    return FeatureVolume(
         values.shape[1],
         tuple(values.shape[2:]),
         lambda a, b: values[:, :, a:b].to(frame.dtype),
@@ -129,7 +129,7 @@ def make(
     sides: tuple[int, ...],
     piece: Callable[[int, int], Tensor],
     into: Tensor | None = None,
-) -> Volume:
+) -> FeatureVolume:
     """The volume whose planes [a, b) are ``piece(a, b)``, in the memory ``into`` if that is given."""
     moments = Moments()
     for a, b in frame.slabs(channels, sides):
@@ -149,12 +149,12 @@ def make(
     return keep(frame, into, *moments.merged())
 
 
-def remake(frame: Frame, channels: int, sides: tuple[int, ...], piece: Callable[[int, int], Tensor]) -> Volume:
+def remake(frame: Frame, channels: int, sides: tuple[int, ...], piece: Callable[[int, int], Tensor]) -> FeatureVolume:
     """The volume of :func:`make` without its memory: its planes are made whenever they are asked for."""
     moments = Moments()
     for a, b in frame.slabs(channels, sides):
         moments.add(piece(a, b))
-    return Volume(channels, sides, piece, *moments.merged())
+    return FeatureVolume(channels, sides, piece, *moments.merged())
 
 
 class Convolution:
@@ -180,7 +180,7 @@ class Convolution:
             made, bias = share if made is None else made.add_(share), None
         return made
 
-    def voxelwise(self, parts: Sequence[Volume], a: int, b: int, onto: Tensor | None = None) -> Tensor:
+    def voxelwise(self, parts: Sequence[FeatureVolume], a: int, b: int, onto: Tensor | None = None) -> Tensor:
         """The convolution of planes [a, b) with a kernel of one voxel, added to ``onto`` if that is given."""
         bias = self.bias.to(self.weights[0].dtype)
         for part, weight in zip(parts, self.weights, strict=True):
@@ -202,7 +202,7 @@ class Norm:
         self.activated = activated
         self.fused = fused_normalization(frame.device, frame.dtype) if activated else None
 
-    def __call__(self, parts: Sequence[Volume]) -> list[Callable[[Tensor], Tensor]]:
+    def __call__(self, parts: Sequence[FeatureVolume]) -> list[Callable[[Tensor], Tensor]]:
         """For each part what normalises planes of it; the result is the caller's own."""
         means = torch.cat([part.mean for part in parts]).view(self.groups, -1)
         variances = torch.cat([part.variance for part in parts]).view(self.groups, -1)
@@ -235,7 +235,7 @@ class NormedConvolution:
         self.convolution = Convolution(conv, frame, parts)
         self.width = conv.out_channels
 
-    def __call__(self, parts: Sequence[Volume], shift: Tensor | None = None) -> Callable[[int, int], Tensor]:
+    def __call__(self, parts: Sequence[FeatureVolume], shift: Tensor | None = None) -> Callable[[int, int], Tensor]:
         """What makes planes [a, b) of the output."""
         depth = parts[0].sides[0]
         makers = [partial(part.mapped, normalise) for part, normalise in zip(parts, self.norm(parts), strict=True)]
@@ -266,7 +266,7 @@ class Residual:
         self.shift = copy.deepcopy(time).to(frame.device, torch.float32)
         self.shortcut = None if shortcut is None else Convolution(shortcut, frame, parts)
 
-    def __call__(self, frame: Frame, parts: Sequence[Volume], time: Tensor, reuse: bool) -> Volume:
+    def __call__(self, frame: Frame, parts: Sequence[FeatureVolume], time: Tensor, reuse: bool) -> FeatureVolume:
         """``reuse`` says that the memory of the parts may be overwritten."""
         sides = parts[0].sides
         between = make(frame, self.width, sides, self.first(parts, self.shift(time)))

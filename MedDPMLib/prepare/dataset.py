@@ -93,7 +93,7 @@ class Report:
 
     name: str
     found: Mapping[str, str]
-    problem: str | None = None
+    problem: MedDPMError | None = None
     was_done: bool = False
 
 
@@ -177,7 +177,7 @@ def _prepare(case: CaseFiles, out: Path, settings: DatasetSettings) -> Report:
             normalisation=settings.normalisation,
         )
     except MedDPMError as error:
-        return Report(case.name, found, str(error))
+        return Report(case.name, found, error)
     found |= prepared.found
     for path, modality in zip(images, settings.modalities, strict=True):
         write_nifti(path, prepared.images[modality])
@@ -252,7 +252,7 @@ def _write_table(out: Path, settings: DatasetSettings, reports: Sequence[Report]
         if done := _done(path, out / "labelsTr" / f"{path.stem}.nii.gz"):
             rows[done["found"]["case"]] = {**done["found"], "problem": ""}
     for report in reports:
-        rows[report.name] = {**report.found, "problem": report.problem or ""}
+        rows[report.name] = {**report.found, "problem": str(report.problem or "")}
     headings = ["case", "problem"]
     for row in rows.values():
         headings += [heading for heading in row if heading not in headings]

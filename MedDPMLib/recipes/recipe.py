@@ -18,13 +18,13 @@ from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.geometry import Grid
 from MedDPMLib.masks.schemes import load_scheme
 from MedDPMLib.models.card import QUALITIES, Card
-from MedDPMLib.recipes.fields import checked, number, numbers, one_of, sides, table, text, texts, whole, yes_or_no
 from MedDPMLib.recipes.standard import standard
+from MedDPMLib.validation import build, field, flag, list_of, number, one_of, optional, table, text, whole
 
 try:
     import tomllib
 except ModuleNotFoundError:  # Python 3.10
-    import tomli as tomllib
+    import tomli as tomllib  # type: ignore[no-redef]
 
 LOSSES = ("l1", "l2", "huber")
 OPTIMISERS = ("adam", "adamw")
@@ -36,6 +36,10 @@ _INDIFFERENT = ("monitor", "card")
 _FIXED = ("scheme", "modalities", "prediction", "mask_encoding", "positions", "network", "schedule", "distillation")
 
 
+#: Sides of a box of voxels, in (i, j, k) order.
+_SIDES = list_of(whole(1), 3, 3)
+
+
 @dataclass(frozen=True)
 class Stage:
     """``iterations`` on a grid of ``size`` (i, j, k) voxels that spans the dataset's box.
@@ -43,10 +47,10 @@ class Stage:
     Whole volumes are learnt from, or patches of ``patch`` (i, j, k) voxels of that grid; ``batch`` of them at a time.
     """
 
-    size: tuple[int, int, int] = sides()
-    iterations: int = whole(1)
-    batch: int = whole(1)
-    patch: tuple[int, int, int] | None = sides(default=None)
+    size: tuple[int, int, int] = field(_SIDES)
+    iterations: int = field(whole(1))
+    batch: int = field(whole(1))
+    patch: tuple[int, int, int] | None = field(_SIDES, default=None)
 
     @property
     def learnt(self) -> tuple[int, int, int]:
@@ -58,35 +62,35 @@ class Stage:
 class Training:
     """Objective and optimisation; see :mod:`MedDPMLib.train.objective` for the terms of the loss."""
 
-    seed: int = whole(0)
+    seed: int = field(whole(0))
     #: One of :data:`LOSSES`, between what is predicted and what is true of ``loss_space``.
-    loss: str = one_of(*LOSSES)
-    loss_space: str = one_of(*PREDICTIONS)
+    loss: str = field(one_of(*LOSSES))
+    loss_space: str = field(one_of(*PREDICTIONS))
     #: Gamma of the min-SNR weighting (Hang et al. 2023, arXiv 2303.09556); 0 is without.
-    min_snr: float = number(0)
+    min_snr: float = field(number(0))
     #: The loss at noise sigma counts 1 / max(sigma, floor) times; 1 is without.
-    sigma_floor: float = number(0, 1, open_low=True)
+    sigma_floor: float = field(number(0, 1, open_low=True))
     #: How much an error outside every label, and in a tumour, counts; 1 is as much as elsewhere.
-    background_weight: float = number(0)
-    tumour_weight: float = number(0)
+    background_weight: float = field(number(0))
+    tumour_weight: float = field(number(0))
     #: t / T is drawn as 1 - r^p, r uniform: p above 1 draws high noise more often; 1 draws all alike.
-    high_noise: float = number(0, open_low=True)
-    optimiser: str = one_of(*OPTIMISERS)
-    learning_rate: float = number(0, open_low=True)
+    high_noise: float = field(number(0, open_low=True))
+    optimiser: str = field(one_of(*OPTIMISERS))
+    learning_rate: float = field(number(0, open_low=True))
     #: The learning rate falls along half a cosine to this share of itself; 1 is constant.
-    final_share: float = number(0, 1)
+    final_share: float = field(number(0, 1))
     #: Iterations in which the learning rate rises linearly.
-    warm_up: int = whole(0)
-    weight_decay: float = number(0)
+    warm_up: int = field(whole(0))
+    weight_decay: float = field(number(0))
     #: The gradient's norm is clipped to this; 0 is without.
-    gradient_norm: float = number(0)
+    gradient_norm: float = field(number(0))
     #: Batches in one iteration; several processes share them.
-    accumulate: int = whole(1)
+    accumulate: int = field(whole(1))
     #: Decay of the moving average of the weights, which is what the model becomes; and from which iteration on.
-    ema: float = number(0, 1, open_high=True)
-    ema_start: int = whole(0)
+    ema: float = field(number(0, 1, open_high=True))
+    ema_start: int = field(whole(0))
     #: Share of the cases that is not learnt from but measured on; 0 is none.
-    held_out: float = number(0, 1, open_high=True)
+    held_out: float = field(number(0, 1, open_high=True))
 
 
 @dataclass(frozen=True)
@@ -94,25 +98,25 @@ class Distillation:
     """Whose steps the model learns to take, and in how many; see :mod:`MedDPMLib.train.distillation`."""
 
     #: Name or file of a model.
-    teacher: str = text()
+    teacher: str = field(text())
     #: Steps of the teacher, from noise to image, a multiple of ``steps``, those of the model that is trained.
-    teacher_steps: int = whole(1)
-    steps: int = whole(1)
+    teacher_steps: int = field(whole(1))
+    steps: int = field(whole(1))
 
 
 @dataclass(frozen=True)
 class Augmentation:
     """How far a case is varied; lengths in mm, angles in degrees, deviations of normal distributions."""
 
-    flip: float = number(0, 1)
-    rotation: float = number(0)
-    scaling: float = number(0)
-    translation: float = number(0)
-    elastic: float = number(0)
-    elastic_points: int = whole(2, 64)
-    gamma: float = number(0)
-    bias: float = number(0)
-    bias_points: int = whole(2, 64)
+    flip: float = field(number(0, 1))
+    rotation: float = field(number(0))
+    scaling: float = field(number(0))
+    translation: float = field(number(0))
+    elastic: float = field(number(0))
+    elastic_points: int = field(whole(2, 64))
+    gamma: float = field(number(0))
+    bias: float = field(number(0))
+    bias_points: int = field(whole(2, 64))
 
 
 @dataclass(frozen=True)
@@ -120,10 +124,10 @@ class Monitor:
     """What is written down every so many iterations; 0 is never."""
 
     #: A checkpoint, after which the run can go on; the last ``keep`` of them stay, and the best.
-    checkpoint_every: int = whole(1)
-    keep: int = whole(1)
+    checkpoint_every: int = field(whole(1))
+    keep: int = field(whole(1))
     #: A picture of what the model makes.
-    montage_every: int = whole(0)
+    montage_every: int = field(whole(0))
 
 
 @dataclass(frozen=True)
@@ -131,19 +135,19 @@ class Recipe:
     """All that decides about a training run except the data."""
 
     name: str
-    scheme: str = text()
-    modalities: tuple[str, ...] = texts()
+    scheme: str = field(text())
+    modalities: tuple[str, ...] = field(list_of(text(), 1, 16))
     #: What the network predicts.
-    prediction: str = one_of(*PREDICTIONS)
-    mask_encoding: tuple[float, float] = numbers("two numbers, outside and inside of a label", 2)
+    prediction: str = field(one_of(*PREDICTIONS))
+    mask_encoding: tuple[float, float] = field(list_of(number(), 2, 2))
     #: Whether the network is told where each voxel lies, see :func:`MedDPMLib.masks.condition.condition`.
-    positions: bool = yes_or_no()
+    positions: bool = field(flag())
     #: Share of the examples without their labels, for guidance; see :attr:`MedDPMLib.models.card.Card.label_dropout`.
-    label_dropout: float = number(0, 1, open_high=True)
-    network: dict[str, Any] = table()
-    schedule: dict[str, Any] = table()
+    label_dropout: float = field(number(0, 1, open_high=True))
+    network: dict[str, Any] = field(table())
+    schedule: dict[str, Any] = field(table())
     #: The texts of the model's card; :func:`recipe_card` adds the rest.
-    card: dict[str, Any] = table()
+    card: dict[str, Any] = field(table())
     training: Training
     stages: tuple[Stage, ...]
     augmentation: Augmentation
@@ -207,12 +211,12 @@ def recipe_from(values: Mapping[str, Any]) -> Recipe:
     made: dict[str, Any] = dict(values)
     for name, kind in (("training", Training), ("augmentation", Augmentation), ("monitor", Monitor)):
         if name in made:
-            made[name] = checked(kind, made[name], f"[{name}]")
+            made[name] = build(kind, made[name], f"[{name}]")
     if "distillation" in made:
         made["distillation"] = _distillation(made["distillation"], made.get("schedule"))
     if "stages" in made:
         made["stages"] = _stages(made["stages"])
-    recipe = checked(Recipe, made, "the recipe")
+    recipe = build(Recipe, made, "the recipe")
     recipe_card(recipe)  # what the card refuses is wrong in the recipe
     return recipe
 
@@ -260,13 +264,10 @@ def recipe_card(recipe: Recipe, *, training: str = "", training_data: Sequence[M
     the recipe's card names its data itself.
     """
     given = dict(recipe.card)
-    sentences = [given.pop("training", ""), training]
-    if not isinstance(sentences[0], str):
-        raise MedDPMError(f'[card]: "training" must be a text, not {sentences[0]!r:.50}')
-    data = given.pop("training_data", training_data)
-    if not isinstance(data, (list, tuple)):
-        raise MedDPMError(f'[card]: "training_data" must be a list of tables, not {data!r:.50}')
-    data = data or [{"name": "none", "licence": "none", "cases": None}]
+    own = optional(text()).read(given.pop("training", None), '[card]: "training"')
+    sentences = [own, training]
+    data = list_of(table(), 0, 100).read(given.pop("training_data", training_data), '[card]: "training_data"')
+    data = data or ({"name": "none", "licence": "none", "cases": None},)
     if recipe.distillation:  # it has learnt no other steps
         steps = {"sampler": "ddim", "steps": recipe.distillation.steps}
         given["qualities"] = dict.fromkeys(QUALITIES, steps)
@@ -284,7 +285,7 @@ def recipe_card(recipe: Recipe, *, training: str = "", training_data: Sequence[M
             positions=recipe.positions,
             label_dropout=recipe.label_dropout,
             training=" ".join(filter(None, sentences)) or "Not trained yet.",
-            training_data=tuple(data),
+            training_data=data,
             **given,
         )
     except TypeError as error:
@@ -292,7 +293,7 @@ def recipe_card(recipe: Recipe, *, training: str = "", training_data: Sequence[M
 
 
 def _distillation(values: Any, schedule: Any) -> Distillation:
-    settings = checked(Distillation, values, "[distillation]")
+    settings = build(Distillation, values, "[distillation]")
     timesteps = schedule.get("timesteps") if isinstance(schedule, Mapping) else None
     if isinstance(timesteps, int) and settings.teacher_steps > timesteps:
         raise MedDPMError(
@@ -310,7 +311,7 @@ def _distillation(values: Any, schedule: Any) -> Distillation:
 def _stages(values: Any) -> tuple[Stage, ...]:
     if not isinstance(values, (list, tuple)) or not values:
         raise MedDPMError("[[stages]] is empty: name at least one grid and its iterations")
-    stages = tuple(checked(Stage, stage, "[[stages]]") for stage in values)
+    stages = tuple(build(Stage, stage, "[[stages]]") for stage in values)
     for stage in stages:
         if any(part > whole for part, whole in zip(stage.learnt, stage.size, strict=True)):
             raise MedDPMError(
@@ -334,7 +335,7 @@ def _override(values: dict[str, Any], override: str) -> None:
     for depth, key in enumerate(path):
         if isinstance(place, list):
             found = key.isdecimal() and int(key) < len(place)
-            known, key = f"0 to {len(place) - 1}", int(key) if found else key
+            known, key = f"0 to {len(place) - 1}", int(key) if found else key  # type: ignore[assignment]
         else:
             # A field that is not there yet may be one that need not be; what is unknown is refused with the rest.
             found = isinstance(place, dict) and (key in place or depth == len(path) - 1)

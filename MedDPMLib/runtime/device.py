@@ -10,12 +10,10 @@ import torch
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.runtime.allocator import is_own_process
 from MedDPMLib.runtime.host_memory import available_memory
-from MedDPMLib.runtime.numerics import known_fault
+from MedDPMLib.runtime.known_faults import known_fault
+from MedDPMLib.runtime.names import PRECISIONS, SHORT_PRECISIONS
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-#: Short names that are common elsewhere.
-_ALIASES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-PRECISIONS = ("auto", *_DTYPES)
 
 #: CPU features that make bfloat16 convolutions faster than float32 ones.
 _CPU_BFLOAT16 = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
@@ -75,7 +73,7 @@ def _choose_device(device: str | torch.device) -> tuple[torch.device, str]:
 
 
 def _choose_dtype(device: torch.device, precision: str) -> tuple[torch.dtype, str]:
-    name = _ALIASES.get(precision, precision)
+    name = SHORT_PRECISIONS.get(precision, precision)
     if name in _DTYPES:
         if device.type == "cpu" and name == "float16":
             raise MedDPMError("float16 is not computed on the CPU: use bfloat16, float32 or auto")
@@ -113,8 +111,12 @@ def free_memory(device: torch.device) -> int:
 
 
 def held_memory(device: torch.device) -> int:
-    """Bytes on ``device`` that this process has already taken and a run can use: on the CPU only if the process is
-    MedDPM's own, in which there is nothing else."""
+    """Bytes on ``device`` that this process has already taken and a run can use again.
+
+    In a process of MedDPM's own that is all that it has taken, for there is nothing else; in another program on a GPU
+    what PyTorch keeps and nothing uses, on the CPU nothing.
+    """
     if device.type == "cuda":
-        return torch.cuda.memory_reserved(device)
+        used = 0 if is_own_process() else torch.cuda.memory_allocated(device)
+        return torch.cuda.memory_reserved(device) - used
     return psutil.Process().memory_info().rss if is_own_process() else 0

@@ -25,10 +25,10 @@ def describe_machine() -> dict:
     """Processor, its features, GPUs, memory and versions; plain data for JSON."""
     memory = psutil.virtual_memory()
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": psutil.cpu_count(logical=False) or os.cpu_count(),
         "logical_cores": os.cpu_count(),
-        "features": [name for name, asked in _FEATURES.items() if getattr(torch.cpu, asked, bool)()],
+        "features": cpu_features(),
         "threads": torch.get_num_threads(),
         "memory_bytes": memory.total,
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
@@ -69,7 +69,13 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS
 
 
-def _processor() -> str:
+def cpu_features() -> list[str]:
+    """Those of the processor's features that decide how fast a precision is."""
+    return [name for name, asked in _FEATURES.items() if getattr(torch.cpu, asked, bool)()]
+
+
+def processor() -> str:
+    """What the processor calls itself."""
     try:
         with open("/proc/cpuinfo") as info:
             return next(line.partition(":")[2].strip() for line in info if line.startswith("model name"))

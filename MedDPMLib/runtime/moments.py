@@ -25,8 +25,8 @@ class Moments:
 
     def merged(self) -> tuple[Tensor, Tensor]:
         """(C,) float32 each; by the law of total variance, exact (Chan, Golub and LeVeque 1983)."""
-        sizes, means, variances = zip(*self._pieces, strict=True)
-        means, variances = torch.stack(means), torch.stack(variances)
+        sizes, of_means, of_variances = zip(*self._pieces, strict=True)
+        means, variances = torch.stack(of_means), torch.stack(of_variances)
         share = _shares(sizes, means.device)
         mean = (share * means).sum(0)
         return mean, (share * (variances + (means - mean).square())).sum(0)

@@ -8,7 +8,6 @@ float32 on the CPU. That takes a blink; what is wrong at some sizes alone it can
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -40,14 +39,6 @@ _CONVOLUTIONS = (
 )
 
 Convolve = Callable[..., Tensor]
-
-
-@lru_cache
-def known_fault(device: torch.device, dtype: torch.dtype) -> str | None:
-    """:func:`find_fault` of PyTorch's own operations, asked once in a process."""
-    if device.type == "cpu" and dtype == torch.float32:
-        return None  # it is what the others are compared with
-    return find_fault(device, dtype)
 
 
 @torch.no_grad()
@@ -85,8 +76,8 @@ def fault_of(
         raise  # what is in the way now says nothing of the device
     except failures as error:
         return f"{name} fails ({str(error):.80})"
-    error = relative_error(found, expected)
-    return None if error < tolerance else f"{name} is wrong by {error:.0%}"  # NaN is no small error
+    difference = relative_error(found, expected)
+    return None if difference < tolerance else f"{name} is wrong by {difference:.0%}"  # NaN is no small difference
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:

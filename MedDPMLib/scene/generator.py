@@ -15,6 +15,7 @@ from slicer.i18n import tr as _
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.geometry import Geometry
 from MedDPMLib.imaging.volume import Volume
+from MedDPMLib.inference.settings import GenerationSettings
 from MedDPMLib.models.card import Card
 from MedDPMLib.scene import volumes
 from MedDPMLib.scene.segmentation import read_labels
@@ -27,8 +28,8 @@ from MedDPMLib.worker.protocol import Cancelled, Error, Event, Preview, Progress
 class Order:
     """What is to be made from ``segmentation``, whose ``table`` is segment ID to label value of the model's scheme.
 
-    A sample for each of ``seeds``; settings as for :func:`MedDPMLib.generate`, None is the model's standard. Results go
-    into the nodes ``into`` (by seed and modality) where there is one, else into new ones.
+    A sample for each of ``seeds``. Results go into the nodes ``into`` (by seed and modality) where there is one, else
+    into new ones.
     """
 
     segmentation: slicer.vtkMRMLSegmentationNode
@@ -36,13 +37,7 @@ class Order:
     table: dict[str, int]
     modalities: Sequence[str]
     seeds: Sequence[int]
-    steps: int | None = None
-    sampler: str | None = None
-    device: str = "auto"
-    precision: str = "auto"
-    guidance: float = 1.0
-    memory: str = "auto"
-    space: str = "model"
+    settings: GenerationSettings = field(default_factory=GenerationSettings)
     preview: bool = True
     into: dict[tuple[int, str], slicer.vtkMRMLScalarVolumeNode] = field(default_factory=dict)
 
@@ -50,7 +45,8 @@ class Order:
 class Generator:
     """Carries out one order at a time.
 
-    Signals: ``progressed`` (text, part done from 0 to 1), ``ended`` (a sentence if something went wrong, else None).
+    Signals: ``progressed`` (text, part done from 0 to 1), ``ended`` (an error or a sentence if something
+    went wrong, else None).
     The nodes may go or be renamed while it runs; what was made stays.
     """
 
@@ -87,24 +83,18 @@ class Generator:
         if not order.modalities:
             raise MedDPMError(_("no modality is chosen: choose at least one"))
         labels = read_labels(order.segmentation, order.table, order.card.scheme)
-        settings: dict[str, Any] = {
+        request: dict[str, Any] = {
             "model": order.card.name,
             "ijk_to_ras": labels.geometry.ijk_to_ras.tolist(),
             "scheme": order.card.scheme.name,
             "name": order.segmentation.GetName() or "segmentation",
             "seeds": list(order.seeds),
-            "steps": order.steps,
-            "sampler": order.sampler,
-            "device": order.device,
-            "precision": order.precision,
-            "guidance": order.guidance,
-            "memory": order.memory,
-            "space": order.space,
+            "settings": order.settings.to_dict(),
             "modalities": list(order.modalities),
             "preview_every": int(order.preview),  # the next one waits until this one was read
         }
         cold = not self.client.running
-        id = self.client.generate(np.ascontiguousarray(labels.array), **settings)
+        id = self.client.generate(np.ascontiguousarray(labels.array), **request)
         if self.order is not None:
             self._drop()
         self._id = id
@@ -154,7 +144,7 @@ class Generator:
             self._arrived.extend((event, modality) for modality in (*self.order.modalities, None))
             self._next.start()
         elif isinstance(event, Error):
-            self._end(event.message)
+            self._end(event.error)
         elif isinstance(event, Cancelled):
             self._end(None)
 
@@ -193,7 +183,7 @@ class Generator:
         except Exception as error:
             self._drop()
             if isinstance(error, MedDPMError):
-                self._end(str(error))
+                self._end(error)
                 return
             self._end(_("the volume could not be taken into the scene: the Python console says why"))
             raise
@@ -229,7 +219,7 @@ class Generator:
 
     # The scene ---------------------------------------------------------------------------------------
 
-    def _end(self, message: str | None) -> None:
+    def _end(self, message: str | MedDPMError | None) -> None:
         self.order = self._id = None
         self.made = {key: node for key, node in self.made.items() if _in_scene(node)}
         self._arrived.clear()

@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
-import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import qt
-import slicer
 from slicer.i18n import tr as _
 
 import MedDPMLib
 from MedDPMLib.errors import MedDPMError
-
-#: Seconds that the system's own tools may take.
-_TOOLS = 5.0
-
-#: Of a Windows program that is started: no window of a console.
-_NO_WINDOW = 0x08000000
 
 
 def python_program() -> str:
@@ -49,32 +41,16 @@ def python_process(owner: qt.QObject) -> qt.QProcess:
 
 def kill_tree(roots: set[int]) -> None:
     """Kills the processes ``roots`` and all that they have started: Slicer's launcher does not take its child along."""
-    if sys.platform == "win32":
-        for root in roots:
-            _output([_taskkill(), "/T", "/F", "/PID", str(root)], creationflags=_NO_WINDOW)
-        return
-    # The clean environment: libraries of the application are none for the system's programs.
-    listing = _output(["ps", "-A", "-o", "pid=,ppid="], env=slicer.util.startupEnvironment())
-    for pid in descendants(listing, roots):
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except OSError:  # it has ended meanwhile
-            pass
+    import psutil  # installed with the rest, before anything is started
 
-
-def descendants(listing: str, roots: set[int]) -> set[int]:
-    """``roots`` and all that came from them, by a ``listing`` with process and parent in each line."""
-    children: dict[int, list[int]] = {}
-    for line in listing.splitlines():
-        pid, parent = map(int, line.split())
-        children.setdefault(parent, []).append(pid)
-    pending, found = list(roots), set()
-    while pending:
-        pid = pending.pop()
-        if pid not in found:
-            found.add(pid)
-            pending += children.get(pid, [])
-    return found
+    processes = []
+    for pid in roots:
+        with suppress(psutil.Error):  # it has ended meanwhile
+            root = psutil.Process(pid)
+            processes += [root, *root.children(recursive=True)]
+    for process in processes:
+        with suppress(psutil.Error):
+            process.kill()
 
 
 def describe_end(crashed: bool, code: int, platform: str = sys.platform) -> str:
@@ -83,17 +59,3 @@ def describe_end(crashed: bool, code: int, platform: str = sys.platform) -> str:
         return _("exit code {code}").format(code=f"0x{code & 0xFFFFFFFF:08X}")
     text = _("signal {code}") if crashed else _("exit code {code}")
     return text.format(code=code)
-
-
-def _taskkill() -> str:
-    """With its folder: what is called so elsewhere on the PATH is not asked for."""
-    return os.path.join(os.environ.get("SystemRoot", r"C:\Windows"), "System32", "taskkill.exe")
-
-
-def _output(command: list[str], **options) -> str:
-    """What ``command`` prints; nothing where it is missing or takes too long."""
-    try:
-        ended = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_TOOLS, **options)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return ended.stdout

@@ -123,13 +123,13 @@ class WorkerClient:
         """
         return self._ask(Load(id=self._new_id(), model=model))
 
-    def generate(self, labels: np.ndarray, **settings) -> str:
+    def generate(self, labels: np.ndarray, **request) -> str:
         """Asks for volumes for ``labels`` (k, j, i; uint8); the rest as in :class:`protocol.Generate`. Returns the id.
 
         Raises :class:`MedDPMError` if no worker can be started, or if the mask cannot be written.
         """
         mask = self._started().session.write("mask", labels)
-        return self._ask(Generate(id=self._new_id(), mask=mask, **settings))
+        return self._ask(Generate(id=self._new_id(), mask=mask, **request))
 
     def cancel(self, id: str) -> None:
         """Ends a request. Nothing of it is received from now on."""

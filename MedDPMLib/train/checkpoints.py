@@ -7,7 +7,7 @@ averaged weights that did best. A damaged one is told, and the one before it tak
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -42,19 +42,23 @@ class Checkpoints:
     def save_best(self, ema: dict[str, Any], iteration: int, score: float) -> None:
         _write(self.best, {"ema": ema, "iteration": iteration, "score": score})
 
-    def load(self, tell: Callable[[str], None]) -> dict[str, Any] | None:
-        """The newest sound checkpoint, on the CPU; None if there is none yet. ``tell`` hears of damaged ones.
+    def load(
+        self, tell: Callable[[str], None], needed: Collection[str] = ("iteration", "ema")
+    ) -> dict[str, Any] | None:
+        """The newest valid checkpoint, on the CPU; None if there is none yet. ``tell`` hears of damaged ones.
 
-        Raises :class:`MedDPMError` if there are some and all are damaged.
+        Raises :class:`MedDPMError` if there are some, and all are damaged or lack one of the fields ``needed``.
         """
         paths = self.paths()
         for path in paths:
             try:
-                return read(path)
+                return read(path, needed)
             except MedDPMError as error:
                 tell(f"{error}; the one before it is taken")
         if paths:
-            raise MedDPMError(f"every checkpoint in {self.folder} is damaged: delete them to begin anew")
+            raise MedDPMError(
+                f"every checkpoint in {self.folder} is damaged or of another version: choose another run folder"
+            )
         return None
 
     def clean(self) -> None:
@@ -73,8 +77,8 @@ def _write(path: Path, state: dict[str, Any]) -> None:
             raise OSError(str(error)) from error  # what torch makes of a full disk
 
 
-def read(path: Path) -> dict[str, Any]:
-    """The checkpoint at ``path``, on the CPU. Raises :class:`MedDPMError` for a damaged one."""
+def read(path: Path, needed: Collection[str] = ("iteration", "ema")) -> dict[str, Any]:
+    """The checkpoint at ``path``, on the CPU; :class:`MedDPMError` for a damaged one and one without all ``needed``."""
     try:
         # torch does not look at the archive's checksums.
         with zipfile.ZipFile(path) as archive:
@@ -82,7 +86,10 @@ def read(path: Path) -> dict[str, Any]:
         if damaged is not None:
             raise ValueError(f"{damaged} has another checksum")
         state = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(state, dict) or not {"iteration", "ema"} <= state.keys():
+        missing = [name for name in needed if not isinstance(state, dict) or name not in state]
+        if missing:
+            raise ValueError(f"it has no {', '.join(missing)}")
+        if not isinstance(state["iteration"], int) or not isinstance(state["ema"], dict):
             raise ValueError("it holds something else")
         return state
     except Exception as error:  # a damaged archive or pickle may raise anything

@@ -31,11 +31,14 @@ class Teacher:
         settings = recipe.distillation
         model = load_model(settings.teacher)
         _check_same(model.card, recipe_card(recipe))
-        #: For the run's story.
+        #: For the run's history.
         self.identity = {"model": model.card.name, "hash": model.hash}
         self.prediction, self.schedule, self.dtype = model.card.prediction, schedule, dtype
         self.network = optimize(model.network, device, dtype)
-        steps, own = (plan_steps(schedule, "ddim", n) for n in (settings.teacher_steps, settings.steps))
+        steps, own = (
+            [evaluation for step in plan_steps(schedule, "ddim", count) for evaluation in step]
+            for count in (settings.teacher_steps, settings.steps)
+        )
         #: The teacher's timesteps, (N,).
         self.grid = torch.tensor([step.t for step in steps], device=device)
         #: What becomes of x and x0 in each step of the teacher (N, 2), and in each of the student's.

@@ -33,6 +33,10 @@ from MedDPMLib.train.examples import Example
 from MedDPMLib.train.objective import Objective, ema_decay, learning_rate
 
 
+class NotFinite(MedDPMError):
+    """A loss or gradient is not finite: the message names the iteration, and what can be done."""
+
+
 class Engine:
     """The state of a training run and one step of it: ``network`` (float32), ``ema``, optimiser, ``iteration``.
 
@@ -60,7 +64,7 @@ class Engine:
         schedule = make_schedule(**recipe.schedule).to(self.device)
         self.schedule = schedule
         self.objective = Objective(recipe.training, recipe.prediction, schedule)
-        self.teacher = recipe.distillation and Teacher(recipe, schedule, self.device, execution.dtype)
+        self.teacher = Teacher(recipe, schedule, self.device, execution.dtype) if recipe.distillation else None
         self.network = build_network(recipe_card(recipe).network_description)
         self.network.start_training(schedule.alpha_bar.cpu())
         # FSDP keeps no memory layout of its own.
@@ -98,7 +102,7 @@ class Engine:
         told = torch.stack([torch.stack([loss for loss, _ in losses]).mean(), losses[0][0].new_tensor(float(stopping))])
         mean, stopping_share = self.accelerator.reduce(told, reduction="mean").tolist()
         if not math.isfinite(mean):
-            raise MedDPMError(self._not_finite(losses))
+            raise NotFinite(self._not_finite(losses))
         self._update()
         return mean, stopping_share > 0
 
@@ -130,7 +134,7 @@ class Engine:
         if self.sharded:
             whole = sharding.gathered(self.network, self.ema, self.optimiser)
         else:
-            named = {"network": self.network, "ema": self.ema, "optimiser": self.optimiser}
+            named: dict[str, Any] = {"network": self.network, "ema": self.ema, "optimiser": self.optimiser}
             whole = {name: part.state_dict() for name, part in named.items()}
         return {"iteration": self.iteration, **whole, "scaler": self.scaler.state_dict(), "random": random}
 
@@ -209,9 +213,9 @@ class Engine:
                 gradient.copy_(mean.view(gradient.shape))
         self.scaler.unscale_(self.optimiser)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), settings.gradient_norm or math.inf)
-        self.gradient_norm = float(norm.full_tensor() if self.sharded else norm)
+        self.gradient_norm = float(norm.full_tensor() if self.sharded else norm)  # type: ignore[attr-defined]
         if not math.isfinite(self.gradient_norm) and not self.scaler.is_enabled():  # which leaves such a step out
-            raise MedDPMError(
+            raise NotFinite(
                 f"the gradient of iteration {self.iteration + 1} is not finite: lower the learning rate,"
                 " or use --precision float32"
             )

@@ -11,7 +11,7 @@ from MedDPMLib.models.bundle import write_bundle
 from MedDPMLib.models.card import Card
 from MedDPMLib.recipes.recipe import Recipe, recipe_card
 from MedDPMLib.train.checkpoints import read
-from MedDPMLib.train.folder import RunFolder, Story, spoken_machine, spoken_time
+from MedDPMLib.train.folder import RunFolder, RunHistory, spoken_machine, spoken_time
 
 #: So many names of cases fit on a card.
 _MOST_NAMES = 12
@@ -24,7 +24,7 @@ def export_run(run: Path, out: Path, *, best: bool = False) -> Card:
     :class:`MedDPMError` for a folder without a run or checkpoint.
     """
     folder = RunFolder(run)
-    recipe, story, checkpoints = folder.recipe(), folder.story(), folder.checkpoints()
+    recipe, history, checkpoints = folder.recipe(), folder.history(), folder.checkpoints()
     if best:
         if not checkpoints.best.is_file():
             raise MedDPMError(f"{run} has no best weights yet: train further, or export the newest")
@@ -33,32 +33,31 @@ def export_run(run: Path, out: Path, *, best: bool = False) -> Card:
         state = checkpoints.load(lambda sentence: None)
         if state is None:
             raise MedDPMError(f"{run} has no checkpoint yet: train further")
-    card = run_card(recipe, story, state["iteration"])
+    card = run_card(recipe, history, state["iteration"])
     write_bundle(out, card, state["ema"], dtype=torch.float16)
     return card
 
 
-def run_card(recipe: Recipe, story: Story, iteration: int) -> Card:
-    """The card of the weights after ``iteration`` iterations of the run that ``story`` tells."""
-    data = story.data
+def run_card(recipe: Recipe, history: RunHistory, iteration: int) -> Card:
+    """The card of the weights after ``iteration`` iterations of the run with that ``history``."""
+    data = history.data
     cases = data["cases"]
     finished = iteration >= recipe.iterations
-    seconds = story.seconds * iteration / max(1, story.iteration)
+    seconds = history.seconds * iteration / max(1, history.iteration)
     sentences = [
         f"Trained by the recipe {recipe.name} for {iteration:,} iterations"
         + ("" if finished else f" of {recipe.iterations:,}: the run is not finished")
         + f", on {len(cases)} cases"
         + (f" ({len(data['held_out'])} more held out)" if data["held_out"] else "")
-        + f", in {spoken_time(seconds)} on {spoken_machine(story.machine)}.",
+        + f", in {spoken_time(seconds)} on {spoken_machine(history.machine)}.",
         f"Grids: {'; '.join(_stage(stage) for stage in recipe.stages)}.",
     ]
-    if story.init:
-        sentences.append(f"It began with the weights of {story.init['model']}.")
+    if history.init:
+        sentences.append(f"It began with the weights of {history.init['model']}.")
     if recipe.distillation:
         taught = recipe.distillation
-        sentences.append(
-            f"It learnt to take {taught.teacher_steps} steps of {story.teacher['model']} in {taught.steps}."
-        )
+        teacher = history.teacher["model"] if history.teacher else taught.teacher
+        sentences.append(f"It learnt to take {taught.teacher_steps} steps of {teacher} in {taught.steps}.")
     names = ", ".join(cases[:_MOST_NAMES]) + (", ..." if len(cases) > _MOST_NAMES else "")
     licence = data["licence"] or "not stated: that of the images"
     entry = {"name": f"{data['name']}: {names}", "licence": licence, "cases": len(cases)}

@@ -7,10 +7,10 @@ the same for people; both are written anew with each checkpoint.
 from __future__ import annotations
 
 import json
-import os
-import platform
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,14 @@ from MedDPMLib.recipes.recipe import Recipe, load_recipe, recipe_toml
 from MedDPMLib.runtime.files import written_whole
 from MedDPMLib.runtime.versions import versions
 from MedDPMLib.train.checkpoints import Checkpoints
+from MedDPMLib.validation import Rule, list_of, number, optional, table, table_with, text, whole
 
 #: Rows of the table of losses in the README.
 _ROWS = 20
 
 
 @dataclass
-class Story:
+class RunHistory:
     """What happened in a run so far: plain data for JSON."""
 
     #: ``name``, ``licence`` (None where not known) and names of the ``cases`` learnt from and ``held_out``.
@@ -49,6 +50,51 @@ class Story:
     changes: list[str] = field(default_factory=list)
 
 
+_TEXT, _COUNT, _TEXTS = text(least=0), whole(0), list_of(text(), 0, 10**6)
+
+_table = partial(table_with, more=True, complete=True)
+
+#: What the fields of a :class:`RunHistory` hold; tables may have more fields than these.
+_RULES: dict[str, Rule] = {
+    "data": _table({"name": _TEXT, "licence": optional(_TEXT), "cases": _TEXTS, "held_out": _TEXTS}),
+    "machine": _table(
+        {
+            "device": _TEXT, "processor": _TEXT, "precision": _TEXT, "processes": _COUNT, "threads": _COUNT,
+            "versions": table(),
+        }
+    ),
+    "init": optional(_table({"model": _TEXT, "tensors": _COUNT, "fresh": _COUNT})),
+    "teacher": optional(_table({"model": _TEXT, "hash": _TEXT})),
+    "iteration": _COUNT,
+    "seconds": number(),
+    "started": _TEXT,
+    "changed": _TEXT,
+    "losses": list_of(_table({"iteration": _COUNT, "loss": number(), "held_out": optional(number())}), 0, 10**6),
+    "best": optional(_table({"iteration": _COUNT, "score": number()})),
+    "changes": _TEXTS,
+}  # fmt: skip
+
+
+def history_fields(values: Any, tell: Callable[[str], None] = lambda sentence: None) -> dict[str, Any]:
+    """Those fields of a :class:`RunHistory` that can be used of ``values``, which another version may have written.
+
+    ``tell`` takes a sentence for each field that is unknown or not as expected. What is missing is missing: a history
+    is not worth a run.
+    """
+    if not isinstance(values, dict):
+        tell("the history of the run is not a table of fields and is dropped")
+        return {}
+    for name in sorted(values.keys() - _RULES.keys()):
+        tell(f'"{name}" in the history of the run is unknown to this version and is dropped')
+    found = {}
+    for name, rule in _RULES.items():
+        if name in values and rule.fits(values[name]):
+            found[name] = values[name]
+        elif name in values:
+            tell(f'"{name}" in the history of the run is not what this version expects and is dropped')
+    return found
+
+
 class RunFolder:
     """The files of the run in ``path``."""
 
@@ -65,34 +111,43 @@ class RunFolder:
     def recipe(self) -> Recipe:
         return load_recipe(self.path / "recipe.toml")
 
-    def story(self) -> Story:
+    def history(self) -> RunHistory:
+        """What ``run.json`` tells; what it lacks beside data and machine is left open."""
         path = self.path / "run.json"
         try:
-            return Story(**json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
+            found = history_fields(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, RecursionError) as error:
             raise MedDPMError(f"{path} cannot be read ({str(error):.80}): it is not the folder of a run") from error
+        for name in ("data", "machine"):
+            if name not in found:
+                raise MedDPMError(
+                    f'{path} does not say what the model was trained on: its "{name}" is missing or incomplete. Resume'
+                    f" the run (meddpm train DATASET --run {self.path}), which writes the file anew, and export it then"
+                )
+        return RunHistory(**found)
 
     def write_recipe(self, recipe: Recipe) -> None:
         with written_whole(self.path / "recipe.toml") as temporary:
             temporary.write_text(recipe_toml(recipe), encoding="utf-8")
 
-    def write_story(self, recipe: Recipe, story: Story) -> None:
-        story.changed = _now()
+    def write_history(self, recipe: Recipe, history: RunHistory) -> None:
+        history.changed = _now()
         with written_whole(self.path / "run.json") as temporary:
-            temporary.write_text(json.dumps(asdict(story), indent=1) + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps(asdict(history), indent=1) + "\n", encoding="utf-8")
         with written_whole(self.path / "README.md") as temporary:
-            temporary.write_text(_readme(recipe, story, self.path), encoding="utf-8")
+            temporary.write_text(run_page(recipe, history, self.path), encoding="utf-8")
 
 
-def describe_machine(execution, processes: int) -> dict[str, Any]:
-    """For :attr:`Story.machine`."""
+def training_machine(execution, processes: int) -> dict[str, Any]:
+    """For :attr:`RunHistory.machine`."""
     import torch
 
+    from MedDPMLib.runtime.hardware import processor
+
     device = execution.device
-    processor = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {
         "device": device.type,
-        "processor": processor,
+        "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         "precision": execution.precision,
         "processes": processes,
         "threads": torch.get_num_threads(),
@@ -115,26 +170,27 @@ def spoken_time(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def _readme(recipe: Recipe, story: Story, path: Path) -> str:
-    data, done = story.data, story.iteration >= recipe.iterations
-    where = f"Iteration {story.iteration:,} of {recipe.iterations:,}, after {spoken_time(story.seconds)}"
+def run_page(recipe: Recipe, history: RunHistory, path: Path) -> str:
+    """The README of the run in the folder ``path``, in Markdown."""
+    data, done = history.data, history.iteration >= recipe.iterations
+    where = f"Iteration {history.iteration:,} of {recipe.iterations:,}, after {spoken_time(history.seconds)}"
     lines = [
         f"# A training run of MedDPM: {recipe.name}",
         "",
         f"{recipe.card.get('title', recipe.name)}. {recipe.card.get('summary', '')}",
         "",
-        f"**{where}: {'finished' if done else 'not finished'}.** Written {story.changed}.",
+        f"**{where}: {'finished' if done else 'not finished'}.** Written {history.changed}.",
         "",
         "| | |",
         "|---|---|",
         f"| recipe | {recipe.name}: {recipe.network['kind']}, predicts {recipe.prediction}; in full in recipe.toml |",
         f"| data | {data['name']}: {len(data['cases'])} cases learnt from, {len(data['held_out'])} held out |",
-        f"| begun | {story.started}, {_begun_with(story)} |",
-        f"| machine | {spoken_machine(story.machine)} |",
-        f"| versions | {', '.join(f'{name} {number}' for name, number in story.machine['versions'].items())} |",
+        f"| begun | {history.started}, {_begun_with(history)} |",
+        f"| machine | {spoken_machine(history.machine)} |",
+        f"| versions | {', '.join(f'{name} {number}' for name, number in history.machine['versions'].items())} |",
     ]
-    lines += [f"| changed | {change} |" for change in story.changes]
-    if story.losses:
+    lines += [f"| changed | {change} |" for change in history.changes]
+    if history.losses:
         lines += [
             "",
             "## Losses",
@@ -144,10 +200,10 @@ def _readme(recipe: Recipe, story: Story, path: Path) -> str:
         ]
         lines += [
             f"| {row['iteration']:,} | {row['loss']:.4f} | {_number(row['held_out'])} |"
-            for row in _thinned(story.losses)
+            for row in _thinned(history.losses)
         ]
-    if story.best:
-        lines += ["", f"Best: iteration {story.best['iteration']:,}, with {story.best['score']:.4f}."]
+    if history.best:
+        lines += ["", f"Best: iteration {history.best['iteration']:,}, with {history.best['score']:.4f}."]
     lines += [
         "",
         "## Files",
@@ -162,10 +218,11 @@ def _readme(recipe: Recipe, story: Story, path: Path) -> str:
     return "\n".join(lines)
 
 
-def _begun_with(story: Story) -> str:
-    if not story.init:
-        return "with fresh weights"
-    return f"with the weights of {story.init['model']} ({story.init['fresh']} of {story.init['tensors']} tensors fresh)"
+def _begun_with(history: RunHistory) -> str:
+    if not history.init:
+        return "from scratch"
+    init = history.init
+    return f"from the weights of {init['model']} ({init['fresh']} of {init['tensors']} tensors from scratch)"
 
 
 def _number(value: float | None) -> str:
@@ -180,16 +237,6 @@ def _thinned(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         group = rows[start : start + each]
         thinned.append({**group[-1], "loss": sum(row["loss"] for row in group) / len(group)})
     return thinned
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine() or f"{os.cpu_count()} cores"
 
 
 def _now() -> str:

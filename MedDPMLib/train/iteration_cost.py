@@ -75,11 +75,13 @@ def measure(job: Job) -> list[Measurement]:
 
 
 def _run(job: Job) -> list[Measurement]:
+    import psutil
     import torch
 
     from MedDPMLib.recipes.recipe import recipe_from
     from MedDPMLib.runtime.allocator import keep_freed_memory
     from MedDPMLib.runtime.device import choose_execution
+    from MedDPMLib.runtime.hardware import peak_memory
 
     if not job.plain:
         keep_freed_memory()  # as the command line does
@@ -88,7 +90,7 @@ def _run(job: Job) -> list[Measurement]:
     changed = {"stages": [stage], "training": {**job.recipe["training"], "accumulate": 1}}
     recipe = recipe_from({**job.recipe, **changed})
     device = execution.device
-    before = _resident() if device.type == "cpu" else 0
+    before = 0 if device.type == "cuda" else psutil.Process().memory_info().rss
     step = _plain_step(recipe, device) if job.plain else _step(recipe, execution, job.checkpointing, job.compile)
     found = []
     for grid in job.grids:
@@ -100,16 +102,26 @@ def _run(job: Job) -> list[Measurement]:
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             seconds.append(time.perf_counter() - begun)
-        peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _peak_resident() - before
+        # On a GPU without the gaps of the allocator, which do not grow with the grid in a straight line.
+        peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory(device) - before
         found.append(Measurement(grid, min(seconds[1:]), peak))
     return found
 
 
 def _step(recipe, execution, checkpointing: bool, compile: bool) -> Callable[[Any], object]:
-    from MedDPMLib.train.engine import Engine
+    from MedDPMLib.train.engine import Engine, NotFinite
 
     engine = Engine(recipe, execution, checkpointing=checkpointing, compile=compile)
-    return lambda example: engine.step([example])
+
+    def step(example) -> None:
+        try:
+            engine.step([example])
+        except NotFinite:
+            if engine.iteration == 0:
+                raise
+            # Random numbers may overflow; once the optimizer has its moments, that takes no other memory.
+
+    return step
 
 
 def _plain_step(recipe, device) -> Callable[[Any], object]:
@@ -154,23 +166,6 @@ def _example(recipe, grid, batch: int, device):
     )
     t = torch.full((batch,), recipe.schedule["timesteps"] // 2)
     return Example(x0, noise, condition, t, weight, ("random",)).to(device)
-
-
-def _resident() -> int:
-    import psutil
-
-    return psutil.Process().memory_info().rss
-
-
-def _peak_resident() -> int:
-    if sys.platform == "win32":
-        import psutil
-
-        return psutil.Process().memory_info().peak_wset
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 if __name__ == "__main__":

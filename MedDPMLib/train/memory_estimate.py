@@ -22,8 +22,10 @@ from MedDPMLib.recipes.recipe import Recipe, Stage, recipe_card, recipe_values
 from MedDPMLib.runtime.device import Execution, free_memory
 from MedDPMLib.train.iteration_cost import Job, measure
 
-#: Sides of the cubes to measure on, rounded up to what the network takes.
-_SIDES = (32, 48)
+#: Bytes that the larger of two cubes takes about, on which is measured: what the memory of every grid has in common,
+#: and the gaps of the heap, come to some hundred megabytes. And between which sides it lies.
+_MEASURED = 2 * 10**9
+_SIDES = (48, 96)
 
 #: Training keeps about so many times what generating has at its peak (80 GB against 660 values a voxel for the
 #: published BraTS network).
@@ -48,9 +50,7 @@ def needs(
     recipe: Recipe, stages: Sequence[Stage], device: torch.device, precision: str, checkpointing: bool
 ) -> list[Need]:
     """What each of ``stages`` takes; each call measures for some seconds."""
-    multiple = build_network(recipe_card(recipe).network_description).side_multiple
-    cubes = [(-(-side // multiple) * multiple,) * 3 for side in _SIDES]
-    cubes = cubes if cubes[0] != cubes[1] else [cubes[0], (cubes[0][0] + multiple,) * 3]
+    cubes = _cubes(build_network(recipe_card(recipe).network_description), stages)
     job = Job(recipe_values(recipe), cubes, 1, 1, str(device), precision, checkpointing, plain=False)
     small, large = measure(job)
     voxels = [math.prod(cube) for cube in cubes]
@@ -63,6 +63,18 @@ def needs(
         )
         for stage in stages
     ]  # fmt: skip
+
+
+def _cubes(network: Denoiser, stages: Sequence[Stage]) -> list[tuple[int, int, int]]:
+    """The two cubes to measure on, (i, j, k), the smaller one first: no larger than the largest of ``stages``, if that
+    has room."""
+    multiple = network.side_multiple
+    most = max(math.prod(stage.learnt) * stage.batch for stage in stages)
+    fitting = min(most, _MEASURED / (TIMES_GENERATING * network.values_per_voxel * torch.float32.itemsize))
+    low, high = _SIDES
+    large = min(high, max(low, fitting ** (1 / 3)))
+    units = max(2, math.floor(large / multiple))
+    return [(side * multiple,) * 3 for side in (max(1, units * 2 // 3), units)]
 
 
 def memory_table(recipe: Recipe, device: torch.device) -> Iterator[Need]:
@@ -106,7 +118,7 @@ def check_memory(recipe: Recipe, execution: Execution, checkpointing: bool, netw
     advice = f"what fits: {'; '.join(fitting)}" if fitting else f"take patches of about {smaller} voxels a side"
     raise OutOfMemory(
         f"{_gigabytes(total)} of memory on {execution.device} are not enough to train {recipe.name}: {_spoken(need)};"
-        f" {advice} (--set stages.0.patch=[...]; --memory prints the table)"
+        f" {advice} (--set stages.0.patch=[...]; --estimate-memory prints the table)"
     )
 
 
@@ -129,7 +141,7 @@ def _ran_out(recipe: Recipe, execution: Execution, checkpointing: bool) -> str:
     mends += ["smaller patches (--set stages.0.patch=[...])"]
     return (
         f"the memory of {execution.device} ran out while training {recipe.name} in {execution.precision}: use"
-        f" {', '.join(mends)}; meddpm train --recipe {recipe.name} --memory prints what would fit"
+        f" {', '.join(mends)}; meddpm train --recipe {recipe.name} --estimate-memory prints what would fit"
     )
 
 

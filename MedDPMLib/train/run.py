@@ -31,10 +31,17 @@ from MedDPMLib.train.examples import (
     remaining_stages,
     split_cases,
 )
-from MedDPMLib.train.folder import RunFolder, Story, describe_machine
+from MedDPMLib.train.folder import RunFolder, RunHistory, history_fields, training_machine
 from MedDPMLib.train.memory_estimate import check_memory, memory_explained
 from MedDPMLib.train.monitor import Monitor
 from MedDPMLib.train.stopping import Stopped, StopRequest
+from MedDPMLib.validation import list_of, number
+
+#: What a checkpoint calls the history.
+_HISTORY = "story"
+
+#: What a checkpoint has to hold for a run to resume: what :meth:`MedDPMLib.train.engine.Engine.state` gives.
+_NEEDED = ("iteration", "network", "ema", "optimiser", "scaler", "random")
 
 
 def train(
@@ -52,7 +59,7 @@ def train(
     report: Callable[[int, float], None] = lambda iteration, loss: None,
     tell: Callable[[str], None] = lambda sentence: None,
     stop: StopRequest | None = None,
-) -> Story:
+) -> RunHistory:
     """Trains ``recipe`` on ``cases`` in the folder ``run``, or goes on from its newest checkpoint.
 
     Args:
@@ -93,7 +100,7 @@ def train(
         finally:
             session.close()
         _leave(engine)
-    return session.story
+    return session.history
 
 
 def _leave(engine: Engine) -> None:
@@ -118,16 +125,16 @@ class _Session:
         self.main = engine.accelerator.is_main_process
         self.learnt, self.held_out = split_cases(cases, recipe.training.held_out, recipe.training.seed)
         self.checkpoints = folder.checkpoints(recipe.monitor.keep)
-        self.story = Story(
+        self.history = RunHistory(
             data={
                 "name": data.get("name", "cases"),
                 "licence": data.get("licence"),
                 "cases": [case.name for case in _each(self.learnt)],
                 "held_out": [case.name for case in _each(self.held_out)],
             },
-            machine=describe_machine(engine.execution, engine.processes),
+            machine=training_machine(engine.execution, engine.processes),
         )
-        #: The losses since the last row of the story.
+        #: The losses since the last row of the history.
         self.losses: list[float] = []
         self.clock = time.monotonic()
         self.monitor: Monitor | None = None
@@ -136,36 +143,50 @@ class _Session:
 
     def begin(self, init: str | None) -> None:
         """Takes up the newest checkpoint, or begins with fresh weights or those of ``init``."""
-        state = self.checkpoints.load(self.tell)
+        state = self.checkpoints.load(self.tell, needed=_NEEDED)
         if state is None:
             if init is not None:
-                self.story.init = self._initialise(init)
-            self.story.teacher = self.engine.teacher and self.engine.teacher.identity
+                self.history.init = self._initialise(init)
+            self.history.teacher = self.engine.teacher.identity if self.engine.teacher else None
         else:
             changes = recipe_changes(self.folder.recipe(), self.recipe) if self.folder.has_recipe else []
-            self.engine.load_state(state)
-            self.losses = state["losses"]
-            fresh = self.story
-            self.story = Story(**state["story"])
+            self._load(state)
+            before = history_fields(state.get(_HISTORY, {}), self.tell)
+            now = {"data": self.history.data, "machine": self.history.machine, "iteration": self.engine.iteration}
+            self.history = RunHistory(**{"started": "unknown", **before, **now})
             self._check_teacher()
-            if fresh.data["cases"] != self.story.data["cases"]:
-                changes.append(f"the cases become {len(fresh.data['cases'])} of {fresh.data['name']}")
-            self.story.data, self.story.machine = fresh.data, fresh.machine
+            if "data" in before and before["data"]["cases"] != self.history.data["cases"]:
+                changes.append(f"the cases become {len(self.history.data['cases'])} of {self.history.data['name']}")
             for change in changes:
                 sentence = f"from iteration {self.engine.iteration + 1:,} on: {change}"
-                self.story.changes.append(sentence)
+                self.history.changes.append(sentence)
                 self.tell(sentence)
             self.tell(f"going on after iteration {self.engine.iteration:,}")
         self._check_together()
         if self.main:
             self.checkpoints.clean()
             self.folder.write_recipe(self.recipe)
-            self.folder.write_story(self.recipe, self.story)
+            self.folder.write_history(self.recipe, self.history)
             self.monitor = Monitor(self.folder.path, self.engine.iteration)
+
+    def _load(self, state: dict[str, Any]) -> None:
+        """Takes weights, optimiser and random numbers from a checkpoint, and the losses since its last row."""
+        try:
+            self.engine.load_state(state)
+        except MedDPMError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise MedDPMError(
+                f"the newest checkpoint in {self.checkpoints.folder} is of another version of MedDPM"
+                f" ({type(error).__name__}: {str(error):.80}): resume the run with that version, or begin a new run"
+                " with its model (meddpm models export, --init)"
+            ) from error
+        losses = state.get("losses")
+        self.losses = losses if list_of(number(), 0, 10**6).fits(losses) else []
 
     def _check_teacher(self) -> None:
         teacher = self.engine.teacher
-        if teacher and teacher.identity != self.story.teacher:
+        if teacher and teacher.identity != self.history.teacher:
             raise MedDPMError(
                 f"the run was begun with another teacher than {self.recipe.distillation.teacher} is now: bring the old"
                 " one back, or choose another run folder"
@@ -177,7 +198,7 @@ class _Session:
             return
         from accelerate.utils import gather_object
 
-        points = gather_object([(self.engine.iteration, self.story.data["cases"], self.story.data["held_out"])])
+        points = gather_object([(self.engine.iteration, self.history.data["cases"], self.history.data["held_out"])])
         if any(point != points[0] for point in points):
             iterations = ", ".join(f"{iteration:,}" for iteration, _, _ in points)
             raise MedDPMError(
@@ -198,7 +219,7 @@ class _Session:
                 for iteration in iterations
                 for numbers in batch_numbers(recipe, iteration, accelerator.process_index, engine.processes)
             )
-            with closing(made_ahead(examples.batch, wanted, workers)) as ahead:
+            with closing(made_ahead(examples.batch, wanted, workers)) as ahead:  # type: ignore[type-var]
                 for _ in iterations:
                     begun = time.monotonic()
                     loss, stopping = engine.step(islice(ahead, each), stopping=stop.signal is not None)
@@ -215,8 +236,8 @@ class _Session:
     def _note(self, loss: float, seconds: float) -> None:
         self.losses.append(loss)
         now = time.monotonic()
-        self.story.iteration = self.engine.iteration
-        self.story.seconds += now - self.clock
+        self.history.iteration = self.engine.iteration
+        self.history.seconds += now - self.clock
         self.clock = now
         if self.monitor is not None:
             rate = self.engine.optimiser.param_groups[0]["lr"]
@@ -233,8 +254,8 @@ class _Session:
         if due or stopping:
             state = self.engine.state()
             if self.main:
-                self.checkpoints.save({**state, "losses": self.losses, "story": vars(self.story)})
-                self.folder.write_story(self.recipe, self.story)
+                self.checkpoints.save({**state, "losses": self.losses, _HISTORY: vars(self.history)})
+                self.folder.write_history(self.recipe, self.history)
         # After the checkpoint, which is worth more; and not while somebody waits for the end, but of a finished run.
         if plan.montage_every and (last or (iteration % plan.montage_every == 0 and not stopping)):
             self._draw()
@@ -244,7 +265,7 @@ class _Session:
             self.engine.accelerator.wait_for_everyone()
 
     def _add_row(self) -> None:
-        """A row of the story; the best weights are kept when its score is the lowest yet.
+        """A row of the history; the best weights are kept when its score is the lowest yet.
 
         The score is the loss of the averaged weights on the held-out cases at fixed noise. Without such cases it is
         the mean loss of the training since the row before, which says as much about which noise was drawn.
@@ -256,12 +277,12 @@ class _Session:
         loss = sum(self.losses) / len(self.losses)
         self.losses = []
         iteration = self.engine.iteration
-        self.story.losses.append({"iteration": iteration, "loss": loss, "held_out": held_out})
+        self.history.losses.append({"iteration": iteration, "loss": loss, "held_out": held_out})
         if self.monitor is not None and held_out is not None:
             self.monitor.scalars(iteration, {"held-out loss": held_out})
         score = loss if held_out is None else held_out
-        if self.story.best is None or score < self.story.best["score"]:
-            self.story.best = {"iteration": iteration, "score": score}
+        if self.history.best is None or score < self.history.best["score"]:
+            self.history.best = {"iteration": iteration, "score": score}
             weights = self.engine.averaged_weights()
             if self.main:  # before the checkpoint that tells of it, so that there is what it tells of
                 self.checkpoints.save_best(weights, iteration, score)

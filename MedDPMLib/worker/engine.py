@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from MedDPMLib.errors import MedDPMError, OutOfMemory
+from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.geometry import Geometry
 from MedDPMLib.imaging.volume import Volume
+from MedDPMLib.inference.settings import GenerationSettings
 from MedDPMLib.runtime.allocator import hand_back_freed_memory
 from MedDPMLib.worker.protocol import Event, Generate, Load, Loaded, Preview, Progress, Ready, Result
 from MedDPMLib.worker.session import Session
@@ -84,34 +85,28 @@ class Engine:
             except RuntimeError as error:  # a recording that failed in an older PyTorch keeps it from doing so
                 print(f"the GPU's memory is not given back ({error})", file=sys.stderr, flush=True)
 
-    def generate(self, request: Generate, send: Send) -> Result:
+    def generate(self, request: Generate, send: Send) -> Result:  # type: ignore[return]
         """Sends everything but the last result, which it returns."""
-        from MedDPMLib.inference.generation import generate
-        from MedDPMLib.inference.memory_plan import describe_plan, plan_memory
+        from MedDPMLib.inference.generation import plan_run
         from MedDPMLib.masks.fit import fit
-        from MedDPMLib.runtime.device import choose_execution
 
         samples = len(request.seeds)
+        asked = GenerationSettings.from_dict(request.settings)
         send(Progress(id=request.id, stage="model", sample=1, samples=samples))
         model = self._ready_model(request.model)
         card = model.card
         wanted = _wanted(request.modalities, model)
+        settings = asked.for_card(card)
         send(Progress(id=request.id, stage="mask", sample=1, samples=samples))
         mask = self._mask(request, model)
-        steps = card.qualities["standard"]["steps"] if request.steps is None else request.steps
         report = _Report(request, model, fit(mask, card.grid).geometry, wanted, self.session, send)
-        send(Progress(id=request.id, stage="steps", sample=1, samples=samples, steps=steps))
+        send(Progress(id=request.id, stage="steps", sample=1, samples=samples, steps=settings.steps))
         try:
-            execution = choose_execution(request.device, request.precision)
-            plan = plan_memory(model, execution, memory=request.memory, guided=request.guidance != 1)
-            print(describe_plan(model, execution, plan), file=sys.stderr, flush=True)
+            run = plan_run(model, settings)
+            print(run.description, file=sys.stderr, flush=True)
             for sample, seed in enumerate(request.seeds, start=1):
                 report.begin(sample)
-                generated = generate(
-                    model, mask, seed=seed, steps=steps, sampler=request.sampler, device=execution.device,
-                    precision=execution.precision, guidance=request.guidance, memory=plan, space=request.space,
-                    progress=report.step,
-                )  # fmt: skip
+                generated = run.generate(mask, seed=seed, progress=report.step)
                 volumes = {name: generated[name] for name in wanted}
                 result = Result(
                     id=request.id, sample=sample, samples=samples, files=_write(self.session, "result", volumes),
@@ -203,11 +198,11 @@ class _Report:
     def _preview(self, step: int, steps: int, x0: Tensor) -> None:
         if any(map(self._session.holds, self._files.values())):
             return  # the client is still busy with the one before
-        from MedDPMLib.inference.generation import volumes
+        from MedDPMLib.inference.result import volumes_of
 
-        made = volumes(self._card, x0[0].float().cpu(), self._geometry, self._geometry)
-        shown = self._wanted[0]
-        self._files = _write(self._session, "preview", {shown: made[shown]})
+        # Only what is shown is converted and written: the sampling waits meanwhile.
+        made = volumes_of(self._card, x0[0], self._geometry, self._geometry, self._wanted[:1])
+        self._files = _write(self._session, "preview", made)
         self._send(
             Preview(
                 id=self._request.id, sample=self._sample, step=step, steps=steps, files=self._files,
@@ -218,26 +213,6 @@ class _Report:
     def end(self) -> None:
         """Removes what the client has not fetched."""
         _remove(self._session, self._files)
-
-
-def describe_fault(error: BaseException) -> tuple[str, str]:
-    """The kind (one of :data:`MedDPMLib.worker.protocol.ERROR_KINDS`) of ``error`` and a sentence for the user."""
-    if isinstance(error, OutOfMemory):
-        return "memory", str(error)
-    if isinstance(error, MedDPMError):
-        return "input", str(error)
-    out_of_memory = type(error).__name__ == "OutOfMemoryError" or (  # torch's, which may not be imported
-        isinstance(error, RuntimeError) and "alloc" in str(error) and "memory" in str(error)
-    )
-    if isinstance(error, MemoryError) or out_of_memory:
-        return "memory", "the memory of this computer does not suffice: close other programs or choose a smaller model"
-    if isinstance(error, ImportError):
-        package = (error.name or "").partition(".")[0] or "a Python package"
-        package = {"torch": "PyTorch (torch)"}.get(package, package)
-        if isinstance(error, ModuleNotFoundError):
-            return "package", f"{package} is not installed in this Python: install it, then try again"
-        return "package", f"{package} cannot be imported ({error!s:.200}): install it again, then start 3D Slicer again"
-    return "internal", f"a fault of MedDPM ({type(error).__name__}: {error!s:.200}): the log of the worker says where"
 
 
 def _wanted(modalities: list[str] | None, model: Model) -> list[str]:

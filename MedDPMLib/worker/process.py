@@ -1,13 +1,14 @@
 """Who listens while the model works? The process: its lines, its queue, and its end.
 
-One thread reads the requests and answers what cannot wait (cancel, status, shutdown); the main thread carries out
-the others one after the other. A step of the network cannot be interrupted, but while it computes the other thread
-runs: the client has its answer at once, and the main thread stops when the step is over.
+One thread reads the requests and answers what cannot wait (cancel, status, shutdown), one writes the events; the main
+thread carries out the other requests one after the other. A step of the network cannot be interrupted, but while it
+computes the other threads run: the client has its answer at once, and the main thread stops when the step is over.
 """
 
 from __future__ import annotations
 
 import os
+import queue
 import signal
 import sys
 import threading
@@ -17,7 +18,8 @@ from collections import deque
 from collections.abc import Iterator
 from typing import BinaryIO, NoReturn
 
-from MedDPMLib.worker.engine import Engine, describe_fault
+from MedDPMLib.worker.engine import Engine
+from MedDPMLib.worker.faults import describe_fault
 from MedDPMLib.worker.protocol import (
     LONGEST_LINE,
     Bye,
@@ -39,6 +41,9 @@ from MedDPMLib.worker.protocol import (
     encode,
 )
 from MedDPMLib.worker.session import Session
+
+#: Seconds that the last line may take to leave: a client that has stopped reading does not keep the worker.
+_LAST_LINE = 1.0
 
 
 class _Stopped(BaseException):
@@ -76,10 +81,10 @@ def _name_standard_handles() -> None:
     import ctypes
     import msvcrt
 
-    set_handle = ctypes.windll.kernel32.SetStdHandle
+    set_handle = ctypes.windll.kernel32.SetStdHandle  # type: ignore[attr-defined]
     set_handle.argtypes = [ctypes.c_uint32, ctypes.c_void_p]
     for descriptor, name in ((0, -10), (1, -11)):  # STD_INPUT_HANDLE, STD_OUTPUT_HANDLE
-        set_handle(name & 0xFFFFFFFF, msvcrt.get_osfhandle(descriptor))
+        set_handle(name & 0xFFFFFFFF, msvcrt.get_osfhandle(descriptor))  # type: ignore[attr-defined]
 
 
 class Worker:
@@ -91,6 +96,7 @@ class Worker:
     def __init__(self, requests: BinaryIO, events: BinaryIO, session: Session, idle: float | None) -> None:
         self._requests, self._events, self._session, self._idle = requests, events, session, idle
         self._engine = Engine(session)
+        self._lines: queue.Queue[bytes] = queue.Queue()
         # Guards what follows and the order of the lines: after "cancelled" there is no line of that request.
         self._changed = threading.Condition()
         self._waiting: deque[_Job] = deque()
@@ -102,6 +108,7 @@ class Worker:
         from MedDPMLib.runtime.versions import versions
 
         self._end_with_signals()
+        threading.Thread(target=self._write, name="events", daemon=True).start()
         self._send(Hello(pid=os.getpid(), versions=versions()))
         threading.Thread(target=self._read, name="requests", daemon=True).start()
         try:
@@ -128,8 +135,7 @@ class Worker:
 
     def _rest(self) -> None:
         if self._engine.model_name is None:
-            self._send(Bye(reason="idle"))
-            self._end()
+            self._say_goodbye("idle")
         self._engine.release()
         self._send(Unloaded())
         self._last_active = time.monotonic()
@@ -143,15 +149,12 @@ class Worker:
                     raise _Stopped
                 self._send(event)
 
-        last = None
+        last: Event | None = None
         try:
             if isinstance(request, Generate):
                 last = self._engine.generate(request, send)
             elif isinstance(request, Load):
                 last = self._engine.load(request)
-            else:
-                self._engine.release()
-                last = Unloaded(id=request.id)
         except _Stopped:
             pass
         except Exception as error:
@@ -190,8 +193,7 @@ class Worker:
             elif isinstance(request, Status):
                 self._send(self._state(request.id))
             elif isinstance(request, Shutdown):
-                self._send(Bye(reason="shutdown"))
-                self._end()
+                self._say_goodbye("shutdown")
             elif any(job.request.id == request.id for job in self._jobs()):
                 message = f'there is a request "{request.id}" already: give each its own id'
                 self._send(Error(id=None, kind="input", message=message))
@@ -203,26 +205,19 @@ class Worker:
         return [job for job in (self._running, *self._waiting) if job is not None and not job.stopped]
 
     def _enqueue(self, request: Request) -> None:
-        if isinstance(request, Generate) and request.slot is not None:
-            for job in list(self._waiting):
-                if isinstance(job.request, Generate) and job.request.slot == request.slot:
-                    self._drop(job, "superseded")
         self._waiting.append(_Job(request))
         self._changed.notify()
 
     def _cancel(self, id: str) -> None:
         for job in self._jobs():
             if job.request.id == id:
-                self._drop(job, "asked")
+                job.stopped = True
+                if job is not self._running:
+                    self._waiting.remove(job)
+                    self._forget(job.request)
+                self._send(Cancelled(id=id, reason="asked"))
                 return
         self._send(Cancelled(id=id, reason="finished"))
-
-    def _drop(self, job: _Job, reason: str) -> None:
-        job.stopped = True
-        if job is not self._running:
-            self._waiting.remove(job)
-            self._forget(job.request)
-        self._send(Cancelled(id=job.request.id, reason=reason))
 
     def _state(self, id: str) -> State:
         running, *waiting = (self._running, *self._waiting)
@@ -236,22 +231,37 @@ class Worker:
     # Both --------------------------------------------------------------------------------------------
 
     def _send(self, event: Event) -> None:
+        """Puts the event's line where the thread that writes takes it: nobody waits for a client that does not read."""
+        with self._changed:
+            self._lines.put(encode(event))
+
+    def _write(self) -> None:
+        """The thread that writes. It alone stands still while the pipe is full."""
         try:
-            with self._changed:
-                self._events.write(encode(event))
+            while True:
+                self._events.write(self._lines.get())
                 self._events.flush()
+                self._lines.task_done()
         except OSError:
             self._end()  # nobody listens any more
 
     def _fault(self, id: str | None, error: Exception) -> Error:
-        kind, message = describe_fault(error)
-        if kind != "input":
+        fault = describe_fault(id, error)
+        if fault.kind != "input":
             traceback.print_exception(type(error), error, error.__traceback__)
-        return Error(id=id, kind=kind, message=message)
+        return fault
 
     def _forget(self, request: Request) -> None:
         if isinstance(request, Generate):
             self._session.remove(request.mask)
+
+    def _say_goodbye(self, reason: str) -> NoReturn:
+        """Ends after the last line, if the client reads it in time."""
+        self._send(Bye(reason=reason))
+        patience = time.monotonic() + _LAST_LINE
+        while self._lines.unfinished_tasks and time.monotonic() < patience:
+            time.sleep(0.005)
+        self._end()
 
     def _end(self) -> NoReturn:
         """Ends the process now, in the middle of whatever it does, and leaves no file."""

@@ -7,17 +7,30 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from MedDPMLib.errors import MedDPMError
+from MedDPMLib.validation import (
+    build,
+    field,
+    list_of,
+    matching,
+    number,
+    one_of,
+    optional,
+    printable,
+    read_json,
+    table,
+    table_of,
+    text,
+    whole,
+)
 
 #: Raised whenever an older client or worker would misunderstand the other.
-PROTOCOL = 1
+PROTOCOL = 2
 
 #: Bytes; no message comes near.
 LONGEST_LINE = 1 << 20
@@ -26,7 +39,7 @@ LONGEST_LINE = 1 << 20
 ERROR_KINDS = ("input", "memory", "package", "internal")
 
 #: Why a request ended without a result; "finished": it had ended before, or there never was one of that id.
-CANCEL_REASONS = ("asked", "superseded", "finished")
+CANCEL_REASONS = ("asked", "finished")
 
 #: What a running request is busy with.
 STAGES = ("model", "mask", "steps")
@@ -48,70 +61,19 @@ def worker_arguments(session: Path, idle: float | None = None) -> list[str]:
 
 # What a field may hold -------------------------------------------------------------------------------
 
-
-@dataclass(frozen=True)
-class _Check:
-    what: str
-    holds: Callable[[Any], bool]
-
-
-def _is_whole(value: Any, low: int, high: float = math.inf) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e12
-
-
-def _is_matrix(value: Any) -> bool:
-    return (
-        isinstance(value, (list, tuple))
-        and len(value) == 4
-        and all(isinstance(row, (list, tuple)) and len(row) == 4 and all(map(_is_number, row)) for row in value)
-    )
-
-
-def _or_none(check: _Check) -> _Check:
-    return _Check(f"{check.what} or null", lambda value: value is None or check.holds(value))
-
-
-def _list_of(check: _Check, low: int, high: int) -> _Check:
-    return _Check(
-        f"a list of {low} to {high} entries, each {check.what}",
-        lambda value: isinstance(value, (list, tuple)) and low <= len(value) <= high and all(map(check.holds, value)),
-    )
-
-
-def _one_of(names: tuple[str, ...]) -> _Check:
-    return _Check(f"one of {', '.join(names)}", lambda value: value in names)
-
-
+_ID = printable(100)
+_TEXT = text()
+_ANY_TEXT = text(least=0)
 #: A name of :mod:`MedDPMLib.worker.session`: no path, nothing outside the session's folder.
-_FILE_NAME = re.compile(r"(mask|preview|result)-[A-Za-z0-9_-]{1,64}\.npy")
-
-_ID = _Check(
-    "a printable text of 1 to 100 characters",
-    lambda value: isinstance(value, str) and 0 < len(value) <= 100 and value.isprintable(),
+_FILE = matching(
+    r"(mask|preview|result)-[A-Za-z0-9_-]{1,64}\.npy", "the name of a file of the session, such as mask-1.npy"
 )
-_TEXT = _Check("a text", lambda value: isinstance(value, str) and 0 < len(value) <= 10_000 and "\0" not in value)
-_FILE = _Check(
-    "the name of a file of the session, such as mask-1.npy",
-    lambda value: isinstance(value, str) and _FILE_NAME.fullmatch(value) is not None,
-)
-_FILES = _Check(
-    "a table of file names by modality", lambda value: isinstance(value, dict) and all(map(_FILE.holds, value.values()))
-)
-_MATRIX = _Check("a 4 x 4 matrix of finite numbers", _is_matrix)
-_SEED = _Check("a whole number from 0 to 2^63 - 1", lambda value: _is_whole(value, 0, 2**63 - 1))
-_COUNT = _Check("a whole number from 0", lambda value: _is_whole(value, 0))
-_POSITIVE = _Check("a whole number from 1", lambda value: _is_whole(value, 1))
-_GUIDANCE = _Check("a number from 0", lambda value: _is_number(value) and value >= 0)
-_SECONDS = _Check("a number of seconds from 0", lambda value: _is_number(value) and value >= 0)
-_TABLE = _Check("a table", lambda value: isinstance(value, dict))
-
-
-def _field(check: _Check, **default: Any) -> Any:
-    return field(metadata={"check": check}, **default)
+_FILES = table_of(printable(100), _FILE)
+_MATRIX = list_of(list_of(number(), 4, 4, kind=list), 4, 4, kind=list)
+_SEED = whole(0, 2**63 - 1)
+_COUNT = whole(0)
+_POSITIVE = whole(1)
+_NOT_NEGATIVE = number(0)
 
 
 # Requests --------------------------------------------------------------------------------------------
@@ -121,14 +83,14 @@ def _field(check: _Check, **default: Any) -> Any:
 class Request:
     """``id`` is the client's choice; every answer carries it."""
 
-    id: str = _field(_ID)
+    id: str = field(_ID)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Load(Request):
     """Makes a model ready, by its name or path, so that the next :class:`Generate` starts at once: :class:`Loaded`."""
 
-    model: str = _field(_TEXT)
+    model: str = field(_TEXT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,37 +99,24 @@ class Generate(Request):
 
     ``mask`` is a file of the session, uint8 (k, j, i) with the values of the label scheme called ``scheme``, placed by
     ``ijk_to_ras`` (4 x 4, mm); ``name`` is what the record calls it. The worker removes the file when the request has
-    ended. Settings are those of :func:`MedDPMLib.generate`; None is the model's standard. ``modalities`` are those
-    wanted, None for all. A preview is made every ``preview_every`` steps, 0 for none. Of requests that wait with the
-    same ``slot`` only the newest is kept.
+    ended. ``settings`` are those of :class:`MedDPMLib.inference.settings.GenerationSettings`, as its ``to_dict`` gives
+    them. ``modalities`` are those wanted, None for all. A preview is made every ``preview_every`` steps, 0 for none.
     """
 
-    model: str = _field(_TEXT)
-    mask: str = _field(_FILE)
-    ijk_to_ras: list[list[float]] = _field(_MATRIX)
-    scheme: str = _field(_TEXT)
-    name: str = _field(_TEXT, default="mask")
-    seeds: list[int] = _field(_list_of(_SEED, 1, 1000), default=(0,))
-    steps: int | None = _field(_or_none(_POSITIVE), default=None)
-    sampler: str | None = _field(_or_none(_TEXT), default=None)
-    device: str = _field(_TEXT, default="auto")
-    precision: str = _field(_TEXT, default="auto")
-    guidance: float = _field(_GUIDANCE, default=1.0)
-    memory: str = _field(_TEXT, default="auto")
-    space: str = _field(_TEXT, default="model")
-    modalities: list[str] | None = _field(_or_none(_list_of(_TEXT, 1, 16)), default=None)
-    preview_every: int = _field(_COUNT, default=0)
-    slot: str | None = _field(_or_none(_ID), default=None)
+    model: str = field(_TEXT)
+    mask: str = field(_FILE)
+    ijk_to_ras: list[list[float]] = field(_MATRIX)
+    scheme: str = field(_TEXT)
+    name: str = field(_TEXT, default="mask")
+    seeds: list[int] = field(list_of(_SEED, 1, 1000, kind=list), default=(0,))
+    settings: dict[str, Any] = field(table(), default_factory=dict)
+    modalities: list[str] | None = field(optional(list_of(_TEXT, 1, 16, kind=list)), default=None)
+    preview_every: int = field(_COUNT, default=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cancel(Request):
     """Ends the request whose id this is: :class:`Cancelled`, at once, and nothing more of that id."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Unload(Request):
-    """Releases the model's memory after the requests before it: :class:`Unloaded`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,34 +141,32 @@ class Event:
 class Hello(Event):
     """The first line, before PyTorch is imported. ``versions``: of MedDPM, Python and packages."""
 
-    protocol: int = _field(_POSITIVE, default=PROTOCOL)
-    pid: int = _field(_POSITIVE)
-    versions: dict[str, str] = _field(_TABLE)
+    protocol: int = field(_POSITIVE, default=PROTOCOL)
+    pid: int = field(_POSITIVE)
+    versions: dict[str, str] = field(table())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ready(Event):
     """PyTorch is imported. ``device`` and ``precision`` are what "auto" stands for, ``reason`` says why."""
 
-    device: str = _field(_TEXT)
-    precision: str = _field(_TEXT)
-    reason: str = _field(_TEXT)
+    device: str = field(_TEXT)
+    precision: str = field(_TEXT)
+    reason: str = field(_TEXT)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded(Event):
     """The model called ``model`` is loaded, which took ``seconds``."""
 
-    id: str = _field(_ID)
-    model: str = _field(_TEXT)
-    seconds: float = _field(_SECONDS)
+    id: str = field(_ID)
+    model: str = field(_TEXT)
+    seconds: float = field(_NOT_NEGATIVE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Unloaded(Event):
-    """No model is loaded any more; ``id`` is None after idle time."""
-
-    id: str | None = _field(_or_none(_ID), default=None)
+    """No model is loaded any more, after idle time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,13 +176,13 @@ class Progress(Event):
     ``sample`` of ``samples``, from 1. ``seconds_left`` is an estimate for the whole request, None before the first.
     """
 
-    id: str = _field(_ID)
-    stage: str = _field(_one_of(STAGES))
-    sample: int = _field(_POSITIVE)
-    samples: int = _field(_POSITIVE)
-    step: int = _field(_COUNT, default=0)
-    steps: int = _field(_COUNT, default=0)
-    seconds_left: float | None = _field(_or_none(_SECONDS), default=None)
+    id: str = field(_ID)
+    stage: str = field(one_of(*STAGES))
+    sample: int = field(_POSITIVE)
+    samples: int = field(_POSITIVE)
+    step: int = field(_COUNT, default=0)
+    steps: int = field(_COUNT, default=0)
+    seconds_left: float | None = field(optional(_NOT_NEGATIVE), default=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,12 +194,12 @@ class Preview(Event):
     has ended it is gone.
     """
 
-    id: str = _field(_ID)
-    sample: int = _field(_POSITIVE)
-    step: int = _field(_POSITIVE)
-    steps: int = _field(_POSITIVE)
-    files: dict[str, str] = _field(_FILES)
-    ijk_to_ras: list[list[float]] = _field(_MATRIX)
+    id: str = field(_ID)
+    sample: int = field(_POSITIVE)
+    step: int = field(_POSITIVE)
+    steps: int = field(_POSITIVE)
+    files: dict[str, str] = field(_FILES)
+    ijk_to_ras: list[list[float]] = field(_MATRIX)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,56 +209,68 @@ class Result(Event):
     The client removes the files. The request has ended with the result whose ``sample`` is ``samples``.
     """
 
-    id: str = _field(_ID)
-    sample: int = _field(_POSITIVE)
-    samples: int = _field(_POSITIVE)
-    files: dict[str, str] = _field(_FILES)
-    ijk_to_ras: list[list[float]] = _field(_MATRIX)
-    record: dict[str, Any] = _field(_TABLE)
+    id: str = field(_ID)
+    sample: int = field(_POSITIVE)
+    samples: int = field(_POSITIVE)
+    files: dict[str, str] = field(_FILES)
+    ijk_to_ras: list[list[float]] = field(_MATRIX)
+    record: dict[str, Any] = field(table())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Error(Event):
     """The request has ended with a fault: ``message`` is a sentence for the user, ``kind`` one of :data:`ERROR_KINDS`.
 
-    ``id`` is None for a line in which no request could be recognised, and for a fault of the start.
+    ``id`` is None for a line in which no request could be recognised, and for a fault of the start. ``code`` and
+    ``values`` are those of a :class:`MedDPMError` whose remedy each face words itself, ``fact`` what is wrong.
     """
 
-    id: str | None = _field(_or_none(_ID))
-    kind: str = _field(_one_of(ERROR_KINDS))
-    message: str = _field(_TEXT)
+    id: str | None = field(optional(_ID))
+    kind: str = field(one_of(*ERROR_KINDS))
+    message: str = field(_TEXT)
+    fact: str = field(_ANY_TEXT, default="")
+    code: str = field(_ANY_TEXT, default="")
+    values: dict[str, str] = field(table(), default_factory=dict)
+
+    @property
+    def error(self) -> MedDPMError:
+        """The mistake, as it was raised in the worker."""
+        if not self.code:
+            return MedDPMError(self.message)
+        remedy = self.message.removeprefix(self.fact).removeprefix(": ")
+        return MedDPMError(self.fact, remedy=remedy, code=self.code, **self.values)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cancelled(Event):
     """The request has ended without a result; ``reason`` is one of :data:`CANCEL_REASONS`."""
 
-    id: str = _field(_ID)
-    reason: str = _field(_one_of(CANCEL_REASONS))
+    id: str = field(_ID)
+    reason: str = field(one_of(*CANCEL_REASONS))
 
 
 @dataclass(frozen=True, kw_only=True)
 class State(Event):
     """The answer to :class:`Status`: ids of the requests that run and wait, name of the model that is loaded."""
 
-    id: str = _field(_ID)
-    running: str | None = _field(_or_none(_ID))
-    waiting: list[str] = _field(_list_of(_ID, 0, 10_000))
-    model: str | None = _field(_or_none(_TEXT))
+    id: str = field(_ID)
+    running: str | None = field(optional(_ID))
+    waiting: list[str] = field(list_of(_ID, 0, 10_000, kind=list))
+    model: str | None = field(optional(_TEXT))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bye(Event):
     """The last line: ``reason`` is "shutdown" or "idle"."""
 
-    reason: str = _field(_one_of(("shutdown", "idle")))
+    reason: str = field(one_of("shutdown", "idle"))
 
 
 def _by_type(*classes: type) -> dict[str, type]:
     return {cls.__name__.lower(): cls for cls in classes}
 
 
-_REQUESTS = _by_type(Load, Generate, Cancel, Unload, Status, Shutdown)
+_REQUESTS = _by_type(Load, Generate, Cancel, Status, Shutdown)
 _EVENTS = _by_type(Hello, Ready, Loaded, Unloaded, Progress, Preview, Result, Error, Cancelled, State, Bye)
 
 
@@ -320,7 +279,7 @@ _EVENTS = _by_type(Hello, Ready, Loaded, Unloaded, Progress, Preview, Result, Er
 
 def encode(message: Request | Event) -> bytes:
     """``message`` as its line, with the newline; plain ASCII, which is UTF-8."""
-    data = {"type": type(message).__name__.lower()}
+    data: dict[str, Any] = {"type": type(message).__name__.lower()}
     if isinstance(message, Request):
         data["protocol"] = PROTOCOL
     data |= {entry.name: getattr(message, entry.name) for entry in dataclasses.fields(message)}
@@ -330,20 +289,16 @@ def encode(message: Request | Event) -> bytes:
 def decode_request(line: bytes) -> Request:
     """The request in ``line``. Raises :class:`ProtocolError` for anything else; unknown fields are mistakes."""
     data = _parse(line)
-    id = data.get("id") if _ID.holds(data.get("id")) else None
+    id = data.get("id") if _ID.fits(data.get("id")) else None
     try:
-        if data.get("protocol") != PROTOCOL:
-            raise ProtocolError(
-                f"the worker speaks protocol {PROTOCOL}, the request {data.get('protocol')!r:.50}:"
+        spoken = data.pop("protocol", None)
+        if spoken != PROTOCOL:
+            raise MedDPMError(
+                f"the worker speaks protocol {PROTOCOL}, the request {spoken!r:.50}:"
                 " after an update of MedDPM, start 3D Slicer again"
             )
-        cls = _class_of(data, _REQUESTS)
-        known = {"type", "protocol", *(entry.name for entry in dataclasses.fields(cls))}
-        unknown = sorted(data.keys() - known)
-        if unknown:
-            raise ProtocolError(f'"{data["type"]}" has the unknown field {unknown[0]!r:.50}')
-        return _build(cls, data)
-    except ProtocolError as error:
+        return _build(data, _REQUESTS, more=False)
+    except MedDPMError as error:
         raise ProtocolError(str(error), id) from None
 
 
@@ -355,7 +310,10 @@ def decode_event(line: bytes) -> Event:
             f"the worker speaks protocol {data.get('protocol')!r:.50}, this client {PROTOCOL}:"
             " after an update of MedDPM, start 3D Slicer again"
         )
-    return _build(_class_of(data, _EVENTS), data)
+    try:
+        return _build(data, _EVENTS, more=True)  # a newer worker may add some
+    except MedDPMError as error:
+        raise ProtocolError(str(error)) from None
 
 
 class EventReader:
@@ -386,34 +344,11 @@ def _parse(line: bytes) -> dict[str, Any]:
     if len(line) > LONGEST_LINE:
         raise ProtocolError(f"the line is longer than {LONGEST_LINE:,} bytes")
     try:
-        data = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise ProtocolError(f"the line is not JSON in UTF-8 ({str(error):.80})") from None
-    if not isinstance(data, dict):
-        raise ProtocolError("the line is not a JSON object")
-    return data
+        return read_json(line, "the line")
+    except MedDPMError as error:
+        raise ProtocolError(str(error)) from None
 
 
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a number of JSON")
-
-
-def _class_of(data: dict[str, Any], classes: dict[str, type]) -> type:
-    kind = data.get("type")
-    if not isinstance(kind, str) or kind not in classes:
-        raise ProtocolError(f'"type" must be one of {", ".join(classes)}, not {kind!r:.50}')
-    return classes[kind]
-
-
-def _build(cls: type, data: dict[str, Any]) -> Any:
-    values = {}
-    for entry in dataclasses.fields(cls):
-        if entry.name not in data:
-            if entry.default is dataclasses.MISSING:
-                raise ProtocolError(f'"{data["type"]}" lacks "{entry.name}"')
-            continue
-        check = entry.metadata["check"]
-        if not check.holds(data[entry.name]):
-            raise ProtocolError(f'"{entry.name}" must be {check.what}, not {data[entry.name]!r:.50}')
-        values[entry.name] = data[entry.name]
-    return cls(**values)
+def _build(data: dict[str, Any], classes: dict[str, type], *, more: bool) -> Any:
+    kind = one_of(*classes).read(data.pop("type", None), '"type"')
+    return build(classes[kind], data, f'"{kind}"', more=more)

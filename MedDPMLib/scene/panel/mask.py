@@ -270,7 +270,7 @@ class MaskSection:
         self._show_busy()
         if not isinstance(error, MedDPMError):
             raise error
-        say(self._ui.maskMessage, str(error))
+        say(self._ui.maskMessage, error)
 
     def _show_busy(self) -> None:
         """One thing at a time; a button says by itself that it works."""
@@ -284,7 +284,7 @@ class MaskSection:
         try:
             dependencies.ensure()
         except MedDPMError as error:
-            say(self._ui.maskMessage, str(error))
+            say(self._ui.maskMessage, error)
             return
         self._begin(_start(self._ui.templateBox.currentData, self._scheme), self._show_started)
 
@@ -292,7 +292,7 @@ class MaskSection:
         self.started.emit(segmentation)
         show_background(volumes.sheet_of(segmentation), fit=True)
         show_crosshair()
-        tumour = self._scheme.label_by_name("Enhancing tumour") or next(iter(self._scheme.tumour), None)
+        tumour = next(iter((*self._scheme.of_tissue("rim"), *self._scheme.tumour)), None)
         if tumour is not None:  # what most will paint first
             self.editor.setCurrentSegmentID(tumour.name)
 

@@ -1,4 +1,4 @@
-"""How is the user told something? In a line of the panel that is there when it says something, or in a window."""
+"""How does the panel show a message? In a line that is visible while it says something, or in a window."""
 
 from __future__ import annotations
 
@@ -6,17 +6,24 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
-
-def say(line: qt.QLabel, text: str) -> None:
-    """Shows ``text`` in the ``line``, in the panel's words; without text it takes no space."""
-    line.text = in_panel_words(text)
-    line.visible = bool(text)
+from MedDPMLib.errors import MedDPMError
 
 
-def in_panel_words(message: str) -> str:
-    """A ``message`` of the core, which names what mends it by the command line's options, for who has only buttons."""
-    message = message.replace("--brain-from IMAGE", _('"Brain from volume" in the section Mask'))
-    return message.replace(", or say with --labels that the file has another numbering", "")
+def say(line: qt.QLabel, message: str | MedDPMError) -> None:
+    """Shows ``message`` in the ``line``, an error in the panel's words; without text it takes no space."""
+    line.text = message.worded(_remedies()) if isinstance(message, MedDPMError) else message
+    line.visible = bool(line.text)
+
+
+def _remedies() -> dict[str, str]:
+    """What to do in the panel about mistakes whose remedy depends on where they are made, by their code."""
+    fill = _('paint it, or fill it with "Brain from volume" in the section Mask')
+    return {
+        "ambiguous-labels": _("choose the label of each segment in the table of labels ({choices})"),
+        "model-name-taken": _("rename the file, or remove the other model first"),
+        "no-brain-area": fill,
+        "no-brain-area-or-other-convention": fill,
+    }
 
 
 def show_text(title: str, text: str) -> qt.QDialog:

@@ -153,7 +153,7 @@ class ResultsSection:
                 stem = _free_stem(folder, f"{_file_stem(record['mask']['name'])}_seed{record['seed']}", modality)
                 written += write_result(folder, stem, _Export(modality, volumes.result_volume(node), record))
         except MedDPMError as error:
-            say(self._ui.resultMessage, str(error))
+            say(self._ui.resultMessage, error)
         except OSError as error:
             text = _("{folder} cannot be written to ({reason}): choose another folder")
             say(self._ui.resultMessage, text.format(folder=folder, reason=error.strerror))

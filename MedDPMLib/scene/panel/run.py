@@ -8,6 +8,7 @@ import qt
 from slicer.i18n import tr as _
 
 from MedDPMLib.errors import MedDPMError
+from MedDPMLib.inference.settings import SETTINGS
 from MedDPMLib.models.card import Card
 from MedDPMLib.scene import dependencies
 from MedDPMLib.scene.generator import Generator, Order
@@ -69,8 +70,7 @@ class RunSection:
         box = self._ui.guidanceBox
         box.enabled = card is not None and card.label_dropout > 0
         box.toolTip = (
-            _("How strongly the image follows the mask: 1 is as learnt, more draws the labels more strongly and takes"
-              " twice the time")
+            _(SETTINGS["guidance"].help)
             if box.enabled
             else _("This model cannot be guided: it was trained with labels only, never without")
         )  # fmt: skip
@@ -84,7 +84,7 @@ class RunSection:
             dependencies.ensure()
             self._generator.start(order)
         except MedDPMError as error:
-            self._say(str(error))
+            self._say(error)
             return
         self._show_running(True)
 
@@ -95,7 +95,7 @@ class RunSection:
         try:
             order = self._make_order(None)
         except MedDPMError as error:
-            self._say(str(error))
+            self._say(error)
             return
         self.start(order)
 
@@ -104,11 +104,11 @@ class RunSection:
         self._ui.progressBar.value = round(1000 * part)
         self._ui.statusLabel.text = text
 
-    def _on_ended(self, message: str | None) -> None:
+    def _on_ended(self, message: str | MedDPMError | None) -> None:
         self._show_running(False)
         self._say(message or "\n".join(self._generator.notes))
 
-    def _say(self, message: str) -> None:
+    def _say(self, message: str | MedDPMError) -> None:
         say(self._ui.messageLabel, message)
 
     def _show_running(self, running: bool) -> None:
@@ -129,7 +129,7 @@ class RunSection:
         try:
             dependencies.ensure()
         except MedDPMError as error:
-            self._say(str(error))
+            self._say(error)
         else:
             self._say(_("All packages are installed."))
 

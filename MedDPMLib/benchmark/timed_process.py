@@ -1,31 +1,26 @@
 """What is timed? One way of making a volume, in a process of its own, step by step as it is told.
 
 A process that measures answers every command with one message. It runs to the first pause, after the first step, on
-its own; then "go" is one step more, "finish" the rest without a pause, and "stop" ends it; a step under PyTorch's
-profiler follows. The messages are ("step", {...}), ("done", {...}) at the end, and ("failed", sentence).
+its own; then "go" is one step more, "finish" the rest without a pause, and "stop" ends it. The messages are ("step",
+{...}), ("done", {...}) at the end, and ("failed", sentence).
 """
 
 from __future__ import annotations
 
-import os
-import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
 import torch
 from torch import Tensor
-from torch.autograd import DeviceType
 
 from MedDPMLib.benchmark.throughput import Ceiling, synchronize
 from MedDPMLib.benchmark.workload import load_subject, painted_ball
 from MedDPMLib.diffusion.samplers import sample
 from MedDPMLib.errors import MedDPMError, OutOfMemory
 from MedDPMLib.inference.atlas import network_labels
-from MedDPMLib.inference.generation import Progress, generate
-from MedDPMLib.inference.memory_plan import plan_memory
+from MedDPMLib.inference.generation import Progress, plan_run
+from MedDPMLib.inference.settings import GenerationSettings
 from MedDPMLib.masks.condition import condition
 from MedDPMLib.models.model import Model
 from MedDPMLib.runtime.allocator import keep_freed_memory
@@ -35,9 +30,6 @@ from MedDPMLib.runtime.hardware import peak_memory
 #: The plain way; ours in the card's quality "standard"; and the same with as little memory as possible. What stands
 #: together takes its steps in turn. The last is alone, because its point is memory: beside the others it may find none.
 WAYS = (("plain", "standard"), ("low memory",))
-
-#: What the profiler calls convolutions, matrix products and attention; "upsample_trilinear3d" is none.
-_PRODUCTS = re.compile(r"aten::(\w*conv(olution|\d)\w*|(add|b|badd)?(mm|bmm)|(mkldnn_)?linear|_?scaled_dot_product\w*)")
 
 
 @dataclass(frozen=True)
@@ -83,65 +75,8 @@ class Pace:
         return time.perf_counter() - self._started
 
 
-class Profile:
-    """Progress of a run that ends with its step number ``step``, which is profiled: ``products`` as found by
-    :func:`share_of_products`. The first step is profiled with all that goes before it."""
-
-    def __init__(self, device: torch.device, step: int) -> None:
-        self.device, self.step = device, step
-        self.products: float | None = None
-        activities = [torch.profiler.ProfilerActivity.CPU]
-        if device.type == "cuda":
-            activities.append(torch.profiler.ProfilerActivity.CUDA)
-        self._profiler = torch.profiler.profile(activities=activities)
-        if step == 1:
-            self._start()
-
-    def __call__(self, step: int, steps: int, x0: Tensor) -> None:
-        synchronize(self.device)
-        if step == self.step - 1:
-            self._start()
-        if step == self.step:
-            with _silence():
-                self._profiler.stop()
-            if self.device.type != "mps":  # whose time the profiler does not see
-                self.products = share_of_products(self._profiler)
-            raise _Stopped
-
-    def _start(self) -> None:
-        with _silence():
-            self._profiler.start()
-
-
 class _Stopped(Exception):
     """Ends a run from within, when enough was measured."""
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """Keeps off the terminal what the profiler writes there past Python."""
-    kept = os.dup(2)
-    with open(os.devnull, "w") as nothing:
-        os.dup2(nothing.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-
-
-def share_of_products(profiler: torch.profiler.profile) -> float | None:
-    """The share of the profiled time that convolutions, matrix products and attention took.
-
-    None where the profiler saw none by name, as in a captured graph.
-    """
-    # A GPU's kernels are listed beside the operations that they belong to, and would count twice.
-    operations = [event for event in profiler.key_averages() if event.device_type == DeviceType.CPU]
-    times = {event.key: event.self_device_time_total for event in operations}
-    if not any(times.values()):
-        times = {event.key: event.self_cpu_time_total for event in operations}
-    products = sum(time for key, time in times.items() if _PRODUCTS.fullmatch(key))
-    return products / sum(times.values()) if products else None
 
 
 def measure_way(connection: Connection, order: Order) -> None:
@@ -158,7 +93,9 @@ def measure_way(connection: Connection, order: Order) -> None:
             _check_memory(model, device)
             model.network.to(device)
         else:
-            plan = plan_memory(model, execution, memory="low" if order.way == "low memory" else "auto")
+            memory = "low" if order.way == "low memory" else "auto"
+            planned = plan_run(model, GenerationSettings(memory=memory), execution)
+            plan = planned.plan
         loaded = time.perf_counter() - started
 
         def run(progress: Progress) -> bool:
@@ -167,10 +104,7 @@ def measure_way(connection: Connection, order: Order) -> None:
                 if plain:
                     _plain(model, device, progress)
                 else:
-                    generate(
-                        model, painted_ball(model.card), device=device, precision=execution.precision, memory=plan,
-                        progress=progress, **model.card.qualities["standard"],
-                    )  # fmt: skip
+                    planned.generate(painted_ball(model.card), progress=progress)
             except _Stopped:
                 return False
             return True
@@ -187,13 +121,9 @@ def measure_way(connection: Connection, order: Order) -> None:
             "step_cpu_seconds": pace.cpu_seconds,
             "last_seconds": pace.since_last_step() if finished else None,
             "finished": finished,
-            "peak_bytes": peak_memory(device),  # before the profiler, which takes half a gigabyte itself
+            "peak_bytes": peak_memory(device),
         }
-        # Of ours the first step begins with what is done once.
-        profile = Profile(device, 1 if plain else 2)
-        with suppress(MedDPMError, MemoryError, RuntimeError):  # all the rest is known without
-            run(profile)
-        connection.send(("done", {**result, "products": profile.products}))
+        connection.send(("done", result))
     except EOFError:  # whoever asked is gone
         return
     except (MedDPMError, MemoryError, RuntimeError) as error:  # what a device cannot do must not end the others
