@@ -198,6 +198,9 @@ def test_a_scan_gives_its_look_and_what_it_lacks_comes_from_the_brain_most_like_
     assert torch.equal(values[:count], cascade.appearances[nearest, :count])
     with pytest.raises(MedDPMError, match="taken from scans of t1, t2, not of flair"):
         measure(card, {"flair": scan}, mask)
+    elsewhere = Volume(scan.array, Geometry(scan.array.shape[::-1], np.diag([1.0, 1, 1, 1]) + np.eye(4, k=3) * 900))
+    with pytest.raises(MedDPMError, match="t1 scan shows nothing where the mask is"):
+        measure(card, {"t1": elsewhere}, mask)
     with pytest.raises(MedDPMError, match="not of nothing"):
         measure(card, {}, mask)
 

@@ -96,7 +96,7 @@ def measure(card: Card, scans: Mapping[str, Volume], mask: Mask) -> dict[str, np
 
     ``mask`` is of the scheme of the condition of the model with ``card``. The scans may lie on any grid that overlaps
     it. Raises :class:`MedDPMError` for a modality that the model does not draw, for none at all, and for a scan that is
-    constant.
+    constant where the mask is.
     """
     strange = [modality for modality in scans if modality not in card.modalities]
     if strange or not scans:
@@ -106,6 +106,10 @@ def measure(card: Card, scans: Mapping[str, Volume], mask: Mask) -> dict[str, np
     measured = {}
     for modality, scan in scans.items():
         placed = resample_image(scan, fitted.geometry, fill=float(scan.array.min()))
+        if np.ptp(placed.array[fitted.labels > 0]) == 0:
+            raise MedDPMError(
+                f"the {modality} scan shows nothing where the mask is", remedy="give a mask that was made on the scan"
+            )
         image = normalise(placed, fitted.labels > 0).array
         measured[modality] = appearance(image, fitted.labels, mask.scheme)
     return measured
