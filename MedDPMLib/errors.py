@@ -1,4 +1,4 @@
-"""What does a mistake look like to the person who made it?"""
+"""What does an error look like to the user who can fix it?"""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Mapping
 class MedDPMError(ValueError):
     """Something that the user can fix: one sentence that names the file or value at fault, and what to do about it.
 
-    ``fact`` says what is wrong, ``remedy`` what to do. Where a remedy depends on how MedDPM is used, as a library, by
-    command or in a panel, the mistake has a ``code`` (such as "model-name-taken") and ``values``: each face has its own
-    sentences for the codes, which :meth:`worded` fills in. Anything else that is raised is a bug and keeps its
-    traceback.
+    ``fact`` says what is wrong, ``remedy`` what to do. Where the remedy depends on how MedDPM is used, as a library, on
+    the command line or in the panel, the error has a ``code`` (such as "model-name-taken") and ``values``: each of
+    these interfaces has its own remedies for the codes, which :meth:`worded` fills in. Any other exception is a bug and
+    keeps its traceback.
     """
 
     def __init__(self, fact: str, *, remedy: str = "", code: str = "", **values: object) -> None:
@@ -23,7 +23,7 @@ class MedDPMError(ValueError):
         return MedDPMError(f"{where}: {self.fact}", remedy=self.remedy, code=self.code, **self.values)
 
     def worded(self, remedies: Mapping[str, str]) -> str:
-        """The sentence with the remedy that ``remedies`` has for the code, if any; else as the library words it."""
+        """The sentence with the remedy in ``remedies`` for the code, if any; otherwise with the library's own."""
         if self.code not in remedies:
             return str(self)
         remedy = remedies[self.code].format(**self.values)
@@ -31,4 +31,4 @@ class MedDPMError(ValueError):
 
 
 class OutOfMemory(MedDPMError):
-    """The device's memory does not suffice; the message says what would fit."""
+    """The memory of the device is not sufficient; the message says what would fit."""

@@ -219,7 +219,7 @@ def test_the_completed_mask_is_what_the_model_draws(name, completing, small_mask
 
 def test_a_model_that_sees_masks_as_they_are_completes_none(small_model, small_mask, meddpm):
     done = meddpm("complete", small_mask, "--out", "whole.nii.gz", "--model", small_model)
-    assert done.returncode == 2 and "sees a mask as it is" in done.stderr
+    assert done.returncode == 2 and "adds no structures to a mask" in done.stderr
 
 
 def test_a_completed_mask_of_another_kind_is_refused_before_anything_is_done(completing, small_mask, meddpm, tmp_path):

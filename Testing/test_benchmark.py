@@ -13,9 +13,9 @@ from conftest import small_card
 from MedDPMLib.benchmark import inference, throughput, timed_process, training
 from MedDPMLib.benchmark.inference import Benchmark, Measurement, benchmark
 from MedDPMLib.benchmark.report import HEADINGS, remarks, rows
-from MedDPMLib.benchmark.throughput import Ceiling, step_flops
+from MedDPMLib.benchmark.throughput import PeakThroughput, step_flops
 from MedDPMLib.benchmark.training import TrainingRow
-from MedDPMLib.benchmark.workload import RANDOM, all_names, load_subject, painted_ball, scaled_grid
+from MedDPMLib.benchmark.workload import RANDOM, all_names, load_scaled_model, painted_ball, scaled_grid
 from MedDPMLib.errors import MedDPMError, OutOfMemory
 from MedDPMLib.imaging.geometry import Grid
 from MedDPMLib.masks.fit import fit
@@ -23,7 +23,7 @@ from MedDPMLib.models.card import official_cards
 from MedDPMLib.models.model import load_model
 from MedDPMLib.recipes.recipe import load_recipe, recipe_names
 from MedDPMLib.runtime.hardware import describe_machine, load, peak_memory
-from MedDPMLib.train.iteration_cost import Measurement as TrainingMeasurement
+from MedDPMLib.train.iteration_cost import IterationCost
 
 CPU = torch.device("cpu")
 
@@ -53,7 +53,7 @@ def test_the_condition_s_share_is_left_out():
         assert full - encoded == 2 * 27 * len(card.scheme.labels) * 64 * 16 * 32 * 48
 
 
-def test_the_ceiling_is_what_the_products_did_in_their_time(monkeypatch):
+def test_the_peak_throughput_is_what_the_products_did_in_their_time(monkeypatch):
     """Two operations for each of n^3 factors, by a clock on which every product takes 0.1 s, on two cores."""
     clock, multiply = [0.0], torch.mm
 
@@ -64,7 +64,7 @@ def test_the_ceiling_is_what_the_products_did_in_their_time(monkeypatch):
     monkeypatch.setattr(throughput.torch, "mm", slow_product)
     monkeypatch.setattr(throughput.time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(throughput.time, "process_time", lambda: 2 * clock[0])
-    measured = Ceiling(CPU, side=128).measure()
+    measured = PeakThroughput(CPU, side=128).measure()
     assert measured == pytest.approx(
         {"bfloat16": 2 * 128**3 / 0.1, "float32": 2 * 64**3 / 0.1, "highest": 2 * 128**3 / 0.1,
          "per_cpu_second": 2 * 128**3 / 0.2}
@@ -92,13 +92,13 @@ def test_the_ball_has_every_label_of_every_scheme():
 
 def test_a_published_network_without_weights_gets_random_ones(meddpm):
     assert {card.name for card in official_cards()} < set(all_names())
-    model = load_subject("med-ddpm-whole-head", share=0.25)
+    model = load_scaled_model("med-ddpm-whole-head", share=0.25)
     assert model.hash == RANDOM and model.card.grid.size == (32, 32, 32)
     assert all(parameter.any() for parameter in model.network.parameters())
     with pytest.raises(MedDPMError, match="no model"):
-        load_subject("nothing")
+        load_scaled_model("nothing")
     with pytest.raises(MedDPMError, match="share of the grid"):
-        load_subject("med-ddpm-whole-head", share=2)
+        load_scaled_model("med-ddpm-whole-head", share=2)
 
 
 def test_the_machine_is_plain_data():
@@ -120,14 +120,14 @@ def test_the_peak_is_a_peak():
 # What is told ----------------------------------------------------------------------------------------
 
 
-def measurement(way: str, **figures) -> Measurement:
+def measurement(configuration: str, **figures) -> Measurement:
     known = {
         "model": "net", "grid": (16, 16, 16), "weights": "trained", "sampler": "ddpm", "steps": 250, "device": "cpu",
         "precision": "float32", "load_seconds": 1.0, "first_seconds": 2.0, "step_seconds": 4.0, "step_cpu_seconds": 8.0,
         "measured_steps": 3, "volume_seconds": 1000.0, "extrapolated": True, "peak_bytes": 4 * 2**30,
-        "step_flops": 10**12, "of_ceiling": 0.25, "of_ceiling_cpu": 0.25,
+        "step_flops": 10**12, "of_peak": 0.25, "of_peak_cpu": 0.25,
     }  # fmt: skip
-    return Measurement(way=way, **known | figures)
+    return Measurement(configuration=configuration, **known | figures)
 
 
 def result(*measurements: Measurement, share: float = 1.0) -> Benchmark:
@@ -142,30 +142,30 @@ def result(*measurements: Measurement, share: float = 1.0) -> Benchmark:
     )
 
 
-def test_ratios_are_to_the_plain_way_of_the_same_network_and_device():
-    ours = measurement(
+def test_ratios_are_to_the_baseline_of_the_same_network_and_device():
+    optimized = measurement(
         "standard", steps=20, step_seconds=1.0, step_cpu_seconds=1.6, volume_seconds=20.0, peak_bytes=2**30
     )
-    elsewhere = replace(ours, device="cuda")
-    found = result(measurement("plain"), ours, elsewhere, replace(ours, model="other"))
-    assert found.ratios(ours) == {
+    elsewhere = replace(optimized, device="cuda")
+    found = result(measurement("baseline"), optimized, elsewhere, replace(optimized, model="other"))
+    assert found.ratios(optimized) == {
         "step_ratio": 4, "step_cpu_ratio": 5, "volume_ratio": 50, "volume_cpu_ratio": 62.5, "memory_ratio": 0.25,
     }  # fmt: skip
     assert set(found.ratios(elsewhere).values()) == set(found.ratios(found.measurements[3]).values()) == {None}
     row = dict(zip(HEADINGS[:11], rows(found)[1][:11], strict=True))
-    assert row["faster"] == "50x" and row["of plain"] == "25%" and row["memory"] == "1.00 GiB"
+    assert row["speedup"] == "50x" and row["of baseline"] == "25%" and row["memory"] == "1.00 GiB"
     assert all(len(row) == len(HEADINGS) for row in rows(found))
 
 
 def test_what_could_not_be_measured_is_told():
     broken = Measurement(
-        model="net", way="plain", grid=(16, 16, 16), weights="random", sampler="ddpm", steps=250, device="cpu",
-        problem="there is too little memory",
+        model="net", configuration="baseline", grid=(16, 16, 16), weights="random", sampler="ddpm", steps=250,
+        device="cpu", problem="there is too little memory",
     )  # fmt: skip
     found = result(broken, measurement("standard"), share=0.5)
     told = "\n".join(remarks(found))
     for part in (
-        "net, plain on cpu was not measured: there is too little memory",
+        "net, baseline on cpu was not measured: there is too little memory",
         "random weights",
         "0.5 of each side",
     ):
@@ -177,33 +177,33 @@ def test_what_could_not_be_measured_is_told():
 # A whole run -----------------------------------------------------------------------------------------
 
 
-def test_a_run_measures_every_way(small_model):
+def test_a_run_measures_every_configuration(small_model):
     told = []
     found = benchmark([str(small_model)], ["cpu"], steps=2, report=told.append)
     card = load_model(small_model).card
-    plain, standard, low = found.measurements
-    assert [one.way for one in found.measurements] == ["plain", "standard", "low memory"]
-    assert (plain.sampler, plain.steps, plain.precision) == ("ddpm", 50, "float32")
+    baseline, standard, low = found.measurements
+    assert [one.configuration for one in found.measurements] == ["baseline", "standard", "low memory"]
+    assert (baseline.sampler, baseline.steps, baseline.precision) == ("ddpm", 50, "float32")
     assert {"sampler": standard.sampler, "steps": standard.steps} == card.qualities["standard"]
     assert (low.sampler, low.steps) == (standard.sampler, standard.steps)
     # Fifty steps of a tiny network are quicker than patience lasts: everything is run to its end.
     assert [one.extrapolated for one in found.measurements] == [False, False, False]
-    assert plain.measured_steps == 50 - 2 and standard.measured_steps == 1
+    assert baseline.measured_steps == 50 - 2 and standard.measured_steps == 1
     for one in found.measurements:
         assert one.problem is None and one.weights == "trained" and one.grid == (16, 16, 16)
         assert 0 < one.step_seconds < one.volume_seconds and one.peak_bytes > 50e6
-        assert one.of_ceiling > 0 and "on cpu" in one.reason
-        if one.way != "plain":
-            assert one.memory == ("in thin slabs" if one.way == "low memory" else "whole")
+        assert one.of_peak > 0 and "on cpu" in one.reason
+        if one.configuration != "baseline":
+            assert one.memory == ("in thin slabs" if one.configuration == "low memory" else "whole")
             assert one.peak_bytes < one.planned_bytes
-    assert plain.step_flops == step_flops(card.network_description, (16, 16, 16), encoded=False)
+    assert baseline.step_flops == step_flops(card.network_description, (16, 16, 16), encoded=False)
     assert standard.step_flops == step_flops(card.network_description, (16, 16, 16), encoded=True)
     assert len(told) == inference.phases(2, "cpu")
 
 
 def test_the_command_tells_and_writes(meddpm, small_model, tmp_path, monkeypatch):
-    # The way there is what is tested: another process for every way is not needed for that.
-    found = result(measurement("plain"), measurement("standard", volume_seconds=10.0))
+    # The path to it is tested: another process for every configuration is not needed for that.
+    found = result(measurement("baseline"), measurement("standard", volume_seconds=10.0))
     asked = {}
 
     def measured(names, devices, **options):
@@ -224,30 +224,30 @@ def test_training_is_told_the_same_way(meddpm, tmp_path, monkeypatch):
 
     def measured(recipe, **options):
         asked.update(recipe=recipe.name, **options)
-        ways = (("plain", 0.5, 2**31, 1.0), ("MedDPM", 2.0, 2**30, 4.0))
+        configurations = (("baseline", 0.5, 2**31, 1.0), ("optimized", 2.0, 2**30, 4.0))
         return [
-            TrainingRow(recipe.name, way, "float32", options["grid"], rate, peak, ratio)
-            for way, rate, peak, ratio in ways
+            TrainingRow(recipe.name, configuration, "float32", options["grid"], rate, peak, ratio)
+            for configuration, rate, peak, ratio in configurations
         ]
 
     monkeypatch.setattr(training, "measure_training", measured)
     told = meddpm("benchmark", "train", "--recipe", "brats", "--quick", "--device", "cpu", "--json", "out.json")
     assert told.returncode == 0, told.stderr
-    learnt = load_recipe("brats").stages[-1].learnt
+    learnt = load_recipe("brats").stages[-1].example_size
     assert asked["recipe"] == "brats" and asked["iterations"] == 1 and asked["device"] == "cpu"
     assert all(side % 16 == 0 and abs(side - whole / 4) <= 8 for side, whole in zip(asked["grid"], learnt, strict=True))
-    row = next(line for line in told.stdout.splitlines() if "MedDPM" in line)
+    row = next(line for line in told.stdout.splitlines() if "optimized" in line)
     assert "4x" in row and "1.00 GiB" in row and " 2 " in row
     assert json.loads((tmp_path / "out.json").read_text())["rows"][1]["speed_up"] == 4
 
 
 def test_what_does_not_fit_is_a_row_that_says_so(meddpm, monkeypatch):
-    """Every recipe has its rows, and what fits is measured though the plain way does not."""
+    """Every recipe has its rows, and what fits is measured though the baseline does not."""
 
     def measured(job):
-        if job.plain:
+        if job.baseline:
             raise OutOfMemory("too large")
-        return [TrainingMeasurement(job.grids[0], 2.0, 2**30)]
+        return [IterationCost(job.grids[0], 2.0, 2**30)]
 
     monkeypatch.setattr(training, "measure", measured)
     monkeypatch.setattr(training, "can_compile", lambda device: False)
@@ -255,8 +255,8 @@ def test_what_does_not_fit_is_a_row_that_says_so(meddpm, monkeypatch):
     assert told.returncode == 0, told.stderr
     rows = [line for line in told.stdout.splitlines() if " x " in line]
     assert len(rows) == 3 * len(recipe_names()) and all(any(name in row for row in rows) for name in recipe_names())
-    assert all(("does not fit" in row) == (" plain " in row) for row in rows)
-    assert all("0.5" in row and "1.00 GiB" in row for row in rows if " plain " not in row)
+    assert all(("does not fit" in row) == (" baseline " in row) for row in rows)
+    assert all("0.5" in row and "1.00 GiB" in row for row in rows if " baseline " not in row)
 
 
 def test_a_process_that_ends_early_is_a_problem_of_its_row_alone():
@@ -264,29 +264,29 @@ def test_a_process_that_ends_early_is_a_problem_of_its_row_alone():
         process.begin()
         assert process.go() is None
         process.end()
-    assert process.result is None and "ended from outside" in process.problem
+    assert process.result is None and "was killed" in process.problem
 
 
 def test_a_process_that_is_killed_between_two_steps_is_a_problem_of_its_row_alone():
-    with inference._Process(timed_process.measure_ceiling, "cpu") as process:
+    with inference._Process(timed_process.measure_peak_throughput, "cpu") as process:
         process.begin()
         process.process.kill()
         process.process.join()
         assert process.go() is None and process.go() is None
         process.end()
-    assert process.result is None and "ended from outside" in process.problem
+    assert process.result is None and "was killed" in process.problem
 
 
-def no_ceiling(connection, device):
+def no_peak_throughput(connection, device):
     connection.send(("failed", "there is no product"))
 
 
-def test_a_ceiling_that_cannot_be_measured_ends_it_with_the_reason(small_model, monkeypatch):
-    with inference._Process(timed_process.measure_ceiling, "nowhere") as process:
+def test_a_peak_throughput_that_cannot_be_measured_ends_it_with_the_reason(small_model, monkeypatch):
+    with inference._Process(timed_process.measure_peak_throughput, "nowhere") as process:
         process.begin()
         assert process.go() is None and 'there is no device "nowhere"' in process.problem
-    monkeypatch.setattr(inference, "measure_ceiling", no_ceiling)
-    with pytest.raises(MedDPMError, match="^the ceiling of cpu cannot be measured: there is no product$"):
+    monkeypatch.setattr(inference, "measure_peak_throughput", no_peak_throughput)
+    with pytest.raises(MedDPMError, match="^the peak throughput of cpu cannot be measured: there is no product$"):
         benchmark([str(small_model)], ["cpu"], steps=1)
 
 

@@ -55,7 +55,7 @@ def nothing_is_computed(monkeypatch):
 
     monkeypatch.setattr(MedDPMLib, "load_model", computed)
     monkeypatch.setattr(MedDPMLib, "generate", computed)
-    monkeypatch.setattr(MedDPMLib.benchmark.inference, "measure_ceiling", computed)
+    monkeypatch.setattr(MedDPMLib.benchmark.inference, "measure_peak_throughput", computed)
     monkeypatch.setattr(MedDPMLib.train.iteration_cost.subprocess, "run", computed)
     monkeypatch.setattr(MedDPMLib.train.run, "train", computed)
 

@@ -271,18 +271,18 @@ def test_a_second_run_makes_only_what_is_missing(meddpm, small_model, small_mask
     out = tmp_path / "out"
     arguments = ["generate", small_mask.parent, "--model", small_model, "--out", "out", "--samples", 2]
     first = meddpm(*arguments)
-    assert first.returncode == 0 and "4 made" in first.stdout
+    assert first.returncode == 0 and "4 generated" in first.stdout
     before = contents(out)
     assert len(before) == 2 * 2 * 2 * 2
     second = meddpm(*arguments)
-    assert second.returncode == 0 and "0 made, 4 skipped" in second.stdout
+    assert second.returncode == 0 and "0 generated, 4 skipped" in second.stdout
     assert contents(out) == before
 
     # What is damaged or gone is made again, and is what it was; the rest is not touched.
     (out / "case_seed0_t1.nii.gz").unlink()
     (out / "other_seed1_t2.json").write_text('{"seed": ')
     third = meddpm(*arguments)
-    assert third.returncode == 0 and "2 made, 2 skipped" in third.stdout
+    assert third.returncode == 0 and "2 generated, 2 skipped" in third.stdout
     after = contents(out)
     changed = {name for name in before if before[name][1] != after[name][1]}
     assert {name.partition("_t")[0] for name in changed} == {"case_seed0", "other_seed1"}
@@ -305,7 +305,7 @@ def test_other_settings_another_mask_or_model_are_not_taken_for_finished(
     def made(*options, model=small_model) -> bool:
         result = meddpm(*arguments, "--model", model, *options)
         assert result.returncode == 0, result.stderr
-        return "1 made" in result.stdout
+        return "1 generated" in result.stdout
 
     assert made() and not made()
     assert made("--steps", 2) and not made("--steps", 2)
@@ -345,7 +345,7 @@ def test_one_bad_mask_is_told_and_the_rest_is_made(meddpm, small_model, small_ma
     complaints = [line for line in result.stderr.splitlines() if line.startswith("meddpm: ")]
     assert len(complaints) == 2 and "Traceback" not in result.stderr
     assert "damaged.nii.gz" in complaints[0] and re.search("empty.nii.gz.* is empty", complaints[1])
-    assert "2 made" in result.stdout and "2 masks could not be used" in result.stdout
+    assert "2 generated" in result.stdout and "2 masks could not be used" in result.stdout
     assert sorted(path.name for path in (tmp_path / "out").glob("*.nii.gz")) == [
         f"{stem}_seed0_{modality}.nii.gz" for stem in ("case", "zlast") for modality in ("t1", "t2")
     ]
@@ -366,7 +366,7 @@ def test_folders_without_masks_and_names_that_clash(meddpm, small_model, small_m
     assert result.returncode == 2 and 'several masks are called "case"' in one_sentence(result)
     # The same file twice is one mask.
     result = meddpm("generate", small_mask, small_mask.parent, "--model", small_model, "--out", "out")
-    assert result.returncode == 0 and "1 made" in result.stdout
+    assert result.returncode == 0 and "1 generated" in result.stdout
 
 
 # Faults ----------------------------------------------------------------------------------------------
@@ -426,7 +426,7 @@ def test_ctrl_c_leaves_only_whole_files_and_the_next_run_goes_on(
     finished = len(list(out.glob("*_t2.json")))
     assert finished >= 2
     result = meddpm(*arguments, "--samples", finished + 1)
-    assert result.returncode == 0 and f"1 made, {finished} skipped" in result.stdout
+    assert result.returncode == 0 and f"1 generated, {finished} skipped" in result.stdout
 
 
 # Progress --------------------------------------------------------------------------------------------
@@ -456,7 +456,7 @@ def test_progress_is_plain_lines_in_a_log_and_a_bar_in_a_terminal(
     os.close(ours)
     assert process.returncode == 0
     assert b"\x1b[" in drawn and b"case, seed 11" in drawn and b"6/6" in drawn
-    assert "out/case_seed10_t1.nii.gz" in printed and "2 made" in printed
+    assert "out/case_seed10_t1.nii.gz" in printed and "2 generated" in printed
 
 
 def test_durations_are_said_as_people_say_them():

@@ -18,7 +18,7 @@ pytest.importorskip("triton", reason="Triton is for CUDA on Linux")
 with pytest.MonkeyPatch.context() as environment:  # read when a kernel is defined
     if DEVICE.type == "cpu":
         environment.setenv("TRITON_INTERPRET", "1")
-    from MedDPMLib.networks.triton_kernels import normalise_silu
+    from MedDPMLib.networks.triton_kernels import normalize_silu
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -37,7 +37,7 @@ def test_it_is_normalisation_and_silu(channels, dtype):
     given = numbers(channels)
     for planes in (volume, volume[:, :, 1:4]):
         before = planes.clone()
-        made = normalise_silu(planes, *given, 1e-5)
+        made = normalize_silu(planes, *given, 1e-5)
         expected = F.silu(F.batch_norm(planes.double(), *(each.double() for each in given), eps=1e-5))
         assert made.dtype == dtype and made.is_contiguous(memory_format=torch.channels_last_3d)
         # Rounding costs 0.21 epsilons, and twice that in the interpreter, which cuts bfloat16 off.
@@ -49,7 +49,7 @@ def test_channels_that_lie_first_are_taken_too():
     volume = torch.randn(1, 8, 3, 4, 5, device=DEVICE)
     given = numbers(8)
     last = volume.contiguous(memory_format=torch.channels_last_3d)
-    assert torch.equal(normalise_silu(volume, *given, 1e-5), normalise_silu(last, *given, 1e-5))
+    assert torch.equal(normalize_silu(volume, *given, 1e-5), normalize_silu(last, *given, 1e-5))
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_a_network_with_it_is_the_plain_network(description, monkeypatch):
 
     def counted(*arguments):
         asked.append(arguments)
-        return normalise_silu(*arguments)
+        return normalize_silu(*arguments)
 
     monkeypatch.setattr(slabs, "fused_normalization", lambda *_: counted)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
@@ -85,7 +85,7 @@ def test_a_network_with_it_is_the_plain_network(description, monkeypatch):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_right_ones_pass_the_trial(dtype):
-    assert find_fusion_fault(DEVICE, dtype, normalise_silu) is None
+    assert find_fusion_fault(DEVICE, dtype, normalize_silu) is None
     assert find_fusion_fault(DEVICE, dtype, lambda x, *rest: F.silu(F.batch_norm(x, *rest[:4], eps=rest[4]))) is None
 
 
@@ -93,10 +93,10 @@ def test_right_ones_pass_the_trial(dtype):
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda x, mean, variance, weight, bias, eps: normalise_silu(x, bias, variance, weight, mean, eps),
-        lambda x, mean, variance, weight, bias, eps: normalise_silu(x, mean, weight, variance, bias, eps),
-        lambda *given: normalise_silu(*given).roll(1, 1),
-        lambda *given: normalise_silu(*given) * 1.05,
+        lambda x, mean, variance, weight, bias, eps: normalize_silu(x, bias, variance, weight, mean, eps),
+        lambda x, mean, variance, weight, bias, eps: normalize_silu(x, mean, weight, variance, bias, eps),
+        lambda *given: normalize_silu(*given).roll(1, 1),
+        lambda *given: normalize_silu(*given) * 1.05,
         lambda *given: torch.full_like(given[0], torch.nan),
     ],
     ids=["mean and bias", "variance and weight", "channels", "too large", "nan"],
@@ -140,7 +140,7 @@ def gpu(monkeypatch):
 
 
 def test_it_is_used_where_it_is_right(gpu, caplog):
-    assert fused_normalization(gpu((8, 0), None), torch.bfloat16) is normalise_silu
+    assert fused_normalization(gpu((8, 0), None), torch.bfloat16) is normalize_silu
     assert not caplog.records
 
 
@@ -156,11 +156,11 @@ def test_where_it_is_wrong_the_log_says_so_once(gpu, caplog):
 def test_an_old_gpu_is_not_asked(gpu, caplog):
     with caplog.at_level("INFO"):
         assert fused_normalization(gpu((6, 1), None), torch.float16) is None
-    assert "Triton is not for this GPU" in caplog.text
+    assert "Triton does not support this GPU" in caplog.text
 
 
 def test_without_triton_it_is_not_used(gpu, caplog, monkeypatch):
     monkeypatch.setitem(sys.modules, "MedDPMLib.networks.triton_kernels", None)
     with caplog.at_level("INFO"):
         assert fused_normalization(gpu((8, 0), None), torch.bfloat16) is None
-    assert "Triton is not there" in caplog.text
+    assert "Triton is not installed" in caplog.text

@@ -377,7 +377,7 @@ def test_seeds_are_averaged_and_models_stand_side_by_side(
     assert first["seeds"][0]["pairs"]["t1"]["mse"] == 0 < second["seeds"][0]["pairs"]["t1"]["mse"]
     headings = next(line for line in result.stdout.splitlines() if "voxels" in line)
     assert headings.count("difference") == 2 and str(other) in headings
-    assert "the more varied one loses" in result.stdout
+    assert "the more varied one scores worse" in result.stdout
 
 
 def test_real_images_that_are_missing_or_unknown_are_told(meddpm, small_model, small_mask, real_images):
@@ -397,7 +397,7 @@ def test_the_command_composes_anatomy_tumour_and_brain(meddpm, tmp_path, brats):
     image = np.where(tumour > 0, np.random.default_rng(0).uniform(0, 1, tumour.shape), -1).astype(np.float32)
     write_nifti(tmp_path / "image.nii.gz", Volume(image, small_geometry()))
     result = meddpm(
-        "fidelity", "structures.nii.gz", "--tumour", "seg.nii.gz", "--model", model,
+        "fidelity", "structures.nii.gz", "--tumor", "seg.nii.gz", "--model", model,
         "--real", "t1=image.nii.gz", "--real", "t2=image.nii.gz", "--json", "figures.json",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr

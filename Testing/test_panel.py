@@ -361,7 +361,7 @@ def test_models_are_added_checked_and_removed(panel, tmp_path):
     assert panel._parameterNode.model == "another"
     ui.aboutModelButton.click()
     windows = [w for w in qt.QApplication.topLevelWidgets() if w.windowTitle == "Another model"]
-    assert "Licence" in windows[0].findChild(qt.QPlainTextEdit).toPlainText()
+    assert "License" in windows[0].findChild(qt.QPlainTextEdit).toPlainText()
     windows[0].close()
     dialogs.reply_with(qt.QMessageBox.Ok)
     ui.removeModelButton.click()

@@ -438,7 +438,7 @@ def test_the_command_tells_layout_cases_and_what_it_leaves_out(meddpm, tmp_path,
     assert "1 of 2 cases are in set" in result.stdout
     assert "meddpm: case2 is skipped: " in result.stderr and "case2_t2.nii.gz is missing" in result.stderr
     assert "preparing: 2 of 2" in result.stderr
-    result = meddpm(*arguments, "--out", "other", "--modalities", "t1,flair", "--normalise", "per-volume")
+    result = meddpm(*arguments, "--out", "other", "--modalities", "t1,flair", "--normalize", "per-volume")
     assert result.returncode == 0, result.stderr
     assert len(read_dataset(tmp_path / "other", ["t1", "flair"], scheme="brats")) == 2
 
@@ -448,7 +448,7 @@ def test_the_command_tells_layout_cases_and_what_it_leaves_out(meddpm, tmp_path,
     [
         (["--scheme", "brats", "--anatomy", "nowhere"], "nowhere is not a folder: --anatomy needs"),
         (["--scheme", "Brats"], 'no label scheme "Brats"'),
-        (["--scheme", "brats", "--normalise", "zscore"], 'no normalisation "zscore"'),
+        (["--scheme", "brats", "--normalize", "zscore"], 'no normalisation "zscore"'),
         (["--scheme", "brats"], "source is not a folder"),
     ],
 )

@@ -46,6 +46,37 @@ def test_a_recipe_is_read_as_it_is_written(name, tmp_path):
     assert load_recipe(tmp_path / "recipe.toml") == recipe
 
 
+#: The fields of [training] that had another name in version 0.1.
+FORMER_NAMES = {
+    "min_lr_ratio": "final_share", "gradient_accumulation_steps": "accumulate", "max_grad_norm": "gradient_norm",
+    "optimizer": "optimiser", "tumor_weight": "tumour_weight",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_recipe_with_former_names_means_the_same(name, tmp_path):
+    text = (Path(__file__).parents[1] / f"MedDPMLib/resources/recipes/{name}.toml").read_text(encoding="utf-8")
+    for current, former in FORMER_NAMES.items():
+        assert text.count(f"\n{current} = ") == 1
+        text = text.replace(f"\n{current} = ", f"\n{former} = ")
+    old = tmp_path / f"{name}.toml"
+    old.write_text(text, encoding="utf-8")
+    assert load_recipe(old) == load_recipe(name)
+    for current, former in FORMER_NAMES.items():
+        value = '"adam"' if current == "optimizer" else "1"
+        changed = load_recipe(name, [f"training.{current}={value}"])
+        for file in (old, name):
+            assert load_recipe(file, [f"training.{former}={value}"]) == changed
+            assert load_recipe(file, [f"training.{current}={value}"]) == changed
+
+
+def test_a_field_under_both_names_is_refused(tmp_path):
+    twice = tmp_path / "twice.toml"
+    twice.write_text(recipe_toml(load_recipe("brats")).replace("[training]", "[training]\naccumulate = 4"))
+    with pytest.raises(MedDPMError, match='twice.toml.*"accumulate" is the former name of "gradient_accumulation_step'):
+        load_recipe(twice)
+
+
 @pytest.mark.parametrize("card", official_cards(), ids=lambda card: card.name)
 def test_the_papers_recipes_train_the_published_networks(card):
     recipe = load_recipe(card.name.removeprefix("med-ddpm-"))
@@ -53,8 +84,8 @@ def test_the_papers_recipes_train_the_published_networks(card):
     for field in ("network", "scheme", "modalities", "grid", "mask_encoding", "schedule", "prediction"):
         assert getattr(own, field) == getattr(card, field), field
     training = recipe.training
-    assert (training.loss, training.optimiser, training.learning_rate) == ("l1", "adam", 1e-5)
-    assert (training.accumulate, recipe.stages[0].batch, recipe.iterations) == (2, 1, 100_000)
+    assert (training.loss, training.optimizer, training.learning_rate) == ("l1", "adam", 1e-5)
+    assert (training.gradient_accumulation_steps, recipe.stages[0].batch, recipe.iterations) == (2, 1, 100_000)
     assert (training.ema, training.ema_start) == (0.995, 2000)
 
 
@@ -65,7 +96,7 @@ def test_overrides_change_what_they_name_alone():
     )
     plain = load_recipe("brats")
     assert recipe.training == replace(plain.training, loss="l2", learning_rate=1.0)
-    assert recipe.stages[0].learnt == (96, 96, 80) and recipe.network == {**plain.network, "attention": [8]}
+    assert recipe.stages[0].example_size == (96, 96, 80) and recipe.network == {**plain.network, "attention": [8]}
     assert isinstance(recipe.training.learning_rate, float)
 
 
@@ -75,9 +106,12 @@ def test_overrides_change_what_they_name_alone():
         ("training.loss=l3", '"loss" must be one of l1, l2, huber, not'),
         ("training.learning_rate=fast", '"learning_rate" must be a number above 0'),
         ("training.learning_rate=nan", '"learning_rate" must be a number above 0'),
-        ("training.accumulate=0", '"accumulate" must be a whole number of at least 1'),
+        (
+            "training.gradient_accumulation_steps=0",
+            '"gradient_accumulation_steps" must be a whole number of at least 1',
+        ),
         ("training.ema=1", '"ema" must be a number of at least 0 and below 1'),
-        ("training.speed=1", r'\[training\] has no field "speed": it has accumulate'),
+        ("training.speed=1", r'\[training\] has no field "speed": it has background_weight'),
         ("positions=1", '"positions" must be true or false'),
         ("prediction=y", '"prediction" must be one of noise, x0, v'),
         ("stages.0.patch=[500, 8, 8]", "does not fit into"),

@@ -13,7 +13,7 @@ from PIL import Image
 from MedDPMLib import load_model
 from MedDPMLib.benchmark.steps import Study, Variant, reference_of, variants
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.figures.comparison import draw_strip
+from MedDPMLib.figures.comparison import draw_comparison
 from MedDPMLib.imaging.io import read_volume, write_nifti
 from MedDPMLib.inference.generation import generate
 from MedDPMLib.inference.settings import GenerationSettings
@@ -76,7 +76,7 @@ def test_guidance_is_another_axis_and_never_the_reference(brats):
 
 @pytest.mark.parametrize(
     ("text", "complaint"),
-    [("four", "is no number of steps"), ("51", "1 to 50"), ("0", "1 to 10000"), ("4:euler", "there is no sampler")],
+    [("four", "is not a number of steps"), ("51", "1 to 50"), ("0", "1 to 10000"), ("4:euler", "there is no sampler")],
 )
 def test_impossible_settings_are_refused(brats, text, complaint):
     with pytest.raises(MedDPMError, match=complaint):
@@ -137,7 +137,7 @@ def test_the_reference_agrees_with_itself_and_the_others_by_hand(small_model, ma
     assert few.sharpness["t1"] == pytest.approx(np.mean(sharpness), rel=1e-5)
     # The deviation of two numbers is their distance over the root of two.
     apart = np.abs(images[first, 0] - images[first, 1]) / np.sqrt(2)
-    assert few.sd_tumour["t1"] == pytest.approx(apart[tumour].mean(), rel=1e-4)
+    assert few.sd_tumor["t1"] == pytest.approx(apart[tumour].mean(), rel=1e-4)
     assert few.sd_brain["t1"] == pytest.approx(apart[inside & ~tumour].mean(), rel=1e-4)
     where = np.argwhere(inside)
     box = tuple(slice(low, high + 1) for low, high in zip(where.min(axis=0), where.max(axis=0), strict=True))
@@ -151,7 +151,7 @@ def test_one_seed_says_nothing_about_variety(small_model, masks, tmp_path):
     study = Study(model, masks[:1], [0], variants(model.card, ["2", "3"], (1.0,), BASE), tmp_path, EXECUTION)
     make(study)
     for row in study.compare(lambda doing: None):
-        assert row.ms_ssim_between_seeds == row.sd_tumour == row.sd_brain == {}
+        assert row.ms_ssim_between_seeds == row.sd_tumor == row.sd_brain == {}
         assert json.loads(json.dumps(row.to_dict()))["variant"]["settings"]["steps"] == row.variant.settings.steps
 
 
@@ -212,14 +212,14 @@ def test_a_student_is_compared_with_its_teachers_reference(meddpm, guided_model,
     assert result.returncode == 2 and "two of the models are called student" in result.stderr
     other = write_small_model(tmp_path / "other.safetensors", replace(small_card(load_scheme("anatomy")), name="other"))
     result = meddpm(*arguments, "--student", other)
-    assert result.returncode == 2 and "makes something else" in result.stderr
+    assert result.returncode == 2 and "in label scheme, modalities or grid" in result.stderr
 
 
-def test_the_strip_has_a_row_for_each_setting(small_model, masks, brats):
+def test_the_comparison_has_a_row_for_each_setting(small_model, masks, brats):
     model = load_model(small_model)
     made = generate(model, masks[0], steps=2)
-    one = draw_strip({"a": made}, masks[0].volume, brats, caption="c")
-    three = draw_strip({"a": made, "b": made, "c": made}, masks[0].volume, brats, caption="c")
+    one = draw_comparison({"a": made}, masks[0].volume, brats, caption="c")
+    three = draw_comparison({"a": made, "b": made, "c": made}, masks[0].volume, brats, caption="c")
     assert one.width == three.width
     per_row = (three.height - one.height) / 2
     pixels = np.asarray(three)
@@ -230,4 +230,4 @@ def test_the_strip_has_a_row_for_each_setting(small_model, masks, brats):
 
 def test_a_guidance_that_is_no_number_is_told(meddpm, small_model, small_mask):
     result = meddpm("benchmark", "steps", small_mask, "--model", small_model, "--out", "o", "--guidance", "1;2")
-    assert result.returncode == 2 and "is no list of numbers" in result.stderr
+    assert result.returncode == 2 and "is not a list of numbers" in result.stderr

@@ -80,7 +80,7 @@ def test_from_folders_to_a_volume_through_a_kill(meddpm, meddpm_process, tmp_pat
     process.send_signal(signal.SIGTERM)
     ended = finish(process)
     assert ended.returncode == 143, ended.stderr
-    assert f"going on after iteration {reached}" in ended.stderr and "stopped by SIGTERM" in ended.stderr
+    assert f"resuming after iteration {reached}" in ended.stderr and "stopped by SIGTERM" in ended.stderr
     done = meddpm("train", dataset, "--run", run, "--precision", "float32", "--device", "cpu")
     assert done.returncode == 0, done.stderr
     whole, resumed = weights(tmp_path / "whole"), weights(run)
@@ -119,7 +119,14 @@ def test_two_processes_train_as_one_does_with_shards_and_without(meddpm, tmp_pat
     dataset = tmp_path / "dataset"
     done = meddpm("prepare", tmp_path / "source", "--out", dataset, "--scheme", "brats", "--modalities", "t1")
     assert done.returncode == 0, done.stderr
-    options = [dataset, *SMALL, "--set", "training.accumulate=2", "--set", "monitor.checkpoint_every=1"]
+    options = [
+        dataset,
+        *SMALL,
+        "--set",
+        "training.gradient_accumulation_steps=2",
+        "--set",
+        "monitor.checkpoint_every=1",
+    ]
     done = meddpm("train", *options, "--set", "stages.0.iterations=6", "--run", tmp_path / "one")
     assert done.returncode == 0, done.stderr
     two = [*options, "--run", tmp_path / "two"]

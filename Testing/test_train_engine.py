@@ -99,7 +99,7 @@ def test_weights_follow_the_labels():
     labels = next(case.labels for case in CASES if (case.name,) == example.cases)
     weight = example.weight[0, 0]
     assert (weight[labels == 0] == recipe.training.background_weight).all()
-    assert (weight[labels >= 19] == recipe.training.tumour_weight).all()
+    assert (weight[labels >= 19] == recipe.training.tumor_weight).all()
     assert (weight[(labels > 0) & (labels < 19)] == 1).all()
     assert torch.equal(example.condition[0, :21].sum(0), (labels > 0).float())
 
@@ -132,7 +132,7 @@ def test_processes_share_the_examples_of_one(processes):
     recipe = load_recipe(
         "brats",
         [
-            "training.accumulate=6",
+            "training.gradient_accumulation_steps=6",
             "stages=[{size=[32, 32, 32], iterations=3, batch=2}, {size=[64, 64, 48], iterations=2, batch=1}]",
         ],
     )
@@ -173,20 +173,20 @@ def test_held_out_cases_are_the_same_each_time_and_never_learnt_from():
 
 
 def test_a_step_is_that_of_plain_pytorch():
-    """Working copies, channels last and the fused optimiser against an independent loop of a few lines."""
-    recipe = small_recipe("training.optimiser=adam", "training.weight_decay=0", "training.gradient_norm=0")
+    """Working copies, channels last and the fused optimizer against an independent loop of a few lines."""
+    recipe = small_recipe("training.optimizer=adam", "training.weight_decay=0", "training.max_grad_norm=0")
     made = examples(recipe)
     torch.manual_seed(recipe.training.seed)
     engine = Engine(recipe, EXACT)
     network = copy.deepcopy(engine.network).to(memory_format=torch.contiguous_format)
-    optimiser = torch.optim.Adam(network.parameters(), lr=recipe.training.learning_rate)
+    optimizer = torch.optim.Adam(network.parameters(), lr=recipe.training.learning_rate)
     for n in range(3):
         batch = made.batch([n])
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = recipe.training.learning_rate * (0.03 + 0.97 * 0.5 * (1 + np.cos(np.pi * n / 8)))
         engine.loss(network, batch).backward()
-        optimiser.step()
-        optimiser.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
         engine.step([batch])
     # Adam divides by a gradient's size: where that is rounding alone, so is the step, which is 1e-3 for each of three.
     close(engine.network.state_dict(), network.state_dict(), 1e-4)
@@ -231,11 +231,14 @@ def test_recomputing_saves_memory():
 def test_accumulated_batches_are_one_large_batch():
     """The first moments, which are a tenth of the gradient: Adam's steps would magnify the rounding of small ones."""
     moments = []
-    for changes in (("stages.0.batch=4", "training.accumulate=1"), ("stages.0.batch=1", "training.accumulate=4")):
+    for changes in (
+        ("stages.0.batch=4", "training.gradient_accumulation_steps=1"),
+        ("stages.0.batch=1", "training.gradient_accumulation_steps=4"),
+    ):
         recipe = small_recipe(*changes)
         engine = Engine(recipe, EXACT)
         loss, _ = engine.step(map(examples(recipe).batch, batch_numbers(recipe, 0)))
-        moments.append((loss, [state["exp_avg"] for state in engine.optimiser.state.values()]))
+        moments.append((loss, [state["exp_avg"] for state in engine.optimizer.state.values()]))
     assert moments[0][0] == pytest.approx(moments[1][0], rel=1e-5)
     for one, other in zip(moments[0][1], moments[1][1], strict=True):
         assert (one - other).norm() <= 1e-4 * one.norm()
@@ -273,10 +276,10 @@ def test_the_gradient_is_clipped_to_its_norm():
     """Without momentum's memory Adam forgets the size of a gradient, its first moment does not."""
     norms = []
     for limit in (0, 1e-3):
-        recipe = small_recipe(f"training.gradient_norm={limit}")
+        recipe = small_recipe(f"training.max_grad_norm={limit}")
         engine = Engine(recipe, EXACT)
         engine.step([examples(recipe).batch([0])])
-        moments = [state["exp_avg"] for state in engine.optimiser.state.values()]
+        moments = [state["exp_avg"] for state in engine.optimizer.state.values()]
         norms.append(float(torch.stack([moment.norm() for moment in moments]).norm()))
         assert engine.gradient_norm > 1e-3
     assert norms[1] == pytest.approx(0.1 * 1e-3, rel=1e-3) and norms[0] == pytest.approx(0.1 * engine.gradient_norm)
@@ -328,7 +331,7 @@ def test_a_loss_that_is_not_finite_names_iteration_and_case():
 
 
 def test_what_processes_cannot_do_is_told():
-    with pytest.raises(MedDPMError, match="one process"):
+    with pytest.raises(MedDPMError, match="sharding needs several processes"):
         Engine(small_recipe(), EXACT, shard=True)
 
 
@@ -358,7 +361,7 @@ def test_an_example_moves_whole():
 
 
 def test_moments_of_any_memory_layout_are_taken_up():
-    """As a sharded run leaves them; PyTorch's fused optimiser goes by the weights' layout, whatever the moments' is."""
+    """As a sharded run leaves them; PyTorch's fused optimizer goes by the weights' layout, whatever the moments' is."""
     recipe = small_recipe(*STILL)
     made, engine = examples(recipe), Engine(recipe, EXACT)
     batches = [made.batch([number]) for number in range(4)]

@@ -118,7 +118,7 @@ def test_the_learning_rate_rises_then_falls_to_its_share():
     rates = [learning_rate(settings, i, 4000) for i in range(4000)]
     top = rates.index(max(rates))
     assert max(rates) == pytest.approx(settings.learning_rate) and abs(top - settings.warm_up) <= 1
-    assert rates[-1] == pytest.approx(settings.final_share * settings.learning_rate, rel=1e-2)
+    assert rates[-1] == pytest.approx(settings.min_lr_ratio * settings.learning_rate, rel=1e-2)
     assert all(a > b for a, b in itertools.pairwise(rates[top + 1 :]))
 
 

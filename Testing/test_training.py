@@ -232,6 +232,23 @@ def begun_run(whole, folder):
     return folder, folder / "checkpoints" / "iteration-000000006.pt"
 
 
+def test_a_run_whose_recipe_has_former_names_resumes_as_if_nothing_had_changed(whole, tmp_path):
+    folder, _ = begun_run(whole, tmp_path / "run")
+    path = folder / "recipe.toml"
+    text = path.read_text(encoding="utf-8")
+    for current, former in (
+        ("min_lr_ratio", "final_share"), ("gradient_accumulation_steps", "accumulate"),
+        ("max_grad_norm", "gradient_norm"), ("optimizer", "optimiser"), ("tumor_weight", "tumour_weight"),
+    ):  # fmt: skip
+        assert f"\n{current} = " in text
+        text = text.replace(f"\n{current} = ", f"\n{former} = ")
+    path.write_text(text, encoding="utf-8")
+    assert RunFolder(folder).recipe() == small_recipe()
+    history, losses, _ = run(RunFolder(folder).recipe(), folder)
+    assert list(losses) == [7] and history.changes == []
+    assert same(newest(folder)["ema"], newest(whole[0])["ema"]) and path.read_text(encoding="utf-8") != text
+
+
 def test_a_history_of_another_version_is_taken_as_far_as_it_can_be(whole):
     """Whatever becomes of one of its fields: the others stay, and the page and the card can be written."""
     folder, history = whole[:2]
@@ -277,7 +294,7 @@ def test_a_history_without_later_fields_is_taken_up_whole(whole, tmp_path):
     del state["story"]["teacher"], state["story"]["changes"]
     torch.save(state, checkpoint)
     history, _, told = run(small_recipe(), folder)
-    assert told == ["going on after iteration 6"]
+    assert told == ["resuming after iteration 6"]
     assert (history.losses, history.best, history.started) == (whole[1].losses, whole[1].best, whole[1].started)
 
 
@@ -333,7 +350,7 @@ def test_a_recipe_of_another_version_is_a_sentence(tmp_path):
             recipe_changes(RunFolder(tmp_path).recipe(), recipe)
         except MedDPMError as error:
             refused += 1
-            assert (str(path) in str(error) or "begun with another model" in str(error)) and "\n" not in str(error)
+            assert (str(path) in str(error) or "started with another model" in str(error)) and "\n" not in str(error)
     assert refused > 50
 
 
@@ -368,8 +385,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_case(tmp_path):
 def test_training_learns(tmp_path):
     """The labels decide the image: after a few dozen iterations they do so whatever the noise."""
     recipe = small_recipe(
-        "stages=[{size=[16, 16, 16], iterations=60, batch=1}]", "training.learning_rate=5e-3", "training.final_share=1",
-        "training.high_noise=4", "training.sigma_floor=1",
+        "stages=[{size=[16, 16, 16], iterations=60, batch=1}]", "training.learning_rate=5e-3",
+        "training.min_lr_ratio=1", "training.high_noise=4", "training.sigma_floor=1",
     )  # fmt: skip
     _, losses, _ = run(recipe, tmp_path, [ball("one")])
     values = list(losses.values())
@@ -486,8 +503,8 @@ def test_a_run_begins_with_a_model_as_far_as_it_fits(whole, tmp_path):
         other = small_recipe('scheme="anatomy"')
         with pytest.raises(Ended):
             train(other, CASES, tmp_path / "other", execution=EXACT, init=str(bundle), tell=told.append)
-    assert any("start fresh" in sentence for sentence in told)
-    assert any("label scheme brats there and anatomy here" in sentence for sentence in told)
+    assert any("start from scratch" in sentence for sentence in told)
+    assert any("label scheme brats instead of anatomy" in sentence for sentence in told)
     equal = [n for n in weights if weights[n].shape == started[n].shape and torch.equal(weights[n].float(), started[n])]
     assert 0.5 * len(weights) < len(equal) < len(weights)
     with pytest.raises(MedDPMError, match="no tensor"):
@@ -542,7 +559,7 @@ def test_missing_memory_is_told_with_what_would_fit(monkeypatch):
     def fake_needs(recipe, stages, device, precision, checkpointing):
         asked.append((precision, checkpointing))
         size = (80 if precision == "float32" else 40) // (3 if checkpointing else 1)
-        return [memory_estimate.Need(stages[0].learnt, 1, precision, checkpointing, size * 10**9)]
+        return [memory_estimate.Need(stages[0].example_size, 1, precision, checkpointing, size * 10**9)]
 
     monkeypatch.setattr(memory_estimate, "needs", fake_needs)
     monkeypatch.setattr(memory_estimate, "free_memory", lambda device: 30 * 10**9)
@@ -573,7 +590,7 @@ from MedDPMLib.recipes.recipe import load_recipe, recipe_values
 from MedDPMLib.train.iteration_cost import Job, measure
 held = b"x" * 1_500_000_000
 values = recipe_values(load_recipe("brats-compact", ["network.channels=[8, 16]"]))
-(found,) = measure(Job(values, [(16, 16, 16)], 1, 1, "cpu", "float32", False, plain=False))
+(found,) = measure(Job(values, [(16, 16, 16)], 1, 1, "cpu", "float32", False, baseline=False))
 print(found.peak)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -588,7 +605,9 @@ def test_what_training_takes_is_measured_in_its_own_process(monkeypatch):
     stage = replace(recipe.stages[0], size=(64, 64, 32), patch=None)
     (need,) = needs(recipe, [stage], torch.device("cpu"), "float32", False)
     rows = measure_training(recipe, grid=(64, 64, 32), iterations=1, device="cpu")
-    assert [row.way for row in rows] == ["plain", "MedDPM", "MedDPM, --checkpointing"] and rows[0].speed_up == 1
+    assert [row.configuration for row in rows] == ["baseline", "optimized", "optimized, --checkpointing"] and rows[
+        0
+    ].speed_up == 1
     assert all(row.iterations_per_second > 0 and row.peak > 10**6 for row in rows)
     assert 0.5 < need.bytes / rows[0].peak < 2
     with pytest.raises(MedDPMError, match="multiples of 4"):

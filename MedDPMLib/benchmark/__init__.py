@@ -1,1 +1,1 @@
-"""How fast is it here, and what do fewer steps cost? What ``meddpm benchmark`` measures."""
+"""How fast is it here, and what is the effect of fewer steps? What ``meddpm benchmark`` measures."""

@@ -1,8 +1,8 @@
-"""How long does a volume take here, the plain way and ours, side by side?
+"""How long does a volume take here, baseline and optimized, side by side?
 
-Every way has a process of its own: its peak memory is its own, and nothing that one has warmed helps another. The
-processes take their steps in turn, a large matrix product among them, so that whatever else the machine does slows
-all of them alike. What is quoted are ratios.
+Every configuration has a process of its own, so that its peak memory is its own and no caches are shared. The processes
+take their steps in turn, with a large matrix product in between, so that other work on the machine slows all of them
+alike. Quote the ratios.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 from MedDPMLib.benchmark.throughput import step_flops
-from MedDPMLib.benchmark.timed_process import WAYS, Order, measure_ceiling, measure_way
-from MedDPMLib.benchmark.workload import RANDOM, load_subject
+from MedDPMLib.benchmark.timed_process import CONFIGURATIONS, TimedJob, measure_configuration, measure_peak_throughput
+from MedDPMLib.benchmark.workload import RANDOM, load_scaled_model
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.models.card import Card
 from MedDPMLib.runtime.device import choose_execution
@@ -30,13 +30,13 @@ _RATIOS = ("step_ratio", "step_cpu_ratio", "volume_ratio", "volume_cpu_ratio", "
 
 @dataclass(frozen=True)
 class Measurement:
-    """One way of making a volume with one network on one device. Times in seconds, memory in bytes.
+    """One configuration of one network on one device. Times in seconds, memory in bytes.
 
-    A ``problem`` is a sentence about why nothing was measured; the figures are None then.
+    If nothing was measured, ``problem`` is a sentence with the reason, and the figures are None.
     """
 
     model: str
-    way: str
+    configuration: str
     #: Size of the grid in (i, j, k) and whether the weights are trained or random.
     grid: tuple[int, int, int]
     weights: str
@@ -45,78 +45,83 @@ class Measurement:
     device: str
     precision: str | None = None
     problem: str | None = None
-    #: Why it ran so, how its memory was used, and about how many bytes that was going to take; None of the plain way.
+    #: Why this device and precision, how the network was computed, and the predicted bytes; None for the baseline.
     reason: str | None = None
     memory: str | None = None
     planned_bytes: int | None = None
     #: Loading the model.
     load_seconds: float | None = None
-    #: The first step with all that goes before it; the median of the others.
+    #: The first step, including the preparations; the median of the others.
     first_seconds: float | None = None
     step_seconds: float | None = None
     #: Processor time of a step, all cores together: other work on the machine hardly changes it. None on a GPU.
     step_cpu_seconds: float | None = None
     #: How many steps the median is of.
     measured_steps: int | None = None
-    #: A volume, without loading; whether it was worked out from the measured steps.
+    #: A volume, without loading; whether it was extrapolated from the measured steps.
     volume_seconds: float | None = None
     extrapolated: bool | None = None
     peak_bytes: int | None = None
-    #: Floating-point operations of a step, and their rate as a share of the ceiling.
+    #: Floating-point operations of a step, and their rate as a share of the peak throughput.
     step_flops: int | None = None
-    of_ceiling: float | None = None
+    of_peak: float | None = None
     #: The same by processor time; an idle core, which costs none, does not show here.
-    of_ceiling_cpu: float | None = None
+    of_peak_cpu: float | None = None
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """All that one run measured: ``ceiling`` is by device what
-    :meth:`MedDPMLib.benchmark.throughput.Ceiling.measure` found, the medians."""
+    """The results of one run: ``peak_throughput`` holds for each device the medians of
+    :meth:`MedDPMLib.benchmark.throughput.PeakThroughput.measure`."""
 
     machine: dict
     before: dict
     after: dict
     share: float
-    ceiling: dict[str, dict[str, float]]
+    peak_throughput: dict[str, dict[str, float]]
     measurements: tuple[Measurement, ...]
 
     def to_dict(self) -> dict:
-        """As plain data for JSON, with the ratios to the plain way."""
-        data = {name: getattr(self, name) for name in ("machine", "before", "after", "share", "ceiling")}
+        """As baseline data for JSON, with the ratios to the baseline."""
+        data = {name: getattr(self, name) for name in ("machine", "before", "after", "share", "peak_throughput")}
         data["measurements"] = [{**asdict(one), **self.ratios(one)} for one in self.measurements]
         return data
 
     def ratios(self, one: Measurement) -> dict[str, float | None]:
-        """How many times faster ``one`` is than the plain way, for a step and a volume, and its share of the memory.
+        """How many times faster ``one`` is than the baseline, for a step and a volume, and its share of the memory.
 
-        By the clock, and ("..._cpu_ratio", None on a GPU) by the processor time of the steps alone.
+        By wall-clock time, and ("..._cpu_ratio", None on a GPU) by the processor time of the steps alone.
         """
-        plain = next(
-            (m for m in self.measurements if (m.model, m.device, m.way) == (one.model, one.device, "plain")), None
+        baseline = next(
+            (
+                m
+                for m in self.measurements
+                if (m.model, m.device, m.configuration) == (one.model, one.device, "baseline")
+            ),
+            None,
         )
-        if plain is None or plain.problem or one.problem:
+        if baseline is None or baseline.problem or one.problem:
             return dict.fromkeys(_RATIOS)
         by_cpu = None
-        if plain.step_cpu_seconds and one.step_cpu_seconds:
-            by_cpu = plain.step_cpu_seconds / one.step_cpu_seconds
+        if baseline.step_cpu_seconds and one.step_cpu_seconds:
+            by_cpu = baseline.step_cpu_seconds / one.step_cpu_seconds
         return {
-            "step_ratio": plain.step_seconds / one.step_seconds,
+            "step_ratio": baseline.step_seconds / one.step_seconds,
             "step_cpu_ratio": by_cpu,
-            "volume_ratio": plain.volume_seconds / one.volume_seconds,
-            "volume_cpu_ratio": by_cpu and by_cpu * plain.steps / one.steps,
-            "memory_ratio": one.peak_bytes / plain.peak_bytes,
+            "volume_ratio": baseline.volume_seconds / one.volume_seconds,
+            "volume_cpu_ratio": by_cpu and by_cpu * baseline.steps / one.steps,
+            "memory_ratio": one.peak_bytes / baseline.peak_bytes,
         }
 
 
 def phases(steps: int, device: str) -> int:
     """How often :func:`benchmark` reports for each model on ``device``."""
-    return sum(len(together) for together in WAYS) * (_first_steps(device) + steps + 1)
+    return sum(len(together) for together in CONFIGURATIONS) * (_first_steps(device) + steps + 1)
 
 
 def _first_steps(device: str) -> int:
-    """How many steps of a process are not measured: the first one has all that goes before it, and on CUDA the second
-    one may be recorded (:mod:`MedDPMLib.networks.replay`)."""
+    """How many steps of a process are not measured: the first one includes the preparations, and on CUDA the second one
+    may be recorded (:mod:`MedDPMLib.networks.replay`)."""
     return 2 if device.startswith("cuda") else 1
 
 
@@ -128,31 +133,32 @@ def benchmark(
     steps: int = 3,
     report: Callable[[str], None] = lambda doing: None,
 ) -> Benchmark:
-    """Measures the models called ``names`` on ``devices``; ``report`` is told what is being done.
+    """Measures the models called ``names`` on ``devices``; ``report`` receives a description of the current work.
 
-    ``share`` scales the sides of every grid, for machines that are too small; ``steps`` are measured of each way beside
-    the first ones, more only where the whole volume takes less than a minute. Raises :class:`MedDPMError` for unknown
-    names and devices before anything is measured, and where the ceiling cannot be.
+    ``share`` scales the sides of every grid, for machines that are too small; ``steps`` are measured of each
+    configuration in addition to the first ones, more only if the whole volume takes less than a minute. Raises
+    :class:`MedDPMError` for unknown names and devices before anything is measured, and if the peak throughput cannot be
+    measured.
     """
-    subjects = {}
+    benchmarked = {}
     for name in names:
-        model = load_subject(name, share)
-        subjects[name] = _Subject(name, model.card, "random" if model.hash == RANDOM else "trained")
-        del model  # its memory is not to be missed by those who measure
+        model = load_scaled_model(name, share)
+        benchmarked[name] = _BenchmarkedModel(name, model.card, "random" if model.hash == RANDOM else "trained")
+        del model  # the measuring processes may need its memory
     devices = list(dict.fromkeys(str(choose_execution(device).device) for device in devices))
     before = load()
-    measurements, ceilings = [], {}
+    measurements, peak_throughputs = [], {}
     for device in devices:
         rates = []
-        with _Process(measure_ceiling, device) as ceiling:
-            ceiling.begin()
-            for subject in subjects.values():
-                measurements += _measure(subject, device, share, steps, ceiling, rates, report)
-        ceilings[device] = _medians(rates)
-    return Benchmark(describe_machine(), before, load(), share, ceilings, tuple(measurements))
+        with _Process(measure_peak_throughput, device) as peak_throughput:
+            peak_throughput.begin()
+            for model in benchmarked.values():
+                measurements += _measure(model, device, share, steps, peak_throughput, rates, report)
+        peak_throughputs[device] = _medians(rates)
+    return Benchmark(describe_machine(), before, load(), share, peak_throughputs, tuple(measurements))
 
 
-class _Subject(NamedTuple):
+class _BenchmarkedModel(NamedTuple):
     """A model to measure, the grid on its card scaled; its weights are "trained" or "random"."""
 
     name: str
@@ -161,39 +167,42 @@ class _Subject(NamedTuple):
 
 
 def _measure(
-    subject: _Subject,
+    model: _BenchmarkedModel,
     device: str,
     share: float,
     steps: int,
-    ceiling: _Process,
+    peak_throughput: _Process,
     all_rates: list[dict[str, float]],
     report: Callable[[str], None],
 ) -> list[Measurement]:
-    """All ways of one model on one device, their steps in turn; what the ceiling is meanwhile joins ``all_rates``."""
-    name, measured = subject.name, {}
-    for together in WAYS:
+    """All configurations of one model on one device, their steps in turn; the measured peak throughput is appended to
+    ``all_rates``."""
+    name, measured = model.name, {}
+    for together in CONFIGURATIONS:
         rates = []
         with ExitStack() as stack:
-            ways = {}
-            for way in together:
-                report(f"{name}, {way}: loading and first step")
-                ways[way] = stack.enter_context(_Process(measure_way, Order(name, way, device, share)))
-                ways[way].begin()
+            processes = {}
+            for configuration in together:
+                report(f"{name}, {configuration}: loading and first step")
+                processes[configuration] = stack.enter_context(
+                    _Process(measure_configuration, TimedJob(name, configuration, device, share))
+                )
+                processes[configuration].begin()
             for number in range(2, _first_steps(device) + steps + 1):
-                for way, process in ways.items():
-                    report(f"{name}, {way}: step {number} of {_first_steps(device) + steps}")
-                    rate = ceiling.go()
+                for configuration, process in processes.items():
+                    report(f"{name}, {configuration}: step {number} of {_first_steps(device) + steps}")
+                    rate = peak_throughput.go()
                     if rate is not None:  # its process may have ended
                         rates.append(rate)
                     process.go()
-            for way, process in ways.items():
-                report(f"{name}, {way}: the rest")
+            for configuration, process in processes.items():
+                report(f"{name}, {configuration}: the rest")
                 process.end()
         all_rates += rates
         if not all_rates:
-            raise MedDPMError(f"the ceiling of {device} cannot be measured: {ceiling.problem}")
-        for way, process in ways.items():
-            measured[way] = _summary(subject, way, device, process, _medians(rates or all_rates))
+            raise MedDPMError(f"the peak throughput of {device} cannot be measured: {peak_throughput.problem}")
+        for configuration, process in processes.items():
+            measured[configuration] = _summary(model, configuration, device, process, _medians(rates or all_rates))
     return list(measured.values())
 
 
@@ -202,15 +211,15 @@ def _medians(rates: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 class _Process:
-    """A process that measures on command; :mod:`MedDPMLib.benchmark.timed_process` says what it hears and answers."""
+    """A process that measures on command; :mod:`MedDPMLib.benchmark.timed_process` defines commands and answers."""
 
-    def __init__(self, target: Callable, order: object) -> None:
+    def __init__(self, target: Callable, job: object) -> None:
         context = multiprocessing.get_context("spawn")  # a forked one would inherit memory and threads
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=target, args=(theirs, order), daemon=True)
+        self.process = context.Process(target=target, args=(theirs, job), daemon=True)
         self.process.start()
         theirs.close()
-        #: What it measured, at its end; or why it measured nothing.
+        #: The final result, or why there is none.
         self.result: dict | None = None
         self.problem: str | None = None
         self._paused: dict | None = None
@@ -228,9 +237,9 @@ class _Process:
         self._await()
 
     def go(self, command: str = "go") -> dict | None:
-        """Has it do a step more, if it is not at its end; returns what it says at the pause that follows."""
+        """Runs one more step, unless it has ended; returns its message at the next pause."""
         if self._paused is not None:
-            with suppress(OSError):  # if it has ended meanwhile, that is noticed when it does not answer
+            with suppress(OSError):  # if it has ended meanwhile, this shows when it does not answer
                 self.connection.send(command)
             self._await()
         return self._paused
@@ -245,7 +254,7 @@ class _Process:
         try:
             kind, message = self.connection.recv()
         except (EOFError, OSError):
-            kind, message = "failed", "its process was ended from outside, most likely for lack of memory"
+            kind, message = "failed", "its process was killed, most likely for lack of memory"
         self._paused = message if kind == "step" else None
         if kind == "done":
             self.result = message
@@ -253,15 +262,17 @@ class _Process:
             self.problem = message
 
 
-def _summary(subject: _Subject, way: str, device: str, process: _Process, ceiling: dict[str, float]) -> Measurement:
-    card = subject.card
+def _summary(
+    model: _BenchmarkedModel, configuration: str, device: str, process: _Process, peak_throughput: dict[str, float]
+) -> Measurement:
+    card = model.card
     all_steps = {"sampler": "ddpm", "steps": card.schedule["timesteps"]}
-    settings = all_steps if way == "plain" else card.qualities["standard"]
+    settings = all_steps if configuration == "baseline" else card.qualities["standard"]
     about = {
-        "model": subject.name,
-        "way": way,
+        "model": model.name,
+        "configuration": configuration,
         "grid": card.grid.size,
-        "weights": subject.weights,
+        "weights": model.weights,
         "device": device,
         **settings,
     }
@@ -277,9 +288,9 @@ def _summary(subject: _Subject, way: str, device: str, process: _Process, ceilin
     if found["finished"]:
         volume = sum(found["step_seconds"]) + found["last_seconds"]
     else:
-        # What comes before the first step is nothing beside hundreds of them, but something beside twenty.
-        volume = (step if way == "plain" else first) + (settings["steps"] - 1) * step
-    flops = step_flops(card.network_description, card.grid.shape, encoded=way != "plain")
+        # The preparations are negligible compared with hundreds of steps, but not with twenty.
+        volume = (step if configuration == "baseline" else first) + (settings["steps"] - 1) * step
+    flops = step_flops(card.network_description, card.grid.shape, encoded=configuration != "baseline")
     on_cpu = device == "cpu"
     return Measurement(
         **about,
@@ -296,6 +307,6 @@ def _summary(subject: _Subject, way: str, device: str, process: _Process, ceilin
         extrapolated=not found["finished"],
         peak_bytes=found["peak_bytes"],
         step_flops=flops,
-        of_ceiling=flops / step / ceiling["highest"],
-        of_ceiling_cpu=flops / cpu / ceiling["per_cpu_second"] if on_cpu else None,
+        of_peak=flops / step / peak_throughput["highest"],
+        of_peak_cpu=flops / cpu / peak_throughput["per_cpu_second"] if on_cpu else None,
     )

@@ -1,4 +1,4 @@
-"""How are measurements told? As the rows of a table, and the sentences that belong under it."""
+"""How are measurements reported? As the rows of a table, and remarks below it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from MedDPMLib.benchmark.inference import Benchmark, Measurement
 from MedDPMLib.runtime.names import PRECISIONS
 
 HEADINGS = (
-    "network", "device", "way", "precision", "steps", "s/step", "CPU s/step", "s/volume", "faster", "memory",
-    "of plain", "of ceiling",
+    "network", "device", "configuration", "precision", "steps", "s/step", "CPU s/step", "s/volume", "speedup", "memory",
+    "of baseline", "of peak",
 )  # fmt: skip
-#: Share of the cores that other work may take before times on the clock say little.
+#: Share of the cores that other work may take before wall-clock times are unreliable.
 _QUIET = 0.1
 NUMERIC = tuple(range(4, len(HEADINGS)))
 
@@ -20,7 +20,7 @@ def rows(result: Benchmark) -> list[list[str]]:
 
 
 def _row(one: Measurement, ratios: dict[str, float | None]) -> list[str]:
-    about = [one.model, one.device, one.way, one.precision or "", str(one.steps)]
+    about = [one.model, one.device, one.configuration, one.precision or "", str(one.steps)]
     if one.problem:
         return [*about, *[""] * (len(HEADINGS) - len(about))]
     return [
@@ -28,51 +28,52 @@ def _row(one: Measurement, ratios: dict[str, float | None]) -> list[str]:
         f"{one.step_seconds:.3g}",
         f"{one.step_cpu_seconds:.3g}" if one.step_cpu_seconds else "",
         ("~" if one.extrapolated else "") + _seconds(one.volume_seconds),
-        "" if one.way == "plain" else f"{ratios['volume_ratio']:.3g}x" if ratios["volume_ratio"] else "?",
+        "" if one.configuration == "baseline" else f"{ratios['volume_ratio']:.3g}x" if ratios["volume_ratio"] else "?",
         f"{one.peak_bytes / 2**30:.2f} GiB",
-        "" if one.way == "plain" else f"{ratios['memory_ratio']:.0%}" if ratios["memory_ratio"] else "?",
-        f"{one.of_ceiling:.0%}",
+        "" if one.configuration == "baseline" else f"{ratios['memory_ratio']:.0%}" if ratios["memory_ratio"] else "?",
+        f"{one.of_peak:.0%}",
     ]
 
 
 def remarks(result: Benchmark) -> list[str]:
-    """What must be known to read the table."""
+    """What a reader of the table needs to know."""
     found = [
-        f"{device}: the ceiling is {rates['highest'] / 1e12:.3g} TFLOP/s, measured in between"
+        f"{device}: the peak throughput is {rates['highest'] / 1e12:.3g} TFLOP/s, measured between the steps"
         f" ({', '.join(f'{name} {rates[name] / 1e12:.3g}' for name in PRECISIONS if name in rates)})."
-        for device, rates in result.ceiling.items()
+        for device, rates in result.peak_throughput.items()
     ]
-    reasons = {one.device: one.reason for one in result.measurements if one.reason and one.way == "standard"}
-    found += [f"{device}: ours runs {reason}." for device, reason in reasons.items()]
+    reasons = {one.device: one.reason for one in result.measurements if one.reason and one.configuration == "standard"}
+    found += [f"{device}: the optimized configurations run {reason}." for device, reason in reasons.items()]
     found += [
-        f"{one.model}, {one.way} on {one.device}: {one.memory}, {one.planned_bytes / 1e9:.1f} GB were foretold,"
-        f" {one.peak_bytes / 1e9:.1f} taken."
+        f"{one.model}, {one.configuration} on {one.device}: {one.memory}, {one.planned_bytes / 1e9:.1f} GB predicted,"
+        f" {one.peak_bytes / 1e9:.1f} GB used."
         for one in result.measurements
         if one.memory
     ]
     found.append(
-        "plain: float32, channels first, every step of the schedule by ancestral sampling. faster: a volume against it."
+        "baseline: float32, channels first, every step of the schedule by ancestral sampling. speedup: for a volume."
     )
     if any(one.extrapolated for one in result.measurements):
-        found.append("~: computed from the measured steps, not run to the end.")
+        found.append("~: extrapolated from the measured steps.")
     if result.share != 1:
         found.append(f"Grids are scaled down: {result.share:g} of each side.")
     random = [one.model for one in result.measurements if one.weights == "random"]
     if random:
         names = ", ".join(dict.fromkeys(random))
         found.append(f"{names}: random weights, because none are installed; times do not depend on them.")
+    found.append("of peak: share of the peak throughput.")
     found += [
-        f"{one.model}, {one.way} on {one.device} was not measured: {one.problem}"
+        f"{one.model}, {one.configuration} on {one.device} was not measured: {one.problem}"
         for one in result.measurements
         if one.problem
     ]
     loaded = ", ".join(
         f"{one.model} {one.load_seconds:.2g} s"
         for one in result.measurements
-        if one.way == "standard" and not one.problem
+        if one.configuration == "standard" and not one.problem
     )
     if loaded:
-        found.append(f"Loading a model is done once and does not count: {loaded}.")
+        found.append(f"Loading a model is done once and not included: {loaded}.")
     machine, before, after = result.machine, result.before, result.after
     found.append(
         f"{machine['processor']}, {machine['threads']} threads ({', '.join(machine['features']) or 'no fast bfloat16'})"
@@ -86,10 +87,10 @@ def remarks(result: Benchmark) -> list[str]:
 
 
 def _by_cpu(one: Measurement, ratios: dict[str, float | None]) -> str:
-    told = f"{one.model}, {one.way}: {one.of_ceiling_cpu:.0%} of the ceiling"
-    if one.way == "plain":
-        return told
-    return f"{told}, a step {ratios['step_cpu_ratio']:.3g}x and a volume {ratios['volume_cpu_ratio']:.3g}x faster"
+    share = f"{one.model}, {one.configuration}: {one.of_peak_cpu:.0%} of the peak throughput"
+    if one.configuration == "baseline":
+        return share
+    return f"{share}, a step {ratios['step_cpu_ratio']:.3g}x and a volume {ratios['volume_cpu_ratio']:.3g}x faster"
 
 
 def _seconds(seconds: float) -> str:

@@ -1,6 +1,6 @@
-"""What do fewer steps cost, and what does guidance do? Images of the same masks and seeds, made in several settings.
+"""What is the effect of fewer steps and of guidance? Images of the same masks and seeds with different settings.
 
-Every volume is written as ``meddpm generate`` writes it, with its record; what is there already is not made again.
+Every volume is written as by ``meddpm generate``, with its record; existing ones are not generated again.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from MedDPMLib.models.card import Card
 from MedDPMLib.models.model import Model
 from MedDPMLib.runtime.device import Execution
 
-#: Numbers of steps to compare, beside all of the schedule's.
+#: Numbers of steps to compare, in addition to all steps of the schedule.
 STEPS = (4, 8, 12, 20, 50)
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to make volumes: ``settings`` with sampler and steps, by the model or by the student of that name."""
+    """What is compared: ``settings`` with sampler and steps, for the model or for the student of that name."""
 
     settings: GenerationSettings
     student: str = ""
@@ -52,17 +52,17 @@ class Variant:
 
 
 def variants(card: Card, steps: Sequence[str], guidance: Sequence[float], base: GenerationSettings) -> list[Variant]:
-    """The variants of ``base`` that ``steps`` ("20", or "20:ddim") and ``guidance`` make together, few steps first.
+    """The variants of ``base`` with all combinations of ``steps`` ("20" or "20:ddim") and ``guidance``, fewest first.
 
-    Without a sampler named, as many steps as the card's reference takes are made with the reference's sampler, fewer
-    with that of the quality "standard". Raises :class:`MedDPMError` for what the model cannot do.
+    If no sampler is given, the number of steps of the card's reference uses the reference's sampler, any other number
+    that of the quality "standard". Raises :class:`MedDPMError` for what the model cannot do.
     """
     reference = card.qualities["reference"]
     found = []
     for text in steps:
         number, _, sampler = str(text).partition(":")
         if not number.isdecimal():
-            raise MedDPMError(f'"{text}" is no number of steps: write 20, or 20:ddim')
+            raise MedDPMError(f'"{text}" is not a number of steps: write 20, or 20:ddim')
         count = int(number)
         if not sampler:
             sampler = card.qualities["reference" if count == reference["steps"] else "standard"]["sampler"]
@@ -72,14 +72,18 @@ def variants(card: Card, steps: Sequence[str], guidance: Sequence[float], base: 
 
 
 def student_variant(card: Card, student: Card, base: GenerationSettings) -> Variant:
-    """The student's own standard quality; :class:`MedDPMError` unless it makes the same of the same masks."""
+    """The student's own standard quality; :class:`MedDPMError` unless it generates the same images from the same
+    masks."""
     if (student.scheme, student.modalities, student.grid) != (card.scheme, card.modalities, card.grid):
-        raise MedDPMError(f"{student.name} makes something else than {card.name}: they cannot be compared")
+        raise MedDPMError(
+            f"{student.name} differs from {card.name} in label scheme, modalities or grid: they cannot be compared"
+        )
     return Variant(base.for_card(student), student=student.name)
 
 
 def reference_of(card: Card, among: Sequence[Variant]) -> Variant:
-    """What the others are compared with: the card's reference, or else the most steps; without guidance if possible."""
+    """The variant that the others are compared with: the card's reference, otherwise the most steps; without guidance
+    if possible."""
     quality = card.qualities["reference"]
 
     def rank(one: Variant) -> tuple:
@@ -95,13 +99,13 @@ class Row:
     """The figures of one variant, each by modality, averaged over masks and seeds.
 
     - ``correlation``: of the labels' mean intensities with those of the reference of the same mask and seed.
-    - ``mean_difference``, ``sd_difference``: how far the labels' means and deviations are from the reference's.
+    - ``mean_difference``, ``sd_difference``: differences of the labels' means and deviations from the reference's.
     - ``ms_ssim``, ``mae``: to the reference of the same mask and seed.
     - ``sharpness``: gradient energy inside the brain over the reference's; below 1 is blurred, above 1 is grainy.
     - ``ms_ssim_between_seeds``: of all pairs of seeds of a mask; empty with one seed. Lower is more varied.
-    - ``sd_tumour``, ``sd_brain``: the deviation of a voxel over the seeds of a mask, in the tumour and outside of it.
+    - ``sd_tumor``, ``sd_brain``: standard deviation of a voxel over the seeds of a mask, in and outside the tumor.
 
-    ``seconds`` is the median time of a volume. None stands where nothing can be said.
+    ``seconds`` is the median time of a volume. A figure that is undefined is None.
     """
 
     variant: Variant
@@ -113,7 +117,7 @@ class Row:
     mae: dict[str, float] = field(default_factory=dict)
     sharpness: dict[str, float] = field(default_factory=dict)
     ms_ssim_between_seeds: dict[str, float | None] = field(default_factory=dict)
-    sd_tumour: dict[str, float | None] = field(default_factory=dict)
+    sd_tumor: dict[str, float | None] = field(default_factory=dict)
     sd_brain: dict[str, float | None] = field(default_factory=dict)
 
     def to_dict(self) -> dict:
@@ -123,9 +127,9 @@ class Row:
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """Masks and seeds to compare ``variants`` on; the volumes lie in ``folder``, a folder for each variant.
+    """Masks and seeds to compare ``variants`` on; the volumes are in ``folder``, a folder for each variant.
 
-    ``students`` are the models, by name, that variants name.
+    ``students`` are the models, by name, that the variants refer to.
     """
 
     model: Model
@@ -137,7 +141,7 @@ class Study:
     students: Mapping[str, Model] = field(default_factory=dict)
 
     def make(self, progress: Callable[[str, int], None]) -> None:
-        """Makes the volumes that are not there yet; ``progress`` is told what is done and how many steps that was."""
+        """Generates the missing volumes; ``progress`` receives a description and the number of steps done."""
         for variant in self.variants:
             for mask, seed in self._runs():
                 doing = f"{variant.name}, {mask.name}, seed {seed}"
@@ -149,7 +153,7 @@ class Study:
                 write_result(self.folder / variant.folder, self._stem(mask, seed), made)
 
     def compare(self, progress: Callable[[str], None]) -> list[Row]:
-        """The figures of every variant; ``progress`` is told what is being compared, once for each variant and mask."""
+        """The figures of every variant; ``progress`` receives a description for each variant and mask."""
         rows = []
         reference = reference_of(self.model.card, self.variants)
         for variant in self.variants:
@@ -167,14 +171,14 @@ class Study:
         return rows
 
     def volumes(self, variant: Variant, mask: Mask, seed: int) -> dict[str, Volume]:
-        """By modality what :meth:`make` made."""
+        """The volumes that :meth:`make` wrote, by modality."""
         return {
             modality: read_volume(volume_path(self.folder / variant.folder, self._stem(mask, seed), modality))
             for modality in self.model.card.modalities
         }
 
     def example(self) -> Mask:
-        """The mask to show: the first with a tumour, if there is one."""
+        """The mask to show: the first with a tumor, if there is one."""
         values = [label.value for label in self.model.card.scheme.tumour]
         return next((mask for mask in self.masks if np.isin(mask.volume.array, values).any()), self.masks[0])
 
@@ -183,7 +187,7 @@ class Study:
         card, fitted = self.model.card, fit(mask, self.model.card.grid)
         labels = Volume(fitted.labels, fitted.geometry)
         inside = fitted.labels > 0
-        tumour = np.isin(fitted.labels, [label.value for label in card.scheme.tumour])
+        tumor = np.isin(fitted.labels, [label.value for label in card.scheme.tumour])
         of_seeds = []
         for seed in self.seeds:
             made, compared = self.volumes(variant, mask, seed), self.volumes(reference, mask, seed)
@@ -204,8 +208,8 @@ class Study:
             for first, second in combinations(images, 2):
                 yield "ms_ssim_between_seeds", modality, ms_ssim(first[box], second[box])
             if len(images) > 1:
-                yield "sd_tumour", modality, spread(images, tumour)
-                yield "sd_brain", modality, spread(images, inside & ~tumour)
+                yield "sd_tumor", modality, spread(images, tumor)
+                yield "sd_brain", modality, spread(images, inside & ~tumor)
 
     def _runs(self) -> Iterator[tuple[Mask, int]]:
         return ((mask, seed) for mask in self.masks for seed in self.seeds)

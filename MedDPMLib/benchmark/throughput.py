@@ -1,4 +1,4 @@
-"""How fast could it be? What the device reaches in a large matrix product, and what a step asks of it."""
+"""How fast could it be? The throughput of a large matrix product, and the operations of a step."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from MedDPMLib.networks import build_network
 
-#: Sides of the matrices: large enough that more does not help.
+#: Sides of the matrices: large enough that larger ones are not faster.
 _SIDE = {"cpu": 2048, "cuda": 8192, "mps": 4096}
-#: What other work of the machine takes away should be taken away here as well: so not the blink of one product.
+#: Long enough that other work on the machine slows this measurement as it slows the steps.
 _SECONDS = 0.3
 
 
-class Ceiling:
-    """Measures, whenever asked, how many floating-point operations a second ``device`` does in a matrix product."""
+class PeakThroughput:
+    """Measures how many floating-point operations per second ``device`` reaches in a large matrix product."""
 
     def __init__(self, device: torch.device, side: int | None = None) -> None:
         self.device = device
@@ -31,10 +31,10 @@ class Ceiling:
         self.measure()  # the first product of a process takes longer
 
     def measure(self) -> dict[str, float]:
-        """FLOP/s by precision ("bfloat16", "float32", on a GPU "float16"); the "highest" is the ceiling of the device.
+        """FLOP/s by precision ("bfloat16", "float32", on a GPU "float16"); "highest" is the peak throughput.
 
-        "per_cpu_second" is the highest one for each second of processor time, of all cores together: on a machine that
-        does other work too, that is what a core can do.
+        "per_cpu_second" is the highest one per second of processor time, summed over all cores: on a machine that also
+        does other work, this is what the cores can reach.
         """
         rates = {name: self._rates(matrix) for name, matrix in self._matrices.items()}
         by_clock = {name: rate for name, (rate, _) in rates.items()}
@@ -54,7 +54,7 @@ class Ceiling:
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits until ``device`` has done what it was told."""
+    """Waits until ``device`` has finished its queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -65,8 +65,8 @@ def step_flops(description: Mapping[str, object], shape: tuple[int, int, int], *
     """Floating-point operations of one step of the described network on a grid (D, H, W), in products.
 
     Convolutions, matrix products and attention are counted, a multiplication and an addition as two. With ``encoded``
-    the condition's share is left out, as in every step after the first. Nothing is computed: all tensors are PyTorch's
-    "meta" ones.
+    the condition's share is excluded, as in every step after the first. Nothing is computed: all tensors are on
+    PyTorch's meta device.
     """
     with torch.device("meta"), torch.no_grad():
         network = build_network(description).eval()

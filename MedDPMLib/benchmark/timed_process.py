@@ -1,8 +1,8 @@
-"""What is timed? One way of making a volume, in a process of its own, step by step as it is told.
+"""What is timed? One configuration, generating a volume in a process of its own, step by step on command.
 
-A process that measures answers every command with one message. It runs to the first pause, after the first step, on
-its own; then "go" is one step more, "finish" the rest without a pause, and "stop" ends it. The messages are ("step",
-{...}), ("done", {...}) at the end, and ("failed", sentence).
+A measuring process answers every command with one message. It runs to the first pause, after the first step, without a
+command; then "go" runs one more step, "finish" the rest without a pause, and "stop" ends the run. The messages are
+("step", {...}), ("done", {...}) at the end, and ("failed", sentence).
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from multiprocessing.connection import Connection
 import torch
 from torch import Tensor
 
-from MedDPMLib.benchmark.throughput import Ceiling, synchronize
-from MedDPMLib.benchmark.workload import load_subject, painted_ball
+from MedDPMLib.benchmark.throughput import PeakThroughput, synchronize
+from MedDPMLib.benchmark.workload import load_scaled_model, painted_ball
 from MedDPMLib.diffusion.samplers import sample
 from MedDPMLib.errors import MedDPMError, OutOfMemory
 from MedDPMLib.inference.atlas import network_labels
@@ -27,23 +27,23 @@ from MedDPMLib.runtime.allocator import keep_freed_memory
 from MedDPMLib.runtime.device import choose_execution, free_memory
 from MedDPMLib.runtime.hardware import peak_memory
 
-#: The plain way; ours in the card's quality "standard"; and the same with as little memory as possible. What stands
-#: together takes its steps in turn. The last is alone, because its point is memory: beside the others it may find none.
-WAYS = (("plain", "standard"), ("low memory",))
+#: The baseline; MedDPM's inference in the card's quality "standard"; and the same with as little memory as possible.
+#: Those in one group take their steps in turn. The last is alone, because it is about memory, which the others occupy.
+CONFIGURATIONS = (("baseline", "standard"), ("low memory",))
 
 
 @dataclass(frozen=True)
-class Order:
-    """What a process is to measure: one way of :data:`WAYS` for a model, its grid's sides scaled by ``share``."""
+class TimedJob:
+    """What a process measures: one of :data:`CONFIGURATIONS` for a model, its grid's sides scaled by ``share``."""
 
     model: str
-    way: str
+    configuration: str
     device: str
     share: float = 1.0
 
 
 class Pace:
-    """Progress of a run that takes its steps on command, and how long each took: by the clock, and of all cores."""
+    """Progress of a run that takes its steps on command, and the time of each: wall-clock and processor time."""
 
     def __init__(self, connection: Connection, device: torch.device) -> None:
         self.connection, self.device = connection, device
@@ -76,33 +76,33 @@ class Pace:
 
 
 class _Stopped(Exception):
-    """Ends a run from within, when enough was measured."""
+    """Ends a run when enough was measured."""
 
 
-def measure_way(connection: Connection, order: Order) -> None:
-    """What the process of ``order`` does; see the module."""
+def measure_configuration(connection: Connection, job: TimedJob) -> None:
+    """Runs ``job`` in its process; see the module."""
     try:
-        plain = order.way == "plain"
-        if not plain:
+        baseline = job.configuration == "baseline"
+        if not baseline:
             keep_freed_memory()  # as the command line and the worker do
         started = time.perf_counter()
-        model = load_subject(order.model, order.share)
-        execution = choose_execution(order.device, "float32" if plain else "auto")
+        model = load_scaled_model(job.model, job.share)
+        execution = choose_execution(job.device, "float32" if baseline else "auto")
         device, plan = execution.device, None
-        if plain:
+        if baseline:
             _check_memory(model, device)
             model.network.to(device)
         else:
-            memory = "low" if order.way == "low memory" else "auto"
+            memory = "low" if job.configuration == "low memory" else "auto"
             planned = plan_run(model, GenerationSettings(memory=memory), execution)
             plan = planned.plan
         loaded = time.perf_counter() - started
 
         def run(progress: Progress) -> bool:
-            """Whether it came to its end."""
+            """Whether the run was completed."""
             try:
-                if plain:
-                    _plain(model, device, progress)
+                if baseline:
+                    _sample_baseline(model, device, progress)
                 else:
                     planned.generate(painted_ball(model.card), progress=progress)
             except _Stopped:
@@ -114,7 +114,7 @@ def measure_way(connection: Connection, order: Order) -> None:
         result = {
             "precision": execution.precision,
             "reason": execution.reason,
-            "memory": plan and plan.way,
+            "memory": plan and plan.computation,
             "planned_bytes": plan and plan.needs,
             "load_seconds": loaded,
             "step_seconds": pace.seconds,
@@ -124,18 +124,18 @@ def measure_way(connection: Connection, order: Order) -> None:
             "peak_bytes": peak_memory(device),
         }
         connection.send(("done", result))
-    except EOFError:  # whoever asked is gone
+    except EOFError:  # the parent process is gone
         return
-    except (MedDPMError, MemoryError, RuntimeError) as error:  # what a device cannot do must not end the others
+    except (MedDPMError, MemoryError, RuntimeError) as error:  # a failure on one device must not end the others
         connection.send(("failed", str(error) or "it ran out of memory"))
 
 
-def measure_ceiling(connection: Connection, device: str) -> None:
-    """The process that measures the device's ceiling at every "go", until "stop"."""
+def measure_peak_throughput(connection: Connection, device: str) -> None:
+    """The process that measures the peak throughput of the device at every "go", until "stop"."""
     try:
-        ceiling = Ceiling(choose_execution(device).device)
+        peak_throughput = PeakThroughput(choose_execution(device).device)
         while True:
-            connection.send(("step", ceiling.measure()))
+            connection.send(("step", peak_throughput.measure()))
             if connection.recv() == "stop":
                 connection.send(("done", {}))
                 return
@@ -145,8 +145,8 @@ def measure_ceiling(connection: Connection, device: str) -> None:
         connection.send(("failed", str(error) or "it ran out of memory"))
 
 
-def _plain(model: Model, device: torch.device, progress: Progress) -> Tensor:
-    """How the published code samples: every step of the schedule, the whole network in float32, channels first."""
+def _sample_baseline(model: Model, device: torch.device, progress: Progress) -> Tensor:
+    """Samples like the published code: every step of the schedule, the whole network in float32, channels first."""
     card = model.card
     fitted = network_labels(painted_ball(card), card, seed=0)
     labels = condition(fitted.labels, card.condition_scheme, card.mask_encoding, positions=card.positions)
@@ -164,9 +164,9 @@ def _plain(model: Model, device: torch.device, progress: Progress) -> Tensor:
 
 
 def _check_memory(model: Model, device: torch.device) -> None:
-    """Refuses the plain way where it cannot fit: a machine that swaps, or ends processes, measures nothing."""
+    """Refuses the baseline where it cannot fit: on a machine that swaps or kills processes nothing can be measured."""
     needed, free = model.memory_needed(torch.float32), free_memory(device)
     if needed > free:
         raise OutOfMemory(
-            f"it takes about {needed / 1e9:.0f} GB of memory and {free / 1e9:.0f} GB are free: scale the grid down"
+            f"it needs about {needed / 1e9:.0f} GB of memory and {free / 1e9:.0f} GB are free: scale the grid down"
         )

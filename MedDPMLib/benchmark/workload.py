@@ -16,21 +16,21 @@ from MedDPMLib.models.model import Model, load_model
 from MedDPMLib.models.store import ModelStore
 from MedDPMLib.networks import build_network
 
-#: What stands for the hash of a model whose weights are random.
+#: Stands for the hash of a model whose weights are random.
 RANDOM = "random weights"
 
 
 def all_names() -> list[str]:
-    """The published networks, whether or not their weights are installed, and every installed model."""
+    """The published networks, even if their weights are not installed, and every installed model."""
     installed = [entry.name for entry in ModelStore().list()]
     return list(dict.fromkeys([*(card.name for card in official_cards()), *installed]))
 
 
-def load_subject(name: str, share: float = 1.0) -> Model:
+def load_scaled_model(name: str, share: float = 1.0) -> Model:
     """The model of that name or file, its grid's sides scaled by ``share``.
 
-    A published network whose weights are not installed comes with random ones (its ``hash`` is :data:`RANDOM`): how
-    long it takes does not depend on them. Raises :class:`MedDPMError` for an unknown name and an odd share.
+    A published network whose weights are not installed has random ones (its ``hash`` is :data:`RANDOM`): times do not
+    depend on them. Raises :class:`MedDPMError` for an unknown name and an invalid share.
     """
     published = {card.name: card for card in official_cards()}
     installed = {entry.name for entry in ModelStore().list()}
@@ -52,7 +52,7 @@ def scaled_grid(grid: Grid, share: float, multiple: int) -> Grid:
 
 
 def scaled_size(size: tuple[int, int, int], share: float, multiple: int) -> tuple[int, int, int]:
-    """``share`` of each side of ``size``, in multiples of ``multiple``; :class:`MedDPMError` for an odd share."""
+    """``share`` of each side of ``size``, in multiples of ``multiple``; :class:`MedDPMError` for an invalid share."""
     if not 0 < share <= 1:
         raise MedDPMError(f"the share of the grid's sides is a number above 0 and at most 1, not {share:g}")
     i, j, k = (max(multiple, round(side * share / multiple) * multiple) for side in size)
@@ -60,7 +60,7 @@ def scaled_size(size: tuple[int, int, int], share: float, multiple: int) -> tupl
 
 
 def painted_ball(card: Card) -> Mask:
-    """A mask on the model's grid in which every label is a slice of a ball: no channel is empty."""
+    """A mask on the model's grid: a ball in which every label is a slice, so that no channel is empty."""
     geometry = card.grid.centered_on([0.0, 0.0, 0.0])
     positions = np.stack(
         np.meshgrid(*[np.linspace(-1, 1, side) for side in geometry.shape], indexing="ij")
@@ -72,7 +72,7 @@ def painted_ball(card: Card) -> Mask:
 
 
 def _random_network(card: Card) -> torch.nn.Module:
-    """The card's network with normal weights: those that start at zero would be products with nothing."""
+    """The card's network with random weights, also where they are zero at initialization."""
     network = build_network(card.network_description)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

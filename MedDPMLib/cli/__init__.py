@@ -1,7 +1,7 @@
-"""The ``meddpm`` command: thin over the library. Only here are results printed and is a terminal known.
+"""The ``meddpm`` command, a thin layer over the library. Only this package prints results and uses a terminal.
 
-What takes long to import (torch above all) is imported inside the commands, so that help and mistakes on the
-command line answer at once.
+What takes long to import (torch above all) is imported inside the commands, so that help and usage errors appear at
+once.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 def main() -> None:
     """Runs ``meddpm`` with the process's arguments and ends the process.
 
-    Exit codes: 0 done; 2 something that the user can mend, told in a sentence; 130 stopped with Ctrl-C; 1 an error
+    Exit codes: 0 done; 2 an error that the user can fix, reported in a sentence; 130 stopped with Ctrl-C; 1 an error
     in MedDPM itself.
     """
     from MedDPMLib.cli.app import app
@@ -26,5 +26,5 @@ def main() -> None:
         if "--debug" in sys.argv:
             raise
         what = f"{type(error).__name__}: {error}"
-        complain(f"this is an error in MedDPM itself ({what}); --debug shows where, please report it")
+        complain(f"this is an error in MedDPM itself ({what}): please report it, with the output of --debug")
         sys.exit(1)

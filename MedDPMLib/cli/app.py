@@ -1,4 +1,4 @@
-"""Which commands are there, and what becomes of a mistake?"""
+"""Which commands are there, and how are errors reported?"""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from MedDPMLib.errors import MedDPMError
 
 
 class Commands(TyperGroup):
-    """The one place that turns what commands raise into a sentence and an exit code."""
+    """The one place that turns the exceptions of commands into a sentence and an exit code."""
 
     def parse_args(self, ctx, args: list[str]) -> list[str]:
-        # Who meets an error adds --debug at the end of the line.
+        # After an error, --debug is typically added at the end of the line.
         if "--debug" in args:
             args = ["--debug", *(argument for argument in args if argument != "--debug")]
         return super().parse_args(ctx, args)
@@ -35,7 +35,7 @@ class Commands(TyperGroup):
             raised, sentence, code = error, f"{error.filename or 'a file'}: {error.strerror or error}", 2
         except KeyboardInterrupt as error:
             raised, code = error, 130
-            sentence = "stopped; nothing half-written is left, and the same command goes on from here"
+            sentence = "stopped; no partial file is left, and the same command resumes from here"
         if ctx.params["debug"]:
             traceback.print_exception(raised)
         complain(sentence)
@@ -48,7 +48,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="A painted mask becomes an MRI: synthetic brain volumes from segmentation masks. Not for diagnosis.",
+    help="Generate synthetic brain MRI volumes from segmentation masks. Not for diagnosis.",
 )
 
 
@@ -61,9 +61,9 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show where in the program an error arose.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None: ...
 
 

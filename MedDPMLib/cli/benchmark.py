@@ -1,4 +1,4 @@
-"""meddpm benchmark: how fast is it here, and what do fewer steps cost?"""
+"""meddpm benchmark: how fast is it here, and what is the effect of fewer steps?"""
 
 from __future__ import annotations
 
@@ -27,10 +27,13 @@ from MedDPMLib.runtime.packages import require
 if TYPE_CHECKING:
     from MedDPMLib.benchmark.steps import Row
 
-app = typer.Typer(no_args_is_help=True, help="Measure speed and memory on this machine, and what fewer steps cost.")
+app = typer.Typer(
+    no_args_is_help=True, help="Measure speed and memory on this machine, and the effect of fewer denoising steps."
+)
 
 _JsonOption = Annotated[
-    Path | None, typer.Option("--json", metavar="FILE", help="Write all figures, and the machine's, to a JSON file.")
+    Path | None,
+    typer.Option("--json", metavar="FILE", help="Write all figures and a description of the machine to a JSON file."),
 ]
 
 
@@ -41,10 +44,10 @@ def _recipe_names() -> list[str]:
 
 
 _GridOption = Annotated[
-    float, typer.Option("--grid", help="Scale the sides of the grid, for small machines: 0.5 is half.")
+    float, typer.Option("--grid", help="Scale the sides of the grid, for small machines: 0.5 halves them.")
 ]
 _QuickOption = Annotated[
-    bool, typer.Option("--quick", help="A quarter of each side and measured once: does it run at all?")
+    bool, typer.Option("--quick", help="A quarter of each side, measured once: a check that it runs at all.")
 ]
 _QUICK_GRID = 0.25
 
@@ -55,24 +58,28 @@ def generate(
         list[str] | None,
         typer.Option(
             "--model",
-            help="Model by name or file, several if given several times; all without it.",
+            help="Model by name or file; can be repeated. By default all.",
             autocompletion=model_names,
         ),
     ] = None,
     device: Annotated[
-        list[str] | None, typer.Option("--device", help="cpu, cuda, cuda:1 or mps; all that are there without it.")
+        list[str] | None, typer.Option("--device", help="cpu, cuda, cuda:1 or mps; can be repeated. By default all.")
     ] = None,
     steps_measured: Annotated[
-        int, typer.Option("--steps-measured", min=1, help="Steps to measure of each way, beside the first.")
+        int,
+        typer.Option(
+            "--steps-measured", min=1, help="Number of steps to measure in each configuration, after the first."
+        ),
     ] = 3,
     grid: _GridOption = 1.0,
     quick: _QuickOption = False,
     json_file: _JsonOption = None,
 ) -> None:
-    """Time a volume, side by side: the plain way, and ours as `meddpm generate` makes it.
+    """Time the generation of a volume: baseline and optimized, side by side.
 
-    The plain way is float32, channels first, every step of the schedule. Each way runs in a process of its own, their
-    steps in turn, with a large matrix product in between that shows what the machine can do. Quote the ratios.
+    The baseline is float32, channels first, every step of the schedule; optimized is what `meddpm generate` does. Each
+    configuration runs in a process of its own, their steps in turn, with a large matrix product in between that
+    measures the peak throughput of the machine. Quote the ratios.
     """
     from MedDPMLib.benchmark.inference import benchmark, phases
     from MedDPMLib.benchmark.report import HEADINGS, NUMERIC, remarks, rows
@@ -101,21 +108,25 @@ def train(
         typer.Option(
             "--recipe",
             metavar="RECIPE",
-            help="A recipe that ships with MedDPM, or a TOML file; can be repeated. All that ship without it.",
+            help="A recipe that comes with MedDPM, or a TOML file; can be repeated. By default all that come with it.",
             autocompletion=_recipe_names,
         ),
     ] = None,
     iterations: Annotated[
-        int, typer.Option("--iterations", min=1, help="Iterations to measure of each way, beside the first.")
+        int,
+        typer.Option(
+            "--iterations", min=1, help="Number of iterations to measure in each configuration, after the first."
+        ),
     ] = 3,
     grid: _GridOption = 1.0,
     quick: _QuickOption = False,
     device: DeviceOption = "auto",
     json_file: _JsonOption = None,
 ) -> None:
-    """Time an iteration of training: the plain way, and as `meddpm train` does it; nothing is trained.
+    """Time an iteration of training: baseline and optimized, side by side; nothing is trained.
 
-    The plain way is float32, channels first. Each way runs in a process of its own. Quote the ratios.
+    The baseline is float32, channels first; optimized is what `meddpm train` does. Each configuration runs in a process
+    of its own. Quote the ratios.
     """
     from dataclasses import asdict
 
@@ -133,7 +144,7 @@ def train(
     loaded = [load_recipe(name) for name in recipes or recipe_names()]
     multiples = [build_network(recipe_card(settings).network_description).side_multiple for settings in loaded]
     sizes = [
-        scaled_size(settings.stages[-1].learnt, grid, multiple)
+        scaled_size(settings.stages[-1].example_size, grid, multiple)
         for settings, multiple in zip(loaded, multiples, strict=True)
     ]
     before = load()
@@ -147,14 +158,14 @@ def train(
         rows = [asdict(row) for row in found]
         _write_json(json_file, {"machine": describe_machine(), "before": before, "share": grid, "rows": rows})
     print_table(
-        ["recipe", "grid", "way", "precision", "iterations/s", "faster", "memory"],
+        ["recipe", "grid", "configuration", "precision", "iterations/s", "speedup", "memory"],
         [
-            [row.recipe, " x ".join(map(str, row.grid)), row.way, row.precision, *_training_figures(row)]
+            [row.recipe, " x ".join(map(str, row.grid)), row.configuration, row.precision, *_training_figures(row)]
             for row in found
         ],
         numeric=[4, 5, 6],
     )
-    typer.echo("An example for each iteration; memory is what is taken beside PyTorch itself, at the peak.")
+    typer.echo("One example per iteration; memory is the peak without that of PyTorch itself.")
     typer.echo(f"Other work kept {before['busy']:.0%} of the cores busy: compare ratios, not seconds.")
 
 
@@ -171,39 +182,40 @@ def steps(
     *,
     out: OutOption,
     masks: Annotated[
-        list[Path] | None, typer.Argument(metavar="MASK", help="Mask files or folders; the bundled templates without.")
+        list[Path] | None,
+        typer.Argument(metavar="MASK", help="Mask files or folders; by default the bundled templates."),
     ] = None,
     model: ModelOption = BUNDLED_MODEL,
     step_counts: Annotated[
         str | None,
         typer.Option(
-            "--steps", metavar="N,N,...", help="Numbers of steps, each with its sampler if wanted: 4,20,20:ddim."
+            "--steps", metavar="N,N,...", help="Numbers of denoising steps, optionally with a sampler: 4,20,20:ddim."
         ),
     ] = None,
     guidance: Annotated[
-        str, typer.Option("--guidance", metavar="G,G,...", help="Strengths of guidance, for each number of steps.")
+        str, typer.Option("--guidance", metavar="G,G,...", help="Guidance scales, for each number of steps.")
     ] = "1",
     student: Annotated[
         list[str] | None,
         typer.Option(
             "--student",
             metavar="MODEL",
-            help="A model distilled from it, in its own steps.",
+            help="A model distilled from it, with its own number of steps.",
             autocompletion=model_names,
         ),
     ] = None,
     samples: Annotated[
-        int, typer.Option("--samples", min=1, help="Volumes of each mask, with seeds from --seed on.")
+        int, typer.Option("--samples", min=1, help="Number of volumes for each mask, with seeds from --seed on.")
     ] = 2,
     seed: SeedOption = 0,
     labels: LabelsOption = None,
     settings: GenerationSettings,
 ) -> None:
-    """Compare few steps with many, at the same masks and seeds: what is lost, and what is gained in time.
+    """Compare few denoising steps with many, for the same masks and seeds: image quality and time.
 
-    The images of the most steps (the reference quality, if it is among them) are what the others are compared with.
-    Writes all volumes, steps.json with the figures by modality, and steps.png to look at. What was made before is not
-    made again: a run that was stopped goes on.
+    The reference are the images with the most steps (the reference quality, if it is included). Writes all volumes,
+    steps.json with the figures by modality, and steps.png with a picture of all settings. Existing volumes are not
+    generated again: a run that was stopped resumes.
     """
     from MedDPMLib.cli.generate import find_masks
     from MedDPMLib.models.store import ModelStore
@@ -215,7 +227,7 @@ def steps(
 
     from MedDPMLib import load_model
     from MedDPMLib.benchmark.steps import STEPS, Study, reference_of, student_variant, variants
-    from MedDPMLib.figures.comparison import draw_strip
+    from MedDPMLib.figures.comparison import draw_comparison
     from MedDPMLib.imaging.io import SYNTHETIC
     from MedDPMLib.masks.mask import read_mask
     from MedDPMLib.masks.templates import load_template, template_names
@@ -228,7 +240,7 @@ def steps(
     for taught in map(load_model, student or []):
         if taught.card.name in (card.name, *students):
             raise MedDPMError(
-                f"two of the models are called {taught.card.name}: give one another name (meddpm models import --name)"
+                f"two of the models are called {taught.card.name}: rename one of them (meddpm models import --name)"
             )
         students[taught.card.name] = taught
     compared = variants(card, counts, _numbers(guidance), settings)
@@ -257,22 +269,22 @@ def steps(
         },
     )
     mask = study.example()
-    picture = draw_strip(
+    picture = draw_comparison(
         {one.name: study.volumes(one, mask, seed) for one in compared}, mask.volume, card.scheme,
         caption=f"{SYNTHETIC}, {card.name}, {mask.name}, seed {seed}",
     )  # fmt: skip
     with written_whole(out / "steps.png") as temporary:
         picture.save(temporary)
     print_table(_STEPS_HEADINGS, [_steps_row(row) for row in rows], numeric=range(1, len(_STEPS_HEADINGS)))
-    typer.echo(f"Means over contrasts, {len(painted)} masks and {samples} seeds; the reference is {reference.name}.")
+    typer.echo(f"Means over modalities, {len(painted)} masks and {samples} seeds; the reference is {reference.name}.")
     typer.echo("correlation, mean, sd: of intensities inside labels, against the reference of the same mask and seed.")
-    typer.echo("sharpness: gradient energy over the reference's. between seeds, sd: variety of the images of one mask.")
+    typer.echo("sharpness: gradient energy over the reference's. between seeds, sd: variation of images of one mask.")
     for path in (out / "steps.json", out / "steps.png"):
         typer.echo(str(path))
 
 
 _STEPS_HEADINGS = (
-    "steps", "s/volume", "correlation", "|mean|", "|sd|", "MS-SSIM", "MAE", "sharpness", "between seeds", "sd tumour",
+    "steps", "s/volume", "correlation", "|mean|", "|sd|", "MS-SSIM", "MAE", "sharpness", "between seeds", "sd tumor",
     "sd brain",
 )  # fmt: skip
 
@@ -280,7 +292,7 @@ _STEPS_HEADINGS = (
 def _steps_row(row: Row) -> list[str]:
     figures = (
         row.correlation, row.mean_difference, row.sd_difference, row.ms_ssim, row.mae, row.sharpness,
-        row.ms_ssim_between_seeds, row.sd_tumour, row.sd_brain,
+        row.ms_ssim_between_seeds, row.sd_tumor, row.sd_brain,
     )  # fmt: skip
     return [row.variant.name, f"{row.seconds:.3g}", *map(_over_modalities, figures)]
 
@@ -294,7 +306,7 @@ def _numbers(text: str) -> list[float]:
     try:
         return [float(number) for number in text.split(",")]
     except ValueError:
-        raise MedDPMError(f'"{text}" is no list of numbers: write 1,1.5,2') from None
+        raise MedDPMError(f'"{text}" is not a list of numbers: write 1,1.5,2') from None
 
 
 def _write_json(path: Path, data: dict) -> None:

@@ -1,5 +1,5 @@
-"""What can be found wrong before a command works for minutes or hours? The packages: see
-:mod:`MedDPMLib.runtime.packages`."""
+"""Can the results be written? Checked before a command works for minutes or hours, as are the packages that it needs
+(:mod:`MedDPMLib.runtime.packages`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""meddpm complete: the structures that a model invents for a mask, as a mask to look at and to mend."""
+"""meddpm complete: the mask with the structures that a model adds to it, to be viewed and corrected."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from MedDPMLib.cli.checks import check_writable_file
 from MedDPMLib.cli.options import BrainFromOption, LabelsOption, SeedOption, model_names
 from MedDPMLib.errors import MedDPMError
 
-#: The bundled model whose masks are completed.
+#: The bundled model that completes masks.
 _COMPLETED = "brain-brats"
 
 
@@ -22,16 +22,16 @@ def complete(
     ],
     seed: SeedOption = 0,
     model: Annotated[
-        str, typer.Option("--model", help="The model that invents them.", autocompletion=model_names)
+        str, typer.Option("--model", help="The model that adds the structures.", autocompletion=model_names)
     ] = _COMPLETED,
     labels: LabelsOption = None,
     brain_from: BrainFromOption = None,
 ) -> None:
-    """Write the mask as the model sees it: with the structures that it leaves open, which are invented.
+    """Write the mask as the model sees it: with the brain structures that it does not show, which are invented.
 
-    They are those that `meddpm generate` draws with the same model and seed. As .seg.nrrd they are segments with names
-    and colours in 3D Slicer; corrected there, the mask can be given to a model of all structures: meddpm generate FILE
-    --model brain-anatomy
+    They are those that `meddpm generate` uses with the same model and seed. In a .seg.nrrd file they are segments with
+    names and colors for 3D Slicer; corrected there, the mask can be used with a model of all structures: meddpm
+    generate FILE --model brain-anatomy
     """
     from MedDPMLib.imaging.io import NIFTI_SUFFIXES, volume_suffix, write_nifti
     from MedDPMLib.imaging.volume import Volume
@@ -42,13 +42,13 @@ def complete(
 
     suffix = volume_suffix(out)
     if suffix not in (SUFFIX, *NIFTI_SUFFIXES):
-        raise MedDPMError(f"{out} cannot be written: give it a name that ends with {SUFFIX}, .nii or .nii.gz")
+        raise MedDPMError(f"{out} cannot be written: choose a name that ends with {SUFFIX}, .nii or .nii.gz")
     if out.resolve() == mask.resolve():
         raise MedDPMError(f"{out} is the mask itself: choose another file for the completed one")
     check_writable_file(out)
     card = ModelStore().find(model).card
     if card.completion is None:
-        raise MedDPMError(f"the model {card.name} sees a mask as it is, nothing is invented for it: use {_COMPLETED}")
+        raise MedDPMError(f"the model {card.name} adds no structures to a mask: use {_COMPLETED}")
     read = read_mask(mask, card.scheme, numbering=labels, brain_from=brain_from)
     seen = network_labels(read, card, seed)
     completed = Volume(seen.labels, seen.geometry)

@@ -1,4 +1,4 @@
-"""meddpm demo: from nothing to a picture, with what ships in the package."""
+"""meddpm demo: volumes and a picture of them from what comes with the package."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def demo(
     seed: SeedOption = 0,
     settings: GenerationSettings,
 ) -> None:
-    """Make MRI volumes from the demo's mask, with a picture of them. Nothing is downloaded.
+    """Generate MRI volumes from the bundled demo mask, and a picture of them. Nothing is downloaded.
 
     Writes the mask, a volume of each modality (NIfTI, each with its JSON record), montage.png with the outline of
-    the painted tumour, and record.json.
+    the painted tumor, and record.json.
     """
     from MedDPMLib.models.store import ModelStore
 
@@ -60,4 +60,6 @@ def demo(
         temporary.write_text(json.dumps(generated.record, indent=2) + "\n")
     for path in [*written, montage_path, record_path]:
         typer.echo(str(path))
-    typer.echo(f"Made in {generated.record['seconds']:.0f} s. Synthetic: not an image of a patient, not for diagnosis.")
+    typer.echo(
+        f"Generated in {generated.record['seconds']:.0f} s. Synthetic: not an image of a patient, not for diagnosis."
+    )

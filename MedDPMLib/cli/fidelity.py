@@ -1,4 +1,4 @@
-"""meddpm fidelity: brains made from a real brain's mask, beside that brain."""
+"""meddpm fidelity: brains generated from the mask of a real brain, compared with that brain."""
 
 from __future__ import annotations
 
@@ -35,36 +35,35 @@ def fidelity(
     mask: Annotated[Path, typer.Argument(help="The mask of a real brain that the model was not trained on.")],
     model: Annotated[
         list[str],
-        typer.Option(
-            "--model", help="Model by name or file; given several times, side by side.", autocompletion=model_names
-        ),
+        typer.Option("--model", help="Model by name or file; repeat it to compare models.", autocompletion=model_names),
     ],
     real: Annotated[
         list[str],
         typer.Option("--real", metavar="MODALITY=IMAGE", help="The real image of each modality: --real t1=FILE ..."),
     ],
-    tumour: Annotated[
+    tumor: Annotated[
         Path | None,
         typer.Option(
-            help="A tumour segmentation in a BraTS numbering; MASK then holds structures alone, the brain is filled up."
+            help="A tumor segmentation in a BraTS label convention; MASK then contains only the structures, and the"
+            " rest of the brain is filled in."
         ),
     ] = None,
     labels: LabelsOption = None,
     samples: Annotated[
-        int, typer.Option("--samples", min=1, help="Volumes to average the figures over, with seeds from --seed on.")
+        int, typer.Option("--samples", min=1, help="Number of volumes to average over, with seeds from --seed on.")
     ] = 1,
     seed: SeedOption = 0,
     settings: GenerationSettings,
     pairs: Annotated[
-        bool, typer.Option("--pairs", help="Compare voxel by voxel with the real image too (MSE, MS-SSIM).")
+        bool, typer.Option("--pairs", help="Also compare with the real image voxel by voxel (MSE, MS-SSIM).")
     ] = False,
     json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write the figures to a JSON file too.")
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures to a JSON file.")
     ] = None,
 ) -> None:
-    """Measure how well labels keep their look: mean intensity inside each label, synthetic against real.
+    """Compare the mean intensity inside each label, synthetic against real.
 
-    With several models, their figures stand side by side: in the same mask, from the same seeds.
+    Several models are compared side by side, for the same mask and the same seeds.
     """
     from MedDPMLib.models.store import ModelStore
 
@@ -75,7 +74,7 @@ def fidelity(
     cards = [ModelStore().find(name).card for name in model]
     images = _real_images(real, list(dict.fromkeys(modality for card in cards for modality in card.modalities)))
     for_cards = [settings.for_card(card) for card in cards]
-    painted = [_mask(mask, card, tumour, labels, images) for card in cards]
+    painted = [_mask(mask, card, tumor, labels, images) for card in cards]
     references = [_reference(one, card, images) for one, card in zip(painted, cards, strict=True)]
     seeds = range(seed, seed + samples)
     with show_progress(sum(one.steps for one in for_cards) * samples, "generating") as progress:
@@ -92,18 +91,21 @@ def fidelity(
     _print_means(results)
     _print_summary(results, list(images))
     if pairs:
-        typer.echo("MSE and MS-SSIM ask for that one brain: of two models with equal means, the more varied one loses.")
+        typer.echo(
+            "MSE and MS-SSIM compare with this one brain: of two models with equal means, the more varied one scores"
+            " worse."
+        )
 
 
 @dataclass(frozen=True)
 class _Result:
-    """What was measured of one model: the figures averaged over its seeds, and those of each seed."""
+    """The results of one model: the figures averaged over its seeds, and those of each seed."""
 
     name: str
     records: list[dict]
     average: Fidelity
     of_seeds: list[Fidelity]
-    #: By modality, for each seed; empty where it was not asked for.
+    #: By modality, for each seed; empty unless requested.
     likeness: list[dict[str, Likeness]]
 
     def correlations(self, modality: str) -> list[float]:
@@ -119,14 +121,14 @@ class _Result:
         return {"model": self.name, **self.average.to_dict(), "seeds": seeds}
 
 
-def _mask(path: Path, card: Card, tumour: Path | None, numbering: str | None, images: dict[str, Volume]) -> Mask:
+def _mask(path: Path, card: Card, tumor: Path | None, numbering: str | None, images: dict[str, Volume]) -> Mask:
     from MedDPMLib.imaging.io import read_volume
     from MedDPMLib.masks.mask import Mask, read_mask
     from MedDPMLib.prepare import compose_anatomy
 
-    if tumour is None:
+    if tumor is None:
         return read_mask(path, card.scheme, numbering=numbering)
-    composed = compose_anatomy(read_volume(path), list(images.values()), read_volume(tumour))
+    composed = compose_anatomy(read_volume(path), list(images.values()), read_volume(tumor))
     return Mask.from_volume(
         composed, card.scheme, name=path.name, source=str(path), numbering=card.scheme.own_numbering
     )
@@ -134,14 +136,14 @@ def _mask(path: Path, card: Card, tumour: Path | None, numbering: str | None, im
 
 @dataclass(frozen=True)
 class _Reference:
-    """What is compared with: the ``labels`` that the model sees, and the real ``images`` on their grid."""
+    """The reference: the ``labels`` that the model receives, and the real ``images`` on their grid."""
 
     labels: Volume
     images: dict[str, Volume]
 
 
 def _reference(mask: Mask, card: Card, images: dict[str, Volume]) -> _Reference:
-    """Raises :class:`MedDPMError` for what cannot be compared, before anything is generated for it."""
+    """Raises :class:`MedDPMError` if the images cannot be compared, before anything is generated."""
     from MedDPMLib.imaging.resample import resample_image
     from MedDPMLib.imaging.volume import Volume
     from MedDPMLib.masks.fit import fit
@@ -202,7 +204,7 @@ def _print_means(results: list[_Result]) -> None:
 
 
 def _print_summary(results: list[_Result], modalities: list[str]) -> None:
-    """A line for each modality and model: correlation and difference, and the likeness where it was asked for."""
+    """A line for each modality and model: correlation and difference, and the voxel-wise figures if requested."""
     headings = ["modality", "model", "correlation over labels", "mean |difference|"]
     if any(result.likeness for result in results):
         headings += ["MSE", "MS-SSIM"]
@@ -223,7 +225,7 @@ def _print_summary(results: list[_Result], modalities: list[str]) -> None:
 
 
 def _with_range(figures: list[float]) -> str:
-    """The mean, and over several seeds the lowest and highest."""
+    """The mean, and for several seeds the range."""
     if not figures:
         return "too few labels"
     mean = f"{sum(figures) / len(figures):.3f}"

@@ -1,4 +1,4 @@
-"""meddpm generate: many masks, many samples, and only what is not there yet."""
+"""meddpm generate: many masks, many samples, and only what is missing."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ def generate(
     labels: LabelsOption = None,
     brain_from: BrainFromOption = None,
 ) -> None:
-    """Make synthetic MRI volumes from masks.
+    """Generate synthetic MRI volumes from masks.
 
-    Each volume is written as NIfTI (MASK_seedN_MODALITY.nii.gz) with a JSON record of how it was made. What is
-    there already, made in the same way, is skipped. A mask that cannot be used is told and left out, the others are
-    made; the exit code is then 2.
+    Each volume is written as NIfTI (MASK_seedN_MODALITY.nii.gz) with a JSON record of how it was generated. Volumes
+    that exist already, generated with the same settings, are skipped. A mask that cannot be used is reported and
+    skipped, the others are processed; the exit code is then 2.
     """
     from MedDPMLib.imaging.io import check_readable
     from MedDPMLib.models.store import ModelStore
@@ -71,12 +71,12 @@ def generate(
 
 
 class Batch:
-    """What masks, seeds and a second run have in common; the model is loaded when the first volume is due."""
+    """What all masks and seeds have in common; the model is loaded when the first volume is due."""
 
     def __init__(
         self, entry: ModelEntry, settings: GenerationSettings, out: Path, numbering: str | None, brain_from: Path | None
     ) -> None:
-        """``settings`` are those for the model's card."""
+        """``settings`` are complete, as :meth:`GenerationSettings.for_card` returns them."""
         from MedDPMLib.runtime.device import choose_execution
 
         self.entry, self.settings, self.out = entry, settings, out
@@ -94,7 +94,7 @@ class Batch:
         return run
 
     def make(self, path: Path, seeds: Sequence[int], progress: Progress) -> None:
-        """All samples of the mask in ``path``. A fault of the mask ends it, a fault in writing ends everything."""
+        """All samples of the mask in ``path``. An error in the mask is reported, an error in writing ends the run."""
         from MedDPMLib.inference.record import describe_run, is_finished, write_result
         from MedDPMLib.masks.mask import read_mask
 
@@ -103,7 +103,7 @@ class Batch:
             mask = read_mask(path, card.scheme, numbering=self.numbering, brain_from=self.brain_from)
         except MedDPMError as error:
             return self._fail(error, len(seeds), progress)
-        told = set()
+        reported = set()
         for index, seed in enumerate(seeds):
             stem, doing = f"{mask.name}_seed{seed}", f"{mask.name}, seed {seed}"
             run = describe_run(
@@ -120,9 +120,9 @@ class Batch:
             except MedDPMError as error:
                 return self._fail(error, len(seeds) - index, progress)
             for note in generated.record["notes"]:
-                if note not in told:
+                if note not in reported:
                     typer.echo(f"{mask.name}: {note}")
-            told.update(generated.record["notes"])
+            reported.update(generated.record["notes"])
             for written in write_result(self.out, stem, generated):
                 typer.echo(str(written))
             self.made += 1
@@ -133,7 +133,7 @@ class Batch:
         complain(worded(error))
 
     def summary(self) -> str:
-        parts = [f"{self.made} made"]
+        parts = [f"{self.made} generated"]
         if self.skipped:
             parts.append(f"{self.skipped} skipped, because finished before")
         if self.failed:
@@ -142,7 +142,7 @@ class Batch:
 
 
 def find_masks(arguments: Sequence[Path], out: Path) -> list[Path]:
-    """The files that ``arguments`` name, and the volumes in the folders among them; each result needs its own name."""
+    """The files in ``arguments``, and the volumes in the folders among them; every mask needs a name of its own."""
     from MedDPMLib.imaging.io import check_readable, volume_stem, volume_suffix
 
     paths = []
@@ -151,7 +151,7 @@ def find_masks(arguments: Sequence[Path], out: Path) -> list[Path]:
         if argument.is_dir():
             if out.resolve() == argument.resolve():
                 raise MedDPMError(
-                    f"{out} holds the masks: choose another folder for the results, or they are taken for masks"
+                    f"{out} contains the masks: choose another folder for the results, which would be read as masks"
                 )
             found = sorted(
                 path

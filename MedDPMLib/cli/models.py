@@ -1,4 +1,4 @@
-"""meddpm models: which models are installed, and what do they say about themselves?"""
+"""meddpm models: which models are installed, and what is on their cards?"""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def list_models() -> None:
         rows.append(
             [entry.name, ", ".join(card.modalities), grid, card.scheme.name, size(entry.size), entry.hash[:12], where]
         )
-    print_table(["name", "makes", "grid", "labels", "size", "hash", "from"], rows, numeric=[4])
-    typer.echo(f"Imported models lie in {store.folder}")
+    print_table(["name", "modalities", "grid", "labels", "size", "hash", "source"], rows, numeric=[4])
+    typer.echo(f"Imported models are in {store.folder}")
 
 
 @app.command("show")
 def show_model(model: ModelArgument) -> None:
-    """Show the card of a model: what it makes, from which labels, how it was trained and what it is not for."""
+    """Show the card of a model: modalities, labels, training data, intended use and limitations."""
     from MedDPMLib.models.store import ModelStore
 
     entry = ModelStore().find(model)
@@ -48,7 +48,7 @@ def show_model(model: ModelArgument) -> None:
 def import_model(
     file: Annotated[Path, typer.Argument(help="A bundle, or an official Med-DDPM checkpoint, which is converted.")],
     name: Annotated[
-        str | None, typer.Option("--name", help="What to call it, instead of the name in its card.")
+        str | None, typer.Option("--name", help="Name of the installed model; by default the one on its card.")
     ] = None,
 ) -> None:
     """Check a model file and install it."""
@@ -67,11 +67,9 @@ def export_model(
         ),
     ],
     path: Annotated[Path, typer.Argument(help="The file to write, or the folder to write it into.")],
-    best: Annotated[
-        bool, typer.Option("--best", help="Of a run: the weights that did best, instead of the newest.")
-    ] = False,
+    best: Annotated[bool, typer.Option("--best", help="Of a run: the best weights instead of the newest.")] = False,
 ) -> None:
-    """Copy a model's bundle, to pass it on; or make one of a training run, finished or not."""
+    """Copy the bundle of a model, or create one from a training run, finished or not."""
     if (Path(model) / "recipe.toml").is_file():
         _export_run(Path(model), path, best)
         return
@@ -96,7 +94,7 @@ def _export_run(run: Path, path: Path, best: bool) -> None:
 
 @app.command("remove")
 def remove_model(model: ModelArgument) -> None:
-    """Delete an imported model; bundled ones stay."""
+    """Delete an imported model; bundled models cannot be deleted."""
     from MedDPMLib.models.store import ModelStore
 
     ModelStore().remove(model)

@@ -1,4 +1,4 @@
-"""The options that several commands share, and how they become settings of a run."""
+"""The options that several commands share, and how they become the settings of a run."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ ModelOption = Annotated[
     typer.Option("--model", help="Installed model, bundle file or official checkpoint.", autocompletion=model_names),
 ]
 ModelArgument = Annotated[str, typer.Argument(metavar="NAME", help="Installed model.", autocompletion=model_names)]
-OutOption = Annotated[Path, typer.Option("--out", help="Folder for the results; made if it is not there.")]
+OutOption = Annotated[Path, typer.Option("--out", help="Folder for the results; created if missing.")]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same volume.")]
 LabelsOption = Annotated[
     str | None,
-    typer.Option("--labels", metavar="NUMBERING", help="How the masks number their labels, where it is ambiguous."),
+    typer.Option("--labels", metavar="CONVENTION", help="Label convention of the masks, if it is ambiguous."),
 ]
 BrainFromOption = Annotated[
     Path | None,
     typer.Option(
-        "--brain-from", metavar="IMAGE", help="A skull-stripped image that gives the brain area of the masks."
+        "--brain-from", metavar="IMAGE", help="A skull-stripped image from which the brain area of the masks is taken."
     ),
 ]
 
 
 def takes_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Gives a command an option for each of the settings called ``names``, in the place of its parameter ``settings``.
+    """Gives a command an option for each of the settings called ``names``, in place of its parameter ``settings``.
 
-    The command gets them as :class:`GenerationSettings`, checked; the other settings have their defaults.
+    The command receives them as a validated :class:`GenerationSettings`; the other settings have their defaults.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:

@@ -1,4 +1,4 @@
-"""How does the command line speak? Results on stdout; progress and complaints on stderr."""
+"""How does the command line write? Results go to stdout; progress and errors to stderr."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], numeric:
 
 
 class Progress:
-    """Work done of a ``total`` that may shrink; :meth:`advance` is told what is being worked on."""
+    """Work done of a ``total`` that may shrink; ``doing`` describes the current work."""
 
     def __init__(self, total: int) -> None:
         self.total = total
@@ -49,7 +49,7 @@ class Progress:
         self._show(doing)
 
     def drop(self, amount: int) -> None:
-        """``amount`` of the total will not be done after all."""
+        """``amount`` of the total is skipped."""
         self.total -= amount
 
     def _show(self, doing: str) -> None:
@@ -113,14 +113,14 @@ def show_progress(total: int, doing: str) -> Iterator[Progress]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    # What is printed meanwhile appears above the bar; results that go into a pipe go there.
+    # What is printed meanwhile appears above the bar; results that are piped are not redirected.
     # Steps take seconds: the time left is an average over minutes.
     with RichProgress(*columns, console=console, speed_estimate_period=300, redirect_stdout=sys.stdout.isatty()) as bar:
         yield _Bar(total, bar, bar.add_task(doing, total=total))
 
 
 def duration(seconds: float) -> str:
-    """In words a person would use: "45 s", "12 min", "3 h 20 min"."""
+    """A readable duration: "45 s", "12 min", "3 h 20 min"."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

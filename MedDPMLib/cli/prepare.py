@@ -1,4 +1,4 @@
-"""meddpm prepare: from folders of cases to a dataset."""
+"""meddpm prepare: a dataset for training from folders of cases."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from MedDPMLib.cli.output import complain, show_progress
 from MedDPMLib.cli.remedies import worded
 from MedDPMLib.errors import MedDPMError
 
-#: A case takes about so many bytes while it is prepared.
+#: Bytes that a case takes, about, while it is prepared.
 _MEMORY_OF_A_CASE = 1_500_000_000
 
 
@@ -24,7 +24,7 @@ def _scheme_names(incomplete: str) -> list[str]:
     return [name for name in STANDARDS if name.startswith(incomplete)]
 
 
-def _normalisation_names(incomplete: str) -> list[str]:
+def _normalization_names(incomplete: str) -> list[str]:
     from MedDPMLib.prepare import NORMALISATIONS
 
     return [name for name in NORMALISATIONS if name.startswith(incomplete)]
@@ -38,35 +38,36 @@ def prepare(
             help="Folders of BraTS cases, nnU-Net raw datasets, Med-DDPM's folders, or folders with image and mask.",
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder for the dataset; made if it is not there.")],
+    out: Annotated[Path, typer.Option(help="Folder for the dataset; created if missing.")],
     scheme: Annotated[
         str,
-        typer.Option(help="Labels to train on: anatomy, brats or whole-head.", autocompletion=_scheme_names),
+        typer.Option(help="Label scheme to train with: anatomy, brats or whole-head.", autocompletion=_scheme_names),
     ],
     anatomy: Annotated[
         Path | None,
-        typer.Option(help="Folder with CASE_anatomy.nii.gz, the structures of each case, for the scheme anatomy."),
+        typer.Option(help="Folder of CASE_anatomy.nii.gz, the structures of each case, for the scheme anatomy."),
     ] = None,
     modalities: Annotated[
-        str | None, typer.Option(help="Contrasts to take, such as t1,t2; without it all of the scheme.")
+        str | None, typer.Option(help="Modalities to use, such as t1,t2; by default all of the scheme.")
     ] = None,
     labels: LabelsOption = None,
-    normalise: Annotated[
+    normalize: Annotated[
         str,
         typer.Option(
-            help="percentiles of the brain, or what the published networks were trained with: per-volume (BraTS)"
-            " or per-slice (whole head).",
-            autocompletion=_normalisation_names,
+            help="Intensity normalization: percentiles of the brain, or as for the published networks: per-volume"
+            " (BraTS) or per-slice (whole head).",
+            autocompletion=_normalization_names,
         ),
     ] = "percentiles",
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Cases prepared at the same time; without it as many as fit.")
+        int | None,
+        typer.Option(min=1, help="Number of cases prepared at the same time; by default as many as fit into memory."),
     ] = None,
 ) -> None:
-    """Make a dataset to train on from folders of cases.
+    """Prepare a dataset for training from folders of cases.
 
-    A case that cannot be used is told and left out; the exit code is then 2. Stopped and started again, it goes on
-    where it was. The table cases.csv in the dataset says what was found in each case.
+    A case that cannot be used is reported and skipped; the exit code is then 2. Stopped and started again, the command
+    resumes where it was. The table cases.csv in the dataset lists what was found in each case.
     """
     from MedDPMLib.masks.schemes import load_scheme
     from MedDPMLib.prepare import DatasetSettings, find_cases, standard, write_dataset
@@ -74,7 +75,7 @@ def prepare(
     chosen = tuple(modalities.split(",")) if modalities is not None else standard(scheme).modalities
     if anatomy is not None and not anatomy.is_dir():
         raise MedDPMError(f"{anatomy} is not a folder: --anatomy needs the folder of CASE_anatomy.nii.gz")
-    settings = DatasetSettings(scheme, chosen, anatomy, labels, normalise)
+    settings = DatasetSettings(scheme, chosen, anatomy, labels, normalize)
     cases = find_cases(sources, load_scheme(scheme), chosen, numbering=labels)
     for layout, count in Counter(case.layout for case in cases).items():
         typer.echo(f"{layout}: {count} {'case' if count == 1 else 'cases'}")
@@ -89,10 +90,10 @@ def prepare(
                 done += 1
             else:
                 typer.echo(f"{report.name} prepared")
-    told = [f"{len(cases) - failed} of {len(cases)} cases are in {out}"]
+    summary = [f"{len(cases) - failed} of {len(cases)} cases are in {out}"]
     if done:
-        told.append(f"{done} of them had been prepared before")
-    typer.echo("; ".join(told))
+        summary.append(f"{done} of them had been prepared before")
+    typer.echo("; ".join(summary))
     if failed:
         raise typer.Exit(2)
 

@@ -1,4 +1,4 @@
-"""meddpm train: from a dataset to a model of one's own."""
+"""meddpm train: a model trained on a dataset of your own."""
 
 from __future__ import annotations
 
@@ -29,24 +29,26 @@ def _recipe_names(incomplete: str) -> list[str]:
 
 
 def train(
-    dataset: Annotated[Path | None, typer.Argument(help="A dataset of meddpm prepare.")] = None,
+    dataset: Annotated[Path | None, typer.Argument(help="A dataset written by meddpm prepare.")] = None,
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="whole-head, brats, brain-anatomy, brats-compact, or a TOML file; without it that of the run.",
+            help="whole-head, brats, brain-anatomy, brats-compact, or a TOML file; by default that of the run.",
             autocompletion=_recipe_names,
         ),
     ] = None,
     run: Annotated[
-        Path | None, typer.Option(help="Folder of this run; one that was stopped or killed goes on.")
+        Path | None, typer.Option(help="Folder of the run; a run that was stopped or killed resumes.")
     ] = None,
     changes: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the recipe: training.learning_rate=1e-4"),
+        typer.Option(
+            "--set", metavar="FIELD=VALUE", help="Change a field of the recipe, such as training.learning_rate=1e-4."
+        ),
     ] = None,
     init: Annotated[
         str | None,
-        typer.Option(metavar="MODEL", help="Begin with the weights of this bundle, checkpoint or installed model."),
+        typer.Option(metavar="MODEL", help="Start from the weights of this bundle, checkpoint or installed model."),
     ] = None,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
@@ -54,26 +56,28 @@ def train(
         bool, typer.Option("--checkpointing", help="Recompute activations: less memory, a third more time.")
     ] = False,
     compile_kernels: Annotated[
-        bool, typer.Option("--compile", help="Fuse the network's kernels first: needs a minute and a C++ compiler.")
+        bool,
+        typer.Option("--compile", help="Compile the network with fused kernels: takes a minute and a C++ compiler."),
     ] = False,
     shard: Annotated[
-        bool, typer.Option("--shard", help="Divide weights and optimiser among the processes of torchrun (FSDP).")
+        bool, typer.Option("--shard", help="Divide weights and optimizer among the processes of torchrun (FSDP).")
     ] = False,
-    workers: Annotated[int, typer.Option(min=1, help="Threads that make examples ahead.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Number of threads that prepare examples in advance.")] = 1,
     estimate_memory: Annotated[
         bool,
         typer.Option("--estimate-memory", help="Train nothing: measure and print how much memory it would take."),
     ] = False,
 ) -> None:
-    """Train a model by a recipe.
+    """Train a model with a recipe.
 
-    Killed at any moment and started again with the same command, the run goes on from its last checkpoint and ends
+    Killed at any moment and started again with the same command, the run resumes from its last checkpoint and ends
     with the same weights. Ctrl-C and SIGTERM write a checkpoint first. Several GPUs or machines share the accumulated
-    batches of an iteration, at least one for each (torchrun takes --run for its own without the two dashes):
+    batches of an iteration, at least one each (the two dashes keep torchrun from reading --run as its own option):
 
-    torchrun --nproc-per-node 4 -m -- MedDPMLib train DATASET --recipe X --set training.accumulate=4 --run RUN
+    torchrun --nproc-per-node 4 -m -- MedDPMLib train DATASET --recipe X --run RUN
+    --set training.gradient_accumulation_steps=4
 
-    `meddpm models export RUN FILE` makes a model of a run.
+    `meddpm models export RUN FILE` exports the model of a run.
     """
     settings = _recipe(recipe, run, changes or [])
     from MedDPMLib.runtime.device import choose_execution
@@ -105,7 +109,7 @@ def train(
     cases = read_dataset(dataset, settings.modalities, scheme=settings.scheme)
     main = os.environ.get("RANK", "0") == "0"
     with StopRequest() as stop, show_progress(settings.iterations, "training") if main else nullcontext() as progress:
-        told = _Told(progress) if main else None
+        reporter = _Reporter(progress) if main else None
         try:
             history = train_network(
                 settings,
@@ -118,7 +122,7 @@ def train(
                 compile=compile_kernels,
                 shard=shard,
                 workers=workers,
-                report=told or (lambda iteration, loss: None),
+                report=reporter or (lambda iteration, loss: None),
                 tell=complain,
                 stop=stop,
             )
@@ -126,18 +130,16 @@ def train(
             if main:
                 name = signal.Signals(stopped.signal).name
                 complain(
-                    f"stopped by {name} after iteration {stopped.iteration:,}, with a checkpoint of it;"
-                    " the same command goes on from here"
+                    f"stopped by {name} after iteration {stopped.iteration:,}, whose checkpoint was written;"
+                    " the same command resumes from here"
                 )
             raise typer.Exit(128 + stopped.signal) from None
     if main:
-        typer.echo(
-            f"{run}: {history.iteration:,} iterations done; meddpm models export {run} FILE makes a model of them"
-        )
+        typer.echo(f"{run}: {history.iteration:,} iterations done; meddpm models export {run} FILE exports the model")
 
 
 def _take_own_gpu() -> None:
-    """Of several processes that torchrun started each has a GPU of its own, from the first thing done there on."""
+    """Selects a GPU for this process, if it is one of several that torchrun started, before anything runs there."""
     import torch
 
     rank = os.environ.get("LOCAL_RANK")
@@ -145,7 +147,7 @@ def _take_own_gpu() -> None:
         torch.cuda.set_device(int(rank))
 
 
-class _Told:
+class _Reporter:
     """Loss (smoothed) and speed beside the bar."""
 
     def __init__(self, progress) -> None:
@@ -174,11 +176,11 @@ def _recipe(recipe: str | None, run: Path | None, changes: list[str]) -> Recipe:
 
 
 def _data(dataset: Path) -> dict:
-    """What the dataset says about itself: nnU-Net's optional fields."""
-    said = json.loads((dataset / "dataset.json").read_text(encoding="utf-8"))
-    licence = said.get("licence")
+    """Name and license of the dataset, from nnU-Net's optional fields."""
+    fields = json.loads((dataset / "dataset.json").read_text(encoding="utf-8"))
+    licence = fields.get("licence")
     return {
-        "name": str(said.get("name") or dataset.resolve().name),
+        "name": str(fields.get("name") or dataset.resolve().name),
         "licence": None if licence is None else str(licence),
     }
 
@@ -195,4 +197,4 @@ def _print_memory(recipe: Recipe, device) -> None:
         recomputed = "yes" if need.checkpointing else "no"
         rows.append([grid, str(need.batch), need.precision, recomputed, f"{need.bytes / 1e9:.1f} GB", fits])
     print_table(["grid", "batch", "precision", "--checkpointing", "memory", "fits now"], rows, numeric=[1, 4])
-    typer.echo("Measured on two small grids and continued in a straight line; PyTorch itself comes on top.")
+    typer.echo("Measured on two small grids and extrapolated linearly, without the memory of PyTorch itself.")

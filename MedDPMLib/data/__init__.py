@@ -1,4 +1,4 @@
-"""Which cases are trained on, and how is each one varied?"""
+"""Which cases are used for training, and how are they augmented?"""
 
 from MedDPMLib.data.cases import Case, read_dataset, smoothed_for
 from MedDPMLib.data.samples import BALANCE, Sample, VariedCases

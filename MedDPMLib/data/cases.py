@@ -1,7 +1,7 @@
-"""Which cases are trained on?
+"""Which cases are used for training?
 
-A dataset is decoded once: each case becomes two plain arrays beside the dataset, which are mapped into memory. A
-patch reads its part only, every process of a machine shares the pages, and a dataset may be larger than the memory.
+A dataset is decoded once: each case is stored as two arrays beside the dataset, which are memory-mapped. A patch reads
+only its part, all processes of a machine share the pages, and a dataset may be larger than the memory.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _DESCRIPTION = table_with(
 #: Seconds after which nobody is writing a file any more.
 _ABANDONED = 24 * 3600
 
-#: Header rounding; what lies further outside of [-1, 1] was not normalised.
+#: Rounding in headers; intensities further outside of [-1, 1] were not normalized.
 _RANGE_TOLERANCE = 1e-3
 
 #: Relative difference of two spacings that is header rounding.
@@ -233,7 +233,7 @@ def smoothed_for(case: Case, shape: Sequence[int]) -> Case:
 
 
 class SmoothedCases(Dataset):
-    """The ``cases`` as :func:`smoothed_for` makes them for ``shape``, each worked out once, when it is asked for.
+    """The ``cases`` as :func:`smoothed_for` makes them for ``shape``, each computed once, when it is first used.
 
     What is smoothed of a decoded case is kept beside it and mapped, as the case itself is: a dataset may be larger
     than the memory, and all processes share the pages.

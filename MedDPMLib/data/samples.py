@@ -1,4 +1,4 @@
-"""What does the network see of which case, and when?"""
+"""Which part of which case does the network see, and when?"""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from MedDPMLib.errors import MedDPMError
 from MedDPMLib.masks.schemes import LabelScheme
 from MedDPMLib.recipes.recipe import Augmentation
 
-#: How often a patch is centred on a voxel of a tumour, of the brain, and of the brain's bounding box. A case without
-#: a tumour shares its part between the other two.
+#: How often a patch is centered on a voxel of a tumor, of the brain, and of the brain's bounding box. In a case without
+#: a tumor its share is divided between the other two.
 BALANCE = (0.5, 0.4, 0.1)
 
 #: Streams of random numbers that must not follow each other.
@@ -26,10 +26,10 @@ _ORDER, _VARIATION, _PATCH = range(3)
 
 @dataclass(frozen=True)
 class Sample:
-    """What is learnt from: ``image`` (C, D, H, W) float32 in [-1, 1] and ``labels`` (D, H, W) uint8 of ``case``.
+    """A training sample: ``image`` (C, D, H, W) float32 in [-1, 1] and ``labels`` (D, H, W) uint8 of ``case``.
 
-    ``positions`` (3, D, H, W), float32, is where each voxel's middle lies along i, j and k (channel by channel) of the
-    whole grid, which is [-1, 1]: a patch knows where it is.
+    ``positions`` (3, D, H, W), float32, are the coordinates of each voxel center along i, j and k (channel by channel),
+    the whole grid being [-1, 1]: they locate a patch.
     """
 
     image: Tensor
@@ -73,7 +73,7 @@ class VariedCases(Dataset):
             raise MedDPMError("a patch of {} voxels does not fit into the grid of {}: make it smaller".format(*sizes))
         if len(balance) != 3 or min(balance) < 0 or not sum(balance[1:]):
             raise MedDPMError(
-                f"the balance of patches needs three shares of at least 0 (tumour, brain, anywhere), and brain or"
+                f"the balance of patches needs three shares of at least 0 (tumor, brain, anywhere), and brain or"
                 f" anywhere above 0, not {balance}"
             )
         from monai.data import CacheDataset

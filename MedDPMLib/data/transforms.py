@@ -1,4 +1,4 @@
-"""What is worked out of each case once, as MONAI's transforms: only training imports MONAI."""
+"""What is computed once for each case, as MONAI transforms: only training imports MONAI."""
 
 from __future__ import annotations
 

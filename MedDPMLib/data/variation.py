@@ -1,12 +1,12 @@
-"""How is a case varied?
+"""How is a case augmented?
 
-What is random (:func:`draw_variation`) is split from what is not (:meth:`Variation.apply`), as in TorchIO: a
-variation is a small record of numbers, and applying it twice gives the same tensors twice.
+The random part (:func:`draw_variation`) is separate from the deterministic one (:meth:`Variation.apply`), as in
+TorchIO: a variation is a small record of numbers, and applying it twice gives the same tensors.
 
-MONAI's transforms do not give what is needed here. Its lazy ones compose flip, affine map and crop to one
-interpolation too, but not the elastic displacement, which it computes for the whole volume (7 s for 4 x 192 x 192 x
-144 voxels, against 0.1 s for a patch here); without it a patch takes 1.5 times as long. Its gamma and bias field are
-made for the array at hand, so that a patch would be brightened otherwise than the volume that it belongs to.
+MONAI's transforms are not sufficient here. Its lazy ones also compose flip, affine map and crop into one interpolation,
+but not the elastic displacement, which is computed for the whole volume (7 s for 4 x 192 x 192 x 144 voxels, against
+0.1 s for a patch here); without it a patch takes 1.5 times as long. Its gamma and bias field are generated for the
+array at hand, so that a patch would have another brightness than the volume that it belongs to.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Part = tuple[slice, slice, slice]
 
 @dataclass(frozen=True)
 class Variation:
-    """One way to vary a case. ``matrix`` (3, 4) maps normalised output to input coordinates (x, y, z), each axis of
+    """A random variation. ``matrix`` (3, 4) maps normalized output to input coordinates (x, y, z), each axis of
     the box being [-1, 1]; ``displacement`` (1, 3, n, n, n) is added to it, interpolated; ``gamma`` (C,) is an
     exponent and ``log_bias`` (1, C, m, m, m) the logarithm of a factor on intensities in [0, 1]."""
 
@@ -63,7 +63,7 @@ class Variation:
         return not (moves or (self.gamma != 1).any() or self.log_bias.any())
 
     def _source_coordinates(self, shape: Sequence[int], part: Part) -> Tensor:
-        """Where the voxels of ``part`` come from: (d, h, w, 3), normalised x, y, z in the input."""
+        """Where the voxels of ``part`` come from: (d, h, w, 3), normalized x, y, z in the input."""
         z, y, x = (
             axis.view([-1 if other == index else 1 for other in range(3)])
             for index, axis in enumerate(centres(shape, part))
@@ -74,7 +74,7 @@ class Variation:
         return torch.stack(moved, dim=-1) + field.movedim(0, -1)
 
     def place_of(self, point: Tensor) -> Tensor:
-        """Where a ``point`` (3,) of the input, normalised x, y, z, comes to lie in the output."""
+        """Position of a ``point`` (3,) of the input, normalized x, y, z, in the output."""
         place = point
         for _ in range(4):  # the displacement is small and smooth: each round divides the error by ten or more
             moved = F.grid_sample(
@@ -121,7 +121,7 @@ def draw_variation(case: Case, settings: Augmentation, generator: torch.Generato
     linear = rotation @ torch.diag(torch.exp(settings.scaling * normal(3)))
     if torch.rand((), generator=generator) < settings.flip:
         linear = linear @ torch.diag(torch.tensor([-1.0, 1.0, 1.0]))
-    # Rotations are about millimetres, the coordinates are fractions of the box.
+    # Rotations are in millimeters, the coordinates are fractions of the box.
     linear = linear * (extent[None, :] / extent[:, None])
     shift = settings.translation * normal(3) * 2 / extent
     points = settings.elastic_points

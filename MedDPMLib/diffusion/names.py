@@ -1,4 +1,4 @@
-"""Which sampling algorithms and prediction types are there? Names alone: whoever lists them needs no PyTorch."""
+"""Which sampling algorithms and prediction types are there? Names alone: listing them does not import PyTorch."""
 
 from __future__ import annotations
 

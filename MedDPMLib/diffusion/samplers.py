@@ -21,7 +21,7 @@ def timestep_grid(timesteps: int, steps: int) -> list[int]:
 
     "Trailing" spacing (Lin et al. 2023, arXiv 2305.08891, table 2): from T - 1 downwards in equal strides of
     T / steps, rounded. It always starts at T - 1, because sampling starts from pure noise and T - 1 is the noise
-    level at which the network has learnt what to make of it; a grid that starts lower would tell it that there is
+    level at which the network was trained on it; a grid that starts lower would tell it that there is
     an image in the noise. The entries are timesteps of the trained schedule, not of a shortened one of ``steps``
     timesteps: the network knows no others. From the last entry the sampler goes straight to the clean image.
     """

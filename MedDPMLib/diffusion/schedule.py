@@ -89,7 +89,7 @@ class NoiseSchedule:
     #: (T,) float32 on ``device``: the factors of image and noise in x_t.
     _signal: Tensor = field(init=False, repr=False, compare=False)
     _sigma: Tensor = field(init=False, repr=False, compare=False)
-    #: ``alpha_bar`` in float64, always on the CPU: for coefficients that are worked out before a loop.
+    #: ``alpha_bar`` in float64, always on the CPU: for coefficients that are computed before a loop.
     exact_alpha_bar: Tensor = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

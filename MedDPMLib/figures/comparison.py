@@ -1,4 +1,4 @@
-"""How do settings look? One picture, a row for each setting, a column for each contrast."""
+"""How do settings compare? One picture, a row for each setting, a column for each modality."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _GAP = 6
 _LINE = 26
 
 
-def draw_strip(
+def draw_comparison(
     settings: Mapping[str, Mapping[str, Volume]],
     labels: Volume,
     scheme: LabelScheme,
@@ -24,13 +24,13 @@ def draw_strip(
     caption: str,
     pixels_per_mm: float = 1.0,
 ) -> Image.Image:
-    """The axial cut through the tumour (or the middle of the mask) of every setting's volumes, by modality.
+    """The axial slice through the tumor (or the middle of the mask) of every setting's volumes, by modality.
 
     ``settings`` gives for each row's name the volumes (intensities in [-1, 1]); ``labels`` holds the mask in the values
     of ``scheme``.
     """
     rows = {
-        # Axial is the first plane; of each modality the cut without outlines comes first.
+        # Axial is the first plane; for each modality the slice without outlines comes first.
         name: draw_cuts(volumes, labels, scheme, pixels_per_mm=pixels_per_mm)[0][::2]
         for name, volumes in settings.items()
     }

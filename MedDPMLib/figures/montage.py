@@ -1,7 +1,7 @@
-"""How does it look? One picture of a generated brain, for people.
+"""What does it look like? One picture of a generated brain.
 
-Rows are the axial, coronal and sagittal plane through the tumour (or the middle of the mask), columns the
-modalities, each without and with the outline of the painted tumour. Planes are cut by geometry, so that any
+Rows are the axial, coronal and sagittal plane through the tumor (or the middle of the mask), columns the
+modalities, each without and with the outline of the painted tumor. Planes are cut by geometry, so that any
 orientation and spacing of the volumes comes out in the radiological convention: the patient's right on the
 image's left, anterior and superior up; sagittal planes look to the image's left.
 """
@@ -120,9 +120,9 @@ def _refined(sheet: Geometry, pixels_per_mm: float) -> Geometry:
 
 
 def _point_of_interest(labels: Volume, scheme: LabelScheme, image: Geometry) -> np.ndarray:
-    """RAS position of the tumour's centroid, or of the mask's middle, moved to the closest voxel of ``image``.
+    """RAS position of the tumor's centroid, or of the mask's middle, moved to the closest voxel of ``image``.
 
-    On a voxel's centre no plane of the image is interpolated out of two.
+    Through the center of a voxel no plane is interpolated between two planes of the image.
     """
     tumour = np.isin(labels.array, [label.value for label in scheme.tumour])
     if tumour.any():
@@ -139,7 +139,7 @@ def _extent(where: np.ndarray, geometry: Geometry) -> tuple[np.ndarray, np.ndarr
 
 
 def _outermost_first(labels: Volume, scheme: LabelScheme) -> list[Label]:
-    """The tumour's labels that are present; where two borders coincide the inner one's outline is drawn on top."""
+    """The tumor labels that are present; where two borders coincide, the outline of the inner one is drawn on top."""
     reach = {}
     for label in scheme.tumour:
         where = labels.array == label.value
@@ -150,7 +150,7 @@ def _outermost_first(labels: Volume, scheme: LabelScheme) -> list[Label]:
 
 
 def _gray(volume: Volume, geometry: Geometry) -> np.ndarray:
-    """The cut as 8-bit grey values: -1 is black, 1 is white."""
+    """The slice as 8-bit gray values: -1 is black, 1 is white."""
     cut = resample_image(volume, geometry, fill=-1.0).array[0]
     return np.round((np.clip(cut, -1, 1) + 1) * 127.5).astype(np.uint8)
 

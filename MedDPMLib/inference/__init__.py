@@ -1,1 +1,1 @@
-"""From a mask to volumes, with one set of settings and a record."""
+"""From a mask to volumes, with their settings and a record."""

@@ -1,11 +1,11 @@
-"""Where do the structures of a brain lie of which only the outline and a tumour are known? As in another brain.
+"""Where are the structures of a brain of which only the outline and a tumor are known? As in another brain.
 
-A mask of the scheme "brats" says what is brain and what is tumour. One of the templates that ship with the package is
-fitted to the brain's outline, and its structures fill what the mask leaves open: first an affine map, then a smooth
-displacement (Thirion 1998, "Image matching as a diffusion process: an analogy with Maxwell's demons"), both of the
-signed distances to the two outlines. A tumour's core pushes what is around it aside, a little. Which template, whether
-it is mirrored, and how it is bent inside the outline follows from the seed. The outline and the tumour are kept to the
-voxel; all else is invented.
+A mask of the scheme "brats" shows what is brain and what is tumor. One of the templates that come with the package is
+registered to the outline of the brain, and its structures fill the rest of the mask: first an affine transform, then a
+smooth displacement (Thirion 1998, "Image matching as a diffusion process: an analogy with Maxwell's demons"), both
+fitted to the signed distances to the two outlines. A tumor core displaces its surroundings a little. The seed
+determines the template, whether it is mirrored, and a random deformation inside the outline. Outline and tumor are kept
+exactly, voxel by voxel; everything else is invented.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from MedDPMLib.masks.schemes import LabelScheme
 from MedDPMLib.masks.templates import load_template, templates
 from MedDPMLib.models.card import Card
 
-#: Outlines are compared on voxels of so many millimetres, up to so many on either side: deeper inside, distances
-#: would match the brains' middles with each other, where there is nothing to match.
+#: Size, in mm, of the voxels on which outlines are compared, and the distance, in mm, up to which they are compared on
+#: either side: deeper inside, distances would match the centers of the brains, where there is nothing to match.
 _SPACING = 4.0
 _REACH = 12.0
 
 #: Distances are measured on every n-th voxel, at most so many mm apart unless the voxels are larger.
 _FINEST = 2.0
 
-#: Millimetres of air around the brain on that grid; more than the reach.
+#: Margin, in mm, around the brain on that grid; more than the distance above.
 _MARGIN = 15.0
 
 #: No part of a brain that is smaller, in mm, is filled.
@@ -44,12 +44,12 @@ _AFFINE_ITERATIONS, _ITERATIONS = 60, 20
 #: Standard deviation, in voxels, of the Gaussian that keeps the displacement smooth.
 _SMOOTHNESS = 4.0
 
-#: How far, in mm (one standard deviation along each axis), the inside of a brain is bent anew with each seed, and on
-#: which scale. It fades out towards the outline, over as many millimetres as distances reach.
+#: Standard deviation along each axis, in mm, of the random deformation inside a brain, and its scale. It fades out
+#: towards the outline, over the distance above.
 _BENDING, _BENDING_SCALE = 2.5, 15.0
 
-#: How far a tumour's core pushes its surroundings: this share of the radius of a ball of its size, at most so many mm,
-#: and e times less at so many mm of distance.
+#: How far a tumor core displaces its surroundings: this share of the radius of a ball of its volume, at most so many
+#: mm, and e times less at so many mm of distance.
 _PUSH, _FARTHEST_PUSH, _PUSH_FADES = 0.3, 6.0, 15.0
 
 _RAS_TO_LPS = np.array([-1.0, -1.0, 1.0])
@@ -62,10 +62,10 @@ def network_labels(mask: Mask, card: Card, seed: int) -> Fitted:
 
 
 def complete(fitted: Fitted, scheme: LabelScheme, into: LabelScheme, seed: int) -> Fitted:
-    """``fitted``, labels of ``scheme``, with those of ``into``, whose structures are taken from a template.
+    """``fitted``, labels of ``scheme``, converted to labels of ``into``, whose structures are taken from a template.
 
-    What has a tumour's label in ``scheme`` keeps that label; the rest of the brain gets the structures, where the grid
-    cuts it off as if it ended there. The same labels and seed give the same ones. A note says which template was taken.
+    Tumor labels of ``scheme`` are kept; the rest of the brain is filled with the structures, and where the grid cuts it
+    off it is treated as if it ended there. The same labels and seed give the same result. A note names the template.
     """
     generator = np.random.default_rng(seed)
     anatomies = [template for template in templates() if template.tumour is None]
@@ -104,7 +104,7 @@ def _atlas(name: str, scheme: LabelScheme, mirrored: bool) -> Volume:
 
 
 def _warped(structures: Volume, brain: Volume, core: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """``structures`` with their outline laid on that of ``brain``, pushed aside by a tumour's ``core``; (k, j, i)."""
+    """``structures`` registered to the outline of ``brain`` and displaced by a tumor ``core``; (k, j, i)."""
     import SimpleITK as sitk
 
     fixed, moving = _Outline(brain), _Outline(Volume(structures.array > 0, structures.geometry))

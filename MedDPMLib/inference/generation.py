@@ -1,4 +1,4 @@
-"""Mask in, volumes out: the one way that the library, the command line and the panel take."""
+"""Mask in, volumes out: the one function behind library, command line and panel."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class PlannedRun:
                 images = _sample(model, network, fitted, execution, settings, seed, progress)
         record = make_record(
             model=model, mask=mask, fitted=fitted, execution=execution, settings=settings, seed=seed,
-            memory=self.plan.way, seconds=time.perf_counter() - started,
+            memory=self.plan.computation, seconds=time.perf_counter() - started,
         )  # fmt: skip
         geometry = mask.volume.geometry if settings.space == "mask" else fitted.geometry
         return Generated(volumes_of(model.card, images, fitted.geometry, geometry), record)
@@ -168,7 +168,7 @@ def _sample(
 
 
 def _in_step(progress: Progress, device: torch.device) -> Progress:
-    """``progress``, told of a step not before ``device`` has done the one before it: a GPU is given its work long
+    """``progress``, called for a step only when ``device`` has finished the previous one: work is queued on a GPU long
     before it is done."""
     if device.type != "cuda":
         return progress

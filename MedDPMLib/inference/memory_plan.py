@@ -1,4 +1,4 @@
-"""How much memory does a run take, and what is done where there is less?"""
+"""How much memory does a run need, and what is done if less is free?"""
 
 from __future__ import annotations
 
@@ -31,35 +31,35 @@ _IMAGES_BESIDE_NETWORK, _IMAGES_OF_A_STEP = 3, 8
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """How a run will use memory: the ``mode`` of its network and about how many bytes it ``needs`` at its peak."""
+    """How a run will use memory: the ``mode`` of its network and the predicted bytes that it ``needs`` at its peak."""
 
     mode: MemoryMode
     needs: int
-    #: How the network is computed, in words: the part of :attr:`sentence` that does not depend on the moment.
-    way: str
-    #: What may be taken, in words.
+    #: How the network is computed, in words: the part of :attr:`sentence` that does not depend on the free memory.
+    computation: str
+    #: How much memory may be used, in words.
     limit: str
 
     @property
     def sentence(self) -> str:
         """For the log: what was chosen, and why."""
-        return f"about {_gigabytes(self.needs)} at the peak, {self.way} ({self.limit})"
+        return f"about {_gigabytes(self.needs)} at the peak, {self.computation} ({self.limit})"
 
 
 def plan_memory(model: Model, execution: Execution, *, memory: str = "auto", guided: bool = False) -> MemoryPlan:
-    """The fastest plan that fits for a run, ``guided`` or not, before anything is taken.
+    """The fastest plan that fits for a run, ``guided`` or not, before any memory is allocated.
 
-    ``memory`` is "auto" (fit into what is free on the device now), "low" (take as little as possible) or a number of
-    gigabytes, "4 GB" (10^9 bytes; on the CPU what the whole process takes, PyTorch included).
+    ``memory`` is "auto" (fit into what is free on the device now), "low" (use as little as possible) or a number of
+    gigabytes, "4 GB" (10^9 bytes; on the CPU of the whole process, PyTorch included).
 
-    Raises :class:`OutOfMemory` if no plan fits, with what would, and :class:`MedDPMError` for another ``memory``.
+    Raises :class:`OutOfMemory` if no plan fits, with what would, and :class:`MedDPMError` for any other ``memory``.
     """
     limit, what = _limit(memory, execution)
     modes = memory_modes(model.network)
     for mode in modes[-1:] if memory == "low" else modes:
         needs = peak_bytes(model, execution.device, execution.dtype, mode, guided)
         if needs <= limit:
-            return MemoryPlan(mode, needs, _way(mode, execution.dtype), what)
+            return MemoryPlan(mode, needs, _computation(mode, execution.dtype), what)
     raise OutOfMemory(not_enough(model, execution, what, guided))
 
 
@@ -70,8 +70,8 @@ def peak_bytes(
     mode: MemoryMode = MemoryMode.FAST,
     guided: bool = False,
 ) -> int:
-    """About how many bytes a run takes at its peak: PyTorch, weights (as loaded and as used), condition, images, the
-    network. A ``guided`` run has a second condition, the empty one."""
+    """The predicted peak of a run in bytes: PyTorch, weights (as loaded and as used), condition, images, activations.
+    A ``guided`` run has a second, empty condition."""
     card, width = model.card, dtype.itemsize
     voxels = math.prod(card.grid.size)
     described = card.network_description
@@ -87,7 +87,7 @@ def peak_bytes(
 
 
 def not_enough(model: Model, execution: Execution, found: str, guided: bool = False) -> str:
-    """The message for a run that does not fit, with what would; ``found`` says how that was found out."""
+    """The message for a run that does not fit, with what would; ``found`` is the evidence."""
     least = memory_modes(model.network)[-1]
     needs = ", ".join(
         f"{_gigabytes(peak_bytes(model, execution.device, dtype, least, guided))}"
@@ -96,22 +96,22 @@ def not_enough(model: Model, execution: Execution, found: str, guided: bool = Fa
     )
     return (
         f"there is not enough memory on {execution.device} for {model.card.name} in {execution.precision} ({found}):"
-        f" with PyTorch itself it takes at least about {needs};"
+        f" including PyTorch it needs at least about {needs};"
         " close other programs, choose another precision or device, or a model with a smaller grid"
     )
 
 
 def _limit(memory: str, execution: Execution) -> tuple[int, str]:
-    """How many bytes may be taken, and that in words."""
+    """How many bytes may be used, also in words."""
     limit = memory_limit(memory)
     if limit is not None:
         return limit, f"{_gigabytes(limit)} are allowed"
-    # What is held is of a run before; this one uses it again.
+    # What this process holds is left from an earlier run, and is reused.
     free = free_memory(execution.device) + held_memory(execution.device)
     return free, f"{_gigabytes(free)} are free"
 
 
-def _way(mode: MemoryMode, dtype: torch.dtype) -> str:
+def _computation(mode: MemoryMode, dtype: torch.dtype) -> str:
     return {
         MemoryMode.FAST: "whole",
         MemoryMode.LOW: "in thin slabs",

@@ -1,4 +1,4 @@
-"""What was done, in JSON: every volume carries how it was made, and that nobody was scanned."""
+"""How was a volume generated? In JSON, with the statement that it is not an image of a patient."""
 
 from __future__ import annotations
 

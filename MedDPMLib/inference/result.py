@@ -1,4 +1,4 @@
-"""What comes out of a run: volumes in place, with the record of how they were made."""
+"""The result of a run: volumes in place, with the record of how they were generated."""
 
 from __future__ import annotations
 

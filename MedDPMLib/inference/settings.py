@@ -1,8 +1,8 @@
-"""With which settings are volumes made? One value that the library, the command line, the panel and the worker share.
+"""With which settings are volumes generated? One value that library, command line, panel and worker share.
 
-The table of settings is data (:data:`SETTINGS`): what a setting is called, what it does, and what it may be. Command
-line and panel make their options and controls from it, so that a new setting is a field here and what it does in
-:mod:`MedDPMLib.inference.generation`. Needs no PyTorch.
+The table of settings is data (:data:`SETTINGS`): title, help and valid values of each setting. Command line and panel
+build their options and controls from it, so that a new setting needs a field here and its effect in
+:mod:`MedDPMLib.inference.generation`. Does not import PyTorch.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _MEMORY_LIMIT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*GB\s*", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Choice:
-    """A ``value`` that a setting may have; ``name`` is what a saved scene calls it, ``title`` what a person reads."""
+    """A ``value`` of a setting; ``name`` identifies it in a saved scene, ``title`` is displayed."""
 
     value: str | None
     name: str
@@ -143,16 +143,17 @@ def _member(name: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationSettings:
-    """How volumes are made from a mask. Each field is checked: :class:`MedDPMError` names it, its value and what fits.
+    """How volumes are generated from a mask. Each field is validated: :class:`MedDPMError` names it, its value and the
+    valid ones.
 
-    ``sampler`` and ``steps`` are None where the card decides by its ``quality``; :meth:`for_card` fills them in.
+    ``sampler`` and ``steps`` are None if the ``quality`` determines them; :meth:`for_card` fills them in.
     """
 
     quality: str = _setting(
         "standard",
         "Quality",
-        "How much time an image is worth: a quick draft, the standard that the model's card recommends, or every step"
-        " of the training for reference",
+        "Draft is the fastest, standard is recommended by the model card, reference uses all denoising steps of the"
+        " training",
         _one_of("quality", QUALITIES),
         choices=(
             Choice("draft", "Draft", "Draft"),
@@ -222,14 +223,14 @@ class GenerationSettings:
     memory: str = _setting(
         "auto",
         "Memory",
-        "How much memory may be used; by default what is free, low is slower, and a limit can be given, such as 4GB",
+        "How much memory may be used: by default what is free; low is slower; or a limit such as 4GB",
         _check_memory,
         choices=(Choice("auto", "Automatic", "Automatic"), Choice("low", "Low", "Low (slower)")),
     )
     space: str = _setting(
         "model",
         "Output grid",
-        "The voxels of the result: the model's own grid, or a result resampled to that of the mask",
+        "Grid of the result: that of the model, or resampled to that of the mask",
         _one_of("space", SPACES),
         choices=(Choice("model", "Model", "Model"), Choice("mask", "Segmentation", "Segmentation")),
     )

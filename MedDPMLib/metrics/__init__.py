@@ -1,1 +1,1 @@
-"""How alike, how sharp, how varied are images?"""
+"""How similar, how sharp, how varied are images?"""

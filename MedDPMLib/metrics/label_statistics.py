@@ -1,4 +1,4 @@
-"""Does each label look like itself? Intensities of each contrast inside each label, synthetic against real."""
+"""Does each label have its own intensities? Those of each modality inside each label, synthetic against real."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ class Fidelity:
     correlation: dict[str, float | None]
 
     def mean_difference(self, modality: str) -> float:
-        """How far apart the means are: the absolute difference, averaged over labels, each counted once."""
+        """The absolute difference of the means, averaged over labels, each counted once."""
         return float(np.mean([abs(mean.difference) for mean in self.means if mean.modality == modality]))
 
     def sd_difference(self, modality: str) -> float:
-        """The same for the deviations inside labels: how much smoother or rougher labels are."""
+        """The same for the standard deviations inside labels: a difference in texture."""
         return float(
             np.mean([abs(mean.synthetic_sd - mean.real_sd) for mean in self.means if mean.modality == modality])
         )
@@ -62,17 +62,17 @@ def mask_fidelity(
 ) -> Fidelity:
     """Compares ``synthetic`` and ``real`` volumes of the same modalities, label by label.
 
-    All lie on the geometry of ``labels`` (the values of ``scheme``). Both are normalised alike before they are
+    All have the geometry of ``labels`` (the values of ``scheme``). Both are normalized in the same way before they are
     compared (:func:`MedDPMLib.imaging.normalize` inside all labels together): scanners have no common unit. Raises
-    :class:`MedDPMError` when the modalities or the geometries differ, or nothing is labelled.
+    :class:`MedDPMError` if the modalities or the geometries differ, or the mask is empty.
     """
     return compare_labels(dict(_normalised(synthetic, real, labels)), labels, scheme)
 
 
 def paired_likeness(synthetic: Mapping[str, Volume], real: Mapping[str, Volume], labels: Volume) -> dict[str, Likeness]:
-    """By modality, how alike the volumes are voxel by voxel; arguments and normalisation of :func:`mask_fidelity`.
+    """By modality, the voxel-wise similarity of the volumes; arguments and normalization of :func:`mask_fidelity`.
 
-    Another brain of the same mask is no worse than the real one, only another: these figures punish variety.
+    Another brain of the same mask is not worse than the real one, only different: these figures penalize variety.
     """
     inside = labels.array > 0
     return {modality: likeness(*pair, inside) for modality, pair in _normalised(synthetic, real, labels)}
@@ -98,7 +98,7 @@ def compare_labels(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], labels: V
 def average(results: Sequence[Fidelity]) -> Fidelity:
     """What to expect of one of several images of the same labels: every figure averaged over ``results``.
 
-    A correlation is averaged too, not worked out anew from averaged means: so it does not rise with their number.
+    A correlation is averaged too, not recomputed from averaged means: so it does not rise with their number.
     """
     means = []
     for same in zip(*(result.means for result in results), strict=True):
@@ -118,14 +118,16 @@ def _normalised(
     synthetic: Mapping[str, Volume], real: Mapping[str, Volume], labels: Volume
 ) -> Iterator[tuple[str, tuple[np.ndarray, np.ndarray]]]:
     if synthetic.keys() != real.keys():
-        raise MedDPMError(f"{', '.join(synthetic)} were made, but real images are given of {', '.join(real) or 'none'}")
+        raise MedDPMError(
+            f"{', '.join(synthetic)} were generated, but the real images are {', '.join(real) or 'missing'}"
+        )
     inside = labels.array > 0
     if not inside.any():
         raise MedDPMError("the mask is empty: there is nothing to compare")
     for modality in synthetic:
         pair = (synthetic[modality], real[modality])
         if not all(volume.geometry.is_close(labels.geometry) for volume in pair):
-            raise MedDPMError(f"the volumes of {modality} do not lie on the grid of the labels: resample them first")
+            raise MedDPMError(f"the volumes of {modality} are not on the grid of the labels: resample them first")
         try:
             normalised = tuple(normalise(volume, inside).array for volume in pair)
         except MedDPMError as error:

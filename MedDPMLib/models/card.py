@@ -1,4 +1,4 @@
-"""What does a model say about itself? Everything that is needed to use it, and to judge it, beside the weights."""
+"""What describes a model? Everything except the weights that is needed to use and to judge it."""
 
 from __future__ import annotations
 
@@ -68,12 +68,12 @@ def _grid(value: object, what: str) -> Grid:
 
 
 def _network(value: object, what: str) -> dict:
-    """Only the form: whether the numbers make a network, :mod:`MedDPMLib.networks` says."""
+    """Checks only the form; :mod:`MedDPMLib.networks` checks whether the numbers define a network."""
     network = {}
     for key, entry in table(32).read(value, what).items():
         _NAME.read(key, f"each name in {what}")
         if key in ("image_channels", "condition_channels"):
-            raise MedDPMError(f'{what} must not have "{key}": modalities and labels decide it')
+            raise MedDPMError(f'{what} must not have "{key}": modalities and labels determine it')
         network[key] = (_NAME if key in ("kind", "conditioning") else _NUMBERS).read(entry, f'{what}: "{key}"')
     if "kind" not in network:
         raise MedDPMError(f'{what} lacks the field "kind"')
@@ -89,7 +89,7 @@ def check_name(name: object, what: str = "a model's name") -> str:
 
 
 def default_qualities(timesteps: int) -> dict[str, dict]:
-    """Sampler and steps by quality, for cards that recommend none themselves and a schedule of ``timesteps``."""
+    """Sampler and steps by quality, for cards without recommendations and a schedule of ``timesteps``."""
     return {
         "draft": {"sampler": "dpm-solver++", "steps": min(8, timesteps)},
         "standard": {"sampler": "dpm-solver++", "steps": min(20, timesteps)},
@@ -99,9 +99,9 @@ def default_qualities(timesteps: int) -> dict[str, dict]:
 
 @dataclass(frozen=True)
 class Card:
-    """A model's card. Each mistake raises :class:`MedDPMError` with a sentence that names the field."""
+    """A model card. An invalid value raises :class:`MedDPMError` with a sentence that names the field."""
 
-    #: What it is called on the command line and in file names; see :func:`check_name`.
+    #: Its name on the command line and in file names; see :func:`check_name`.
     name: str = field(_NAME)
     title: str = field(_TEXT)
     summary: str = field(_TEXT)
@@ -109,7 +109,7 @@ class Card:
     network: dict = field(Rule("a table", _network))
     #: The labels that the mask may hold, one condition channel each.
     scheme: LabelScheme = field(_SCHEME)
-    #: The images made, one channel each: "t1", "t1ce", "t2", "flair".
+    #: The generated images, one channel each: "t1", "t1ce", "t2", "flair".
     modalities: tuple[str, ...] = field(list_of(_NAME, 1, 16, unique=True))
     grid: Grid = field(Rule("a grid", _grid))
     #: Value of a condition channel outside and inside its label.
@@ -122,7 +122,7 @@ class Card:
     prediction: str = field(one_of(*PREDICTIONS))
     #: How it was trained, in words.
     training: str = field(_TEXT)
-    #: For each data set ``name``, ``licence`` and ``cases`` (None where it is not known).
+    #: For each data set ``name``, ``licence`` and ``cases`` (None if unknown).
     training_data: tuple[dict, ...] = field(list_of(_DATA, 1, 100))
     licence: str = field(_TEXT)
     intended_use: str = field(_TEXT)
@@ -132,11 +132,11 @@ class Card:
     #: Whether three more condition channels follow the labels: where each voxel lies on the grid, see
     #: :func:`MedDPMLib.masks.condition.condition`.
     positions: bool = field(flag(), default=False)
-    #: The scheme of the network's condition, where it has structures that the mask leaves open: they are taken from a
-    #: template, see :mod:`MedDPMLib.inference.atlas`. None is the mask's own.
+    #: The scheme of the network's condition, if it has structures that the mask does not show: they are taken from a
+    #: template, see :mod:`MedDPMLib.inference.atlas`. None: the scheme of the mask.
     completion: LabelScheme | None = field(optional(_SCHEME), default=None)
-    #: Share of the training in which all labels were taken away. Above 0, the model knows what it draws without
-    #: labels, and can be guided towards them (Ho and Salimans 2022, arXiv 2207.12598).
+    #: Share of the training examples in which all labels were removed. Above 0, classifier-free guidance can be used
+    #: (Ho and Salimans 2022, arXiv 2207.12598).
     label_dropout: float = field(number(0, 1, open_high=True), default=0.0)
 
     def __post_init__(self) -> None:
@@ -156,12 +156,12 @@ class Card:
 
     @property
     def condition_scheme(self) -> LabelScheme:
-        """The labels that the network's condition has a channel for each of."""
+        """The labels of the network's condition, which has a channel for each."""
         return self.completion or self.scheme
 
     @property
     def network_description(self) -> dict:
-        """What :func:`MedDPMLib.networks.build_network` takes: :attr:`network` with its channels."""
+        """The argument of :func:`MedDPMLib.networks.build_network`: :attr:`network` with its channels."""
         condition = len(self.condition_scheme.labels) + (3 if self.positions else 0)
         channels = {"image_channels": len(self.modalities), "condition_channels": condition}
         return {**self.network, **channels}
@@ -197,25 +197,25 @@ class Card:
             raise MedDPMError(f"the model card is invalid: {error}") from None
 
     def describe(self) -> str:
-        """The card in plain words, for a terminal or a text field: lines of at most 100 characters."""
+        """The card as text for a terminal or a text field, in lines of at most 100 characters."""
         grid = self.grid
         spacing = " x ".join(f"{mm:g}" for mm in grid.spacing)
         numbers = ", ".join(f"{name} {_spoken(value)}" for name, value in self.network.items() if name != "kind")
         sections = {
-            "Makes": ", ".join(self.modalities),
-            "From": f"a mask with {self.scheme.describe_labels()} (scheme {self.scheme.name})",
-            "Completed": f"by a template's structures (scheme {self.completion.name})" if self.completion else "",
+            "Modalities": ", ".join(self.modalities),
+            "Mask": f"{self.scheme.describe_labels()} (scheme {self.scheme.name})",
+            "Completion": f"with structures of a template (scheme {self.completion.name})" if self.completion else "",
             "Grid": f"{' x '.join(map(str, grid.size))} voxels of {spacing} mm, {grid.orientation}",
             "Qualities": "; ".join(f"{name}: {q['sampler']}, {q['steps']} steps" for name, q in self.qualities.items()),
             "Network": f"{self.network['kind']} ({numbers}), predicts {self.prediction}",
             "Schedule": f"{self.schedule['name']}, {self.schedule['timesteps']} timesteps",
-            "Guidance": "can be guided towards its labels" if self.label_dropout else "none: trained with labels only",
+            "Guidance": "supported" if self.label_dropout else "not supported: always trained with labels",
             "Training": self.training,
             "Data": "; ".join(
-                f"{data['name']} ({data['cases'] or 'an unstated number of'} cases; licence: {data['licence']})"
+                f"{data['name']} ({data['cases'] or 'an unstated number of'} cases; license: {data['licence']})"
                 for data in self.training_data
             ),
-            "Licence": self.licence,
+            "License": self.licence,
             "Intended use": self.intended_use,
             "Limitations": self.limitations,
         }
@@ -238,7 +238,7 @@ def official_cards() -> tuple[Card, ...]:
 
 
 def _check_completion(completion: LabelScheme | None, scheme: LabelScheme) -> None:
-    """Only a scheme that has a rest, and every tumour label of the mask's, can complete it."""
+    """Only a scheme with a label for the rest of the brain and every tumor label of ``scheme`` can complete it."""
     if completion is None:
         return
     if any(label.role == "structure" for label in scheme.labels):

@@ -1,4 +1,4 @@
-"""How is an official Med-DDPM checkpoint recognised?
+"""How is an official Med-DDPM checkpoint recognized?
 
 By the names and shapes of its weights alone. Such a file is a pickle in a zip archive; it is read by torch's
 restricted unpickler, which cannot run code, after the archive itself has been found sane.
@@ -54,7 +54,7 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[Card, dict[str, Tensor]]:
     _check_archive(path)
     try:
         weights, tables = _split(_weights(_unpickled(path)))
-        card = _recognised({name: tuple(tensor.shape) for name, tensor in weights.items()})
+        card = _recognized({name: tuple(tensor.shape) for name, tensor in weights.items()})
         card = _with_schedule(card, tables)
         state = {name: tensor.to(torch.float32) for name, tensor in weights.items()}
         check_values(state)
@@ -76,7 +76,7 @@ def _check_archive(path: Path) -> None:
     if start[:1] == b"\x80":
         raise MedDPMError(
             f"{path} is a bare pickle, or a checkpoint of PyTorch before 1.6, which cannot be read safely:"
-            " load it where you trust it and save it again with torch.save"
+            " load it on a machine where you trust it, and save it again with torch.save"
         )
     try:
         with zipfile.ZipFile(path) as archive:
@@ -139,7 +139,7 @@ def _split(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, 
     return network, tables
 
 
-def _recognised(found: Mapping[str, tuple[int, ...]]) -> Card:
+def _recognized(found: Mapping[str, tuple[int, ...]]) -> Card:
     """The card of the published network whose names and shapes are those ``found``."""
     closest: tuple[int, Card, str] | None = None
     for card in official_cards():

@@ -150,7 +150,7 @@ class ModelStore:
 
 
 def load_card_and_state(path: str | os.PathLike) -> tuple[Card, dict[str, torch.Tensor]]:
-    """Card and state dict of the bundle or official checkpoint at ``path``, told apart by content, not by suffix."""
+    """Card and state dict of the bundle or official checkpoint at ``path``, distinguished by content, not by suffix."""
     if _is_checkpoint(Path(path)):
         from MedDPMLib.models.official_checkpoint import read_checkpoint
 

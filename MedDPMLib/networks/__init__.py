@@ -16,7 +16,7 @@ from MedDPMLib.errors import MedDPMError
 from MedDPMLib.networks.denoiser import Denoiser
 from MedDPMLib.validation import either, list_of, whole
 
-#: How a network takes its labels, if its description does not say.
+#: How labels enter a network, unless its description specifies it.
 DEFAULT_CONDITIONING = "concatenation"
 
 #: Module and class by kind and conditioning; imported when asked for.

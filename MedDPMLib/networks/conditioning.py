@@ -93,9 +93,9 @@ def place_waves(sides: Sequence[int], device: torch.device) -> Tensor:
 
 
 class SpadeUNet3d(_LabelledUNet3d):
-    """Labels as a scale and a shift for each voxel after every normalisation of a residual block.
+    """Labels as a scale and a shift for each voxel after every normalization of a residual block.
 
-    Spatially adaptive normalisation (Park et al. 2019, arXiv 1903.07291). Arguments are those of :class:`UNet3d`.
+    Spatially adaptive normalization (Park et al. 2019, arXiv 1903.07291). Arguments are those of :class:`UNet3d`.
     """
 
     def _block(self, channels: int, width: int, time_channels: int) -> nn.Module:

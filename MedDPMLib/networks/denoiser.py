@@ -1,4 +1,4 @@
-"""What does every network of this package offer?"""
+"""What is the interface of every network?"""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor, nn
 class Denoiser(nn.Module, ABC):
     """``network(x (B, C, D, H, W), t (B,), condition (B, K, D, H, W))`` is a (B, C, D, H, W) tensor.
 
-    What it predicts (noise, x0 or v) is the model card's affair. The condition stays the same at every step of the
+    What it predicts (noise, x0 or v) is stated on the model card. The condition is the same at every step of the
     sampling, so its share of the work can be done once: :meth:`encode_condition`, then :meth:`denoise` at each step.
     """
 
     #: Every side of a volume must be a multiple of this.
     side_multiple: int
-    #: Values alive at the peak of :meth:`forward` without gradients for each voxel of the grid, measured.
+    #: Peak number of values in memory per voxel of the grid in :meth:`forward` without gradients, measured.
     values_per_voxel: float
     #: Whether the condition stays float32 whatever the precision: positions in 16 bits are off by a fifth of a voxel.
     exact_condition: bool = False
@@ -33,8 +33,8 @@ class Denoiser(nn.Module, ABC):
         return self.denoise(x, t, self.encode_condition(condition))
 
     def denoise_last(self, x: Tensor, t: Tensor, condition: Tensor, encoded: Tensor) -> Tensor:
-        """:meth:`denoise` for the last step, which no later one corrects: more careful where a network knows how."""
+        """:meth:`denoise` for the last step, which no later one corrects: more accurate in some networks."""
         return self.denoise(x, t, encoded)
 
     def start_training(self, alpha_bar: Tensor) -> None:
-        """Sets what fresh weights have to know of the schedule ``alpha_bar`` (T,); nothing in most networks."""
+        """Initializes weights that depend on the schedule ``alpha_bar`` (T,); nothing in most networks."""

@@ -29,14 +29,14 @@ from MedDPMLib.networks.slabs import (
     make,
     padding_left,
     remake,
-    with_neighbours,
+    with_neighbors,
 )
 from MedDPMLib.networks.unet import Attention, Downsample, ResidualBlock, UNet3d, Upsample, timestep_embedding
 from MedDPMLib.runtime.moments import Moments
 
 
 class FastUNet3d(Denoiser):
-    """``network`` (float32, on the CPU) on ``device`` in ``dtype``; what it predicts differs by rounding alone."""
+    """``network`` (float32, on the CPU) on ``device`` in ``dtype``; its predictions differ by rounding only."""
 
     def __init__(
         self, network: UNet3d, device: torch.device, dtype: torch.dtype, mode: MemoryMode = MemoryMode.FAST
@@ -98,7 +98,7 @@ class FastUNet3d(Denoiser):
         sides = tuple(inputs.shape[2:])
 
         def piece(a: int, b: int) -> Tensor:
-            slab = with_neighbours(lambda low, high: inputs[:, :, low:high], sides[0], a, b)
+            slab = with_neighbors(lambda low, high: inputs[:, :, low:high], sides[0], a, b)
             return self._stem([slab], padding_left(sides[0], a, b))
 
         build = make if self._frame.keeps_all else remake
@@ -128,7 +128,7 @@ def working_bytes(
                 beside = made if made in own else 2 * made
             elif isinstance(layer, Attention):
                 made = volume(channels, level)
-                # Normalised voxels, queries, keys, values and what is attended to.
+                # Normalized voxels, queries, keys, values and the result of the attention.
                 beside = made + 6 * made // frame.storage.itemsize * dtype.itemsize
             else:
                 level += 1 if isinstance(layer, Downsample) else -1
@@ -152,7 +152,7 @@ def working_bytes(
         peaks.append(peak)
     inputs = (2 * network.image_channels + network.condition_channels) * voxels * dtype.itemsize
     planes = network.base * sides[1] * sides[2] * dtype.itemsize * (LEAST_PLANES + 2)
-    # A slab and its neighbours, normalised and padded, for each of two parts, and what a convolution makes of them.
+    # A slab and its neighbors, normalized and padded, for each of two parts, and the output of a convolution.
     slabs = min(10 * max(frame.slab_bytes, planes), 20 * volume(network.base, 0))
     return max(peaks) + inputs + slabs
 
@@ -198,8 +198,8 @@ class _FastAttention:
     def __call__(self, frame: Frame, parts: list[FeatureVolume], time: Tensor, reuse: bool) -> FeatureVolume:
         (h,) = parts
         planes = h.planes(0, h.sides[0])
-        (normalise,) = self.norm(parts)
-        voxels = normalise(planes).permute(0, 2, 3, 4, 1).reshape(1, 1, -1, self.width)
+        (normalize,) = self.norm(parts)
+        voxels = normalize(planes).permute(0, 2, 3, 4, 1).reshape(1, 1, -1, self.width)
         q, k, v = (F.linear(voxels, weight, bias) for weight, bias in self.qkv)
         attended = F.linear(F.scaled_dot_product_attention(q, k, v), *self.out)
         attended = attended.view(1, *h.sides, self.width).permute(0, 4, 1, 2, 3)
@@ -219,7 +219,7 @@ class _FastDownsample:
         depth = h.sides[0]
 
         def piece(a: int, b: int) -> Tensor:
-            # Of a stride of two only the first plane has a neighbour outside.
+            # Of a stride of two only the first plane has a neighbor outside.
             if 2 * (b - a) == depth:
                 return self.convolution([h.planes(0, depth)], 1)
             low = max(0, 2 * a - 1)
@@ -246,7 +246,7 @@ class _FastUpsample:
             return planes[:, :, low - 2 * first : high - 2 * first]
 
         def piece(a: int, b: int) -> Tensor:
-            return self.convolution([with_neighbours(upsampled, 2 * depth, a, b)], padding_left(2 * depth, a, b))
+            return self.convolution([with_neighbors(upsampled, 2 * depth, a, b)], padding_left(2 * depth, a, b))
 
         build = make if self.keeps else remake
         return build(frame, self.width, tuple(2 * side for side in h.sides), piece)

@@ -1,8 +1,8 @@
 """The compact network for inference: the function of :class:`MedDPMLib.networks.wavelet.WaveletUNet3d`, faster.
 
-As the published networks (:mod:`MedDPMLib.networks.fast_unet`) it makes volumes slab by slab. The Haar transform is
-never computed: split, merge and the blend with ``x`` are linear, and become part of the first and last convolutions'
-weights, which then read and write the eight voxels of a block as channels.
+Like the published networks (:mod:`MedDPMLib.networks.fast_unet`) it computes volumes slab by slab. The Haar transform
+is never computed: split, merge and the blend with ``x`` are linear, and become part of the weights of the first and
+last convolutions, which then read and write the eight voxels of a block as channels.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from MedDPMLib.networks.slabs import (
     Residual,
     make,
     padding_left,
-    with_neighbours,
+    with_neighbors,
 )
 from MedDPMLib.networks.wavelet import WaveletDenoiser, WaveletUNet3d, haar_of_blocks, timestep_features
 
-#: Values alive for each voxel of the grid at the peak, in the last step of a guided run, measured.
+#: Peak number of values in memory per voxel of the grid, in the last step of a guided run, measured.
 _VALUES_PER_VOXEL = 96
 
 
 def working_bytes(
     network: WaveletUNet3d, sides: Sequence[int], device: torch.device, dtype: torch.dtype, mode: MemoryMode
 ) -> int:
-    """About how many bytes :class:`FastWaveletUNet3d` has alive at its peak, beside weights and arguments."""
+    """About how many bytes :class:`FastWaveletUNet3d` uses at its peak, in addition to weights and arguments."""
     taken = math.ceil(_VALUES_PER_VOXEL * math.prod(sides) * dtype.itemsize)
     # A recorded step keeps what it works in.
     return 2 * taken if device.type == "cuda" and mode is MemoryMode.FAST else taken
 
 
 class FastWaveletUNet3d(WaveletDenoiser):
-    """``network`` (float32, on the CPU) on ``device`` in ``dtype``; what it predicts differs by rounding alone."""
+    """``network`` (float32, on the CPU) on ``device`` in ``dtype``; its predictions differ by rounding only."""
 
     def __init__(
         self, network: WaveletUNet3d, device: torch.device, dtype: torch.dtype, mode: MemoryMode = MemoryMode.FAST
@@ -58,7 +58,7 @@ class FastWaveletUNet3d(WaveletDenoiser):
         for name in ("down", "widen", "middle", "narrow", "up", "out_norm"):
             delattr(self._plain, name)
         self._time = copy.deepcopy(network.time).to(device, torch.float32)
-        self._trust = frame.exact(network.trust)
+        self._skip_weight_logits = frame.exact(network.trust)
         # (8 C voxels of a block, 8 C sub-bands): every channel has its own.
         channels = network.image_stem.in_channels // 8
         self._haar = torch.kron(haar_of_blocks(), torch.eye(channels)).to(device)
@@ -99,26 +99,26 @@ class FastWaveletUNet3d(WaveletDenoiser):
         for residual, narrow in zip(reversed(self._up), reversed(self._narrow), strict=True):
             parts = [Repeated(_voxelwise(frame, narrow, h)), skips.pop()]
             h = residual(frame, parts, time, reuse=True)
-        return self._last(blocks, h, self._trust[t][0].sigmoid())
+        return self._last(blocks, h, self._skip_weight_logits[t][0].sigmoid())
 
     def _first(self, blocks: Tensor, encoded: Tensor) -> FeatureVolume:
         sides = tuple(blocks.shape[2:])
 
         def piece(a: int, b: int) -> Tensor:
-            slab = with_neighbours(lambda low, high: blocks[:, :, low:high], sides[0], a, b)
+            slab = with_neighbors(lambda low, high: blocks[:, :, low:high], sides[0], a, b)
             return self._stem([slab], padding_left(sides[0], a, b)).add_(encoded[:, :, a:b])
 
         return make(self._frame, self._stem.width, sides, piece)
 
-    def _last(self, blocks: Tensor, h: FeatureVolume, trust: Tensor) -> Tensor:
-        """The answer: of the sub-bands, ``trust`` is the share of ``x``, the rest that of the network."""
+    def _last(self, blocks: Tensor, h: FeatureVolume, skip_weight: Tensor) -> Tensor:
+        """The output: ``skip_weight`` is the weight of ``x`` in each sub-band, the rest that of the network."""
         frame = self._frame
-        merge = self._haar * (1 - trust)
+        merge = self._haar * (1 - skip_weight)
         own = copy.deepcopy(self._out)
         own.weight.copy_(torch.einsum("vb,bidhw->vidhw", merge, self._out.weight))
         own.bias.copy_(merge @ self._out.bias)
         estimate = NormedConvolution(self._out_norm, own, frame, [h.channels])([h])
-        share = frame.weight(((self._haar * trust) @ self._haar.T)[:, :, None, None, None])
+        share = frame.weight(((self._haar * skip_weight) @ self._haar.T)[:, :, None, None, None])
         made = torch.empty_like(blocks)
         for a, b in frame.slabs(h.channels, h.sides):
             made[:, :, a:b] = estimate(a, b).add_(F.conv3d(blocks[:, :, a:b], share))

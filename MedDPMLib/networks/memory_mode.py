@@ -1,4 +1,4 @@
-"""What does inference give for less memory?"""
+"""How does inference save memory?"""
 
 from __future__ import annotations
 

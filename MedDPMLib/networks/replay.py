@@ -66,7 +66,7 @@ def record_graph(work: Work, tensors: Sequence[Tensor]) -> Work:
     recording = torch.cuda.graph(
         graph,
         stream=torch.cuda.Stream(device),
-        capture_error_mode="thread_local",  # other threads, which bring data to the device, may go on meanwhile
+        capture_error_mode="thread_local",  # other threads, which bring data to the device, may continue meanwhile
     )
     # A recording that fails leaves its stream in place; the outer one puts back what was there.
     with torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream(device)), recording:

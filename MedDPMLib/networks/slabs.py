@@ -1,11 +1,10 @@
-"""Volumes that are made slab by slab: a slab is a run of planes along D.
+"""Volumes that are computed slab by slab: a slab is a run of planes along D.
 
-A 3 x 3 x 3 kernel needs one plane more on each side of a slab. Normalisation and activation happen in the slab just
-before its convolution, where they are still in the cache, and are never stored. A concatenation is never made: each
-part has a convolution of its own.
+A 3 x 3 x 3 kernel needs one plane more on each side of a slab. Normalization and activation are applied to the slab
+just before its convolution, while it is still in the cache, and are never stored. A concatenation is never
+materialized: each part has a convolution of its own.
 
-GroupNorm needs mean and variance of the whole volume; they are taken in float32 from each slab when it is made, and
-merged exactly.
+GroupNorm needs mean and variance of the whole volume; they are computed in float32 for each slab and merged exactly.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ from MedDPMLib.networks.fused import fused_normalization
 from MedDPMLib.networks.memory_mode import MemoryMode
 from MedDPMLib.runtime.moments import Moments
 
-#: Bytes of a slab. On the CPU it stays in the last cache beside what a convolution makes of it; a GPU wants more to do.
+#: Bytes of a slab. On the CPU it fits into the last cache together with its convolution; a GPU needs larger ones.
 _CPU_SLAB, _GPU_SLAB = 4 << 20, 96 << 20
 #: The same where memory counts more.
 _LEAN_CPU_SLAB, _LEAN_GPU_SLAB = 2 << 20, 32 << 20
-#: With fewer the neighbouring planes, which are normalised twice, would count.
+#: With fewer planes, the neighboring ones, which are normalized twice, would take considerable time.
 LEAST_PLANES = 4
 
 
@@ -203,7 +202,7 @@ class Norm:
         self.fused = fused_normalization(frame.device, frame.dtype) if activated else None
 
     def __call__(self, parts: Sequence[FeatureVolume]) -> list[Callable[[Tensor], Tensor]]:
-        """For each part what normalises planes of it; the result is the caller's own."""
+        """For each part the function that normalizes its planes and returns a new tensor."""
         means = torch.cat([part.mean for part in parts]).view(self.groups, -1)
         variances = torch.cat([part.variance for part in parts]).view(self.groups, -1)
         mean = means.mean(1, keepdim=True)
@@ -211,18 +210,18 @@ class Norm:
         mean = mean.expand_as(means).flatten()
         sizes = [part.channels for part in parts]
 
-        def normaliser(mean: Tensor, variance: Tensor, weight: Tensor, bias: Tensor) -> Callable[[Tensor], Tensor]:
-            def normalise(planes: Tensor) -> Tensor:
+        def normalizer(mean: Tensor, variance: Tensor, weight: Tensor, bias: Tensor) -> Callable[[Tensor], Tensor]:
+            def normalize(planes: Tensor) -> Tensor:
                 if self.fused:
                     return self.fused(planes, mean, variance, weight, bias, self.eps)
                 # With given moments this is one multiply-add for each value, in float32 inside.
                 normed = F.batch_norm(planes, mean, variance, weight, bias, False, 0.0, self.eps)
                 return F.silu(normed, inplace=True) if self.activated else normed
 
-            return normalise
+            return normalize
 
         return [
-            normaliser(*each)
+            normalizer(*each)
             for each in zip(mean.split(sizes), variance.split(sizes), self.weights, self.biases, strict=True)
         ]
 
@@ -238,10 +237,10 @@ class NormedConvolution:
     def __call__(self, parts: Sequence[FeatureVolume], shift: Tensor | None = None) -> Callable[[int, int], Tensor]:
         """What makes planes [a, b) of the output."""
         depth = parts[0].sides[0]
-        makers = [partial(part.mapped, normalise) for part, normalise in zip(parts, self.norm(parts), strict=True)]
+        makers = [partial(part.mapped, normalize) for part, normalize in zip(parts, self.norm(parts), strict=True)]
 
         def piece(a: int, b: int) -> Tensor:
-            slabs = (with_neighbours(maker, depth, a, b) for maker in makers)
+            slabs = (with_neighbors(maker, depth, a, b) for maker in makers)
             return self.convolution(slabs, padding_left(depth, a, b), shift)
 
         return piece
@@ -283,7 +282,7 @@ class Residual:
         return make(frame, self.width, sides, piece, fitting[0] if fitting else None)
 
 
-def with_neighbours(planes: Callable[[int, int], Tensor], depth: int, a: int, b: int) -> Tensor:
+def with_neighbors(planes: Callable[[int, int], Tensor], depth: int, a: int, b: int) -> Tensor:
     """Planes [a - 1, b + 1) of a volume of ``depth`` planes; what lies beyond it is zero, or left to the padding."""
     below, above = int(a == 0), int(b == depth)
     slab = planes(a - 1 + below, b + 1 - above)
@@ -291,5 +290,5 @@ def with_neighbours(planes: Callable[[int, int], Tensor], depth: int, a: int, b:
 
 
 def padding_left(depth: int, a: int, b: int) -> int:
-    """The planes of zeros that :func:`with_neighbours` leaves to a convolution: of a whole volume, all of them."""
+    """The planes of zeros that :func:`with_neighbors` leaves to a convolution: of a whole volume, all of them."""
     return int(a == 0 and b == depth)

@@ -1,4 +1,4 @@
-"""Normalisation by given moments and SiLU in one pass over memory, for CUDA.
+"""Normalization by given moments and SiLU in one pass over memory, for CUDA.
 
 PyTorch reads and writes a volume twice for them, and it is memory that a GPU waits for there. The kernel is in Triton,
 which comes with PyTorch for CUDA on Linux; :func:`MedDPMLib.networks.fused.fused_normalization` finds out whether it
@@ -16,7 +16,7 @@ from torch import Tensor
 _BLOCK = 1024
 
 
-def normalise_silu(planes: Tensor, mean: Tensor, variance: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+def normalize_silu(planes: Tensor, mean: Tensor, variance: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """SiLU of (x - ``mean``) / sqrt(``variance`` + ``eps``) ``weight`` + ``bias`` for ``planes`` x (1, C, D, H, W).
 
     The numbers of each channel are (C,) float32, and so is all arithmetic; the result has the type of ``planes`` and
@@ -27,14 +27,14 @@ def normalise_silu(planes: Tensor, mean: Tensor, variance: Tensor, weight: Tenso
     scale = weight * torch.rsqrt(variance + eps)
     values, channels = planes.numel(), planes.shape[1]
     with torch.cuda.device_of(planes):
-        _normalise_silu[(triton.cdiv(values, _BLOCK),)](
+        _normalize_silu[(triton.cdiv(values, _BLOCK),)](
             planes, made, mean.contiguous(), scale, bias.contiguous(), values, channels, _BLOCK
         )
     return made
 
 
 @triton.jit
-def _normalise_silu(x, made, mean, scale, bias, values, channels: tl.constexpr, block: tl.constexpr):
+def _normalize_silu(x, made, mean, scale, bias, values, channels: tl.constexpr, block: tl.constexpr):
     # The remainder of 64 bits is slow, so only the first value's is taken of them.
     first = tl.program_id(0).to(tl.int64) * block
     channel = ((first % channels).to(tl.int32) + tl.arange(0, block)) % channels

@@ -178,7 +178,7 @@ def timestep_embedding(t: Tensor, channels: int) -> Tensor:
     """Cosines, then sines, of ``t`` (B,) at ``channels / 2`` frequencies from 1 down to 1 / 1000: (B, channels).
 
     The sinusoidal embedding of Vaswani et al. (arXiv 1706.03762). Always in float32: bfloat16 cannot tell
-    neighbouring timesteps apart.
+    neighboring timesteps apart.
     """
     half = channels // 2
     frequencies = torch.exp(-math.log(_MAX_PERIOD) / half * torch.arange(half, dtype=torch.float32, device=t.device))
@@ -203,7 +203,7 @@ class _Step(nn.Sequential):
 
 
 class ResidualBlock(nn.Module):
-    """Two normalised convolutions; the timestep's embedding is added between them."""
+    """Two normalized convolutions; the timestep's embedding is added between them."""
 
     def __init__(self, channels: int, width: int, time_channels: int) -> None:
         super().__init__()

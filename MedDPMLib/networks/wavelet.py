@@ -26,8 +26,8 @@ _PLACE_WIDTH = 64
 _MOST_OCTAVES = 8
 #: Channels of the condition that are embedded at a time.
 _CHANNELS_AT_ONCE = 8
-#: Standard deviation of the network's error that :attr:`trust` starts from, for sub-bands with 0, 1, 2 and 3 high-pass
-#: axes. Smaller than measured, because what is trusted too far stays in the image as grain.
+#: Standard deviation of the network's error from which the learned skip weight is initialized, for sub-bands with 0, 1,
+#: 2 and 3 high-pass axes. Smaller than measured, because a skip weight that is too large leaves grain in the image.
 _TYPICAL_ERROR = (0.08, 0.03, 0.012, 0.006)
 
 #: Along D, H, W: it turns the sign of every sub-band with an odd number of high-pass axes, which are the strong ones.
@@ -95,13 +95,13 @@ class _Block(nn.Module):
 
 
 def _zero(layer: nn.Module) -> nn.Module:
-    """``layer`` with weights and bias zero, so that a residual branch starts as nothing."""
+    """``layer`` with zero weights and bias, so that a residual branch has no effect at first."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
 
 
-# What a layer has just made is nobody else's: without gradients it is changed in place.
+# The new output of a layer has no other user: without gradients it is changed in place.
 
 
 def _add(fresh: Tensor, other: Tensor) -> Tensor:
@@ -113,7 +113,7 @@ def _silu(fresh: Tensor) -> Tensor:
 
 
 class WaveletDenoiser(Denoiser):
-    """What has the pattern of the Haar split's blocks in its answers."""
+    """A denoiser on Haar sub-bands, whose output contains a faint pattern of their blocks."""
 
     def encode_condition(self, condition: Tensor) -> Tensor:
         """The condition's share of the first convolution, (B, channels[0], D/2, H/2, W/2)."""
@@ -124,11 +124,11 @@ class WaveletDenoiser(Denoiser):
         """:meth:`encode_condition` of ``condition`` rolled by ``shift`` voxels along D, H, W, without a copy of it."""
 
     def denoise_last(self, x: Tensor, t: Tensor, condition: Tensor, encoded: Tensor) -> Tensor:
-        """:meth:`denoise`, averaged with its answer to image and labels that are shifted by one voxel along all axes.
+        """:meth:`denoise`, averaged with its output for image and labels that are shifted by one voxel along all axes.
 
-        Each answer carries a faint pattern of the 2 x 2 x 2 blocks of the Haar split. Shifted by :data:`_SHIFT` that of
-        a sub-band with one or three high-pass axes turns its sign, and cancels; the weaker one of two axes stays (cycle
-        spinning, Coifman and Donoho 1995, would take eight shifts to cancel all).
+        Each output contains a faint pattern of the 2 x 2 x 2 blocks of the Haar split. Shifted by :data:`_SHIFT`, that
+        of a sub-band with one or three high-pass axes changes its sign and cancels; the weaker one of two axes remains
+        (full cycle spinning, Coifman and Donoho 1995, needs eight shifts to cancel all).
         """
         shifted = self.denoise(_rolled(x, _SHIFT), t, self.encode_shifted(condition, _SHIFT))
         back = tuple(-step for step in _SHIFT)
@@ -138,14 +138,15 @@ class WaveletDenoiser(Denoiser):
 class WaveletUNet3d(WaveletDenoiser):
     """A U-Net on Haar sub-bands. D, H and W are multiples of 2 to the number of ``channels``.
 
-    ``channels`` are the widths at 1/2, 1/4, 1/8, ... of the grid. The output is a blend of the network's estimate
-    and of ``x`` itself: where the image is almost clean it is better than any estimate, where it is noise it is
-    worthless. How far it is trusted is learnt for each of the ``timesteps`` and sub-bands: :attr:`trust`, the logit of
-    the weight of ``x``.
+    ``channels`` are the widths at 1/2, 1/4, 1/8, ... of the grid. The output is a blend of the network's estimate and
+    ``x`` itself, which is better than any estimate where the image is almost clean, and useless where it is noise. The
+    weight of ``x`` is learned for each of the ``timesteps`` and sub-bands: the learned skip weight, whose logits are
+    :attr:`trust` (as the tensor is called in bundles).
 
     With ``place_octaves`` the last three channels of the condition are positions
-    (:func:`MedDPMLib.masks.condition.condition`), and the network sees :func:`place_features` of them too: from few
-    labels it has to know where in a brain the ventricles are, and convolutions hardly make places out of three ramps.
+    (:func:`MedDPMLib.masks.condition.condition`), and the network also receives :func:`place_features` of them: with
+    few labels it has to know where in a brain the ventricles are, which convolutions hardly learn from three linear
+    ramps.
     """
 
     values_per_voxel = 130
@@ -165,7 +166,7 @@ class WaveletUNet3d(WaveletDenoiser):
         self.time = nn.Sequential(nn.Linear(64, _TIME_WIDTH), nn.SiLU(), nn.Linear(_TIME_WIDTH, _TIME_WIDTH), nn.SiLU())
         self.image_stem = nn.Conv3d(8 * image_channels, channels[0], 3, padding=1)
         self.embedding = nn.Conv3d(8 * condition_channels, _EMBEDDING_WIDTH, 1)
-        # Of all labels one is present at a voxel: the usual scale, for dense inputs, would drown them in the noise.
+        # Only one label is present at a voxel: with the usual scale, for dense inputs, noise would dominate.
         if not self.embedding.weight.is_meta:  # drawing numbers there would import torch's compiler, for seconds
             nn.init.normal_(self.embedding.weight, std=0.5)
         self.condition_stem = nn.Conv3d(_EMBEDDING_WIDTH, channels[0], 3, padding=1, bias=False)
@@ -173,7 +174,7 @@ class WaveletUNet3d(WaveletDenoiser):
         self.exact_condition = place_octaves > 0
         if place_octaves > _MOST_OCTAVES or (place_octaves and condition_channels < 3):
             raise MedDPMError(
-                f"a wavelet U-Net sees three channels of positions in at most {_MOST_OCTAVES} octaves, not"
+                f"a wavelet U-Net takes three channels of positions in at most {_MOST_OCTAVES} octaves, not"
                 f" {condition_channels} channels in {place_octaves}"
             )
         if place_octaves:
@@ -246,7 +247,7 @@ class WaveletUNet3d(WaveletDenoiser):
 
     @torch.no_grad()
     def start_training(self, alpha_bar: Tensor) -> None:
-        """Starts :attr:`trust` from the noise in x at each timestep, ``alpha_bar`` (timesteps,).
+        """Initializes the learned skip weight from the noise in x at each timestep, ``alpha_bar`` (timesteps,).
 
         Of two estimates of x0, the network's with an error of :data:`_TYPICAL_ERROR` and x with its noise, the best
         blend weighs each with the inverse of its variance.

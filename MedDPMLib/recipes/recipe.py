@@ -1,7 +1,7 @@
 """With which settings is a model trained?
 
 A recipe is a TOML file. Every field that decides about the result is required, so none is hidden; any can be
-overridden (``training.learning_rate=1e-4``). The unit of training is the iteration: one step of the optimiser.
+overridden (``training.learning_rate=1e-4``). The unit of training is the iteration: one step of the optimizer.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.geometry import Grid
 from MedDPMLib.masks.schemes import load_scheme
 from MedDPMLib.models.card import QUALITIES, Card
+from MedDPMLib.recipes.former_names import current_path, with_current_names
 from MedDPMLib.recipes.standard import standard
 from MedDPMLib.validation import build, field, flag, list_of, number, one_of, optional, table, text, whole
 
@@ -27,12 +28,12 @@ except ModuleNotFoundError:  # Python 3.10
     import tomli as tomllib  # type: ignore[no-redef]
 
 LOSSES = ("l1", "l2", "huber")
-OPTIMISERS = ("adam", "adamw")
+OPTIMIZERS = ("adam", "adamw")
 
-#: The tables of a recipe that say nothing about the weights that come out.
+#: The tables of a recipe that do not affect the trained weights.
 _INDIFFERENT = ("monitor", "card")
 
-#: What a run's checkpoints depend on: with another of these they are of another model.
+#: What a run's checkpoints depend on: if one of these changes, it is another model.
 _FIXED = ("scheme", "modalities", "prediction", "mask_encoding", "positions", "network", "schedule", "distillation")
 
 
@@ -44,7 +45,7 @@ _SIDES = list_of(whole(1), 3, 3)
 class Stage:
     """``iterations`` on a grid of ``size`` (i, j, k) voxels that spans the dataset's box.
 
-    Whole volumes are learnt from, or patches of ``patch`` (i, j, k) voxels of that grid; ``batch`` of them at a time.
+    The examples are whole volumes, or patches of ``patch`` (i, j, k) voxels of that grid; ``batch`` of them at a time.
     """
 
     size: tuple[int, int, int] = field(_SIDES)
@@ -53,60 +54,60 @@ class Stage:
     patch: tuple[int, int, int] | None = field(_SIDES, default=None)
 
     @property
-    def learnt(self) -> tuple[int, int, int]:
+    def example_size(self) -> tuple[int, int, int]:
         """The voxels (i, j, k) of one example."""
         return self.patch or self.size
 
 
 @dataclass(frozen=True)
 class Training:
-    """Objective and optimisation; see :mod:`MedDPMLib.train.objective` for the terms of the loss."""
+    """Objective and optimization; see :mod:`MedDPMLib.train.objective` for the terms of the loss."""
 
     seed: int = field(whole(0))
-    #: One of :data:`LOSSES`, between what is predicted and what is true of ``loss_space``.
+    #: One of :data:`LOSSES`, between prediction and truth in ``loss_space``.
     loss: str = field(one_of(*LOSSES))
     loss_space: str = field(one_of(*PREDICTIONS))
-    #: Gamma of the min-SNR weighting (Hang et al. 2023, arXiv 2303.09556); 0 is without.
+    #: Gamma of the min-SNR weighting (Hang et al. 2023, arXiv 2303.09556); 0 disables it.
     min_snr: float = field(number(0))
-    #: The loss at noise sigma counts 1 / max(sigma, floor) times; 1 is without.
+    #: The loss at noise sigma is weighted by 1 / max(sigma, floor); 1 disables it.
     sigma_floor: float = field(number(0, 1, open_low=True))
-    #: How much an error outside every label, and in a tumour, counts; 1 is as much as elsewhere.
+    #: Weights of an error outside every label, and in a tumor; elsewhere it is 1.
     background_weight: float = field(number(0))
-    tumour_weight: float = field(number(0))
-    #: t / T is drawn as 1 - r^p, r uniform: p above 1 draws high noise more often; 1 draws all alike.
+    tumor_weight: float = field(number(0))
+    #: t / T is drawn as 1 - r^p, r uniform: p above 1 draws high noise more often; 1 draws uniformly.
     high_noise: float = field(number(0, open_low=True))
-    optimiser: str = field(one_of(*OPTIMISERS))
+    optimizer: str = field(one_of(*OPTIMIZERS))
     learning_rate: float = field(number(0, open_low=True))
-    #: The learning rate falls along half a cosine to this share of itself; 1 is constant.
-    final_share: float = field(number(0, 1))
-    #: Iterations in which the learning rate rises linearly.
+    #: The learning rate falls along half a cosine to this fraction of itself; 1 keeps it constant.
+    min_lr_ratio: float = field(number(0, 1))
+    #: Number of iterations in which the learning rate rises linearly.
     warm_up: int = field(whole(0))
     weight_decay: float = field(number(0))
-    #: The gradient's norm is clipped to this; 0 is without.
-    gradient_norm: float = field(number(0))
-    #: Batches in one iteration; several processes share them.
-    accumulate: int = field(whole(1))
-    #: Decay of the moving average of the weights, which is what the model becomes; and from which iteration on.
+    #: The norm of the gradient is clipped to this; 0 disables clipping.
+    max_grad_norm: float = field(number(0))
+    #: Number of batches in one iteration; several processes share them.
+    gradient_accumulation_steps: int = field(whole(1))
+    #: Decay of the moving average of the weights, which becomes the model, and the iteration from which it starts.
     ema: float = field(number(0, 1, open_high=True))
     ema_start: int = field(whole(0))
-    #: Share of the cases that is not learnt from but measured on; 0 is none.
+    #: Share of the cases that is held out for validation; 0 is none.
     held_out: float = field(number(0, 1, open_high=True))
 
 
 @dataclass(frozen=True)
 class Distillation:
-    """Whose steps the model learns to take, and in how many; see :mod:`MedDPMLib.train.distillation`."""
+    """The teacher whose steps the model learns, and in how many of its own; see :mod:`MedDPMLib.train.distillation`."""
 
     #: Name or file of a model.
     teacher: str = field(text())
-    #: Steps of the teacher, from noise to image, a multiple of ``steps``, those of the model that is trained.
+    #: Steps of the teacher from noise to image: a multiple of ``steps``, those of the model that is trained.
     teacher_steps: int = field(whole(1))
     steps: int = field(whole(1))
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How far a case is varied; lengths in mm, angles in degrees, deviations of normal distributions."""
+    """Strength of the augmentation: standard deviations of normal distributions; lengths in mm, angles in degrees."""
 
     flip: float = field(number(0, 1))
     rotation: float = field(number(0))
@@ -121,18 +122,18 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Monitor:
-    """What is written down every so many iterations; 0 is never."""
+    """What is written how often, in iterations; 0 is never."""
 
-    #: A checkpoint, after which the run can go on; the last ``keep`` of them stay, and the best.
+    #: A checkpoint, from which the run can resume; the last ``keep`` of them are kept, and the best.
     checkpoint_every: int = field(whole(1))
     keep: int = field(whole(1))
-    #: A picture of what the model makes.
+    #: A picture of generated volumes.
     montage_every: int = field(whole(0))
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides about a training run except the data."""
+    """Everything that determines a training run, except the data."""
 
     name: str
     scheme: str = field(text())
@@ -140,9 +141,10 @@ class Recipe:
     #: What the network predicts.
     prediction: str = field(one_of(*PREDICTIONS))
     mask_encoding: tuple[float, float] = field(list_of(number(), 2, 2))
-    #: Whether the network is told where each voxel lies, see :func:`MedDPMLib.masks.condition.condition`.
+    #: Whether the network receives the position of each voxel, see :func:`MedDPMLib.masks.condition.condition`.
     positions: bool = field(flag())
-    #: Share of the examples without their labels, for guidance; see :attr:`MedDPMLib.models.card.Card.label_dropout`.
+    #: Share of the examples without labels, for classifier-free guidance; see
+    #: :attr:`MedDPMLib.models.card.Card.label_dropout`.
     label_dropout: float = field(number(0, 1, open_high=True))
     network: dict[str, Any] = field(table())
     schedule: dict[str, Any] = field(table())
@@ -152,7 +154,7 @@ class Recipe:
     stages: tuple[Stage, ...]
     augmentation: Augmentation
     monitor: Monitor
-    #: None learns from the images alone.
+    #: None trains on the images alone.
     distillation: Distillation | None = None
 
     @property
@@ -161,7 +163,7 @@ class Recipe:
 
     @property
     def grid(self) -> Grid:
-        """The grid that the dataset lies on; the grids of all stages span its box."""
+        """The grid of the dataset; the grids of all stages span its box."""
         return standard(self.scheme).grid
 
     def stage_grid(self, stage: Stage) -> Grid:
@@ -172,7 +174,7 @@ class Recipe:
 
 
 def recipe_names() -> list[str]:
-    """Names of the recipes that ship with the package."""
+    """Names of the recipes that come with the package."""
     folder = files("MedDPMLib") / "resources" / "recipes"
     return sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".toml"))
 
@@ -180,9 +182,9 @@ def recipe_names() -> list[str]:
 def load_recipe(name_or_path: str | os.PathLike, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe of that name, or the one in that TOML file, with the fields of ``overrides`` changed.
 
-    An override is ``field=value`` with dots between table and field and TOML's values, a text without quotes where
-    it is clear: ``training.loss=l2``, ``stages.0.size=[96, 96, 72]``. :class:`MedDPMError` names the field at fault
-    and what it may be.
+    An override is ``field=value`` with dots between table and field and a TOML value; text needs no quotes where it is
+    unambiguous: ``training.loss=l2``, ``stages.0.size=[96, 96, 72]``. Former names of fields are accepted.
+    :class:`MedDPMError` names the invalid field and its valid values.
     """
     path = Path(name_or_path)
     if path.suffix != ".toml":
@@ -197,7 +199,10 @@ def load_recipe(name_or_path: str | os.PathLike, overrides: Sequence[str] = ()) 
         raise MedDPMError(f"the recipe {path} cannot be read ({error.strerror}): check the path") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise MedDPMError(f"the recipe {path} is not TOML: {error}") from error
-    values = {"name": path.stem, **values}
+    try:
+        values = with_current_names({"name": path.stem, **values})
+    except MedDPMError as error:
+        raise MedDPMError(f"{path}: {error}") from None
     for override in overrides:
         _override(values, override)
     try:
@@ -207,8 +212,8 @@ def load_recipe(name_or_path: str | os.PathLike, overrides: Sequence[str] = ()) 
 
 
 def recipe_from(values: Mapping[str, Any]) -> Recipe:
-    """The recipe of the tables ``values``, as TOML gives them; :class:`MedDPMError` names the field at fault."""
-    made: dict[str, Any] = dict(values)
+    """The recipe of the tables ``values``, as read from TOML; :class:`MedDPMError` names an invalid field."""
+    made = with_current_names(values)
     for name, kind in (("training", Training), ("augmentation", Augmentation), ("monitor", Monitor)):
         if name in made:
             made[name] = build(kind, made[name], f"[{name}]")
@@ -217,7 +222,7 @@ def recipe_from(values: Mapping[str, Any]) -> Recipe:
     if "stages" in made:
         made["stages"] = _stages(made["stages"])
     recipe = build(Recipe, made, "the recipe")
-    recipe_card(recipe)  # what the card refuses is wrong in the recipe
+    recipe_card(recipe)  # what is invalid on the card is invalid in the recipe
     return recipe
 
 
@@ -238,9 +243,9 @@ def recipe_toml(recipe: Recipe) -> str:
 
 
 def recipe_changes(old: Recipe, new: Recipe) -> list[str]:
-    """What a run that was begun by ``old`` does differently by ``new``, a phrase for each field.
+    """The differences of the recipe ``new`` from the recipe ``old`` of a run, a phrase for each field.
 
-    Raises :class:`MedDPMError` if they are not recipes of one and the same model, so that its weights do not fit.
+    Raises :class:`MedDPMError` if they are not recipes of the same model, so that its weights do not fit.
     """
     before, after = _flat(recipe_values(old)), _flat(recipe_values(new))
     changes = []
@@ -250,25 +255,25 @@ def recipe_changes(old: Recipe, new: Recipe) -> list[str]:
         change = f"{name} {before.get(name, 'unset')} becomes {after.get(name, 'unset')}"
         if name.split(".")[0] in _FIXED:
             raise MedDPMError(
-                f"the run was begun with another model ({change}): choose another run folder, or take this run's"
-                " model as the start of a new one with --init"
+                f"the run was started with another model ({change}): choose another run folder, or start a new"
+                " run from the model of this one with --init"
             )
         changes.append(change)
     return changes
 
 
 def recipe_card(recipe: Recipe, *, training: str = "", training_data: Sequence[Mapping[str, Any]] = ()) -> Card:
-    """The card of a model trained by ``recipe``, on the last stage's grid.
+    """The card of a model trained with ``recipe``, on the grid of the last stage.
 
-    ``training`` tells how it went; it follows what the recipe's own card says. ``training_data`` is taken unless
-    the recipe's card names its data itself.
+    ``training`` describes the run; it is appended to the text of the recipe's own card. ``training_data`` is used
+    unless the recipe's card lists its data itself.
     """
     given = dict(recipe.card)
     own = optional(text()).read(given.pop("training", None), '[card]: "training"')
     sentences = [own, training]
     data = list_of(table(), 0, 100).read(given.pop("training_data", training_data), '[card]: "training_data"')
     data = data or ({"name": "none", "licence": "none", "cases": None},)
-    if recipe.distillation:  # it has learnt no other steps
+    if recipe.distillation:  # it was trained for these steps only
         steps = {"sampler": "ddim", "steps": recipe.distillation.steps}
         given["qualities"] = dict.fromkeys(QUALITIES, steps)
     try:
@@ -310,18 +315,19 @@ def _distillation(values: Any, schedule: Any) -> Distillation:
 
 def _stages(values: Any) -> tuple[Stage, ...]:
     if not isinstance(values, (list, tuple)) or not values:
-        raise MedDPMError("[[stages]] is empty: name at least one grid and its iterations")
+        raise MedDPMError("[[stages]] is empty: give at least one grid and its iterations")
     stages = tuple(build(Stage, stage, "[[stages]]") for stage in values)
     for stage in stages:
-        if any(part > whole for part, whole in zip(stage.learnt, stage.size, strict=True)):
+        if any(part > whole for part, whole in zip(stage.example_size, stage.size, strict=True)):
             raise MedDPMError(
-                f'[[stages]]: "patch" {list(stage.learnt)} does not fit into "size" {list(stage.size)}: make it smaller'
+                f'[[stages]]: "patch" {list(stage.example_size)} does not fit into "size" {list(stage.size)}:'
+                " make it smaller"
             )
     return stages
 
 
 def _override(values: dict[str, Any], override: str) -> None:
-    """Changes one field of ``values``; whether the result is sound is checked with the rest."""
+    """Changes one field of ``values``; whether the result is valid is checked with the rest."""
     name, equals, written = override.partition("=")
     name = name.strip()
     if not equals or not name:
@@ -329,15 +335,15 @@ def _override(values: dict[str, Any], override: str) -> None:
     try:
         value = tomllib.loads(f"value = {written}")["value"]
     except (tomllib.TOMLDecodeError, RecursionError):
-        value = written.strip()  # a text; where none is wanted, the field's rule says what is
+        value = written.strip()  # text; where none is wanted, the rule of the field says what is
     place: Any = values
-    path = name.split(".")
+    path = current_path(name).split(".")
     for depth, key in enumerate(path):
         if isinstance(place, list):
             found = key.isdecimal() and int(key) < len(place)
             known, key = f"0 to {len(place) - 1}", int(key) if found else key  # type: ignore[assignment]
         else:
-            # A field that is not there yet may be one that need not be; what is unknown is refused with the rest.
+            # A field that is missing may be an optional one; unknown ones are refused with the rest.
             found = isinstance(place, dict) and (key in place or depth == len(path) - 1)
             known = ", ".join(map(str, place)) if isinstance(place, dict) else "a single value"
         if not found:

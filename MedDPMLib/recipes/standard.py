@@ -1,4 +1,4 @@
-"""What does a dataset of a label scheme look like?"""
+"""Which grid and modalities does a dataset of a label scheme have?"""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.geometry import Grid
 
-_FOUR_CONTRASTS = ("t1", "t1ce", "t2", "flair")
+_FOUR_MODALITIES = ("t1", "t1ce", "t2", "flair")
 
 
 @dataclass(frozen=True)
 class Standard:
-    """The ``grid`` that every case is brought to, and the ``modalities`` that it has, in the order of the channels.
+    """The ``grid`` to which every case is resampled, and its ``modalities``, in the order of the channels.
 
-    ``skull_stripped``: images end where the brain ends, so that they tell the rest of the brain.
+    ``skull_stripped``: the background of the images is outside the brain, so that they show where the brain is.
     """
 
     grid: Grid
@@ -24,10 +24,10 @@ class Standard:
 
 _BRAIN = Grid(size=(192, 192, 144), spacing=(1.0, 1.0, 1.0), orientation="LPS")
 
-#: By the name of the scheme: the grids and contrasts of the published networks, and those of the bundled models.
+#: By the name of the scheme: grids and modalities of the published networks and of the bundled models.
 STANDARDS = {
-    "anatomy": Standard(_BRAIN, _FOUR_CONTRASTS, skull_stripped=True),
-    "brats": Standard(_BRAIN, _FOUR_CONTRASTS, skull_stripped=True),
+    "anatomy": Standard(_BRAIN, _FOUR_MODALITIES, skull_stripped=True),
+    "brats": Standard(_BRAIN, _FOUR_MODALITIES, skull_stripped=True),
     "whole-head": Standard(
         Grid(size=(128, 128, 128), spacing=(1.5, 1.5, 1.5), orientation="RAS"), ("t1",), skull_stripped=False
     ),

@@ -1,1 +1,1 @@
-"""What does the machine offer, and how is it asked for? Memory, devices, files, versions."""
+"""What does this machine provide? Memory, devices, files, versions."""

@@ -1,10 +1,9 @@
-"""How does a process get memory for its arrays?
+"""How does a process allocate memory for its arrays?
 
-glibc takes large arrays from the operating system one by one and hands them back at once; every new one is then
-cleared page by page when it is first written. A network asks for hundreds of megabytes at every layer: on two CPU
-cores an addition takes seven times as long as the addition itself, a whole denoising step about half as long again.
-Only a process that is MedDPM's own (the command line, the worker) changes this, never a program that imports the
-library.
+glibc requests large arrays from the operating system one by one and returns them at once; every new one is then cleared
+page by page when it is first written. A network needs hundreds of megabytes at every layer: on two CPU cores an
+addition takes seven times as long because of this, a whole denoising step about half as long again. Only MedDPM's own
+processes (the command line, the worker) change this, never a program that imports the library.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ _M_MMAP_THRESHOLD = -3
 _M_MMAP_MAX = -4
 _NEVER = 2**31 - 1
 
-#: While memory is handed back, arrays from this size on (bytes) have pages of their own. Less would be slower and save
-#: little; more (glibc allows twice as much) leaves the slabs of a large network to its heap, where gaps add up.
+#: While memory is returned, arrays of at least this size (bytes) have pages of their own. Less would be slower and save
+#: little; more (glibc allows twice as much) leaves the slabs of a large network to its heap, where gaps accumulate.
 _LARGE = 16 << 20
 
 #: Whether this process is MedDPM's own, and whether it keeps what is freed.
@@ -29,8 +28,8 @@ _own = _kept = False
 
 
 def keep_freed_memory() -> bool:
-    """Lets this process, which is MedDPM's own, keep freed memory for its next arrays; False where the C library offers
-    no such choice."""
+    """Makes this process, which is MedDPM's own, keep freed memory for its next arrays; False where the C library does
+    not support this."""
     global _own, _kept
     _own = True
     libc = _glibc()
@@ -50,8 +49,8 @@ def keeps_freed_memory() -> bool:
 
 @contextmanager
 def handing_back() -> Iterator[None]:
-    """Within it a process that keeps freed memory hands that of large arrays back, which takes time: the gaps between
-    those in use add up to two thirds to what the published BraTS network takes."""
+    """In this context a process that keeps freed memory returns that of large arrays, which takes time: otherwise the
+    gaps between arrays add up to two thirds to the memory of the published BraTS network."""
     libc = _glibc() if _kept else None
     if libc is None:
         yield
@@ -66,7 +65,7 @@ def handing_back() -> Iterator[None]:
 
 
 def hand_back_freed_memory() -> None:
-    """Gives the operating system what :func:`keep_freed_memory` kept and nothing uses now."""
+    """Returns unused memory that :func:`keep_freed_memory` kept to the operating system."""
     libc = _glibc()
     if libc is not None:
         libc.malloc_trim(0)

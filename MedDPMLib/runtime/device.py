@@ -1,4 +1,4 @@
-"""Which device and which precision? One choice, with its reason, for every command."""
+"""Which device and which precision? One choice for every command, with its reason."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class Execution:
 def choose_execution(device: str | torch.device = "auto", precision: str = "auto") -> Execution:
     """The device ("auto", "cpu", "cuda", "cuda:1", "mps") and precision (one of :data:`PRECISIONS`) to run with.
 
-    "auto" takes a GPU if there is one that computes right, and the fastest precision that the device computes well:
-    :mod:`MedDPMLib.runtime.numerics` tries them out. A precision that is named is tried too, and taken all the same;
-    the reason then says what is wrong. A device that was named and is not there, or a name that does not exist, raises
+    "auto" uses a GPU if there is one that computes correctly, and the fastest precision in which the device computes
+    correctly, as tested by :mod:`MedDPMLib.runtime.numerics`. An explicit precision is tested too, and used in any
+    case; the reason then reports the fault. An explicit device that is missing, and an unknown name, raise
     :class:`MedDPMError`.
     """
     chosen, why = _choose_device(device)
@@ -62,9 +62,7 @@ def _choose_device(device: str | torch.device) -> tuple[torch.device, str]:
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise MedDPMError(f'the device "{device}" cannot be used, because PyTorch sees no CUDA device: use cpu or auto')
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise MedDPMError(
-            f'the device "{device}" is not there: this machine has {torch.cuda.device_count()} CUDA device(s)'
-        )
+        raise MedDPMError(f'there is no device "{device}": this machine has {torch.cuda.device_count()} CUDA device(s)')
     if chosen.type == "mps" and not torch.backends.mps.is_available():
         raise MedDPMError(f'the device "{device}" cannot be used, because PyTorch sees no Apple GPU: use cpu or auto')
     if chosen.type not in ("cpu", "cuda", "mps"):
@@ -104,17 +102,17 @@ def _fast_dtypes(device: torch.device) -> list[tuple[torch.dtype, str]]:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can be taken on ``device`` now."""
+    """Bytes that are free on ``device`` now."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return available_memory()
 
 
 def held_memory(device: torch.device) -> int:
-    """Bytes on ``device`` that this process has already taken and a run can use again.
+    """Bytes on ``device`` that this process has already allocated and a run can reuse.
 
-    In a process of MedDPM's own that is all that it has taken, for there is nothing else; in another program on a GPU
-    what PyTorch keeps and nothing uses, on the CPU nothing.
+    In one of MedDPM's own processes that is everything it has allocated; in another program, on a GPU what PyTorch has
+    reserved and nothing uses, on the CPU nothing.
     """
     if device.type == "cuda":
         used = 0 if is_own_process() else torch.cuda.memory_allocated(device)

@@ -11,27 +11,27 @@ from pathlib import Path
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.runtime.paths import reachable
 
-#: Endings that belong to the one after them: the parsers of images go by both.
+#: Suffixes that belong to the following one: image readers need both.
 _FIRST_ENDINGS = (".nii", ".seg")
 
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Gives a temporary path beside ``path`` that is moved onto it when the block ends well, else removed.
+    """Provides a temporary path beside ``path`` that is moved to it when the block succeeds, and removed otherwise.
 
-    So a reader sees the whole file or none, whatever interrupts. The temporary name keeps the suffix and is
-    short, for systems that limit the length of paths. An ``OSError`` in the block (no space, no permission)
-    becomes :class:`MedDPMError`.
+    So a reader sees the whole file or none, whatever happens. The temporary name keeps the suffix and is short, for
+    systems that limit the length of paths. An ``OSError`` in the block (no space, no permission) becomes
+    :class:`MedDPMError`.
     """
     target = reachable(path)
     temporary = target.with_name(f".{secrets.token_hex(4)}{_suffix(target)}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        # Taken at once, so that a folder without permission is told before anything is computed for it.
+        # Created at once, so that a missing permission is reported before anything is computed.
         os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
         mode = temporary.stat().st_mode
         yield temporary
-        temporary.chmod(mode)  # some writers put a file of their own there, for its owner's eyes only
+        temporary.chmod(mode)  # some writers replace it by a file that only its owner may read
         os.replace(temporary, target)
     except OSError as error:
         reason = error.strerror or str(error).strip().rpartition("\n")[2] or type(error).__name__

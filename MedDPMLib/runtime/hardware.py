@@ -1,4 +1,4 @@
-"""Which machine was it, and what else did it do? Figures of speed mean nothing without."""
+"""Which machine was it, and what else was running on it? Timings mean nothing without this."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def devices() -> list[str]:
 
 
 def load() -> dict:
-    """What else the machine does now: ``busy`` is the share of all cores in use over half a second, ``average`` the
-    load average of the last minute (None on Windows), ``free_bytes`` the memory that is left."""
+    """The current load of the machine: ``busy`` is the share of all cores in use over half a second, ``average`` the
+    load average of the last minute (None on Windows), ``free_bytes`` the free memory."""
     return {
         "busy": psutil.cpu_percent(interval=0.5) / 100,
         "average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
@@ -55,7 +55,7 @@ def load() -> dict:
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most bytes that this process held so far: on the GPU what PyTorch kept from others, else resident memory."""
+    """The peak memory of this process in bytes: on a GPU what PyTorch has reserved, otherwise resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device)
     if sys.platform == "linux":

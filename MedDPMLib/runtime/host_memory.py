@@ -1,7 +1,7 @@
-"""How much main memory may a process still take? What is free on the machine, within what its containers allow.
+"""How much main memory may this process still use? What is free on the machine, within the limits of its containers.
 
-A job of a cluster and a container are given less memory than the machine has (Linux control groups), and are killed
-when they take more.
+Cluster jobs and containers may use less memory than the machine has (Linux control groups), and are killed when they
+use more.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _VERSION_2 = ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file")
 
 
 def available_memory() -> int:
-    """Bytes of main memory that this process can take now without being refused, killed or made to swap."""
+    """Bytes of main memory that this process can allocate now without failing, being killed or swapping."""
     return max(0, min([psutil.virtual_memory().available, *left_in_groups(Path("/"))]))
 
 

@@ -1,12 +1,12 @@
-"""Which devices and precisions can be asked for? Names alone: whoever lists them needs no PyTorch."""
+"""Which devices and precisions can be chosen? Names alone: listing them does not import PyTorch."""
 
 from __future__ import annotations
 
-#: "auto" takes an NVIDIA GPU if there is one that computes correctly, else the CPU. Of several GPUs one is named with
-#: its number: "cuda:1".
+#: "auto" uses an NVIDIA GPU if there is one that computes correctly, otherwise the CPU. One of several GPUs is chosen
+#: by its number: "cuda:1".
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
-#: "auto" takes the fastest one that the device computes correctly.
+#: "auto" uses the fastest one that the device computes correctly.
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 #: Short names of precisions that are common elsewhere.

@@ -1,8 +1,8 @@
-"""Does this device compute right in this precision?
+"""Does this device compute correctly in this precision?
 
-Libraries have shipped half-precision convolutions in three dimensions that were wrong without a word. So before a
-device is used in bfloat16 or float16, the operations of the networks are done once on a small block and compared with
-float32 on the CPU. That takes a blink; what is wrong at some sizes alone it cannot find.
+Libraries have shipped half-precision 3D convolutions with silently wrong results. So before a device is used in
+bfloat16 or float16, the operations of the networks are run once on a small block and compared with float32 on the CPU.
+This is quick; it cannot find faults that occur only at certain sizes.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def fault_of(
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
-    """The root mean square of their difference over that of ``expected``, worked out in float32."""
+    """The root mean square of their difference over that of ``expected``, computed in float32."""
     return float((found.float() - expected.float()).norm() / expected.float().norm())
 
 
@@ -97,8 +97,8 @@ def _trials(convolve: Convolve) -> Iterator[tuple[str, Callable[..., Tensor], li
         volume = draw(1, inputs, _SIDE, _SIDE, _SIDE)
         yield name, _convolution(convolve, stride, padding), [volume, weight, draw(outputs)]
     volume = draw(1, 64, _SIDE, _SIDE, _SIDE)
-    yield "normalisation by given moments", _normalise, [volume]
-    yield "normalisation of groups", lambda x: F.group_norm(x, 32), [volume]
+    yield "normalization by given moments", _normalize, [volume]
+    yield "normalization of groups", lambda x: F.group_norm(x, 32), [volume]
     yield "the SiLU function", F.silu, [volume]
     yield "interpolation", lambda x: F.interpolate(x, scale_factor=2, mode="trilinear"), [volume]
     yield "repetition", lambda x: F.interpolate(x, scale_factor=2.0, mode="nearest"), [volume]
@@ -111,7 +111,7 @@ def _convolution(convolve: Convolve, stride: int, padding: tuple[int, ...]) -> C
     return lambda x, weight, bias: convolve(x, weight, bias, stride, padding)
 
 
-def _normalise(x: Tensor) -> Tensor:
+def _normalize(x: Tensor) -> Tensor:
     moments = torch.linspace(0.5, 2, x.shape[1], device=x.device)
     return F.batch_norm(x, moments, moments, moments, moments, False, 0.0, 1e-5)
 

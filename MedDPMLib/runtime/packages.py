@@ -1,4 +1,4 @@
-"""Is an optional package installed? Asked before the work that needs it, not after minutes of it."""
+"""Is an optional package installed? Checked before the work that needs it, not after minutes of it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OPTIONAL = {
 def require(purpose: str, *modules: str) -> None:
     """Raises :class:`MedDPMError` unless all ``modules`` (of :data:`OPTIONAL`) can be imported.
 
-    Nothing is imported. ``purpose`` begins the sentence: "training", "MS-SSIM".
+    Nothing is imported. ``purpose`` is the beginning of the message: "training", "MS-SSIM".
     """
     missing = [OPTIONAL[module] for module in modules if not _is_installed(module)]
     if missing:

@@ -1,6 +1,6 @@
-"""Where does the package keep its data, and how is a path given to the system?
+"""Where is the package's data, and how are long paths passed to the system?
 
-Windows finds long paths only in a spelling of their own.
+Windows accepts long paths only with a prefix.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ import os
 import sys
 from pathlib import Path
 
-#: What ships with the package as data: models, cards, schemes, recipes, templates.
+#: The data that come with the package: models, cards, schemes, recipes, templates.
 RESOURCES = Path(__file__).parents[1] / "resources"
 
-#: Characters; Windows takes 260, and names are still added to a folder's path.
+#: Characters; Windows allows 260, and names are still appended to the path of a folder.
 _SAFE = 180
 
 
 def reachable(path: str | os.PathLike) -> Path:
-    r"""``path``, so that files at it and a name or two below it can be opened however long it is.
+    r"""``path`` in a form in which it, and a name or two below it, can be opened whatever its length.
 
     On Windows a long path becomes absolute and gets the prefix ``\\?\``, which lifts the limit of 260 characters
     (https://learn.microsoft.com/windows/win32/fileio/maximum-file-path-limitation); elsewhere it stays as it is.

@@ -1,4 +1,4 @@
-"""Which versions of what a result depends on are running here?"""
+"""Which versions of the software that a result depends on are in use?"""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _PACKAGES = ("torch", "numpy", "SimpleITK", "nibabel", "safetensors")
 
 
 def versions() -> dict[str, str]:
-    """Versions of this package, of Python and of what a result depends on."""
+    """Versions of this package, of Python and of the packages that a result depends on."""
     found = {"MedDPM": __version__, "python": platform.python_version(), "platform": platform.platform()}
     for package in _PACKAGES:
         try:

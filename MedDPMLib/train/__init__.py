@@ -1,1 +1,1 @@
-"""How is a model trained? :func:`MedDPMLib.train.run.train` is the way from a recipe and cases to a run's folder."""
+"""How is a model trained? :func:`MedDPMLib.train.run.train` trains with a recipe on cases, in the folder of a run."""

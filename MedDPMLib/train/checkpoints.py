@@ -1,7 +1,7 @@
-"""Where does a run go on from?
+"""From where does a run resume?
 
-Checkpoints are written to a temporary name and moved, so that there is always a whole one: the last few, and the
-averaged weights that did best. A damaged one is told, and the one before it taken.
+Checkpoints are written under a temporary name and moved, so that there is always a complete one: the last few, and the
+best averaged weights. A damaged one is reported, and the one before it is used.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Checkpoints:
     def load(
         self, tell: Callable[[str], None], needed: Collection[str] = ("iteration", "ema")
     ) -> dict[str, Any] | None:
-        """The newest valid checkpoint, on the CPU; None if there is none yet. ``tell`` hears of damaged ones.
+        """The newest valid checkpoint, on the CPU; None if there is none yet. Damaged ones are reported to ``tell``.
 
         Raises :class:`MedDPMError` if there are some, and all are damaged or lack one of the fields ``needed``.
         """
@@ -54,7 +54,7 @@ class Checkpoints:
             try:
                 return read(path, needed)
             except MedDPMError as error:
-                tell(f"{error}; the one before it is taken")
+                tell(f"{error}; the one before it is used")
         if paths:
             raise MedDPMError(
                 f"every checkpoint in {self.folder} is damaged or of another version: choose another run folder"

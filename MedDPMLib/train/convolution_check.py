@@ -1,7 +1,7 @@
-"""Does this PyTorch compute 16-bit convolutions rightly on this device?
+"""Does this PyTorch compute 16-bit convolutions correctly on this device?
 
-Several released versions did not: forward with cuDNN 9.10.2, the weights' gradient on CPUs with volumes of a few
-voxels. What is wrong is wrong without a word, so it is tried once, in a moment, before the first step.
+Several released versions did not: forward with cuDNN 9.10.2, the gradient of the weights on CPUs with volumes of a few
+voxels. Such faults are silent, so a quick test is done once before the first step.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from MedDPMLib.errors import MedDPMError
 
-#: One volume alone has no memory layout of its own, and can come out right where others do not.
+#: A single volume has no memory layout of its own, and can be correct where others are not.
 _BATCH, _CHANNELS = 2, 16
 #: Rounding to bfloat16 makes 0.003.
 _TOLERANCE = 0.03
@@ -27,7 +27,7 @@ def check_convolution(device: torch.device, dtype: torch.dtype, shape: Sequence[
     sizes = [(_BATCH, _CHANNELS, *shape), (_CHANNELS, _CHANNELS, 3, 3, 3), (_CHANNELS,), (_BATCH, _CHANNELS, *shape)]
     x, weight, bias, gradient = (torch.randn(size, generator=generator).to(device, dtype) for size in sizes)
     expected = _convolved(x, weight, bias, gradient, torch.float32)
-    for _ in range(5):  # what reads memory that nobody has written is not wrong every time
+    for _ in range(5):  # reading uninitialized memory does not give a wrong result every time
         spoilt = [torch.full((2**n,), torch.nan, device=device, dtype=dtype) for n in range(6, 21)]
         del spoilt
         for found, right in zip(_convolved(x, weight, bias, gradient, dtype), expected, strict=True):

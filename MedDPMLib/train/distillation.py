@@ -1,4 +1,4 @@
-"""What does a student learn that is to take several of its teacher's steps in one?
+"""What does a student learn in order to take several steps of its teacher in one?
 
 Progressive distillation (Salimans and Ho 2022, arXiv 2202.00512, algorithm 2), for any number of steps at once: from
 x_t the teacher goes r deterministic steps (DDIM) to x_s, and the student's x0 is to be the one from which a single step

@@ -1,12 +1,12 @@
-"""How is one step of the optimiser done, in which precision, by how many processes?
+"""How does the optimizer take one step, in which precision, in how many processes?
 
-The optimiser works on float32 weights. Forward and backward run on a copy of the network in the execution's precision,
+The optimizer works on float32 weights. Forward and backward run on a copy of the network in the execution's precision,
 whose gradients are summed into the float32 weights' own: the networks compute in the type of their weights, which
-automatic casting (torch.autocast) contradicts; normalisations stay in 16 bits, with half the memory; and on a CPU it
-is as fast as casting for the published networks, and the only way for the compact one.
+automatic casting (torch.autocast) contradicts; normalizations stay in 16 bits, with half the memory; and on a CPU it
+is as fast as casting for the published networks, and the only option for the compact one.
 
 Several processes (torchrun, through Accelerate) share the batches of an iteration and average their gradients once, in
-float32. With ``shard`` each holds a share of weights, average and optimiser instead (PyTorch's FSDP2, which casts the
+float32. With ``shard`` each holds a share of weights, average and optimizer instead (PyTorch's FSDP2, which casts the
 weights by itself); Accelerate's own way to FSDP does not run on a CPU, where it could not be tested.
 """
 
@@ -34,11 +34,11 @@ from MedDPMLib.train.objective import Objective, ema_decay, learning_rate
 
 
 class NotFinite(MedDPMError):
-    """A loss or gradient is not finite: the message names the iteration, and what can be done."""
+    """A loss or gradient is not finite: the message names the iteration, and what to do."""
 
 
 class Engine:
-    """The state of a training run and one step of it: ``network`` (float32), ``ema``, optimiser, ``iteration``.
+    """The state of a training run and one step of it: ``network`` (float32), ``ema``, optimizer, ``iteration``.
 
     ``checkpointing`` keeps less of the forward pass (:func:`recompute_activations`), ``compile`` fuses the network's
     kernels, ``shard`` divides the state among the processes. None of them changes what is computed.
@@ -81,26 +81,27 @@ class Engine:
                 sharding.shard(network, self.device, self.processes, execution.dtype)
         # Each stage has one shape of its own.
         self.predict = torch.compile(self.working, dynamic=False) if compile else self.working
-        self.optimiser = self._make_optimiser()
+        self.optimizer = self._make_optimizer()
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=execution.dtype == torch.float16)
         self.iteration = 0
         self.gradient_norm = math.nan
 
     def step(self, batches: Iterable[Example], *, stopping: bool = False) -> tuple[float, bool]:
-        """One step of the optimiser on this process's share of the ``batches``.
+        """One step of the optimizer on this process's share of the ``batches``.
 
         Returns the loss, averaged over all processes, and whether any of them is ``stopping``. Raises
         :class:`MedDPMError` if the loss is not finite, with the iteration and the cases.
         """
         losses: list[tuple[Tensor, tuple[str, ...]]] = []
-        count = self.recipe.training.accumulate // self.processes
+        count = self.recipe.training.gradient_accumulation_steps // self.processes
         for batch in batches:
             loss = self.loss(self.predict, batch)
             losses.append((loss.detach(), batch.cases))
             self.scaler.scale(loss / count).backward()
             self._collect_gradients()
-        told = torch.stack([torch.stack([loss for loss, _ in losses]).mean(), losses[0][0].new_tensor(float(stopping))])
-        mean, stopping_share = self.accelerator.reduce(told, reduction="mean").tolist()
+        mean_loss = torch.stack([loss for loss, _ in losses]).mean()
+        shared = torch.stack([mean_loss, mean_loss.new_tensor(float(stopping))])
+        mean, stopping_share = self.accelerator.reduce(shared, reduction="mean").tolist()
         if not math.isfinite(mean):
             raise NotFinite(self._not_finite(losses))
         self._update()
@@ -127,30 +128,31 @@ class Engine:
         return sum(losses) / len(losses)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint has to hold, whole; all processes call it together, and the main one has all of it."""
+        """The complete content of a checkpoint; all processes call it together, and the main one gets all of it."""
         random = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             random["cuda"] = torch.cuda.get_rng_state(self.device)
         if self.sharded:
-            whole = sharding.gathered(self.network, self.ema, self.optimiser)
+            whole = sharding.gathered(self.network, self.ema, self.optimizer)
         else:
-            named: dict[str, Any] = {"network": self.network, "ema": self.ema, "optimiser": self.optimiser}
+            # The key keeps its former spelling: runs written before have to resume.
+            named: dict[str, Any] = {"network": self.network, "ema": self.ema, "optimiser": self.optimizer}
             whole = {name: part.state_dict() for name, part in named.items()}
         return {"iteration": self.iteration, **whole, "scaler": self.scaler.state_dict(), "random": random}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Goes on from :meth:`state`; of another network's, :class:`MedDPMError` is raised."""
+        """Resumes from :meth:`state`; for that of another network :class:`MedDPMError` is raised."""
         try:
             self._load_weights(self.network, state["network"])
             self._load_weights(self.ema, state["ema"])
         except RuntimeError as error:
-            raise MedDPMError("the checkpoint is of another recipe's network: choose another run folder") from error
+            raise MedDPMError("the checkpoint has the network of another recipe: choose another run folder") from error
         if self.sharded:
-            sharding.load_optimiser(self.network, self.optimiser, state["optimiser"])
+            sharding.load_optimizer(self.network, self.optimizer, state["optimiser"])
         else:
-            self.optimiser.load_state_dict(state["optimiser"])
+            self.optimizer.load_state_dict(state["optimiser"])
             self._lay_out_moments()
-        for group in self.optimiser.param_groups:  # how it is computed, and by which recipe, is this run's affair
+        for group in self.optimizer.param_groups:  # how it is computed, and by which recipe, is this run's affair
             group.update(fused=self._fused, weight_decay=self.recipe.training.weight_decay)
         if state["scaler"] and self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
@@ -161,8 +163,8 @@ class Engine:
         self._refresh_working()
 
     def start_from(self, weights: dict[str, Tensor]) -> list[str]:
-        """Takes those of ``weights`` that fit, before the first step; returns the names of the tensors that start
-        fresh."""
+        """Loads those of ``weights`` that fit, before the first step; returns the names of the tensors that start from
+        scratch."""
         shapes = {name: tensor.shape for name, tensor in self.network.state_dict().items()}
         fitting = {name: t.float() for name, t in weights.items() if name in shapes and t.shape == shapes[name]}
         for network in (self.network, self.ema):
@@ -181,9 +183,9 @@ class Engine:
             network.load_state_dict(weights, strict=strict)
 
     def _lay_out_moments(self) -> None:
-        """Brings the optimiser's moments into their weights' memory layout, which a sharded run's checkpoint lacks: for
-        another, PyTorch's fused optimiser is wrong, without a word."""
-        for weight, moments in self.optimiser.state.items():
+        """Brings the optimizer's moments into their weights' memory layout, which a sharded run's checkpoint lacks: for
+        another, PyTorch's fused optimizer is wrong, without a word."""
+        for weight, moments in self.optimizer.state.items():
             for name, moment in moments.items():
                 if moment.shape == weight.shape:
                     moments[name] = torch.empty_like(weight).copy_(moment)
@@ -198,7 +200,7 @@ class Engine:
             if worker.grad is None:
                 continue
             if master.grad is None:
-                # In the weight's own memory layout: PyTorch's fused optimiser is wrong for another, without a word.
+                # In the weight's own memory layout: PyTorch's fused optimizer is wrong for another, without a word.
                 master.grad = torch.empty_like(master).copy_(worker.grad)
             else:
                 master.grad.add_(worker.grad)
@@ -211,19 +213,19 @@ class Engine:
             summed = self.accelerator.reduce(torch.cat([g.reshape(-1) for g in gradients]), reduction="mean")
             for gradient, mean in zip(gradients, summed.split([g.numel() for g in gradients]), strict=True):
                 gradient.copy_(mean.view(gradient.shape))
-        self.scaler.unscale_(self.optimiser)
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), settings.gradient_norm or math.inf)
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), settings.max_grad_norm or math.inf)
         self.gradient_norm = float(norm.full_tensor() if self.sharded else norm)  # type: ignore[attr-defined]
         if not math.isfinite(self.gradient_norm) and not self.scaler.is_enabled():  # which leaves such a step out
             raise NotFinite(
                 f"the gradient of iteration {self.iteration + 1} is not finite: lower the learning rate,"
                 " or use --precision float32"
             )
-        for group in self.optimiser.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(settings, self.iteration, self.recipe.iterations)
-        self.scaler.step(self.optimiser)
+        self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.optimiser.zero_grad()
+        self.optimizer.zero_grad()
         self.iteration += 1
         decay = ema_decay(settings, self.iteration)
         with torch.no_grad():
@@ -244,15 +246,15 @@ class Engine:
 
             cases = sorted(set(gather_object(cases)))
         return (
-            f"the loss of iteration {self.iteration + 1} is not finite (learnt from: {', '.join(cases)}):"
+            f"the loss of iteration {self.iteration + 1} is not finite (cases: {', '.join(cases)}):"
             " look at these images, or lower the learning rate (--set training.learning_rate=...)"
         )
 
     # Setting up -------------------------------------------------------------------------------------------
 
-    def _make_optimiser(self) -> torch.optim.Optimizer:
+    def _make_optimizer(self) -> torch.optim.Optimizer:
         settings = self.recipe.training
-        make = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimiser]
+        make = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
         return make(
             self.network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=self._fused
         )
@@ -263,16 +265,14 @@ class Engine:
         return self.device.type in ("cpu", "cuda") and not self.sharded
 
     def _check_processes(self) -> None:
-        accumulate = self.recipe.training.accumulate
+        accumulate = self.recipe.training.gradient_accumulation_steps
+        fitting = math.ceil(accumulate / self.processes) * self.processes
         if accumulate % self.processes:
             raise MedDPMError(
                 f"{self.processes} processes cannot share the {accumulate} batches of an iteration evenly:"
-                f" use --set training.accumulate={math.ceil(accumulate / self.processes) * self.processes},"
-                " or another number of processes"
+                f" use --set training.gradient_accumulation_steps={fitting}, or another number of processes"
             )
         if self.sharded and self.processes == 1:
-            raise MedDPMError(
-                "there is nothing to shard in one process: start several with torchrun, or leave out --shard"
-            )
+            raise MedDPMError("sharding needs several processes: start them with torchrun, or leave out --shard")
         if self.sharded and self.execution.dtype == torch.float16:
-            raise MedDPMError("float16 is not trained in shards, because its scaling is not shared: use bfloat16")
+            raise MedDPMError("float16 is not supported with --shard, because its scaling is not shared: use bfloat16")

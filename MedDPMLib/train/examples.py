@@ -1,7 +1,7 @@
-"""Which examples does an iteration learn from?
+"""Which examples does an iteration train on?
 
-Everything random about an example follows from the recipe's seed and the example's number. Iteration n takes the
-same examples whether the run was stopped before it or not, and however many processes share them.
+Everything random about an example is determined by the recipe's seed and the number of the example. Iteration n uses
+the same examples whether or not the run was interrupted before, and however many processes share them.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Examples:
     def __init__(self, recipe: Recipe, stage: Stage, cases: Dataset | Sequence[Case]) -> None:
         self.recipe = recipe
         self.scheme = load_scheme(recipe.scheme)
-        #: The timesteps that are learnt, from little noise to much: all of them, or those at which a student is asked.
+        #: The timesteps to train on, from low to high noise: all of them, or those that a student uses.
         timesteps, student = recipe.schedule["timesteps"], recipe.distillation
         self.timesteps = timestep_grid(timesteps, student.steps)[::-1] if student else range(timesteps)
         size, patch = tuple(reversed(stage.size)), stage.patch and tuple(reversed(stage.patch))
@@ -86,7 +86,7 @@ class Examples:
         weight = torch.full(sample.labels.shape, settings.background_weight)
         weight[sample.labels > 0] = 1.0
         for label in self.scheme.tumour:
-            weight[sample.labels == label.value] = settings.tumour_weight
+            weight[sample.labels == label.value] = settings.tumor_weight
         noise = torch.randn(sample.image.shape, generator=generator)
         return Example(sample.image[None], noise[None], encoded[None], t, weight[None, None], (sample.case,))
 
@@ -102,11 +102,12 @@ def remaining_stages(recipe: Recipe, start: int) -> Iterator[tuple[Stage, range]
 
 
 def batch_numbers(recipe: Recipe, iteration: int, process: int = 0, processes: int = 1) -> list[range]:
-    """The numbers of the examples in the batches of ``iteration``, counted from 0, that fall to ``process``.
+    """The numbers of the examples in the batches of ``iteration``, counted from 0, that ``process`` computes.
 
-    The batches of an iteration are dealt out in turn; ``recipe.training.accumulate`` is a multiple of ``processes``.
+    The batches of an iteration are dealt out in turn; their number, ``gradient_accumulation_steps``, is a multiple of
+    ``processes``.
     """
-    accumulate = recipe.training.accumulate
+    accumulate = recipe.training.gradient_accumulation_steps
     number = begun = 0
     for stage in recipe.stages:
         if iteration < begun + stage.iterations:
@@ -119,7 +120,8 @@ def batch_numbers(recipe: Recipe, iteration: int, process: int = 0, processes: i
 
 
 def split_cases(cases: Dataset | Sequence[Case], share: float, seed: int) -> tuple[Subset, Subset]:
-    """``cases`` to learn from and the ``share`` of them, at least one above 0, that is held out; chosen by ``seed``."""
+    """``cases`` to train on and the ``share`` of them, at least one if above 0, that is held out; chosen by
+    ``seed``."""
     count = min(max(1, round(share * len(cases))), len(cases) - 1) if share else 0
     order = torch.randperm(len(cases), generator=seeded(seed, _HELD_OUT, 0)).tolist()
     return Subset(cases, sorted(order[count:])), Subset(cases, sorted(order[:count]))
@@ -141,10 +143,10 @@ def seeded(seed: int, stream: int, number: int) -> torch.Generator:
 
 
 def made_ahead(make: Callable[[T], Example], wanted: Iterable[T], workers: int) -> Iterator[Example]:
-    """``make`` of each of ``wanted``, in their order, made by so many ``workers`` while earlier ones are learnt from.
+    """``make`` of each of ``wanted``, in order, computed by ``workers`` threads while training on earlier ones.
 
-    Workers are threads: PyTorch and numpy leave the interpreter free while they compute, nothing is copied between
-    processes (which takes shared memory that containers rarely have), and a volume lies in memory once.
+    Threads are sufficient: PyTorch and numpy release the interpreter lock while they compute, nothing is copied between
+    processes (which needs shared memory that containers rarely have), and a volume is in memory once.
     """
     pending = []
     waiting = iter(wanted)

@@ -1,4 +1,4 @@
-"""How does a run become a model? Its averaged weights, and a card that says what happened."""
+"""How does a run become a model? Its averaged weights, with a card that describes the training."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def run_card(recipe: Recipe, history: RunHistory, iteration: int) -> Card:
     if recipe.distillation:
         taught = recipe.distillation
         teacher = history.teacher["model"] if history.teacher else taught.teacher
-        sentences.append(f"It learnt to take {taught.teacher_steps} steps of {teacher} in {taught.steps}.")
+        sentences.append(f"It was distilled to take {taught.teacher_steps} steps of {teacher} in {taught.steps}.")
     names = ", ".join(cases[:_MOST_NAMES]) + (", ..." if len(cases) > _MOST_NAMES else "")
     licence = data["licence"] or "not stated: that of the images"
     entry = {"name": f"{data['name']}: {names}", "licence": licence, "cases": len(cases)}

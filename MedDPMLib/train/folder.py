@@ -29,7 +29,7 @@ _ROWS = 20
 class RunHistory:
     """What happened in a run so far: plain data for JSON."""
 
-    #: ``name``, ``licence`` (None where not known) and names of the ``cases`` learnt from and ``held_out``.
+    #: ``name``, ``licence`` (None if unknown) and names of the ``cases`` for training and ``held_out``.
     data: dict[str, Any]
     #: What it was computed on: ``device``, ``precision``, ``processes``, ``threads``, ``processor``, ``versions``.
     machine: dict[str, Any]
@@ -184,7 +184,7 @@ def run_page(recipe: Recipe, history: RunHistory, path: Path) -> str:
         "| | |",
         "|---|---|",
         f"| recipe | {recipe.name}: {recipe.network['kind']}, predicts {recipe.prediction}; in full in recipe.toml |",
-        f"| data | {data['name']}: {len(data['cases'])} cases learnt from, {len(data['held_out'])} held out |",
+        f"| data | {data['name']}: {len(data['cases'])} training cases, {len(data['held_out'])} held out |",
         f"| begun | {history.started}, {_begun_with(history)} |",
         f"| machine | {spoken_machine(history.machine)} |",
         f"| versions | {', '.join(f'{name} {number}' for name, number in history.machine['versions'].items())} |",
@@ -209,10 +209,11 @@ def run_page(recipe: Recipe, history: RunHistory, path: Path) -> str:
         "## Files",
         "",
         "- `recipe.toml`: the recipe. `run.json`: what this page says, for programs.",
-        "- `checkpoints/`: where the run goes on from, and the best averaged weights.",
+        "- `checkpoints/`: the states from which the run resumes, and the best averaged weights.",
         "- `montages/`: what the model made on the way. `tensorboard/`: losses and montages for TensorBoard.",
         "",
-        f"`meddpm train DATASET --run {path.name}` goes on; `meddpm models export {path.name} FILE` makes a model.",
+        f"`meddpm train DATASET --run {path.name}` resumes the run; `meddpm models export {path.name} FILE` exports its"
+        " model.",
         "",
     ]
     return "\n".join(lines)

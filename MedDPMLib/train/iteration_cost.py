@@ -1,7 +1,7 @@
 """How long does one iteration take, and how much memory? Measured in a process of its own, whose peak is its own.
 
-``python -m MedDPMLib.train.iteration_cost`` reads a :class:`Job` as JSON from stdin and prints a list of measurements;
-:func:`measure` is the way to call it.
+``python -m MedDPMLib.train.iteration_cost`` reads a :class:`Job` as JSON from stdin and prints a list of
+:class:`IterationCost`; :func:`measure` starts it.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from typing import Any
 
 from MedDPMLib.errors import MedDPMError, OutOfMemory
 
-#: What torchrun tells its processes; a process that measures is none of them.
+#: Environment variables of torchrun's processes; a measuring process is none of them.
 _LAUNCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
 class Job:
-    """What to measure: ``recipe`` (its values), one after the other on ``grids`` (i, j, k), the smaller ones first.
+    """What to measure: ``recipe`` (its values), on each of ``grids`` (i, j, k) in turn, the smaller ones first.
 
-    ``plain`` is the same network trained without any of what is done here to be fast or small: float32, contiguous,
-    no fused optimiser. ``compile`` fuses kernels, as :class:`MedDPMLib.train.engine.Engine` does.
+    ``baseline``: the same network trained without any optimization of speed or memory: float32, contiguous, no fused
+    optimizer. ``compile`` fuses kernels, as :class:`MedDPMLib.train.engine.Engine` does.
     """
 
     recipe: dict[str, Any]
@@ -38,22 +38,22 @@ class Job:
     device: str
     precision: str
     checkpointing: bool
-    plain: bool
+    baseline: bool
     compile: bool = False
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """``seconds`` of one iteration (the fastest, which other work disturbs least), and the ``peak`` of the memory above
-    what PyTorch itself takes."""
+class IterationCost:
+    """``seconds`` of one iteration (the fastest, which other work disturbs least), and the ``peak`` of the memory in
+    bytes, without that of PyTorch itself."""
 
     grid: tuple[int, int, int]
     seconds: float
     peak: int
 
 
-def measure(job: Job) -> list[Measurement]:
-    """One measurement for each grid of ``job``. Raises :class:`OutOfMemory` if one does not fit."""
+def measure(job: Job) -> list[IterationCost]:
+    """The cost on each grid of ``job``. Raises :class:`OutOfMemory` if one does not fit."""
     environment = {name: value for name, value in os.environ.items() if name not in _LAUNCH}
     package = str(Path(__file__).parents[2])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package, environment.get("PYTHONPATH")]))
@@ -65,16 +65,14 @@ def measure(job: Job) -> list[Measurement]:
         env=environment,
     )
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["it was killed, as for lack of memory"])[-1]
+        last = (done.stderr.strip().splitlines() or ["it was killed, probably for lack of memory"])[-1]
         if done.returncode < 0 or "memory" in last:
-            raise OutOfMemory(
-                f"training on {job.grids[-1]} in {job.precision} does not fit into the memory ({last:.150})"
-            )
+            raise OutOfMemory(f"training on {job.grids[-1]} in {job.precision} does not fit into memory ({last:.150})")
         raise MedDPMError(f"the measurement failed: {last:.300}")
-    return [Measurement(tuple(row["grid"]), row["seconds"], row["peak"]) for row in json.loads(done.stdout)]
+    return [IterationCost(tuple(row["grid"]), row["seconds"], row["peak"]) for row in json.loads(done.stdout)]
 
 
-def _run(job: Job) -> list[Measurement]:
+def _run(job: Job) -> list[IterationCost]:
     import psutil
     import torch
 
@@ -83,15 +81,15 @@ def _run(job: Job) -> list[Measurement]:
     from MedDPMLib.runtime.device import choose_execution
     from MedDPMLib.runtime.hardware import peak_memory
 
-    if not job.plain:
+    if not job.baseline:
         keep_freed_memory()  # as the command line does
     execution = choose_execution(job.device, job.precision)
     stage = {"size": job.grids[-1], "iterations": 1000, "batch": job.batch}
-    changed = {"stages": [stage], "training": {**job.recipe["training"], "accumulate": 1}}
+    changed = {"stages": [stage], "training": {**job.recipe["training"], "gradient_accumulation_steps": 1}}
     recipe = recipe_from({**job.recipe, **changed})
     device = execution.device
     before = 0 if device.type == "cuda" else psutil.Process().memory_info().rss
-    step = _plain_step(recipe, device) if job.plain else _step(recipe, execution, job.checkpointing, job.compile)
+    step = _baseline_step(recipe, device) if job.baseline else _step(recipe, execution, job.checkpointing, job.compile)
     found = []
     for grid in job.grids:
         example = _example(recipe, grid, job.batch, device)
@@ -102,9 +100,9 @@ def _run(job: Job) -> list[Measurement]:
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             seconds.append(time.perf_counter() - begun)
-        # On a GPU without the gaps of the allocator, which do not grow with the grid in a straight line.
+        # On a GPU without the allocator's fragmentation, which does not grow linearly with the grid.
         peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory(device) - before
-        found.append(Measurement(grid, min(seconds[1:]), peak))
+        found.append(IterationCost(grid, min(seconds[1:]), peak))
     return found
 
 
@@ -119,12 +117,12 @@ def _step(recipe, execution, checkpointing: bool, compile: bool) -> Callable[[An
         except NotFinite:
             if engine.iteration == 0:
                 raise
-            # Random numbers may overflow; once the optimizer has its moments, that takes no other memory.
+            # Random numbers may overflow; once the optimizer has its moments, this does not change the memory.
 
     return step
 
 
-def _plain_step(recipe, device) -> Callable[[Any], object]:
+def _baseline_step(recipe, device) -> Callable[[Any], object]:
     import torch
 
     from MedDPMLib.diffusion.schedule import make_schedule
@@ -134,7 +132,7 @@ def _plain_step(recipe, device) -> Callable[[Any], object]:
 
     network = build_network(recipe_card(recipe).network_description).to(device)
     average = copy.deepcopy(network).requires_grad_(False)
-    optimiser = torch.optim.Adam(network.parameters(), lr=recipe.training.learning_rate)
+    optimizer = torch.optim.Adam(network.parameters(), lr=recipe.training.learning_rate)
     schedule = make_schedule(**recipe.schedule).to(device)
     objective = Objective(recipe.training, recipe.prediction, schedule)
 
@@ -142,8 +140,8 @@ def _plain_step(recipe, device) -> Callable[[Any], object]:
         x_t = schedule.add_noise(example.x0, example.t, example.noise)
         predicted = network(x_t, example.t, example.condition)
         objective.loss(predicted, example.x0, example.noise, example.t, example.weight).backward()
-        optimiser.step()
-        optimiser.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
         with torch.no_grad():
             for mean, weight in zip(average.parameters(), network.parameters(), strict=True):
                 mean.lerp_(weight, 1 - recipe.training.ema)

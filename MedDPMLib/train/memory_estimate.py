@@ -1,8 +1,8 @@
-"""Is there memory enough, and what would fit? Told before the first step.
+"""Is there enough memory, and what would fit? Checked before the first step.
 
-What a step takes is measured on two small grids, each combination of precision and recomputed activations in a
-process of its own, and continued in a straight line: weights, average and optimiser take the same on any grid, the
-activations of a convolutional network grow with its voxels.
+The memory of a step is measured on two small grids, each combination of precision and recomputed activations in a
+process of its own, and extrapolated linearly: weights, average and optimizer take the same on any grid, the activations
+of a convolutional network grow with its voxels.
 """
 
 from __future__ import annotations
@@ -51,15 +51,15 @@ def needs(
 ) -> list[Need]:
     """What each of ``stages`` takes; each call measures for some seconds."""
     cubes = _cubes(build_network(recipe_card(recipe).network_description), stages)
-    job = Job(recipe_values(recipe), cubes, 1, 1, str(device), precision, checkpointing, plain=False)
+    job = Job(recipe_values(recipe), cubes, 1, 1, str(device), precision, checkpointing, baseline=False)
     small, large = measure(job)
     voxels = [math.prod(cube) for cube in cubes]
     slope = max(0.0, (large.peak - small.peak) / (voxels[1] - voxels[0]))
     fixed = large.peak - slope * voxels[1]
     return [
         Need(
-            stage.learnt, stage.batch, precision, checkpointing,
-            round(fixed + slope * math.prod(stage.learnt) * stage.batch),
+            stage.example_size, stage.batch, precision, checkpointing,
+            round(fixed + slope * math.prod(stage.example_size) * stage.batch),
         )
         for stage in stages
     ]  # fmt: skip
@@ -69,7 +69,7 @@ def _cubes(network: Denoiser, stages: Sequence[Stage]) -> list[tuple[int, int, i
     """The two cubes to measure on, (i, j, k), the smaller one first: no larger than the largest of ``stages``, if that
     has room."""
     multiple = network.side_multiple
-    most = max(math.prod(stage.learnt) * stage.batch for stage in stages)
+    most = max(math.prod(stage.example_size) * stage.batch for stage in stages)
     fitting = min(most, _MEASURED / (TIMES_GENERATING * network.values_per_voxel * torch.float32.itemsize))
     low, high = _SIDES
     large = min(high, max(low, fitting ** (1 / 3)))
@@ -79,7 +79,7 @@ def _cubes(network: Denoiser, stages: Sequence[Stage]) -> list[tuple[int, int, i
 
 def memory_table(recipe: Recipe, device: torch.device) -> Iterator[Need]:
     """For each stage what training takes in each precision, with and without recomputed activations."""
-    stages = list({(stage.learnt, stage.batch): stage for stage in recipe.stages}.values())
+    stages = list({(stage.example_size, stage.batch): stage for stage in recipe.stages}.values())
     # On a CPU float16 is not computed, on a GPU it takes what bfloat16 takes.
     for precision in ("float32", "bfloat16"):
         for checkpointing in (False, True):
@@ -91,8 +91,8 @@ def check_memory(recipe: Recipe, execution: Execution, checkpointing: bool, netw
     free = free_memory(execution.device)
     if execution.device.type == "cpu":  # which the processes of torchrun share
         free //= int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    largest = max(recipe.stages, key=lambda stage: math.prod(stage.learnt) * stage.batch)
-    voxels = math.prod(largest.learnt) * largest.batch
+    largest = max(recipe.stages, key=lambda stage: math.prod(stage.example_size) * stage.batch)
+    voxels = math.prod(largest.example_size) * largest.batch
     weights = sum(parameter.numel() for parameter in network.parameters())
     far = weights * 20 + _FAR * network.values_per_voxel * voxels * execution.dtype.itemsize
     if far < free and not recipe.distillation:  # whose teacher comes on top
@@ -113,7 +113,7 @@ def check_memory(recipe: Recipe, execution: Execution, checkpointing: bool, netw
         if (precision, recomputed) != (execution.precision, checkpointing) and precision != "float16":
             tried += needs(recipe, [largest], execution.device, precision, recomputed)
     fitting = [_spoken(other) for other in tried if other.bytes < total]
-    smaller = (total / min(other.bytes for other in tried)) ** (1 / 3) * min(largest.learnt)
+    smaller = (total / min(other.bytes for other in tried)) ** (1 / 3) * min(largest.example_size)
     smaller = max(1, math.floor(smaller / network.side_multiple)) * network.side_multiple
     advice = f"what fits: {'; '.join(fitting)}" if fitting else f"take patches of about {smaller} voxels a side"
     raise OutOfMemory(
@@ -136,12 +136,12 @@ def memory_explained(recipe: Recipe, execution: Execution, checkpointing: bool):
 
 
 def _ran_out(recipe: Recipe, execution: Execution, checkpointing: bool) -> str:
-    mends = [] if checkpointing else ["--checkpointing"]
-    mends += ["--precision bfloat16"] if execution.dtype == torch.float32 else []
-    mends += ["smaller patches (--set stages.0.patch=[...])"]
+    remedies = [] if checkpointing else ["--checkpointing"]
+    remedies += ["--precision bfloat16"] if execution.dtype == torch.float32 else []
+    remedies += ["smaller patches (--set stages.0.patch=[...])"]
     return (
         f"the memory of {execution.device} ran out while training {recipe.name} in {execution.precision}: use"
-        f" {', '.join(mends)}; meddpm train --recipe {recipe.name} --estimate-memory prints what would fit"
+        f" {', '.join(remedies)}; meddpm train --recipe {recipe.name} --estimate-memory prints what would fit"
     )
 
 

@@ -1,4 +1,4 @@
-"""What can be seen of a run while it goes on: scalars and pictures, for TensorBoard and as files."""
+"""How is a run monitored? Scalars and pictures, for TensorBoard and as files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from MedDPMLib.runtime.files import written_whole
 
 
 class Monitor:
-    """Writes into the folder of a ``run``; what an earlier process wrote after ``iteration`` is taken back."""
+    """Writes into the folder of a ``run``; what an earlier process wrote after ``iteration`` is removed."""
 
     def __init__(self, run: Path, iteration: int) -> None:
         self.run = run

@@ -1,4 +1,4 @@
-"""What is learnt: the loss of a batch.
+"""What is the objective of the training? The loss of a batch.
 
     loss = mean over examples of  w(t) * sum(r * penalty(estimate - truth)) / sum(r)
 
@@ -8,7 +8,7 @@ signal = sqrt(alpha_bar) and sigma = sqrt(1 - alpha_bar):
 
     error of the noise = -signal / sigma * error of x0,        error of v = -1 / sigma * error of x0
 
-``r`` weighs the voxels (background and tumour), ``w`` the timesteps: by the floor on sigma, and by min-SNR (Hang et
+``r`` weights the voxels (background and tumor), ``w`` the timesteps: by the floor on sigma, and by min-SNR (Hang et
 al. 2023, arXiv 2303.09556), which stands for min(SNR, gamma) times the squared error of x0 with
 SNR = alpha_bar / (1 - alpha_bar); in the other spaces it is divided by the square of the factor above.
 """
@@ -85,11 +85,11 @@ class Objective:
 
 
 def learning_rate(settings: Training, iteration: int, iterations: int) -> float:
-    """That of ``iteration``, counted from 0: a linear rise, then half a cosine down to the final share of the rate."""
+    """That of ``iteration``, counted from 0: a linear rise, then half a cosine down to the minimum rate."""
     if iteration < settings.warm_up:
         return settings.learning_rate * (iteration + 1) / settings.warm_up
     done = (iteration - settings.warm_up) / max(1, iterations - settings.warm_up)
-    low, high = settings.final_share * settings.learning_rate, settings.learning_rate
+    low, high = settings.min_lr_ratio * settings.learning_rate, settings.learning_rate
     return low + (high - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 

@@ -1,4 +1,4 @@
-"""How is a model trained, from the first iteration to the last, with all that may come between?"""
+"""How is a model trained, from the first iteration to the last, with interruptions?"""
 
 from __future__ import annotations
 
@@ -60,22 +60,22 @@ def train(
     tell: Callable[[str], None] = lambda sentence: None,
     stop: StopRequest | None = None,
 ) -> RunHistory:
-    """Trains ``recipe`` on ``cases`` in the folder ``run``, or goes on from its newest checkpoint.
+    """Trains with ``recipe`` on ``cases`` in the folder ``run``, or resumes from its newest checkpoint.
 
     Args:
         execution: where, and in which precision forward and backward run.
         data: ``name`` and ``licence`` of the data, for the run's README and the model's card.
-        init: the model (a name or file) whose weights a fresh run begins with, as far as they fit.
+        init: the model (a name or file) from whose weights a new run starts, as far as they fit.
         checkpointing: less memory for a third more time, see :func:`MedDPMLib.train.blocks.recompute_activations`.
         compile: fuses the network's kernels, which takes a minute and a C++ compiler.
-        shard: divides weights, average and optimiser among the processes, see :mod:`MedDPMLib.train.sharding`.
-        workers: threads that make examples ahead.
-        report: called with iteration (from 1) and loss after each one, in the main process alone.
-        tell: takes sentences for the user.
+        shard: divides weights, average and optimizer among the processes, see :mod:`MedDPMLib.train.sharding`.
+        workers: number of threads that prepare examples in advance.
+        report: called with iteration (from 1) and loss after each one, only in the main process.
+        tell: called with messages for the user.
         stop: once it has a signal, a checkpoint is written and :class:`Stopped` raised.
 
-    Raises :class:`MedDPMError` for what does not fit together, before the first step, and for a loss that is not
-    finite, with the iteration and the cases.
+    Raises :class:`MedDPMError` for arguments that do not fit together, before the first step, and for a loss that is
+    not finite, with the iteration and the cases.
     """
     accelerator = Accelerator(cpu=execution.device.type == "cpu")
     if accelerator.num_processes > 1:
@@ -104,7 +104,7 @@ def train(
 
 
 def _leave(engine: Engine) -> None:
-    """Takes leave of the other processes, who all do so; one that fails alone must not wait for them, but die."""
+    """Leaves the process group, as all processes do at the end; one that fails alone must exit without waiting."""
     if engine.processes > 1:
         torch.distributed.destroy_process_group()
 
@@ -123,13 +123,13 @@ class _Session:
     ) -> None:
         self.recipe, self.folder, self.engine, self.tell = recipe, folder, engine, tell
         self.main = engine.accelerator.is_main_process
-        self.learnt, self.held_out = split_cases(cases, recipe.training.held_out, recipe.training.seed)
+        self.training_cases, self.held_out = split_cases(cases, recipe.training.held_out, recipe.training.seed)
         self.checkpoints = folder.checkpoints(recipe.monitor.keep)
         self.history = RunHistory(
             data={
                 "name": data.get("name", "cases"),
                 "licence": data.get("licence"),
-                "cases": [case.name for case in _each(self.learnt)],
+                "cases": [case.name for case in _each(self.training_cases)],
                 "held_out": [case.name for case in _each(self.held_out)],
             },
             machine=training_machine(engine.execution, engine.processes),
@@ -138,15 +138,15 @@ class _Session:
         self.losses: list[float] = []
         self.clock = time.monotonic()
         self.monitor: Monitor | None = None
-        #: The examples of the held-out cases, once they are asked for.
+        #: The examples of the held-out cases, once they are needed.
         self.measured: Examples | None = None
 
     def begin(self, init: str | None) -> None:
-        """Takes up the newest checkpoint, or begins with fresh weights or those of ``init``."""
+        """Resumes from the newest checkpoint, or starts from scratch or from the weights of ``init``."""
         state = self.checkpoints.load(self.tell, needed=_NEEDED)
         if state is None:
             if init is not None:
-                self.history.init = self._initialise(init)
+                self.history.init = self._initialize(init)
             self.history.teacher = self.engine.teacher.identity if self.engine.teacher else None
         else:
             changes = recipe_changes(self.folder.recipe(), self.recipe) if self.folder.has_recipe else []
@@ -161,7 +161,7 @@ class _Session:
                 sentence = f"from iteration {self.engine.iteration + 1:,} on: {change}"
                 self.history.changes.append(sentence)
                 self.tell(sentence)
-            self.tell(f"going on after iteration {self.engine.iteration:,}")
+            self.tell(f"resuming after iteration {self.engine.iteration:,}")
         self._check_together()
         if self.main:
             self.checkpoints.clean()
@@ -170,7 +170,7 @@ class _Session:
             self.monitor = Monitor(self.folder.path, self.engine.iteration)
 
     def _load(self, state: dict[str, Any]) -> None:
-        """Takes weights, optimiser and random numbers from a checkpoint, and the losses since its last row."""
+        """Restores weights, optimizer and random numbers from a checkpoint, and the losses since its last row."""
         try:
             self.engine.load_state(state)
         except MedDPMError:
@@ -178,8 +178,8 @@ class _Session:
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise MedDPMError(
                 f"the newest checkpoint in {self.checkpoints.folder} is of another version of MedDPM"
-                f" ({type(error).__name__}: {str(error):.80}): resume the run with that version, or begin a new run"
-                " with its model (meddpm models export, --init)"
+                f" ({type(error).__name__}: {str(error):.80}): resume the run with that version, or start a new run"
+                " from its model (meddpm models export, --init)"
             ) from error
         losses = state.get("losses")
         self.losses = losses if list_of(number(), 0, 10**6).fits(losses) else []
@@ -188,12 +188,12 @@ class _Session:
         teacher = self.engine.teacher
         if teacher and teacher.identity != self.history.teacher:
             raise MedDPMError(
-                f"the run was begun with another teacher than {self.recipe.distillation.teacher} is now: bring the old"
-                " one back, or choose another run folder"
+                f"the teacher {self.recipe.distillation.teacher} has changed since the run was started: restore it, or"
+                " choose another run folder"
             )
 
     def _check_together(self) -> None:
-        """Raises :class:`MedDPMError` unless all processes go on from the same iteration with the same cases."""
+        """Raises :class:`MedDPMError` unless all processes resume from the same iteration with the same cases."""
         if self.engine.processes == 1:
             return
         from accelerate.utils import gather_object
@@ -202,18 +202,18 @@ class _Session:
         if any(point != points[0] for point in points):
             iterations = ", ".join(f"{iteration:,}" for iteration, _, _ in points)
             raise MedDPMError(
-                f"the processes do not see the same run and dataset (they are at the iterations {iterations}): put both"
+                f"the processes do not have the same run and dataset (they are at iterations {iterations}): put both"
                 " into a folder that all machines share"
             )
 
     def go_on(self, workers: int, report: Callable[[int, float], None], stop: StopRequest) -> None:
         engine, recipe = self.engine, self.recipe
         accelerator = engine.accelerator
-        each = recipe.training.accumulate // engine.processes
+        each = recipe.training.gradient_accumulation_steps // engine.processes
         for stage, iterations in remaining_stages(recipe, engine.iteration):
-            coarsest = [side // engine.network.side_multiple for side in reversed(stage.learnt)]
+            coarsest = [side // engine.network.side_multiple for side in reversed(stage.example_size)]
             check_convolution(engine.device, engine.execution.dtype, coarsest)
-            examples = Examples(recipe, stage, self.learnt)
+            examples = Examples(recipe, stage, self.training_cases)
             wanted = (
                 numbers
                 for iteration in iterations
@@ -240,12 +240,12 @@ class _Session:
         self.history.seconds += now - self.clock
         self.clock = now
         if self.monitor is not None:
-            rate = self.engine.optimiser.param_groups[0]["lr"]
+            rate = self.engine.optimizer.param_groups[0]["lr"]
             values = {"loss": loss, "learning rate": rate, "gradient norm": self.engine.gradient_norm}
             self.monitor.scalars(self.engine.iteration, {**values, "iterations per second": 1 / max(seconds, 1e-9)})
 
     def _write_if_due(self, stopping: bool) -> None:
-        """Row, checkpoint and picture. Everything that takes several processes is done by all of them."""
+        """Writes row, checkpoint and picture. What needs several processes is done by all of them."""
         iteration, plan = self.engine.iteration, self.recipe.monitor
         last = iteration == self.recipe.iterations
         due = last or iteration % plan.checkpoint_every == 0
@@ -256,7 +256,7 @@ class _Session:
             if self.main:
                 self.checkpoints.save({**state, "losses": self.losses, _HISTORY: vars(self.history)})
                 self.folder.write_history(self.recipe, self.history)
-        # After the checkpoint, which is worth more; and not while somebody waits for the end, but of a finished run.
+        # After the checkpoint, which matters more; not when the run is asked to stop, but always at its end.
         if plan.montage_every and (last or (iteration % plan.montage_every == 0 and not stopping)):
             self._draw()
         if due or stopping:
@@ -268,7 +268,7 @@ class _Session:
         """A row of the history; the best weights are kept when its score is the lowest yet.
 
         The score is the loss of the averaged weights on the held-out cases at fixed noise. Without such cases it is
-        the mean loss of the training since the row before, which says as much about which noise was drawn.
+        the mean training loss since the previous row, which also depends on the noise levels that were drawn.
         """
         held_out = None
         if len(self.held_out):
@@ -284,21 +284,21 @@ class _Session:
         if self.history.best is None or score < self.history.best["score"]:
             self.history.best = {"iteration": iteration, "score": score}
             weights = self.engine.averaged_weights()
-            if self.main:  # before the checkpoint that tells of it, so that there is what it tells of
+            if self.main:  # before the checkpoint that refers to them
                 self.checkpoints.save_best(weights, iteration, score)
 
     def _draw(self) -> None:
         weights = self.engine.averaged_weights()
         if self.monitor is None:
             return
-        case = next(_each(self.held_out if len(self.held_out) else self.learnt))
+        case = next(_each(self.held_out if len(self.held_out) else self.training_cases))
         try:
             self.monitor.montage(self.recipe, weights, case, self.engine.execution, self.engine.iteration)
-        except Exception as error:  # a picture is not worth a run, whatever goes wrong with it
+        except Exception as error:  # whatever goes wrong with a picture must not end the run
             self.tell(f"no montage of iteration {self.engine.iteration:,}: {error}")
 
     def _tell_differences(self, init: str, card: Card) -> None:
-        """Weights of a model for something else may fit in shape: that is allowed, and told."""
+        """Weights of a different kind of model may fit in shape: this is allowed, and reported."""
         ours = recipe_card(self.recipe)
         pairs = {
             "prediction": (card.prediction, ours.prediction),
@@ -307,11 +307,11 @@ class _Session:
             "mask encoding": (card.mask_encoding, ours.mask_encoding),
             "schedule": (card.schedule["name"], ours.schedule["name"]),
         }
-        told = [f"{what} {theirs} there and {own} here" for what, (theirs, own) in pairs.items() if theirs != own]
-        if told:
-            self.tell(f"{init} was trained for something else, which has to be unlearnt: {'; '.join(told)}")
+        differences = [f"{what} {theirs} instead of {own}" for what, (theirs, own) in pairs.items() if theirs != own]
+        if differences:
+            self.tell(f"{init} was trained for something else, and has to be retrained: {'; '.join(differences)}")
 
-    def _initialise(self, init: str) -> dict[str, Any]:
+    def _initialize(self, init: str) -> dict[str, Any]:
         try:
             entry = ModelStore().find(init)
         except MedDPMError:
@@ -328,23 +328,23 @@ class _Session:
             raise MedDPMError(f"no tensor of {init} fits the network of the recipe {self.recipe.name}: choose another")
         if fresh:
             listed = ", ".join(fresh[:5]) + (", ..." if len(fresh) > 5 else "")
-            self.tell(f"{len(fresh)} of {count} tensors start fresh, because {init} has none of their shape: {listed}")
+            self.tell(f"{len(fresh)} of {count} tensors start from scratch; {init} has none of their shape: {listed}")
         return {"model": entry.name, "hash": entry.hash, "tensors": count, "fresh": len(fresh)}
 
 
 def check_data(recipe: Recipe, cases: Dataset | Sequence[Case]) -> None:
-    """Raises :class:`MedDPMError` unless there are cases, and they fill the box of the recipe's grid."""
+    """Raises :class:`MedDPMError` unless there are cases, and they span the box of the recipe's grid."""
     if not len(cases):
-        raise MedDPMError("there is no case to train on: prepare some with meddpm prepare")
+        raise MedDPMError("there are no cases to train on: prepare some with meddpm prepare")
     if recipe.training.held_out and len(cases) < 2:
-        raise MedDPMError("one case cannot be learnt from and held out: set training.held_out to 0, or add cases")
+        raise MedDPMError("a single case cannot be held out from training: set training.held_out to 0, or add cases")
     case = cases[0]
     found = np.multiply(case.labels.shape[::-1], case.spacing)
     wanted = np.multiply(recipe.grid.size, recipe.grid.spacing)
     if not np.allclose(found, wanted, rtol=1e-3):
-        told = [" x ".join(f"{mm:g}" for mm in box) for box in (found, wanted)]
+        boxes = [" x ".join(f"{mm:g}" for mm in box) for box in (found, wanted)]
         raise MedDPMError(
-            f"the cases fill a box of {told[0]} mm, the recipe {recipe.name} needs {told[1]} mm: prepare them with"
+            f"the cases span {boxes[0]} mm, but the recipe {recipe.name} needs {boxes[1]} mm: prepare them with"
             f" meddpm prepare --scheme {recipe.scheme}"
         )
 

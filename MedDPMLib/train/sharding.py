@@ -1,8 +1,8 @@
-"""How do processes share the weights, when one cannot hold them and what belongs to them?
+"""How do processes share the weights, if they and the optimizer's state do not fit into one process?
 
 PyTorch's fully sharded data parallel (FSDP2): each process keeps a share of every weight, of the average and of the
-optimiser's state, and gathers a part's weights while it computes that part. What is saved and loaded is whole, in the
-form of an unsharded run, so that a run can go on with or without shards.
+optimizer's state, and gathers the weights of a part while it computes that part. States are saved and loaded unsharded,
+so that a run can resume with or without sharding.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ def shard(network: nn.Module, device: torch.device, processes: int, dtype: torch
     fully_shard(network, mesh=mesh, mp_policy=policy)
 
 
-def gathered(network: nn.Module, ema: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
+def gathered(network: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """The whole states as an unsharded run has them, on the CPU of the main process; all processes call it."""
     from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
-    state = get_optimizer_state_dict(network, optimiser, options=_options())
+    state = get_optimizer_state_dict(network, optimizer, options=_options())
     if state:  # only the main process has it
         numbers = {name: number for number, (name, _) in enumerate(network.named_parameters())}
         groups = [{**group, "params": [numbers[name] for name in group["params"]]} for group in state["param_groups"]]
@@ -55,13 +55,13 @@ def load_weights(network: nn.Module, weights: dict[str, Tensor], *, strict: bool
     set_model_state_dict(network, weights, options=_options(strict))
 
 
-def load_optimiser(network: nn.Module, optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+def load_optimizer(network: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
 
     names = [name for name, _ in network.named_parameters()]
     groups = [{**group, "params": [names[number] for number in group["params"]]} for group in state["param_groups"]]
     named = {"state": {names[number]: value for number, value in state["state"].items()}, "param_groups": groups}
-    set_optimizer_state_dict(network, optimiser, named, options=_options())
+    set_optimizer_state_dict(network, optimizer, named, options=_options())
 
 
 def _options(strict: bool = True):

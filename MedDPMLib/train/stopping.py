@@ -1,4 +1,4 @@
-"""How does a run end before its end?"""
+"""How is a run stopped early?"""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from types import FrameType
 
 
 class Stopped(Exception):
-    """The run was asked to end, and has written a checkpoint of ``iteration``; ``signal`` is which one asked."""
+    """The run was stopped by ``signal``, and has written a checkpoint of ``iteration``."""
 
     def __init__(self, signal: int, iteration: int) -> None:
         super().__init__(signal, iteration)

@@ -1,6 +1,6 @@
-"""How is a request carried out? The one model that stays loaded, and what is made with it.
+"""How is a request carried out? With the one model that stays loaded.
 
-PyTorch is imported when it is first needed: a Python without it still gets a worker that says what is missing.
+PyTorch is imported when it is first needed: without it the worker still starts, and reports what is missing.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Engine:
             try:
                 torch.cuda.empty_cache()
             except RuntimeError as error:  # a recording that failed in an older PyTorch keeps it from doing so
-                print(f"the GPU's memory is not given back ({error})", file=sys.stderr, flush=True)
+                print(f"the memory of the GPU is not released ({error})", file=sys.stderr, flush=True)
 
     def generate(self, request: Generate, send: Send) -> Result:  # type: ignore[return]
         """Sends everything but the last result, which it returns."""
@@ -119,7 +119,7 @@ class Engine:
             report.end()
 
     def discard(self, result: Result) -> None:
-        """Removes the files of a result that nobody is told of."""
+        """Removes the files of a result that is not reported."""
         _remove(self.session, result.files)
 
     def _ready_model(self, name: str) -> Model:
@@ -142,7 +142,7 @@ class Engine:
         if request.scheme != scheme.name:
             raise MedDPMError(
                 f'the mask has labels of the scheme "{request.scheme}", the model {model.card.name} needs'
-                f' "{scheme.name}": set up the table of labels for this model'
+                f' "{scheme.name}": assign the segments to the labels of this model'
             )
         array = self.session.read(request.mask)
         if array.dtype != np.uint8 or array.ndim != 3 or array.size == 0:
@@ -161,7 +161,7 @@ class Engine:
 
 
 class _Report:
-    """What the client hears while a request is carried out."""
+    """The events while a request is carried out."""
 
     def __init__(
         self, request: Generate, model: Model, geometry: Geometry, wanted: list[str], session: Session, send: Send

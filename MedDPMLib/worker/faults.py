@@ -1,4 +1,4 @@
-"""What does the client hear when something goes wrong?"""
+"""How are errors reported to the client?"""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from MedDPMLib.worker.protocol import Error
 
 
 def describe_fault(id: str | None, error: BaseException) -> Error:
-    """What the client hears of ``error`` in the request of that ``id``."""
+    """The event that reports ``error`` in the request with that ``id``."""
     if isinstance(error, MedDPMError):
         kind = "memory" if isinstance(error, OutOfMemory) else "input"
         values = {name: str(value) for name, value in error.values.items()}
@@ -22,11 +22,11 @@ def _describe_other(error: BaseException) -> tuple[str, str]:
         isinstance(error, RuntimeError) and "alloc" in str(error) and "memory" in str(error)
     )
     if isinstance(error, MemoryError) or out_of_memory:
-        return "memory", "the memory of this computer does not suffice: close other programs or choose a smaller model"
+        return "memory", "there is not enough memory on this computer: close other programs or choose a smaller model"
     if isinstance(error, ImportError):
         package = (error.name or "").partition(".")[0] or "a Python package"
         package = {"torch": "PyTorch (torch)"}.get(package, package)
         if isinstance(error, ModuleNotFoundError):
             return "package", f"{package} is not installed in this Python: install it, then try again"
         return "package", f"{package} cannot be imported ({error!s:.200}): install it again, then start 3D Slicer again"
-    return "internal", f"a fault of MedDPM ({type(error).__name__}: {error!s:.200}): the worker log says where"
+    return "internal", f"an error in MedDPM ({type(error).__name__}: {error!s:.200}): the worker log says where"

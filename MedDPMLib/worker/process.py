@@ -1,8 +1,8 @@
-"""Who listens while the model works? The process: its lines, its queue, and its end.
+"""How does the worker stay responsive while the model computes? The process: its threads, its queue, and its end.
 
-One thread reads the requests and answers what cannot wait (cancel, status, shutdown), one writes the events; the main
-thread carries out the other requests one after the other. A step of the network cannot be interrupted, but while it
-computes the other threads run: the client has its answer at once, and the main thread stops when the step is over.
+One thread reads the requests and answers those that cannot wait (cancel, status, shutdown), one writes the events; the
+main thread carries out the other requests one after the other. A step of the network cannot be interrupted, but the
+other threads run meanwhile: the client is answered at once, and the main thread stops when the step is over.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ _LAST_LINE = 1.0
 
 
 class _Stopped(BaseException):
-    """Ends the request that the client has cancelled; nothing in between may take it for a fault."""
+    """Ends the request that the client has cancelled; it must not be handled as an error in between."""
 
 
 class _Job:
-    """A request that takes time; ``stopped`` when the client wants no more of it."""
+    """A request that takes time; ``stopped`` when the client has cancelled it."""
 
     def __init__(self, request: Request) -> None:
         self.request = request
@@ -279,14 +279,14 @@ class Worker:
         """
         if sys.platform == "win32":  # where there are none: the client closes standard input
             return
-        told, telling = os.pipe()
-        os.set_blocking(telling, False)
-        signal.set_wakeup_fd(telling)
+        signalled, signalling = os.pipe()
+        os.set_blocking(signalling, False)
+        signal.set_wakeup_fd(signalling)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda *_: None)
 
         def wait() -> None:
-            os.read(told, 1)
+            os.read(signalled, 1)
             self._end()
 
         threading.Thread(target=wait, name="signals", daemon=True).start()

@@ -1,6 +1,6 @@
-"""What do client and worker say to each other? One JSON object a line; docs/worker-protocol.md is the reference.
+"""Which messages do client and worker exchange? One JSON object a line; docs/worker-protocol.md is the reference.
 
-Requests go to the worker, events come from it. Both are frozen dataclasses here, and each field says what it may hold.
+Requests go to the worker, events come from it. Both are frozen dataclasses here whose fields define their valid values.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PROTOCOL = 2
 #: Bytes; no message comes near.
 LONGEST_LINE = 1 << 20
 
-#: What went wrong: something the user can mend, memory, a Python package, or a fault of the program.
+#: What went wrong: an error that the user can fix, lack of memory, a Python package, or an error in MedDPM.
 ERROR_KINDS = ("input", "memory", "package", "internal")
 
 #: Why a request ended without a result; "finished": it had ended before, or there never was one of that id.
@@ -46,7 +46,7 @@ STAGES = ("model", "mask", "steps")
 
 
 class ProtocolError(MedDPMError):
-    """A line that is not what the protocol allows; ``id`` is that of the request, where it can be told."""
+    """A line that violates the protocol; ``id`` is that of the request, if it is known."""
 
     def __init__(self, message: str, id: str | None = None) -> None:
         super().__init__(message)
@@ -221,7 +221,7 @@ class Result(Event):
 class Error(Event):
     """The request has ended with a fault: ``message`` is a sentence for the user, ``kind`` one of :data:`ERROR_KINDS`.
 
-    ``id`` is None for a line in which no request could be recognised, and for a fault of the start. ``code`` and
+    ``id`` is None for a line without a recognizable request, and for an error at startup. ``code`` and
     ``values`` are those of a :class:`MedDPMError` whose remedy each face words itself, ``fact`` what is wrong.
     """
 
@@ -326,7 +326,7 @@ class EventReader:
         self.passed_over: list[str] = []
 
     def feed(self, data: bytes) -> Iterator[Event]:
-        """The events that are whole now. After a :class:`ProtocolError`, ``feed(b"")`` goes on with the next line."""
+        """The events that are complete now. After a :class:`ProtocolError`, ``feed(b"")`` resumes at the next line."""
         self._rest += data
         while b"\n" in self._rest:
             line, self._rest = self._rest.split(b"\n", 1)

@@ -1,7 +1,7 @@
-"""How do arrays get from client to worker and back? As .npy files in a folder that both know.
+"""How do arrays get from client to worker and back? As .npy files in a shared folder.
 
-The client makes the folder, for one worker only, and removes it when the worker has ended. Files are called
-``mask-*.npy``, ``preview-*.npy`` and ``result-*.npy``; what is called so in the folder is the session's.
+The client creates the folder, for one worker only, and removes it when the worker has ended. Files are called
+``mask-*.npy``, ``preview-*.npy`` and ``result-*.npy``; all files with such names in the folder belong to the session.
 """
 
 from __future__ import annotations
