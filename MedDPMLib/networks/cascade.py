@@ -119,12 +119,17 @@ class CascadeLevel(nn.Module):
             bands = torch.cat([self.whiten_means(means), bands])
         return bands * to_blocks(inside[None])[0].any(dim=0)
 
-    def spread(self, fractions: Tensor, appearance: Tensor) -> Tensor:
-        """The deviation (B, d, h, w) that whitened bands have from the painted ones' share, by the labels of each cell,
-        how mixed they are (1 less the sum of the squared shares), and the ``appearance`` (A,)."""
+    def cell_shares(self, fractions: Tensor) -> Tensor:
+        """(labels + 1, d, h, w): the share of each label in the labelled part of each cell, and how mixed it is: 1 less
+        the sum of their squares."""
         shares = F.avg_pool3d(fractions[None], 2)[0]
         shares = shares / shares.sum(dim=0).clamp_min(1e-3)
-        shares = torch.cat([shares, 1 - shares.square().sum(dim=0, keepdim=True)])
+        return torch.cat([shares, 1 - shares.square().sum(dim=0, keepdim=True)])
+
+    def spread(self, fractions: Tensor, appearance: Tensor) -> Tensor:
+        """The deviation (B, d, h, w) that whitened bands have from the painted ones' share, by :meth:`cell_shares` and
+        the ``appearance`` (A,)."""
+        shares = self.cell_shares(fractions)
         factor = self.variance_weights[:, :-1] @ appearance + self.variance_weights[:, -1]
         factor = factor.clamp(-_MOST_LOG_VARIANCE, _MOST_LOG_VARIANCE).exp()
         variance = torch.einsum("ldhw,lb->bdhw", shares, self.variances) * _column(factor)
