@@ -35,11 +35,12 @@ class _Course:
     work: float
 
 
-#: By level. What noise is added to the coarser image hides the faults of the level that drew it.
+#: By level. What noise is added to the coarser image hides the faults of the level that drew it. The estimate at the
+#: lowest noise is taken for the image: further steps would add the grain of what the networks cannot tell from noise.
 _COURSES = (
-    _Course(steps=3, lowest=0.03, highest=40, added=0, work=0.05),
-    _Course(steps=1.5, lowest=0.05, highest=10, added=0.05, work=0.15),
-    _Course(steps=1, lowest=0.05, highest=10, added=0.05, work=1),
+    _Course(steps=2.5, lowest=1.5, highest=40, added=0, work=0.05),
+    _Course(steps=1.5, lowest=1, highest=10, added=0.05, work=0.15),
+    _Course(steps=1, lowest=0.8, highest=10, added=0.05, work=1),
 )
 
 #: Cells of which the labels are encoded at a time, along D: the whole would be the largest array of a run.
