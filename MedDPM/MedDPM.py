@@ -1,4 +1,4 @@
-"""MedDPM: a painted mask becomes an MRI. The module's four classes; what they do lies in MedDPMLib."""
+"""MedDPM: a painted mask becomes an MRI. The module's four classes; the work is done in MedDPMLib."""
 
 from __future__ import annotations
 
@@ -48,11 +48,12 @@ class MedDPM(ScriptedLoadableModule):
         parent.dependencies = ["Segmentations", "SegmentEditor", "SubjectHierarchy", "Volumes"]
         parent.contributors = ["The MedDPM developers"]
         parent.helpText = _(
-            "Turns a segmentation of the brain, tumour included, into synthetic MRI volumes: paint, press Generate,"
-            " see. The volumes show nobody and are not for diagnosis. Version {version}."
+            "Turns a segmentation of the brain with its tumor into synthetic MRI volumes: paint, click Generate, look."
+            " No volume depicts a real person, and none is for diagnosis. Version {version}."
         ).format(version=MedDPMLib.__version__)
         parent.acknowledgementText = _(
-            "The method is Med-DDPM (Dorjsembe et al., 2024): a diffusion model that is told the mask at every step."
+            "The method is Med-DDPM (Dorjsembe et al., 2024): a diffusion model that sees the mask at every denoising"
+            " step."
         )
         slicer.app.connect("startupCompleted()", registerSampleData)
 
@@ -77,16 +78,24 @@ def registerSampleData():
 
 
 def addTemplate(name):
-    """The bundled template called ``name`` as a segmentation in the scene, with the labels of its own scheme."""
+    """The bundled template called ``name`` as a segmentation in the scene, with the labels of its own scheme.
+
+    None, after a message, if it cannot be read."""
+    from MedDPMLib.errors import MedDPMError
     from MedDPMLib.masks.templates import find_template, load_template
     from MedDPMLib.scene import dependencies
     from MedDPMLib.scene.painting import add_segmentation
-    from MedDPMLib.scene.views import show_background
+    from MedDPMLib.scene.views import show_background, show_only
     from MedDPMLib.scene.volumes import add_sheet
 
-    dependencies.ensure()
-    mask = load_template(name)
+    try:
+        dependencies.ensure(torch=False)
+        mask = load_template(name)
+    except MedDPMError as error:
+        slicer.util.errorDisplay(str(error))
+        return None
     segmentation = add_segmentation(mask.volume, mask.scheme, find_template(name).title)
+    show_only(segmentation)
     show_background(add_sheet(segmentation), fit=True)
     return segmentation
 
@@ -118,6 +127,7 @@ class MedDPMParameterNode:
     newSeed: bool = False
     quality: Quality = Quality.Standard
     livePreview: bool = True
+    surface: bool = True
     autoRegenerate: bool = False
     sampler: Sampler = Sampler.Recommended
     steps: Annotated[int, WithinRange(0, SETTINGS["steps"].high)] = 0
@@ -137,14 +147,20 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.logic = None
         self._parameterNode = None
         self._guiTag = None
+        self._segmentation = None
+        self._imported = False
 
     def setup(self):
+        from MedDPMLib.scene.background_work import BackgroundWork
+        from MedDPMLib.scene.panel.completion import Completion
+        from MedDPMLib.scene.panel.guide import Guide
         from MedDPMLib.scene.panel.mask import MaskSection
         from MedDPMLib.scene.panel.models import ModelSection
         from MedDPMLib.scene.panel.results import ResultsSection
         from MedDPMLib.scene.panel.run import RunSection
         from MedDPMLib.scene.panel.settings_form import add_rows
-        from MedDPMLib.scene.views import SyntheticMarks
+        from MedDPMLib.scene.recognition import Recognition
+        from MedDPMLib.scene.views import OUTLINES, SyntheticMarks
 
         ScriptedLoadableModuleWidget.setup(self)
         # Here a wait is expected: while a library is loaded the application stands still.
@@ -156,12 +172,29 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         add_rows(slicer.util.childWidgetVariables(uiWidget).advancedSection.layout(), ADVANCED)
         self.ui = slicer.util.childWidgetVariables(uiWidget)
         self.logic = MedDPMLogic()
-        self.ui.advancedSection.collapsed = True
+        self.guide = Guide(self.ui)
         self.models = ModelSection(self.ui)
         self.mask = MaskSection(self.ui)
-        self.run = RunSection(self.ui, self.logic.generator, self.logic.client, self.makeOrder)
+        self.run = RunSection(self.ui, self.logic.generator, self.logic.client, self.makeOrder, self.mask.labels.ask)
         self.results = ResultsSection(self.ui)
         self.marks = SyntheticMarks()
+        self.recognition = Recognition()
+        self._surfaces = BackgroundWork()
+        self.completion = Completion()
+        self.completion.ended.connect(self.onCompleted)
+        self.ui.completeButton.clicked.connect(self.onComplete)
+        buttons = (self.ui.outlinesTumor, self.ui.outlinesAll, self.ui.outlinesNone)
+        self._outlines = dict(zip(OUTLINES, buttons, strict=True))
+        self._keys = self.makeKeys(uiWidget)
+        # Slicer goes on with a scene after its last event: the segment editor forgets its segmentation.
+        self._settle = qt.QTimer()
+        self._settle.setSingleShot(True)
+        self._settle.interval = 0
+        self._settle.timeout.connect(self.onSettled)
+        self._sweep = qt.QTimer()
+        self._sweep.setSingleShot(True)
+        self._sweep.interval = 0
+        self._sweep.timeout.connect(self.showSurfaces)
         self._warmUp = qt.QTimer()
         self._warmUp.setSingleShot(True)
         self._warmUp.interval = _WARM_UP
@@ -173,14 +206,22 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.mask.started.connect(self.onStartedFromTemplate)
         self.mask.edited.connect(self.onMaskEdited)
         self.results.again.connect(self.onAgain)
+        self.ui.undoButton.clicked.connect(self.onUndo)
+        self.ui.surfaceBox.toggled.connect(self.onSurface)
+        self.logic.generator.progressed.connect(self.onProgressed)
         self.logic.generator.ended.connect(self.onEnded)
         self.ui.segmentationSelector.currentNodeChanged.connect(self.onSegmentationChanged)
         scene = slicer.mrmlScene
         self.addObserver(scene, scene.StartCloseEvent, self.onSceneStartClose)
         self.addObserver(scene, scene.EndCloseEvent, self.onSceneEndClose)
         self.addObserver(scene, scene.EndImportEvent, self.onSceneImported)
+        self.addObserver(scene, scene.EndBatchProcessEvent, self.onSceneChanged)
         self.addObserver(scene, scene.NodeRemovedEvent, self.onNodeRemoved)
+        for style, button in self._outlines.items():
+            button.clicked.connect(self.outliner(style))
         slicer.app.connect("aboutToQuit()", self.logic.stop)
+        self.recognition.recognized.connect(self.onRecognized)
+        self.recognition.start()
         self.marks.start()
         self.initializeParameterNode()
 
@@ -189,30 +230,46 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def cleanup(self):
         slicer.app.disconnect("aboutToQuit()", self.logic.stop)
         self.setParameterNode(None)
-        self._warmUp.stop()
-        self.run.disconnect()
         self.logic.stop()
+        self.removeObservers()
+        for timer in (self._warmUp, self._settle, self._sweep):
+            timer.stop()
+        for shortcut in self._keys:  # they belong to the main window, which stays
+            shortcut.setEnabled(False)
+            shortcut.deleteLater()
+        self.run.disconnect()
+        self.logic.generator.progressed.disconnect(self.onProgressed)
+        self.logic.generator.ended.disconnect(self.onEnded)
         self.models.stop()
         self.results.stop()
         self.mask.stop()
+        self.recognition.stop()
+        self._surfaces.stop()
+        self.completion.stop()
         self.marks.stop()
-        self.removeObservers()
 
     def enter(self):
         self.models.fill()
         self.initializeParameterNode()
         self.mask.enter()
         self.results.refresh()
+        self.enableKeys(True)
         self._warmUp.start()
 
     def exit(self):
         self._warmUp.stop()
+        self._settle.stop()
+        self.enableKeys(False)
         self.mask.exit()
         self.setParameterNode(None)
 
     def onSceneStartClose(self, caller, event):
         self._warmUp.stop()
+        self._settle.stop()
         self.logic.stop()
+        self.results.close_scene()
+        self._surfaces.stop()
+        self.completion.stop()
         self.setParameterNode(None)
         self.mask.close_scene()
 
@@ -223,17 +280,123 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.mask.enter()
 
     def onSceneImported(self, caller, event):
+        self._imported = True
+        self.onSceneChanged(caller, event)
+
+    def onSceneChanged(self, caller, event):
         self.results.refresh()
-        if self.parent.isEntered:
-            self.initializeParameterNode()
+        self._settle.start()
+
+    def onSettled(self):
+        """A scene, or a batch of nodes, has come."""
+        if self.parent.isEntered and not slicer.mrmlScene.IsClosing():
+            if self._imported:
+                self.initializeParameterNode()
+            self.chooseOnly()
             self.mask.enter()
+            self.mask.settle()
+        self._imported = False
+        self.marks.update()
 
     def onNodeRemoved(self, caller, event):
         self.results.refresh()
         self.mask.check_source()
+        self._sweep.start()
 
     def initializeParameterNode(self):
         self.setParameterNode(self.logic.getParameterNode())
+        self.chooseOnly()
+
+    def chooseOnly(self):
+        """Where nothing is chosen and there is one segmentation alone, it is the one that is meant."""
+        segmentations = slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
+        if self._parameterNode is not None and self._parameterNode.segmentation is None and len(segmentations) == 1:
+            self.ui.segmentationSelector.setCurrentNode(segmentations[0])
+
+    def onRecognized(self):
+        self.marks.update()
+        self.results.refresh()
+
+    # Keys and outlines
+
+    def makeKeys(self, place):
+        """Shortcuts, which work while the panel is open."""
+        actions = {
+            "Ctrl+Return": self.run.toggle,
+            "Ctrl+M": self.results.next_modality,
+            "Ctrl+L": self.nextOutlines,
+            "Ctrl+B": self.toggleMask,
+        }
+        keys = []
+        for key, action in actions.items():
+            shortcut = qt.QShortcut(qt.QKeySequence(key), slicer.util.mainWindow() or place)
+            shortcut.activated.connect(action)
+            shortcut.setEnabled(False)
+            keys.append(shortcut)
+        return keys
+
+    def enableKeys(self, enabled):
+        for shortcut in self._keys:
+            shortcut.setEnabled(enabled)
+
+    def outliner(self, style):
+        def choose(checked=None):
+            self.setOutlines(style)
+
+        return choose
+
+    def setOutlines(self, style):
+        from MedDPMLib.scene.views import set_outlines
+
+        segmentation = self.ui.segmentationSelector.currentNode()
+        if segmentation is not None:
+            set_outlines(segmentation, style)
+        self._outlines[style].checked = True
+
+    def nextOutlines(self):
+        from MedDPMLib.scene.views import OUTLINES
+
+        now = next((style for style, button in self._outlines.items() if button.checked), OUTLINES[0])
+        self.setOutlines(OUTLINES[(OUTLINES.index(now) + 1) % len(OUTLINES)])
+
+    def toggleMask(self):
+        """From the filled mask to the image under it, and back."""
+        from MedDPMLib.scene.views import is_outlined, show_outline
+
+        segmentation = self.ui.segmentationSelector.currentNode()
+        if segmentation is not None:
+            show_outline(segmentation, not is_outlined(segmentation))
+
+    def onSurface(self, shown=None):
+        self.showSurfaces()
+
+    def showSurfaces(self):
+        """The surfaces of the chosen mask, if they are wanted; they are made when an image has been generated."""
+        from MedDPMLib.scene.surface import show_surfaces_of
+
+        if not slicer.mrmlScene.IsClosing():
+            shown = self.ui.surfaceBox.checked
+            show_surfaces_of(self.ui.segmentationSelector.currentNode() if shown else None)
+
+    def makeSurfaces(self):
+        from MedDPMLib.scene.surface import showing
+
+        order, labels = self.logic.generator.latest, self.logic.generator.labels
+        if self.ui.surfaceBox.checked and order is not None and labels is not None:
+            work = showing(order.segmentation, labels, order.card.scheme)
+            self._surfaces.start(work, lambda _nothing: self.showSurfaces(), self.onSurfacesFailed)
+
+    def onSurfacesFailed(self, error):
+        raise error
+
+    def showGuide(self):
+        self.guide.show(
+            usable_model=self.models.card is not None,
+            segmentation=self.ui.segmentationSelector.currentNode() is not None,
+            running=self.logic.generator.order is not None,
+            results=self.results.count,
+        )
+        self.ui.undoButton.enabled = bool(self.logic.generator.made)
 
     def setParameterNode(self, parameterNode):
         if self._parameterNode is not None:
@@ -254,6 +417,8 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         leftOut = list(self._parameterNode.leftOut) if self._parameterNode is not None else []
         self.run.show_modalities(card, leftOut, self.onModalitiesChanged)
         self.run.show_guidance(card)
+        self.ui.completeButton.visible = card is not None and card.completion is not None
+        self.ui.completeLabel.visible = self.ui.completeButton.visible
         if self._parameterNode is not None and self.models.entry is not None:
             self._parameterNode.model = self.models.entry.name
         if self.parent.isEntered:
@@ -269,7 +434,7 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         from MedDPMLib.scene import dependencies
 
         if self.models.card is not None and not self.logic.client.busy and not dependencies.missing():
-            with suppress(MedDPMError):  # whoever clicks is told
+            with suppress(MedDPMError):  # reported at the next click
                 self.logic.client.load(self.models.entry.name)
 
     def onModalitiesChanged(self, leftOut):
@@ -277,11 +442,51 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self._parameterNode.leftOut = leftOut
 
     def onSegmentationChanged(self, node=None):
-        self.mask.set_segmentation(self.ui.segmentationSelector.currentNode())
+        from MedDPMLib.scene.views import outlines_of
+
+        segmentation = self.ui.segmentationSelector.currentNode()
+        if segmentation is not self._segmentation:  # what was said is about another mask
+            self._segmentation = segmentation
+            self.run.clear()
+        self.mask.set_segmentation(segmentation)
+        if segmentation is not None:
+            self._outlines[outlines_of(segmentation)].checked = True
+        self._sweep.start()
+        self.showGuide()
 
     def onStartedFromTemplate(self, segmentation):
         self.ui.segmentationSelector.setCurrentNode(segmentation)
         self._warmUp.start()
+
+    # Completing
+
+    def onComplete(self, checked=None):
+        from MedDPMLib.errors import MedDPMError
+        from MedDPMLib.scene import dependencies
+        from MedDPMLib.scene.panel.messages import say
+
+        chosen, message = self._parameterNode, self.ui.maskMessage
+        try:
+            if chosen.segmentation is None:
+                raise MedDPMError(_("no segmentation is chosen: choose one, or start from a template"))
+            dependencies.ensure(torch=False)
+            self.completion.start(chosen.segmentation, self.mask.table, self.models.card, chosen.seed)
+        except MedDPMError as error:
+            say(message, error)
+            return
+        self.ui.completeButton.enabled = False
+        say(message, _("The mask is being completed ..."))
+
+    def onCompleted(self, segmentation, text):
+        """The completed mask is chosen, with a model that sees all of its structures if there is one."""
+        from MedDPMLib.scene.panel.messages import say
+
+        self.ui.completeButton.enabled = True
+        if segmentation is not None:
+            if self.models.card is not None and self.models.card.completion is not None:
+                self.models.choose_for(self.models.card.completion)
+            self.ui.segmentationSelector.setCurrentNode(segmentation)
+        say(self.ui.maskMessage, text)
 
     # Generating
 
@@ -300,28 +505,55 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onMaskEdited(self):
         """The newest edit wins: an order that runs gives way."""
+        self.guide.painted()
+        self.showGuide()
         if self._parameterNode is None or not self._parameterNode.autoRegenerate or self.models.card is None:
+            return
+        if self.mask.labels.unlabeled_names():  # no question comes up while somebody paints
+            names = ", ".join(f'"{name}"' for name in self.mask.labels.unlabeled_names())
+            self.run.say(
+                _("{names} has no label: click Generate, or choose it in the table of labels").format(names=names)
+            )
             return
         latest = self.logic.generator.latest
         same = latest is not None and latest.segmentation is self._parameterNode.segmentation
         self.run.start(self.makeOrder(latest.seeds, self.logic.generator.nodes) if same else self.makeOrder())
 
-    def onAgain(self, node):
+    def onAgain(self, nodes):
         from MedDPMLib.errors import MedDPMError
         from MedDPMLib.scene.panel.messages import say
 
         try:
-            order = self.logic.makeOrderAgain(node)
+            order = self.logic.makeOrderAgain(nodes)
         except MedDPMError as error:
             say(self.ui.resultMessage, error)
             return
+        say(self.ui.resultMessage, "")
         self.run.start(order)
 
+    def onUndo(self, checked=None):
+        self.logic.generator.undo()
+        self.results.fill()
+        self.mask.check_source()
+        self.showGuide()
+
+    def onProgressed(self, text, part):
+        self.showGuide()
+
     def onEnded(self, message):
-        self.results.refresh()
+        from MedDPMLib.scene.views import shown_background
+        from MedDPMLib.scene.volumes import SEGMENTATION_ROLE
+
         made = list(self.logic.generator.made.values())
         if made and message is None:
-            self.mask.editor.setSourceVolumeNode(made[0])
+            self.makeSurfaces()
+            self.results.select_newest()
+            shown = shown_background() if shown_background() in made else made[0]
+            if shown.GetNodeReference(SEGMENTATION_ROLE) is self.ui.segmentationSelector.currentNode():
+                self.mask.paint_over(shown)
+        else:
+            self.results.refresh()
+        self.showGuide()
 
 
 class MedDPMLogic(ScriptedLoadableModuleLogic):
@@ -329,7 +561,7 @@ class MedDPMLogic(ScriptedLoadableModuleLogic):
 
     logic = MedDPMLogic()
     order = logic.makeOrder(logic.getParameterNode(), card, table, seeds=[0])
-    logic.generator.start(order)  # returns at once; logic.generator.ended tells when it is done
+    logic.generator.start(order)  # returns at once; logic.generator.ended is emitted at its end
     """
 
     def __init__(self):
@@ -369,8 +601,8 @@ class MedDPMLogic(ScriptedLoadableModuleLogic):
             values["appearance"] = SETTINGS["appearance"].default
         return GenerationSettings(**values).for_card(card)
 
-    def makeOrderAgain(self, node):
-        """The order that made the result ``node``, for the mask as it is now; it goes into the same node.
+    def makeOrderAgain(self, nodes):
+        """The order that made ``nodes``, results of one run, for the mask as it is now; it goes into the same nodes.
 
         Raises MedDPMError if the segmentation is not there any more, or the model is not or is another one by now.
         """
@@ -381,7 +613,8 @@ class MedDPMLogic(ScriptedLoadableModuleLogic):
         from MedDPMLib.scene.segmentation import table_of
         from MedDPMLib.scene.volumes import SEGMENTATION_ROLE, record_of
 
-        record, segmentation = record_of(node), node.GetNodeReference(SEGMENTATION_ROLE)
+        by_modality = {record_of(node)["modality"]: node for node in nodes}
+        record, segmentation = record_of(nodes[0]), nodes[0].GetNodeReference(SEGMENTATION_ROLE)
         if segmentation is None:
             raise MedDPMError(_("the segmentation of this result is not in the scene any more: choose another result"))
         entry = ModelStore().find(record["model"]["name"])
@@ -395,20 +628,20 @@ class MedDPMLogic(ScriptedLoadableModuleLogic):
             segmentation=segmentation,
             card=entry.card,
             table=table_of(segmentation, entry.card.scheme),
-            modalities=[record["modality"]],
+            modalities=[name for name in entry.card.modalities if name in by_modality],
             seeds=[record["seed"]],
             settings=settings_of(record),
-            into={(record["seed"], record["modality"]): node},
+            into={(record["seed"], modality): node for modality, node in by_modality.items()},
         )
 
     def stop(self):
-        """Ends the worker and lets go of the scene: nothing is left running, no file is left."""
+        """Ends the worker and lets go of the scene: no process, no file and no half-made volume is left."""
         self.generator.forget()
         self.client.stop()
 
 
 class MedDPMTest(ScriptedLoadableModuleTest):
-    """The story of a first use, inside 3D Slicer; needs an installed model and PyTorch."""
+    """A first use, inside 3D Slicer; needs an installed model and PyTorch."""
 
     def setUp(self):
         from MedDPMLib.scene import dependencies

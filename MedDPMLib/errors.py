@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 
 
 class MedDPMError(ValueError):
@@ -19,8 +20,10 @@ class MedDPMError(ValueError):
         self.fact, self.remedy, self.code, self.values = fact, remedy, code, values
 
     def at(self, where: str) -> MedDPMError:
-        """The same mistake with ``where`` it was made, such as a file, before it."""
-        return MedDPMError(f"{where}: {self.fact}", remedy=self.remedy, code=self.code, **self.values)
+        """The same mistake, of the same kind, with ``where`` it was made, such as a file, before it."""
+        moved = copy(self)
+        moved.args, moved.fact = (f"{where}: {self}",), f"{where}: {self.fact}"
+        return moved
 
     def worded(self, remedies: Mapping[str, str]) -> str:
         """The sentence with the remedy in ``remedies`` for the code, if any; otherwise with the library's own."""

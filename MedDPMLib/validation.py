@@ -1,9 +1,9 @@
-"""Is this value what it may be? The one way in which data from files, pipes and people are checked.
+"""Is this value valid? The one way in which data from files, pipes and users are checked.
 
-A :class:`Rule` says in words what a value may be, and reads it. The fields of a dataclass carry rules (:func:`field`);
-:func:`build` makes one from a table, :func:`check_fields` is for one that was made directly. Whatever does not fit
-raises :class:`MedDPMError` with a sentence that names the field and what it may be. Needs nothing but Python: label
-schemes and model cards are read before any package is installed.
+A :class:`Rule` describes the valid values in words, and reads a value. The fields of a dataclass carry rules
+(:func:`field`); :func:`build` creates one from a table, :func:`check_fields` validates one that was created directly.
+An invalid value raises :class:`MedDPMError` with a sentence that names the field and its valid values. Needs only the
+standard library: label schemes and model cards are read before any package is installed.
 """
 
 from __future__ import annotations

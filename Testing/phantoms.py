@@ -36,9 +36,9 @@ def phantom(seed=0) -> tuple[dict[str, np.ndarray], np.ndarray]:
     k, j, i = np.mgrid[: SHAPE[0], : SHAPE[1], : SHAPE[2]]
     brain = ((k - 7.5) / 7) ** 2 + ((j - 9.5) / 9) ** 2 + ((i - 11.5) / 11) ** 2 < 1
     labels = np.where(brain, 4, 0).astype(np.uint8)
-    labels[6:11, 5:9, 13:18] = 2
-    labels[7:10, 6:8, 14:17] = 1
-    labels[8, 6, 13:15] = 3
+    labels[5:12, 4:11, 11:19] = 2
+    labels[6:11, 5:10, 12:18] = 3
+    labels[7:10, 6:9, 13:17] = 1
     images = {}
     for number, contrast in enumerate(CONTRASTS):
         values = 100 * (number + 1) + 40 * labels.astype(int) + rng.integers(0, 30, SHAPE)
@@ -169,6 +169,7 @@ def nothing_left(dataset: Path) -> bool:
 
 def write_heads(root: Path, number: int) -> None:
     images, labels = phantom()
+    place = Geometry(PLACE.size, PLACE.ijk_to_ras @ np.diag([1.45, 1.45, 1.45, 1]))  # as large as a head
     for case in range(number):
-        save(root / "image" / f"head{case}.nii.gz", images["t1"] + case)
-        save(root / "mask" / f"head{case}.nii.gz", (labels > 0).astype(np.uint8))
+        save(root / "image" / f"head{case}.nii.gz", images["t1"] + case, place)
+        save(root / "mask" / f"head{case}.nii.gz", (labels > 0).astype(np.uint8), place)

@@ -103,7 +103,7 @@ def test_a_card_is_told_in_plain_lines():
     expected += [
         "4 rest of the brain",
         "unet (blocks 3, attention none), predicts noise",
-        "193 cases; licence: CC BY 4.0",
+        "193 cases; license: CC BY 4.0",
     ]
     for part in expected:
         assert part in " ".join(text.split()), text

@@ -391,7 +391,7 @@ def test_what_cannot_be_kept_is_smoothed_anew(tmp_path, monkeypatch):
         raise MedDPMError("no space")
         yield
 
-    monkeypatch.setattr("MedDPMLib.data.cases.written_whole", full)
+    monkeypatch.setattr("MedDPMLib.data.cases.atomic_write", full)
     smoothed = SmoothedCases(read, (8, 12, 16))
     assert torch.equal(smoothed[1].image, smoothed_for(read[1], (8, 12, 16)).image)
     assert not smoothed._in_memory, "a dataset may be larger than the memory"
@@ -413,6 +413,20 @@ def test_damaged_decoded_files_are_told(tmp_path):
         next((folder / "decoded" / "case 2").glob("*.image.npy")).write_bytes(content)
         with pytest.raises(MedDPMError, match="case 2 is damaged .* delete this folder"):
             read[2]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[1]", b"\xff\xfe", b'{"size": [1, 2, 3], "spacing": [1, 1, 1]}', b"null"]
+)
+def test_a_damaged_cache_is_made_anew(tmp_path, content):
+    folder = write_set(tmp_path / "set", three_cases())
+    read_dataset(folder, ["t1", "t2"])
+    expected = three_cases()[2].labels
+    for pattern in ("*.json", "*.labels.npy"):
+        path = next((folder / "decoded" / "case 2").glob(pattern))
+        path.write_bytes(content)
+        assert torch.equal(read_dataset(folder, ["t1", "t2"])[2].labels, expected)
+        assert path.read_bytes() != content
 
 
 def damage_range(folder):

@@ -110,7 +110,7 @@ def test_a_run_of_a_student_becomes_a_model_of_few_steps(teacher, tmp_path):
     train(recipe, CASES, tmp_path / "run", execution=EXACT)
     card = export_run(tmp_path / "run", tmp_path / "student.safetensors")
     assert card.qualities == dict.fromkeys(QUALITIES, {"sampler": "ddim", "steps": 2})
-    assert "It learnt to take 6 steps of small in 2." in card.training
+    assert "It was distilled to take 6 steps of small in 2." in card.training
     (tmp_path / "again.toml").write_text(recipe_toml(recipe), encoding="utf-8")
     assert load_recipe(tmp_path / "again.toml").distillation == recipe.distillation
     assert recipe_card(recipe).network_description == card.network_description

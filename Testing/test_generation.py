@@ -20,7 +20,8 @@ from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.geometry import Geometry, Grid
 from MedDPMLib.imaging.io import read_volume
 from MedDPMLib.imaging.volume import Volume
-from MedDPMLib.inference.record import is_finished, sidecar, write_result
+from MedDPMLib.inference.record import is_finished, read_result, sidecar, write_result
+from MedDPMLib.inference.stored import from_stored, stored_as, to_stored
 from MedDPMLib.masks.condition import condition
 from MedDPMLib.masks.mask import Mask
 from MedDPMLib.masks.schemes import load_scheme
@@ -295,8 +296,12 @@ def test_files_say_synthetic_and_carry_the_record(bundle, tmp_path):
     for path, modality in zip(paths, result, strict=True):
         header = nibabel.load(path).header
         assert bytes(header["descrip"]).rstrip(b"\0") == b"synthetic, MedDPM"
-        read = read_volume(path)
-        assert np.array_equal(read.array, result[modality].array)
+        # Integers from 0 on for viewers, which apply nothing to them; the intensities come back with the record.
+        stored = nibabel.load(path)
+        assert stored.get_data_dtype() == np.int16 and stored.dataobj.slope == 1 and stored.dataobj.inter == 0
+        assert 0 <= read_volume(path).array.min() and read_volume(path).array.max() <= 1000
+        read = read_result(path)
+        assert np.abs(read.array - result[modality].array).max() <= 0.001 + 1e-6
         assert read.geometry.is_close(result[modality].geometry)
         record = json.loads(sidecar(path).read_text())
         assert record["modality"] == modality and record["description"] == "synthetic, MedDPM"
@@ -312,6 +317,21 @@ def test_files_say_synthetic_and_carry_the_record(bundle, tmp_path):
         "case_t1.json",
         "case_t1.nii.gz",
     ]
+
+
+@pytest.mark.parametrize("low, high", [(-1.0, 1.0), (0.0, 1.0), (-3.0, 5.0)])
+def test_stored_intensities_come_back(low, high):
+    line = stored_as((low, high))
+    array = np.random.default_rng(0).uniform(low, high, (5, 6, 7)).astype(np.float32)
+    array[0] = low
+    stored = to_stored(Volume(array, Geometry((7, 6, 5), np.eye(4))), line)
+    assert stored.array.dtype == np.int16 and not stored.array[0].any() and stored.array.max() <= 1000
+    back = from_stored(stored, {"intensities": line})
+    assert np.abs(back.array - array).max() <= (high - low) / 2000 + 1e-5
+    # Below the range there is nothing but background; volumes of before are as they were.
+    below = Volume(array - (high - low), stored.geometry)
+    assert not to_stored(below, line).array.any()
+    assert from_stored(below, {}) is below
 
 
 # The device ------------------------------------------------------------------------------------------

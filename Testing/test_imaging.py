@@ -20,10 +20,18 @@ from test_geometry import ALL_ORIENTATIONS, oriented, random_matrix
 
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.geometry import Geometry
-from MedDPMLib.imaging.io import SUFFIXES, SYNTHETIC, read_volume, volume_stem, volume_suffix, write_nifti
+from MedDPMLib.imaging.io import (
+    SUFFIXES,
+    SYNTHETIC,
+    itk_ijk_to_ras,
+    read_volume,
+    volume_stem,
+    volume_suffix,
+    write_nifti,
+)
 from MedDPMLib.imaging.resample import resample_image, resample_labels
 from MedDPMLib.imaging.volume import Volume
-from MedDPMLib.runtime.files import written_whole
+from MedDPMLib.runtime.files import atomic_write
 
 fuzz = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -120,8 +128,10 @@ def test_a_file_that_does_not_say_how_it_lies_is_noted(tmp_path):
     image.header.set_zooms((1, 2, 3))
     nibabel.save(image, tmp_path / "a.nii")
     volume = read_volume(tmp_path / "a.nii")
-    assert volume.geometry.orientation == "LAS" and list(volume.geometry.spacing) == [1, 2, 3]
+    assert volume.geometry.orientation == "LPS" and list(volume.geometry.spacing) == [1, 2, 3]
     assert "does not say how it lies" in volume.notes[0]
+    itk = SimpleITK.ReadImage(str(tmp_path / "a.nii"))
+    np.testing.assert_allclose(volume.geometry.ijk_to_ras, itk_ijk_to_ras(itk), atol=1e-6)
 
 
 @pytest.mark.parametrize("endianness", "<>")
@@ -155,7 +165,7 @@ def test_a_file_can_be_replaced_after_it_was_read(tmp_path):
 
 def test_names():
     assert volume_suffix(Path("x/CASE.1.NII.GZ")) == ".nii.gz" and volume_stem(Path("x/CASE.1.NII.GZ")) == "CASE.1"
-    assert volume_stem(Path("a.seg.nrrd")) == "a" and volume_suffix(Path("a.img")) is None
+    assert volume_stem(Path("a.seg.nrrd")) == "a" and volume_suffix(Path("a.jpg")) is None
 
 
 # Bad input -------------------------------------------------------------------------------------------
@@ -207,7 +217,7 @@ def test_what_is_no_volume_file_is_refused(tmp_path):
     (tmp_path / "a.png").write_bytes(b"x")
     refused(tmp_path / "a.png", "not a volume")
     (tmp_path / "a.nii").write_bytes(b"")
-    refused(tmp_path / "a.nii", "damaged")
+    refused(tmp_path / "a.nii", "an empty file")
     refused(tmp_path / "a.nii" / "b.nii", "does not exist")
     with pytest.raises(MedDPMError, match="cannot be opened"):
         read_volume(tmp_path / ("x" * 300 + ".nii"))
@@ -320,7 +330,7 @@ def test_a_damaged_header_gives_a_volume_or_an_error(tmp_path, data):
 def test_an_interrupted_write_leaves_what_was_there(tmp_path, interruption):
     path = tmp_path / "a.nii.gz"
     path.write_text("before")
-    with pytest.raises(interruption), written_whole(path) as temporary:
+    with pytest.raises(interruption), atomic_write(path) as temporary:
         assert temporary.parent == tmp_path and temporary.name.endswith(".nii.gz") and temporary != path
         temporary.write_text("half")
         raise interruption("stop")
@@ -332,7 +342,7 @@ def test_a_finished_write_replaces_and_is_readable_by_others(tmp_path):
     umask = os.umask(0o022)
     try:
         for text in ("first", "second"):
-            with written_whole(path) as temporary:
+            with atomic_write(path) as temporary:
                 temporary.write_text(text)
     finally:
         os.umask(umask)
@@ -342,7 +352,7 @@ def test_a_finished_write_replaces_and_is_readable_by_others(tmp_path):
 
 def test_a_name_of_the_longest_length_can_be_written(tmp_path):
     path = tmp_path / ("ü" * 120 + ".nii")
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text("x")
     assert path.read_text() == "x"
 
@@ -578,7 +588,7 @@ def test_a_volume_of_microscopic_size_takes_no_time():
 def test_what_is_written_can_be_read_by_those_whom_the_user_lets(tmp_path):
     before = os.umask(0o027)
     try:
-        with written_whole(tmp_path / "a.json") as temporary:
+        with atomic_write(tmp_path / "a.json") as temporary:
             temporary.unlink()  # as writers do that move a private file of their own there
             temporary.touch(0o600)
     finally:

@@ -119,7 +119,7 @@ def test_what_does_not_match_is_refused():
     with pytest.raises(MedDPMError, match="real images are given of t1$"):
         mask_fidelity(images, {"t1": images["t1"]}, labels, SCHEME)
     elsewhere = Volume(images["t1"].array, Geometry(GEOMETRY.size, np.diag([1.0, 1.0, 1.0, 1.0])))
-    with pytest.raises(MedDPMError, match="volumes of t1 do not lie on the grid"):
+    with pytest.raises(MedDPMError, match="volumes of t1 are not on the grid"):
         mask_fidelity(images, images | {"t1": elsewhere}, labels, SCHEME)
     with pytest.raises(MedDPMError, match="empty"):
         mask_fidelity(images, images, Volume(np.zeros(GEOMETRY.shape, np.uint8), GEOMETRY), SCHEME)

@@ -48,7 +48,7 @@ from MedDPMLib.scene.worker_client import WorkerClient
 
 
 def test_from_an_empty_scene_to_volumes_in_place(panel):
-    assert "T1, T2" in panel.ui.modelSummary.text and "16 x 16 x 16" in panel.ui.modelSummary.text
+    assert "T1, T2" in panel.ui.modelSummary.text and "24 x 24 x 24" in panel.ui.modelSummary.text
     segmentation = start_from_template(panel)
     assert sorted(panel.mask.table.values()) == sorted(SCHEME.values)
     assert panel.mask.editor.segmentationNode() is segmentation
@@ -57,11 +57,11 @@ def test_from_an_empty_scene_to_volumes_in_place(panel):
     panel.logic.client.received.connect(lambda event: previews.append(type(event).__name__))
     generate(panel)
     assert panel.ui.generateButton.text == "Generate" and "Preview" in previews
-    # What is odd about the mask is told: the tiny model's grid is too small for this brain.
-    assert "outside the model's grid" in panel.ui.messageLabel.text
+    # What is unusual about the mask is said: the tiny model's voxels are too large for thin structures.
+    assert "Third ventricle: too small for the model's voxels" in panel.ui.messageLabel.text
     made = volumes.results()
     assert [node.GetName() for node in made] == [
-        f"{segmentation.GetName()} {modality} (synthetic, seed 0)" for modality in ("t1", "t2")
+        f"{modality} (synthetic, seed 0) {segmentation.GetName()}" for modality in ("T1", "T2")
     ]
     for node, modality in zip(made, ("t1", "t2"), strict=True):
         record = volumes.record_of(node)
@@ -75,11 +75,12 @@ def test_from_an_empty_scene_to_volumes_in_place(panel):
     red = slicer.app.layoutManager().sliceWidget("Red")
     assert red.mrmlSliceCompositeNode().GetBackgroundVolumeID() == made[0].GetID()
     assert panel.mask.editor.sourceVolumeNode() is made[0]
-    assert panel.ui.resultsList.count == 2
-    # Again with the same seed: the same image.
+    assert panel.results.count == 1 and panel.results.chosen() == made
+    # Again with the same seed: the same image, in the same volumes.
+    before = slicer.util.arrayFromVolume(made[0]).copy()
+    slicer.util.arrayFromVolume(made[0])[:] = 0
     generate(panel)
-    again = volumes.results()[2]
-    assert np.array_equal(slicer.util.arrayFromVolume(made[0]), slicer.util.arrayFromVolume(again))
+    assert volumes.results() == made and np.array_equal(slicer.util.arrayFromVolume(made[0]), before)
 
 
 def test_cancel_answers_at_once_and_the_next_run_works(panel):
@@ -93,7 +94,7 @@ def test_cancel_answers_at_once_and_the_next_run_works(panel):
     assert time.monotonic() - clicked < 0.5
     assert panel.ui.generateButton.text == "Generate" and panel.ui.progressBar.isHidden()
     slicer.app.processEvents()
-    assert volumes.results() == [] and panel.ui.resultsList.count == 0
+    assert volumes.results() == [] and panel.results.count == 0
     panel.ui.stepsBox.value = 2
     generate(panel)
     assert worker_pid(panel) == pid and len(volumes.results()) == 2
@@ -249,14 +250,23 @@ def test_an_edit_makes_the_image_again_in_the_same_volume(panel):
     assert volumes.results() == nodes
     assert not np.array_equal(before, slicer.util.arrayFromVolume(nodes[0]))
     assert volumes.record_of(nodes[0])["seed"] == 0
+    # And back: what an edit has overwritten comes again, what a run has made goes.
+    panel.ui.autoBox.checked = False
+    panel.ui.undoButton.click()
+    assert np.array_equal(before, slicer.util.arrayFromVolume(nodes[0])) and not panel.ui.undoButton.enabled
+    panel.ui.seedBox.value = 5
+    generate(panel)
+    assert len(volumes.results()) == 4
+    panel.ui.undoButton.click()
+    assert volumes.results() == nodes and panel.results.count == 1
+    red = slicer.app.layoutManager().sliceWidget("Red")
+    assert red.mrmlSliceCompositeNode().GetBackgroundVolumeID() == nodes[0].GetID()
 
 
 def test_results_are_exported_deleted_and_made_again(panel, tmp_path):
     start_from_template(panel)
     panel.ui.stepsBox.value = 2
     generate(panel)
-    results = panel.ui.resultsList
-    results.selectAll()
     folder = tmp_path / "söme where"
     folder.mkdir()
     dialogs.reply_with(str(folder))
@@ -279,18 +289,20 @@ def test_results_are_exported_deleted_and_made_again(panel, tmp_path):
     assert [widget.mrmlSliceNode().GetOrientation() for widget in widgets] == ["Sagittal", "Sagittal"]
     panel.ui.endCompareButton.click()
     assert views.layout == former and not panel.ui.endCompareButton.enabled
-    results.clearSelection()
-    results.item(1).setSelected(True)
-    node = panel.results.chosen()[0]
+    panel.ui.resultsTree.clearSelection()
+    panel.ui.resultsTree.topLevelItem(0).child(1).setSelected(True)
+    (node,) = panel.results.chosen()
     array = slicer.util.arrayFromVolume(node).copy()
     slicer.util.arrayFromVolume(node)[:] = 0
     panel.ui.regenerateButton.click()
     wait_until(lambda: panel.logic.generator.order is None)
     assert np.array_equal(slicer.util.arrayFromVolume(node), array)
     slicer.app.processEvents()
+    panel.ui.resultsTree.clearSelection()
+    panel.ui.resultsTree.topLevelItem(0).child(0).setSelected(True)
     panel.ui.deleteButton.click()
-    wait_until(lambda: results.count == 1, 5)
-    assert len(volumes.results()) == 1
+    wait_until(lambda: len(volumes.results()) == 1, 5)
+    assert volumes.results() == [node] and panel.results.count == 1
 
 
 def test_made_again_with_the_settings_that_it_was_made_with(panel, monkeypatch):
@@ -307,10 +319,9 @@ def test_made_again_with_the_settings_that_it_was_made_with(panel, monkeypatch):
     chosen.precision, chosen.device = module.Precision.Automatic, module.Device.Automatic
     chosen.memory, chosen.space = module.Memory.Automatic, module.Space.Model
     node = volumes.results()[0]
-    order = panel.logic.makeOrderAgain(node)
+    order = panel.logic.makeOrderAgain([node])
     assert order.settings == asked and order.seeds == [3] and order.into == {(3, "t1"): node}
     before = volumes.record_of(node)
-    ui.resultsList.item(0).setSelected(True)
     ui.regenerateButton.click()
     wait_until(lambda: panel.logic.generator.order is None)
     after = volumes.record_of(node)
@@ -470,12 +481,13 @@ def test_templates_are_sample_data(panel, application):
 def test_nothing_of_the_panel_is_cut_off(panel, application):
     """With all sections open, in a column as narrow as 3D Slicer's."""
     start_from_template(panel)
-    for section in (panel.ui.labelsSection, panel.ui.advancedSection):
+    ui = panel.ui
+    for section in (ui.modelSection, ui.labelsSection, ui.generateSection, ui.advancedSection, ui.resultsSection):
         section.collapsed = False
     window = application.mainWindow()
     window.resize(1280, 1700)
     window.show()
-    wait_until(lambda: panel.ui.resultsList.isVisible(), 5)
+    wait_until(lambda: panel.ui.resultsTree.isVisible(), 5)
     application.processEvents()
     column = window.panel()
     assert column.widget().width == column.viewport().width <= 480

@@ -20,8 +20,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bench import dialogs, packages
+from bench.driver import small_segmentation
 from bench.fixtures import application  # noqa: F401
-from conftest import small_card, small_geometry, small_labels, write_small_model
+from conftest import small_card, small_labels, write_small_model
 from test_panel import (  # noqa: F401
     MODULE,
     SCHEME,
@@ -38,7 +39,6 @@ import qt  # isort: skip  # the bench offers it
 import slicer  # isort: skip
 import vtk  # isort: skip
 
-from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.scene import dependencies, painting, processes, volumes, worker_client, worker_process
 from MedDPMLib.scene.worker_client import WorkerClient
 from MedDPMLib.worker.protocol import worker_arguments
@@ -99,15 +99,6 @@ def run_instead(monkeypatch, code: str) -> None:
     monkeypatch.setattr(
         worker_process, "worker_arguments", lambda *arguments: ["-c", code, *worker_arguments(*arguments)[2:]]
     )
-
-
-def small_segmentation(panel, array=None, name="Small"):  # noqa: F811
-    """A small brain with a tumour, chosen in the panel."""
-    array = small_labels(SCHEME) if array is None else array
-    node = painting.add_segmentation(Volume(array, small_geometry()), SCHEME, name)
-    panel.ui.segmentationSelector.setCurrentNode(node)
-    panel.ui.stepsBox.value = 2
-    return node
 
 
 def started(panel, steps=SLOW):  # noqa: F811
@@ -261,7 +252,7 @@ def test_nodes_may_be_renamed_and_deleted_while_it_works(panel, misbehaving):  #
     node.SetName("Gehirn 脳")
     wait_until(lambda: panel.logic.generator.order is None)
     first, *rest = volumes.results()
-    assert len(rest) == 3 and rest[-1].GetName().startswith("Gehirn 脳 t2 (synthetic, seed 1")
+    assert len(rest) == 3 and rest[-1].GetName() == "T2 (synthetic, seed 1) Gehirn 脳"
     # Results that the next run would go into are deleted while it works, and so is what forms.
     panel.ui.samplesBox.value = 1
     panel.ui.autoBox.checked = True
@@ -373,7 +364,7 @@ def test_no_space_is_told_and_the_next_run_works(panel, application, misbehaving
     monkeypatch.setattr(application, "temporaryPath", str(tmp_path / "gone" / "since"))
     generate(panel)
     panel.ui.releaseButton.click()
-    assert session_folders() == [] and len(volumes.results()) == 4
+    assert session_folders() == [] and len(volumes.results()) == 2  # the same mask and seed: the same volumes
 
 
 def test_what_was_left_when_everything_was_killed_is_removed_a_week_later(application, monkeypatch, tmp_path):  # noqa: F811
@@ -410,7 +401,7 @@ def test_long_paths_with_spaces_and_letters_of_all_scripts(
     # Another seed, and the first one once more: nothing is written over.
     panel.ui.seedBox.value = 1
     generate(panel)
-    panel.ui.resultsList.selectAll()
+    panel.ui.resultsTree.selectAll()
     for count in (8, 16):
         dialogs.reply_with(str(deep / "export"))
         panel.ui.exportButton.click()
@@ -493,8 +484,26 @@ def test_an_installation_of_pytorch_that_fails_is_told(without_packages, monkeyp
         monkeypatch.setitem(sys.modules, "PyTorchUtils", None)
     else:
         monkeypatch.setattr(extension.PyTorchUtilsLogic, "installTorch", install)
-    dialogs.reply_with(qt.QMessageBox.Ok)
+        dialogs.reply_with(qt.QMessageBox.Ok)
     assert says in refused(panel)
+
+
+def test_without_the_pytorch_extension_nothing_is_asked_in_vain(without_packages, monkeypatch):
+    """Masks need the other packages alone; what needs PyTorch says where it comes from, at once and every time."""
+    panel, module = without_packages, sys.modules["MedDPM"]  # noqa: F811
+    monkeypatch.setitem(sys.modules, "PyTorchUtils", None)
+    for _ in range(2):
+        assert "the extension PyTorch is not installed" in refused(panel)
+    assert dialogs.shown == []
+    dialogs.reply_with(qt.QMessageBox.Cancel)
+    assert module.addTemplate("glioma") is None  # Sample Data: a message, no exception
+    assert [shown.kind for shown in dialogs.shown] == ["question", "message"]
+    dialogs.reply_with(qt.QMessageBox.Ok)
+    panel.ui.templateButton.click()
+    assert packages.installed == ["safetensors>=0.4.3"] and panel.mask.busy
+    panel.ui.installButton.click()
+    assert "the extension PyTorch is not installed" in panel.ui.messageLabel.text
+    assert [shown.kind for shown in dialogs.shown] == ["question", "message", "question"]
 
 
 def test_a_click_while_packages_are_installed_begins_no_second_installation(without_packages, monkeypatch):

@@ -22,6 +22,7 @@ from bench.driver import (  # noqa: F401
     generate,
     models,
     panel,
+    small_segmentation,
     start_from_template,
     stroke,
     wait_until,
@@ -39,7 +40,7 @@ from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.masks.mask import Mask
 from MedDPMLib.masks.schemes import load_scheme
 from MedDPMLib.scene import painting, volumes
-from MedDPMLib.scene.background_work import Turns, at_once
+from MedDPMLib.scene.background_work import BackgroundWork, run_now
 from MedDPMLib.scene.panel.messages import say
 from MedDPMLib.scene.segmentation import read_labels, set_label
 
@@ -112,8 +113,7 @@ def test_the_sheet_makes_way_for_the_image_and_comes_back(panel):
     made = volumes.results()
     assert background() is made[0] and panel.mask.editor.sourceVolumeNode() is made[0]
     assert not display.GetVisibility2DFill() and display.GetVisibility2DOutline()
-    panel.ui.resultsList.selectAll()
-    panel.ui.deleteButton.click()
+    panel.ui.deleteButton.click()  # what was generated last is chosen
     wait_until(lambda: panel.mask.editor.sourceVolumeNode() is sheet, 5)
     assert background() is sheet and display.GetVisibility2DFill()
     click_effect(panel, "Paint")
@@ -166,6 +166,19 @@ def test_effects_that_come_later_are_listed(panel, monkeypatch):
     assert listed == [panel.mask.editor]
 
 
+def test_a_volume_that_no_brain_has_is_not_filled_without_a_word(panel):
+    geometry = Geometry((40, 40, 40), np.diag([5.0, 5, 5, 1]))
+    image = np.zeros(geometry.shape, np.float32)
+    image[1:-1, 1:-1, 1:-1] = np.random.default_rng(0).uniform(1, 9, (38, 38, 38))
+    node = painting.add_segmentation(Volume(np.zeros(geometry.shape, np.uint8), geometry), SCHEME, "Own")
+    panel.ui.segmentationSelector.setCurrentNode(node)
+    noise = slicer.util.addVolumeFromArray(image, geometry.ijk_to_ras, "noise")
+    panel.ui.brainSelector.setCurrentNode(noise)
+    panel.ui.brainButton.click()
+    wait_until_painted(panel)
+    assert "6.9 l is not the volume of a brain" in panel.ui.maskMessage.text
+
+
 # The event loop --------------------------------------------------------------------------------------
 
 
@@ -194,8 +207,8 @@ def test_work_in_turns_is_the_same_work(application):
             log.append("told")
         return sum((yield lambda: [1, 2, 3]) or ())
 
-    logs, turns, results, faults = ([], []), Turns(), [], []
-    assert at_once(work(logs[0])) == 6
+    logs, turns, results, faults = ([], []), BackgroundWork(), [], []
+    assert run_now(work(logs[0])) == 6
     turns.start(work(logs[1]), results.append, faults.append)
     wait_until(lambda: not turns.busy, 5)
     assert results == [6] and not faults and logs[0] == logs[1] == [2, None, "told"]
@@ -204,14 +217,14 @@ def test_work_in_turns_is_the_same_work(application):
         yield lambda: slicer.util.getNode("nothing of this name")
 
     with pytest.raises(slicer.util.MRMLNodeNotFoundException):
-        at_once(bad())
+        run_now(bad())
     turns.start(bad(), results.append, faults.append)
     wait_until(lambda: not turns.busy, 5)
     assert isinstance(faults[0], slicer.util.MRMLNodeNotFoundException) and results == [6]
 
 
 def test_dropped_work_is_heard_of_no_more(application):
-    heard, turns = [], Turns()
+    heard, turns = [], BackgroundWork()
 
     def slow():
         heard.append((yield lambda: time.sleep(0.2)))
@@ -228,6 +241,30 @@ def test_dropped_work_is_heard_of_no_more(application):
     assert heard == ["quick"]
 
 
+def test_undo_and_redo_are_edits_and_a_new_name_is_none(panel):
+    """They send another event than a stroke does."""
+    node, edits = small_segmentation(panel), []
+    panel.mask._rest.interval = 50
+    panel.mask.edited.connect(lambda: edits.append(1))
+    slicer.app.processEvents()
+
+    def edits_after(action):
+        edits.clear()
+        action()
+        end = time.monotonic() + 0.5
+        wait_until(lambda: time.monotonic() > end, 5)
+        return len(edits)
+
+    def paint():
+        panel.mask.editor.saveStateForUndo()
+        painting.paint(node, "Necrosis", np.ones((2, 2, 2), bool))
+
+    assert [edits_after(action) for action in (paint, panel.mask.editor.undo, panel.mask.editor.redo)] == [1, 1, 1]
+    segment = node.GetSegmentation().GetSegment("Necrosis")
+    assert edits_after(lambda: segment.SetName("Dead tissue")) == edits_after(lambda: segment.SetColor(1, 0, 1)) == 0
+    assert edits_after(lambda: panel.ui.labelTable.cellWidget(0, 1).setCurrentIndex(2)) == 1
+
+
 # Labels ----------------------------------------------------------------------------------------------
 
 
@@ -240,7 +277,7 @@ def test_the_table_of_labels_opens_where_something_is_missing(panel):
     panel.ui.segmentationSelector.setCurrentNode(None)
     assert section.collapsed
     panel.ui.segmentationSelector.setCurrentNode(segmentation)
-    assert not section.collapsed and section.text == f"Labels: {count - 1} of {count} found, 1 segments not used"
+    assert not section.collapsed and section.text == f"Labels: {count - 1} of {count} found, 1 segment not used"
     assert not panel.ui.missingLabel.isHidden() and not panel.ui.addMissingButton.isHidden()
 
 
@@ -280,7 +317,7 @@ def test_only_a_model_that_was_trained_for_it_is_guided(panel, models):
     file = write_small_model(models / "guided.safetensors", card)
     try:
         panel.models.fill("guided")
-        assert box.enabled and "1 is as learnt" in box.toolTip and box.value == 3.0
+        assert box.enabled and "follows the mask more closely" in box.toolTip and box.value == 3.0
         panel.ui.stepsBox.value = 2
         generate(panel)
         assert volumes.record_of(volumes.results()[0])["guidance"] == 3.0, panel.ui.messageLabel.text
@@ -292,7 +329,7 @@ def test_memory_is_taken_as_chosen(panel):
     start_from_template(panel)
     assert panel.makeOrder().settings.memory == "auto"
     box = panel.ui.memoryBox
-    assert [box.itemText(i) for i in range(box.count)] == ["Automatic", "as little as possible"]
+    assert [box.itemText(i) for i in range(box.count)] == ["Automatic", "Low (slower)"]
     box.currentIndex = 1
     panel.ui.stepsBox.value = 2
     generate(panel)

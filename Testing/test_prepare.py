@@ -7,8 +7,10 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
+import SimpleITK
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from phantoms import (
@@ -17,6 +19,7 @@ from phantoms import (
     CONTRASTS,
     LAYOUTS,
     PLACE,
+    RAW_2021,
     RAW_2023,
     SHAPE,
     SMALL,
@@ -35,7 +38,7 @@ from phantoms import (
 from MedDPMLib.data import read_dataset
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.geometry import Geometry, Grid
-from MedDPMLib.imaging.io import read_volume, write_nifti
+from MedDPMLib.imaging.io import itk_image, read_volume, write_nifti
 from MedDPMLib.imaging.normalize import normalise_onto
 from MedDPMLib.imaging.resample import resample_image, resample_labels
 from MedDPMLib.imaging.volume import Volume
@@ -160,7 +163,9 @@ def test_whole_heads_are_pairs_of_one_image(tmp_path, small):
     head = np.where(labels > 0, np.where(labels < 4, 2, 1), 0).astype(np.uint8)
     save(tmp_path / "image" / "a.nii.gz", images["t1"])
     save(tmp_path / "mask" / "a.nii.gz", head)
-    assert make([tmp_path], tmp_path / "out", "whole-head") == {"a": None}
+    # A head as small as a brain is asked about: a mask of the brain would make a head without a face.
+    assert "ml, where 1800 ml are the least" in make([tmp_path], tmp_path / "out", "whole-head")["a"]
+    assert make([tmp_path], tmp_path / "out", "whole-head", numbering="whole-head") == {"a": None}
     assert np.array_equal(
         np.bincount(read_volume(tmp_path / "out/labelsTr/a.nii.gz").array.ravel())[1:], np.bincount(head.ravel())[1:]
     )
@@ -204,6 +209,87 @@ def test_fewer_modalities_can_be_taken(tmp_path, small):
     assert len(read_dataset(tmp_path / "out", ["t2", "t1"])) == 1
 
 
+def in_the_wild(root: Path, layout: str) -> None:
+    """The case 1 of the phantoms as public data sets name and store it."""
+    images, labels = phantom(1)
+    seg = renumbered(labels, RAW_2023 if layout == "GLI" else {1: 2, 2: 1, 3: 3} if layout == "MSD" else RAW_2021)
+    if layout == "UPENN":
+        folder, stem = root / "case1", "UPENN-GBM-00001_11"
+        names = {"t1": "T1", "t1ce": "T1GD", "t2": "T2", "flair": "FLAIR"}
+        for contrast, name in names.items():
+            save(folder / f"{stem}_{name}.nii.gz", images[contrast])
+            save(folder / f"{stem}_{name}_unstripped.nii.gz", images[contrast] + 1)
+        save(folder / f"{stem}_automated_approx_segm.nii.gz", seg)
+    elif layout == "UCSF":
+        for contrast, name in {"t1": "T1", "t1ce": "T1c", "t2": "T2", "flair": "FLAIR"}.items():
+            save(root / "UCSF-PDGM-0004_nifti" / f"UCSF-PDGM-0004_{name}_bias.nii.gz", images[contrast])
+        save(root / "UCSF-PDGM-0004_nifti" / "UCSF-PDGM-0004_tumor_segmentation.nii.gz", seg)
+    elif layout == "TCGA":
+        for contrast, name in {"t1": "t1", "t1ce": "t1Gd", "t2": "t2", "flair": "flair"}.items():
+            save(root / "TCGA-02-0006" / f"TCGA-02-0006_1996.08.23_{name}.nii.gz", images[contrast])
+        save(root / "TCGA-02-0006" / "TCGA-02-0006_1996.08.23_GlistrBoost_ManuallyCorrected.nii.gz", seg)
+    elif layout == "Kaggle":
+        for contrast in (*CONTRASTS, "seg"):
+            inner = root / "BraTS20_Training_001" / f"BraTS20_Training_001_{contrast}.nii" / f"0000005_{contrast}_x.nii"
+            save(inner, seg if contrast == "seg" else images[contrast])
+    elif layout == "BraTS 2015":
+        folder = root / "BRATS2015_Training" / "HGG" / "brats_2013_pat0001_1"
+        names = {"t1": "MR_T1", "t1ce": "MR_T1c", "t2": "MR_T2", "flair": "MR_Flair"}
+        for number, (contrast, name) in enumerate([*names.items(), ("seg", "OT")]):
+            stem = f"VSD.Brain{'_3more' if name == 'OT' else ''}.XX.O.{name}.{54512 + number}"
+            (folder / stem).mkdir(parents=True)
+            image = itk_image(seg if contrast == "seg" else images[contrast], PLACE)
+            SimpleITK.WriteImage(image, str(folder / stem / f"{stem}.mha"), True)
+    else:
+        four = np.stack([images[name] for name in ("flair", "t1", "t1ce", "t2")], axis=-1)
+        (root / "imagesTr").mkdir(parents=True)
+        array = four.transpose(2, 1, 0, 3)
+        nibabel.save(nibabel.Nifti1Image(array, PLACE.ijk_to_ras), root / "imagesTr" / "BRATS_001.nii.gz")
+        save(root / "labelsTr" / "BRATS_001.nii.gz", seg)
+        modality = {"0": "FLAIR", "1": "T1w", "2": "t1gd", "3": "T2w"}
+        labels = {"0": "background", "1": "edema", "2": "non-enhancing tumor", "3": "enhancing tumour"}
+        (root / "dataset.json").write_text(json.dumps({"modality": modality, "labels": labels}))
+
+
+@pytest.mark.parametrize("layout", ["UPENN", "UCSF", "TCGA", "Kaggle", "BraTS 2015", "MSD"])
+def test_public_data_sets_are_read_as_they_are_unpacked(tmp_path, small, layout):
+    in_the_wild(tmp_path / "source", layout)
+    write_brats(tmp_path / "same", [1])
+    (problem,) = make([tmp_path / "source"], tmp_path / "one").values()
+    assert problem is None
+    make([tmp_path / "same"], tmp_path / "two")
+    read, expected = contents(tmp_path / "one"), contents(tmp_path / "two")
+    assert len(read) == len(expected) == 5
+    for (_, one), (_, two) in zip(sorted(read.items()), sorted(expected.items()), strict=True):
+        np.testing.assert_allclose(one[0], two[0], atol=1e-3)
+        np.testing.assert_allclose(one[1], two[1], atol=1e-3)
+
+
+@pytest.mark.parametrize("apart, problem", [(0.02, None), (0.09, None), (0.2, "do not lie on one grid")])
+def test_headers_that_were_rounded_are_of_one_grid(tmp_path, small, apart, problem):
+    write_brats(tmp_path / "source", [1])
+    path = tmp_path / "source" / "case1" / "case1_seg.nii.gz"
+    moved = Geometry(PLACE.size, PLACE.ijk_to_ras + np.outer([1, 0, 0, 0], [0, 0, 0, 6 * apart]))
+    save(path, read_volume(path).array, moved)
+    (found,) = make([tmp_path / "source"], tmp_path / "out").values()
+    assert found is None if problem is None else problem in str(found)
+
+
+def test_a_resection_cavity_does_not_become_brain(tmp_path, small):
+    """BraTS 2024: 4 is what the surgeon left."""
+    write_brats(tmp_path / "source", [1], values=RAW_2023)
+    folder = tmp_path / "source" / "case1"
+    path = folder / "case1_seg.nii.gz"
+    array = read_volume(path).array
+    array[7:9, 7:9, 4:6] = 4
+    save(path, array)
+    assert "resection cavity" in str(make([tmp_path / "source"], tmp_path / "out")["case1"])
+    for file in list(folder.iterdir()):
+        file.rename(folder / file.name.replace("case1_", "BraTS-GLI-00005-100_"))
+    (problem,) = make([tmp_path / "source"], tmp_path / "named").values()
+    assert "holds resection cavity (4, 1.73 ml), for which" in str(problem)
+
+
 # Values ----------------------------------------------------------------------------------------------
 
 
@@ -213,10 +299,9 @@ def test_a_label_4_is_told_by_its_size_where_3_is_absent(tmp_path, monkeypatch, 
     grid = replace(SMALL, spacing=(9.0,) * 3)
     monkeypatch.setitem(STANDARDS, "brats", Standard(grid, CONTRASTS, True))
     images, labels = phantom()
-    labels[labels == 3] = 1
-    seg = labels if large else renumbered(labels, RAW_2023)
-    if not large:
-        seg[3, 9, 9:12] = 4
+    if large:
+        labels[labels == 3] = 1
+    seg = labels if large else renumbered(labels, RAW_2021)
     place = Geometry(SHAPE[::-1], np.diag([-9.0, -9.0, 9.0, 1.0]))  # so large that a brain is more than a tumour
     for contrast in CONTRASTS:
         save(tmp_path / "source" / contrast / f"a_{contrast}.nii.gz", images[contrast], place)
@@ -397,9 +482,9 @@ def test_the_rest_of_the_brain_is_found_as_med_ddpm_has_it(tmp_path):
     [case] = [case for case in find_cases([SHARED / "med_ddpm"], BRATS, CONTRASTS) if not case.problem]
     original = read_volume(case.segmentation)
     tumour = np.where(original.array == 4, 0, original.array).astype(np.uint8)
-    write_nifti(tmp_path / "seg.nii.gz", Volume(tumour, original.geometry))
+    write_nifti(tmp_path / case.segmentation.name, Volume(tumour, original.geometry))
     found = prepare_case(
-        replace(case, segmentation=tmp_path / "seg.nii.gz"),
+        replace(case, segmentation=tmp_path / case.segmentation.name),
         STANDARDS["brats"],
         BRATS,
         anatomy=None,

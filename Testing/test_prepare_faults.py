@@ -82,7 +82,7 @@ def moved(folder: Path) -> None:
 
 
 FAULTS = {
-    "truncated": (lambda folder: spoil(folder / "bad_t1.nii.gz"), "bad_t1.nii.gz cannot be read"),
+    "truncated": (lambda folder: spoil(folder / "bad_t1.nii.gz"), "bad_t1.nii.gz is damaged: .* cut off"),
     "no image": (lambda folder: (folder / "bad_t1.nii.gz").write_bytes(b"text"), "bad_t1.nii.gz cannot be read"),
     "missing": (
         lambda folder: (folder / "bad_t2.nii.gz").unlink(),
@@ -96,7 +96,7 @@ FAULTS = {
     ),
     "unknown label": (
         set_array("bad_seg.nii.gz", lambda a: np.where(a == 1, 9, a).astype(np.uint8)),
-        "bad_seg.nii.gz has the value 9: BraTS's labels are 1 to 4",
+        "bad_seg.nii.gz: the values 2, 4, 9 are in no label convention .* look like .* necrosis .9",
     ),
     "soft labels": (set_array("bad_seg.nii.gz", lambda a: a.astype(np.float32) / 4), "bad_seg.nii.gz: .*not whole"),
     "not skull-stripped": (
@@ -139,7 +139,7 @@ def test_a_brain_that_the_grid_cuts_is_refused_or_told(tmp_path, monkeypatch):
         out = tmp_path / str(size)
         problem = make([tmp_path / "source"], out)["case1"]
         if refused:
-            assert "lie outside the dataset's grid" in problem
+            assert "lie outside the model's grid" in problem
         else:
             row = table(out)["case1"]
             labels = read_volume(out / "labelsTr" / "case1.nii.gz").array
@@ -163,7 +163,7 @@ def test_a_pair_that_does_not_match_names_both_files(tmp_path, small):
     for name in ("good", "mask_only"):
         save(tmp_path / "mask" / f"{name}.nii.gz", head)
     save(tmp_path / "mask" / "other.nii.gz", head, Geometry(PLACE.size, np.diag([-6.0, -6, 5, 1])))
-    problems = make([tmp_path], tmp_path / "out", "whole-head")
+    problems = make([tmp_path], tmp_path / "out", "whole-head", numbering="whole-head")
     assert problems.pop("good") is None
     expected = {
         "lonely": ("image/lonely.nii.gz", "mask/lonely.nii.gz"),
@@ -186,6 +186,9 @@ def test_a_tumour_alone_is_not_taken_for_a_head(tmp_path, small):
     """Values 1 and 2 are head and tumour in one scheme, necrosis and oedema in another."""
     write_brats(tmp_path / "source", [1], values={1: 1, 2: 2, 3: 2})
     problem = make([tmp_path / "source"], tmp_path / "out", "whole-head")["case1"]
+    assert "case1_seg.nii.gz: the values 1, 2 are in no label convention" in problem
+    assert "head of 7.78 ml, where 1800 ml are the least" in problem
+    problem = make([tmp_path / "source"], tmp_path / "other", "whole-head", numbering="whole-head")["case1"]
     assert "case1_seg.nii.gz has a head (value 1) of only" in problem
 
 

@@ -21,6 +21,7 @@ from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.geometry import Geometry
 from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.masks.mask import Mask
+from MedDPMLib.masks.numberings import find_numbering
 from MedDPMLib.masks.schemes import load_scheme
 from MedDPMLib.masks.seg_nrrd import write_segments
 from MedDPMLib.masks.tumor import paint_tumour
@@ -108,9 +109,19 @@ def test_segments_carry_names_colours_and_terminology_of_the_scheme():
     scheme = load_scheme("anatomy")
     node = painting.add_segmentation(some_labels(scheme), scheme, "Brain")
     core = node.GetSegmentation()
-    assert core.GetNumberOfLayers() == 1
-    for label, id_ in zip(scheme.labels, core.GetSegmentIDs(), strict=True):
-        assert_described(core.GetSegment(id_), label)
+    for label in scheme.labels:
+        assert_described(core.GetSegment(label.name), label)
+
+
+def test_the_tumor_comes_first_and_has_an_image_of_its_own():
+    """A stroke has Slicer make the surfaces of all segments anew that share an image."""
+    scheme = load_scheme("anatomy")
+    core = painting.add_segmentation(some_labels(scheme), scheme, "Brain").GetSegmentation()
+    ids = list(core.GetSegmentIDs())
+    assert ids[:3] == [label.name for label in scheme.tumour] and len(ids) == len(scheme.labels)
+    assert core.GetNumberOfLayers() == 2
+    tumor = {core.GetLayerIndex(id_) for id_ in ids[:3]}
+    assert len(tumor) == 1 and tumor.isdisjoint(core.GetLayerIndex(id_) for id_ in ids[3:])
 
 
 @pytest.mark.parametrize("matrix", [None, np.diag([-1.0, 1.0, 1.0, 1.0])], ids=["oblique", "axial"])
@@ -367,7 +378,7 @@ def test_a_structure_belongs_to_the_label_that_holds_it():
     labels = some_labels(anatomy)
     node = painting.add_segmentation(labels, anatomy, "Brain")
     read = segmentation.read_labels(node, segmentation.guess_table(node, SCHEME), SCHEME)
-    assert np.array_equal(read.array, SCHEME.numbering("anatomy").translate(labels.array))
+    assert np.array_equal(read.array, find_numbering(SCHEME, "anatomy").translate(labels.array))
     assert segmentation.guess_table(node, load_scheme("whole-head")).keys() < set(
         node.GetSegmentation().GetSegmentIDs()
     )
@@ -435,7 +446,7 @@ def test_surfaces_are_read_on_the_reference_geometry():
 def test_bad_tables_are_refused():
     node = painting.add_segmentation(some_labels(), SCHEME, "Brain")
     table = segmentation.guess_table(node, SCHEME)
-    with pytest.raises(MedDPMError, match="no segment .* is assigned"):
+    with pytest.raises(MedDPMError, match="no segment .* stands for a label"):
         segmentation.read_labels(node, {}, SCHEME)
     with pytest.raises(MedDPMError, match='no segment "gone"'):
         segmentation.read_labels(node, {**table, "gone": REST}, SCHEME)
@@ -542,8 +553,8 @@ def a_result(node, name="Brain T1", seed=0) -> tuple:
 
 def test_result_lies_exactly_in_place_and_says_what_it_is():
     node = painting.add_segmentation(some_labels(), SCHEME, "Brain")
-    result, volume = a_result(node, volumes.result_name("Brain", "T1", 42))
-    assert result.GetName() == "Brain T1 (synthetic, seed 42)"
+    result, volume = a_result(node, volumes.result_name("Brain", "t1", 42))
+    assert result.GetName() == "T1 (synthetic, seed 42) Brain"
     back = volumes.result_volume(result)
     assert np.array_equal(back.array, volume.array)
     assert np.abs(back.geometry.ijk_to_ras - volume.geometry.ijk_to_ras).max() < 1e-6
@@ -651,8 +662,13 @@ def test_views_say_that_a_volume_is_synthetic(application):  # noqa: F811
     slicer.util.setSliceViewerLayers(background=scan, foreground=result)
     assert set(marks(application)) == {views.MARK}
     views.show_background(scan, fit=False)
+    assert set(marks(application)) == {views.MARK}  # what the user has laid over it is still there
+    slicer.util.setSliceViewerLayers(foreground=None)
     assert set(marks(application)) == {""}
     views.show_background(result, fit=False)
+    volumes.set_record(result, {"modality": "flair", "seed": 12})
+    mark.update()
+    assert set(marks(application)) == {f"FLAIR, seed 12\n{views.MARK}"}
     mark.stop()
     assert set(marks(application)) == {""}
     views.show_background(scan, fit=False)
@@ -667,9 +683,11 @@ def test_results_are_compared_in_linked_views(application):  # noqa: F811
     mark = views.SyntheticMarks()
     mark.start()
     views.compare(results)
-    assert set(marks(application)[-3:]) == {views.MARK}
-    mark.stop()
     layout = application.layoutManager()
+    edge = vtk.vtkCornerAnnotation.UpperEdge
+    compared = [layout.sliceWidget(f"Compare{n}").sliceView().cornerAnnotation().GetText(edge) for n in (1, 2, 3)]
+    assert compared == [views.MARK] * 3
+    mark.stop()
     shown = layout.layoutLogic().GetViewNodes()
     composites = [
         layout.viewWidget(shown.GetItemAsObject(i)).mrmlSliceCompositeNode() for i in range(shown.GetNumberOfItems())
@@ -690,6 +708,7 @@ def test_mask_outline_leaves_the_volume_visible(application):  # noqa: F811
     node.GetDisplayNode().SetVisibility(False)
     bare = view.picture()
     node.GetDisplayNode().SetVisibility(True)
+    views.set_outlines(node, "all")
     views.show_outline(node, False)
     filled = np.mean(view.picture() != bare)
     views.show_outline(node, True)
@@ -706,7 +725,8 @@ def test_the_self_tests_for_slicer_pass_here_too(application, monkeypatch):  # n
     cmake = (folder / "Python" / "CMakeLists.txt").read_text(encoding="utf-8")
     scripts = sorted(path.name for path in (folder / "Python").glob("*.py"))
     assert re.findall(r"slicer_add_python_unittest\(SCRIPT (\S+)\)", cmake) == scripts
-    application.moduleManager().load(folder.parent / "MedDPM" / "MedDPM.py")
+    for module in ("MedDPM", "MedDPMStudy"):
+        application.moduleManager().load(folder.parent / module / f"{module}.py")
     monkeypatch.syspath_prepend(str(folder / "Python"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     for script in scripts:
@@ -715,4 +735,5 @@ def test_the_self_tests_for_slicer_pass_here_too(application, monkeypatch):  # n
         result = unittest.TestResult()
         suite.run(result)
         assert result.wasSuccessful(), [trace for _, trace in result.errors + result.failures]
-    application.moduleManager().unload("MedDPM")
+    for module in ("MedDPM", "MedDPMStudy"):
+        application.moduleManager().unload(module)

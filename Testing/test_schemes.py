@@ -1,4 +1,4 @@
-"""Label schemes: data that holds together, and numberings that are never guessed."""
+"""Label schemes: data that holds together."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.geometry import Geometry
+from MedDPMLib.masks.numberings import find_numbering
 from MedDPMLib.masks.schemes import LabelScheme, load_scheme, scheme_names
 from MedDPMLib.masks.tumor import paint_tumour
 
@@ -133,84 +134,6 @@ def test_merge_refuses_the_wrong_number_of_channels():
         load_scheme("brats").merge(np.zeros((3, 2, 2, 2), bool))
 
 
-# Numberings ------------------------------------------------------------------------------------------
-
-ML = 1000.0
-
-
-@pytest.mark.parametrize(
-    "volumes, expected",
-    [
-        ({1: 9, 2: 33, 3: 13, 4: 1500 * ML}, "med-ddpm"),
-        ({3: 13, 4: 20}, "med-ddpm"),
-        ({1: 9, 2: 33, 3: 13}, "brats-2023"),
-        ({3: 1}, "brats-2023"),
-        ({1: 20 * ML, 2: 46 * ML, 4: 32 * ML}, "brats"),
-        ({2: 46 * ML, 4: 599 * ML}, "brats"),
-        ({1: 1}, "brats"),
-        ({1: 1, 2: 5}, "brats"),
-        (dict.fromkeys(range(1, 19), ML), "anatomy"),
-        ({1: 1, 2: 1, 19: 1, 20: 1}, "anatomy"),
-    ],
-)
-def test_brats_numberings_are_recognised(volumes, expected):
-    assert load_scheme("brats").recognise_numbering(volumes).name == expected
-
-
-@pytest.mark.parametrize(
-    "scheme, volumes, choices",
-    [
-        ("brats", {4: 30 * ML}, {"brats", "med-ddpm", "anatomy"}),
-        ("brats", {4: 1400 * ML}, {"brats", "med-ddpm", "anatomy"}),
-        ("brats", {1: 9, 2: 33, 4: 601 * ML}, {"brats", "med-ddpm", "anatomy"}),
-        ("anatomy", {1: 9, 2: 33, 3: 13, 4: 1500 * ML}, {"anatomy", "med-ddpm"}),
-        ("anatomy", {1: 9, 2: 33, 4: 13}, {"anatomy", "brats", "med-ddpm"}),
-        ("anatomy", {1: 9}, {"anatomy", "brats", "brats-2023", "med-ddpm"}),
-    ],
-)
-def test_what_is_ambiguous_is_asked(scheme, volumes, choices):
-    with pytest.raises(MedDPMError, match="can mean different things: say which") as caught:
-        load_scheme(scheme).recognise_numbering(volumes)
-    named = {
-        numbering.name for numbering in load_scheme(scheme).numberings if f'"{numbering.name}"' in str(caught.value)
-    }
-    assert named == choices and caught.value.code == "ambiguous-labels"
-    assert all(name in caught.value.values["choices"] for name in choices)
-
-
-def test_an_anatomy_is_recognised_by_what_brats_does_not_have():
-    assert load_scheme("anatomy").recognise_numbering({1: 1, 2: 1, 18: 1, 20: 1}).name == "anatomy"
-
-
-@pytest.mark.parametrize("scheme, values", [("brats", [1, 40]), ("whole-head", [3, 4]), ("anatomy", [22, 255])])
-def test_values_outside_the_scheme_are_named(scheme, values):
-    with pytest.raises(MedDPMError) as caught:
-        load_scheme(scheme).recognise_numbering(dict.fromkeys(values, 1.0))
-    assert str(values[-1]) in str(caught.value) and load_scheme(scheme).labels[0].name.lower() in str(caught.value)
-
-
-def test_numberings_translate():
-    array = np.array([[[0, 1, 2, 4]]], np.uint16)
-    np.testing.assert_array_equal(load_scheme("brats").numbering("brats").translate(array), [[[0, 1, 2, 3]]])
-    np.testing.assert_array_equal(load_scheme("anatomy").numbering("brats").translate(array), [[[0, 19, 20, 21]]])
-    np.testing.assert_array_equal(load_scheme("brats").numbering("anatomy").translate(array), [[[0, 4, 4, 4]]])
-    assert load_scheme("brats").numbering("brats").translate(array).dtype == np.uint8
-    assert [load_scheme(name).own_numbering for name in SCHEMES] == ["anatomy", "med-ddpm", "whole-head"]
-    with pytest.raises(MedDPMError, match='"brats-2023"'):
-        load_scheme("brats").numbering("brats2023")
-
-
-@pytest.mark.parametrize("name", SCHEMES)
-def test_a_numbering_means_the_same_in_every_scheme(name):
-    """BraTS's 2 is oedema, whatever scheme it is read into."""
-    scheme, brats = load_scheme(name), load_scheme("brats")
-    for numbering in scheme.numberings:
-        if numbering.name in ("brats", "brats-2023", "med-ddpm"):
-            there = dict(brats.numbering(numbering.name).values)
-            for file_value, value in numbering.values:
-                assert scheme.label_by_value(value).name == brats.label_by_value(there[file_value]).name
-
-
 # As plain data ---------------------------------------------------------------------------------------
 
 
@@ -221,12 +144,14 @@ def test_a_scheme_survives_json(name):
     assert hash(scheme) == hash(LabelScheme.from_dict(scheme.to_dict()))
 
 
-def test_without_numberings_the_schemes_own_values_count():
+def test_the_name_of_its_own_values_comes_from_the_scheme_or_from_an_earlier_card():
     data = load_scheme("brats").to_dict()
-    del data["numberings"]
-    scheme = LabelScheme.from_dict(data)
-    assert scheme.own_numbering == "brats"
-    assert scheme.recognise_numbering({4: 1.0}).values == ((1, 1), (2, 2), (3, 3), (4, 4))
+    assert LabelScheme.from_dict(data).own_numbering == "med-ddpm"
+    del data["own_numbering"]
+    assert LabelScheme.from_dict(data).own_numbering == "brats"
+    earlier = {"name": "med-ddpm", "title": "Med-DDPM", "values": {"1": 1, "2": 2, "3": 3, "4": 4}}
+    other = {"name": "brats", "title": "BraTS", "values": {"1": 1, "2": 2, "4": 3}}
+    assert LabelScheme.from_dict(data | {"numberings": [other, earlier]}) == load_scheme("brats")
 
 
 def damage(path, value):
@@ -248,19 +173,15 @@ def damage(path, value):
         (["title"], None), (["labels"], {}), (["labels"], []), (["labels"], KeyError), (["labels", 0], "Necrosis"),
         (["labels", 0, "value"], 2), (["labels", 0, "value"], 0), (["labels", 0, "value"], 256),
         (["labels", 0, "value"], 1.0), (["labels", 0, "value"], True), (["labels", 0, "value"], "1"),
-        (["labels", 0, "value"], 9), (["labels", 0, "name"], "OEDEMA"), (["labels", 0, "role"], "rest"),
+        (["labels", 0, "name"], "OEDEMA"), (["labels", 0, "role"], "rest"),
         (["labels", 0, "role"], "king"), (["labels", 0, "role"], ["rest"]), (["labels", 0, "priority"], 4),
         (["labels", 0, "priority"], float("nan")), (["labels", 0, "color"], [1, 2]),
         (["labels", 0, "color"], [1, 2, 256]),
         (["labels", 0, "color"], "red"), (["labels", 0, "type"], {}), (["labels", 0, "category", "value"], 1),
-        (["labels", 0, "aliases"], "ab"), (["labels", 0, "aliases"], [3]), (["numberings"], "x"), (["numberings"], []),
-        (["numberings", 0, "values"], {}), (["numberings", 0, "values"], [[1, 1]]),
-        (["numberings", 0, "values"], {"1": 9}),
-        (["numberings", 0, "values"], {"-1": 1}), (["numberings", 0, "values"], {"1": 1, "01": 2}),
-        (["numberings", 0, "values"], {"99999": 1}), (["numberings", 0, "values"], {"²": 1}),
-        (["numberings", 2, "values"], {"1": 1}), (["numberings", 0, "name"], "med-ddpm"),
-        (["numberings", 0, "recognised_by"], [None]), (["numberings", 0, "largest_mm3"], {"4": -1}),
-        (["numberings", 0, "largest_mm3"], [4]), (["labels"], [{}] * 100_000),
+        (["labels", 0, "aliases"], "ab"), (["labels", 0, "aliases"], [3]), (["own_numbering"], ""),
+        (["own_numbering"], 4), (["labels", 0, "plausible_ml"], [1]), (["labels", 0, "plausible_ml"], [5, 2]),
+        (["labels", 0, "plausible_ml"], "all"), (["labels", 0, "plausible_ml"], [0, float("inf")]),
+        (["labels"], [{}] * 100_000),
     ],
 )  # fmt: skip
 def test_schemes_that_do_not_hold_together_are_refused(path, value):
@@ -303,7 +224,7 @@ def test_a_scheme_with_anything_anywhere_is_sound_or_refused(name, data):
         return
     assert LabelScheme.from_dict(json.loads(json.dumps(read.to_dict()))) == read
     assert sorted(read.priority) == list(read.values)
-    assert read.numbering(read.own_numbering).explains(set(read.values))
+    assert find_numbering(read, read.own_numbering).explains(set(read.values))
 
 
 # Tissues ---------------------------------------------------------------------------------------------

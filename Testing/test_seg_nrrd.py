@@ -7,6 +7,8 @@ import resource
 import numpy as np
 import pytest
 import SimpleITK
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_geometry import ALL_ORIENTATIONS, oriented
 from test_masks import BRATS, brain
 
@@ -30,14 +32,17 @@ def terminology(label):
 
 
 def save(path, layers, segments, geometry):
-    """As 3D Slicer writes it: one component for each layer, a block of header lines for each segment."""
+    """As 3D Slicer writes it: one component for each layer, a block of header lines for each segment.
+
+    ``segments`` are in the order of their numbers, or by number.
+    """
     array = np.stack(layers, axis=-1) if len(layers) > 1 else layers[0]
     image = SimpleITK.GetImageFromArray(array.astype(np.uint8), isVector=len(layers) > 1)
     lps = np.diag([-1, -1, 1, 1]) @ geometry.ijk_to_ras
     image.SetSpacing(geometry.spacing.tolist())
     image.SetDirection((lps[:3, :3] / geometry.spacing).ravel().tolist())
     image.SetOrigin(lps[:3, 3].tolist())
-    for number, fields in enumerate(segments):
+    for number, fields in segments.items() if isinstance(segments, dict) else enumerate(segments):
         for key, value in {"ID": f"Segment_{number + 1}", "Layer": "0", **fields}.items():
             image.SetMetaData(f"Segment{number}_{key}", str(value))
     SimpleITK.WriteImage(image, str(path), True)
@@ -116,6 +121,67 @@ def test_the_anatomys_terminology_survives_a_file(tmp_path):
     ]
     path = save(tmp_path / "a.seg.nrrd", [array], segments, brain(8).geometry)
     np.testing.assert_array_equal(read_mask(path, scheme).volume.array, array)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    numbers=st.lists(st.integers(0, 40), min_size=4, max_size=4, unique=True),
+    order=st.permutations([1, 2, 3, 4]),
+    layered=st.booleans(),
+)
+def test_every_segment_is_read_whatever_its_number_is(tmp_path_factory, numbers, order, layered):
+    """3D Slicer leaves gaps where segments were removed; other programs begin where they like."""
+    volume = brain()
+    named = [{"Name": NAMES[value], "LabelValue": 1 if layered else value} for value in order]
+    layers = [(volume.array == value).astype(np.uint8) for value in order] if layered else [volume.array]
+    path = tmp_path_factory.getbasetemp() / "gap.seg.nrrd"
+    fields = {number: {**named[n], "Layer": n if layered else 0} for n, number in enumerate(sorted(numbers))}
+    save(path, layers, fields, volume.geometry)
+    np.testing.assert_array_equal(read_mask(path, BRATS).volume.array, volume.array)
+    del fields[sorted(numbers)[order[0] - 1]]  # whose voxels are nobody's then
+    save(path, layers, fields, volume.geometry)
+    with pytest.raises(MedDPMError, match="holds the value .* none of its segments'"):
+        read_mask(path, BRATS)
+
+
+def test_files_of_slicer_4_10_have_a_layer_for_each_segment(tmp_path):
+    volume = brain()
+    order = [3, 1, 4, 2]
+    layers = [(volume.array == value).astype(np.uint8) for value in order]
+    path = save(tmp_path / "a.seg.nrrd", layers, [{"Name": NAMES[value]} for value in order], volume.geometry)
+    header, data = path.read_bytes().split(b"\n\n", 1)
+    lines = [line for line in header.split(b"\n") if b"_Layer:=" not in line]
+    path.write_bytes(b"\n".join(lines) + b"\n\n" + data)
+    np.testing.assert_array_equal(read_mask(path, BRATS).volume.array, volume.array)
+
+
+def test_left_and_right_are_one_structure_and_two_tumours_are_asked_about(tmp_path):
+    volume = brain()
+    left = np.arange(volume.array.shape[2]) < 8
+    halves = np.where(volume.array == 4, np.where(left, 4, 5), volume.array).astype(np.uint8)
+    anatomy = load_scheme("anatomy")
+    segments = [{"Name": NAMES[value], "LabelValue": value} for value in (1, 2, 3)]
+    sides = [{"Name": "Left-Thalamus", "LabelValue": 4}, {"Name": "Right Thalamus", "LabelValue": 5}]
+    path = save(tmp_path / "a.seg.nrrd", [halves], segments + sides, volume.geometry)
+    mask = read_mask(path, anatomy)
+    np.testing.assert_array_equal(mask.volume.array == 7, volume.array == 4)
+    assert any('"Left-Thalamus", "Right Thalamus" are taken together' in note for note in mask.notes)
+    sides[1]["Name"] = "Left-Thalamus"
+    with pytest.raises(MedDPMError, match="are both the label"):
+        read_mask(save(path, [halves], segments + sides, volume.geometry), anatomy)
+
+
+def test_a_header_that_is_not_utf_8(tmp_path):
+    volume = brain()
+    path = save(
+        tmp_path / "a.seg.nrrd", [volume.array], [{"Name": NAMES[v], "LabelValue": v} for v in NAMES], volume.geometry
+    )
+    content = path.read_bytes().replace(b"Segment0_Name:=Necrosis", b"Segment0_Gr\xf6\xdfe:=5\nSegment0_Name:=Necrosis")
+    path.write_bytes(content)
+    np.testing.assert_array_equal(read_mask(path, BRATS).volume.array, volume.array)
+    path = save(tmp_path / "b.mha", [volume.array], [], volume.geometry)
+    path.write_bytes(path.read_bytes().replace(b"ElementSpacing", b"Gr\xf6\xdfe = 5\nElementSpacing", 1))
+    np.testing.assert_array_equal(read_mask(path, BRATS).volume.array, volume.array)
 
 
 # Writing ---------------------------------------------------------------------------------------------

@@ -136,7 +136,7 @@ def test_the_folder_says_what_the_run_is(whole):
     expected = [np.mean(part) for part in (values[0:2], values[2:4], values[4:6], values[6:7])]
     assert [n for n, _ in rows] == [2, 4, 6, 7] and np.allclose([loss for _, loss in rows], expected)
     readme = (folder / "README.md").read_text()
-    for words in ("brats-compact", "Iteration 7 of 7", "finished", "3 cases learnt from", "float32", "torch"):
+    for words in ("brats-compact", "Iteration 7 of 7", "finished", "3 training cases", "float32", "torch"):
         assert words in readme
     assert history.best["score"] == pytest.approx(min(expected))
 
@@ -542,7 +542,7 @@ def test_an_unfinished_run_becomes_a_model_that_says_so(tmp_path):
         (["stages.1.patch=[16, 8, 6]"], CASES, "stages.1.patch is"),
         (["schedule.name=cubic"], CASES, "cubic"),
         (["network.channels=[7]"], CASES, "7"),
-        ([], [], "no case"),
+        ([], [], "no cases"),
         ([], [replace(CASES[0], spacing=(1.0, 1.0, 1.0))], "16 x 16 x 16 mm.*192 x 192 x 144 mm"),
         (["training.held_out=0.5"], CASES[:1], "held out"),
     ],
@@ -579,6 +579,32 @@ def test_missing_memory_is_told_with_what_would_fit(monkeypatch):
     with pytest.raises(OutOfMemory, match="take patches of about [0-9]+ voxels"):
         check_memory(replace(recipe, stages=(replace(recipe.stages[0], patch=(96, 96, 96)),)), EXACT, False, Network())
     assert asked
+
+
+@pytest.mark.parametrize("measurable", [set(), {("bfloat16", True)}])
+def test_an_alternative_that_cannot_be_measured_is_left_out(monkeypatch, measurable):
+    """In bfloat16 a gradient may not be finite on random data; how much is missing has to be said all the same."""
+
+    def fake_needs(recipe, stages, device, precision, checkpointing):
+        if (precision, checkpointing) not in {("float32", False), *measurable}:
+            raise MedDPMError("the measurement failed: the gradient of iteration 2 is not finite")
+        size = 80 if precision == "float32" else 13
+        return [memory_estimate.Need(stages[0].example_size, 1, precision, checkpointing, size * 10**9)]
+
+    monkeypatch.setattr(memory_estimate, "needs", fake_needs)
+    monkeypatch.setattr(memory_estimate, "free_memory", lambda device: 30 * 10**9)
+
+    class Network(torch.nn.Module):
+        values_per_voxel = 660
+        side_multiple = 16
+
+    says = (
+        "what fits: 13.0 GB .* bfloat16 with --checkpointing" if measurable else "take patches of about [0-9]+ voxels"
+    )
+    with pytest.raises(OutOfMemory, match=f"80.0 GB for .* in float32; {says}"):
+        check_memory(load_recipe("brats"), EXACT, False, Network())
+    table = list(memory_estimate.memory_table(load_recipe("brats"), torch.device("cpu")))
+    assert {(need.precision, need.checkpointing) for need in table} == {("float32", False), *measurable}
 
 
 def test_the_peak_of_the_process_that_measures_is_not_that_of_the_one_that_asked():

@@ -152,8 +152,8 @@ def benchmark(
         rates = []
         with _Process(measure_peak_throughput, device) as peak_throughput:
             peak_throughput.begin()
-            for model in benchmarked.values():
-                measurements += _measure(model, device, share, steps, peak_throughput, rates, report)
+            for one in benchmarked.values():
+                measurements += _measure(one, device, share, steps, peak_throughput, rates, report)
         peak_throughputs[device] = _medians(rates)
     return Benchmark(describe_machine(), before, load(), share, peak_throughputs, tuple(measurements))
 

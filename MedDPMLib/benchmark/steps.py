@@ -15,10 +15,9 @@ from statistics import fmean, median
 import numpy as np
 
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.imaging.io import read_volume
 from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.inference.generation import plan_run
-from MedDPMLib.inference.record import describe_run, is_finished, sidecar, volume_path, write_result
+from MedDPMLib.inference.record import describe_run, is_finished, read_result, sidecar, volume_path, write_result
 from MedDPMLib.inference.settings import GenerationSettings
 from MedDPMLib.masks.fit import fit
 from MedDPMLib.masks.mask import Mask
@@ -173,7 +172,7 @@ class Study:
     def volumes(self, variant: Variant, mask: Mask, seed: int) -> dict[str, Volume]:
         """The volumes that :meth:`make` wrote, by modality."""
         return {
-            modality: read_volume(volume_path(self.folder / variant.folder, self._stem(mask, seed), modality))
+            modality: read_result(volume_path(self.folder / variant.folder, self._stem(mask, seed), modality))
             for modality in self.model.card.modalities
         }
 

@@ -9,7 +9,18 @@ import typer
 from typer.core import TyperGroup
 
 from MedDPMLib import __version__
-from MedDPMLib.cli import appearance, benchmark, complete, demo, fidelity, generate, models, prepare, training
+from MedDPMLib.cli import (
+    appearance,
+    benchmark,
+    complete,
+    demo,
+    fidelity,
+    generate,
+    models,
+    prepare,
+    study,
+    training,
+)
 from MedDPMLib.cli.output import complain
 from MedDPMLib.cli.remedies import worded
 from MedDPMLib.errors import MedDPMError
@@ -76,3 +87,4 @@ app.command()(prepare.prepare)
 app.command()(training.train)
 app.command()(fidelity.fidelity)
 app.add_typer(benchmark.app, name="benchmark")
+app.add_typer(study.app, name="study")

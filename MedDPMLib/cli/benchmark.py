@@ -232,7 +232,7 @@ def steps(
     from MedDPMLib.masks.mask import read_mask
     from MedDPMLib.masks.templates import load_template, template_names
     from MedDPMLib.runtime.device import choose_execution
-    from MedDPMLib.runtime.files import written_whole
+    from MedDPMLib.runtime.files import atomic_write
 
     total = card.schedule["timesteps"]
     counts = step_counts.split(",") if step_counts else [*(n for n in STEPS if n < total), total]
@@ -273,7 +273,7 @@ def steps(
         {one.name: study.volumes(one, mask, seed) for one in compared}, mask.volume, card.scheme,
         caption=f"{SYNTHETIC}, {card.name}, {mask.name}, seed {seed}",
     )  # fmt: skip
-    with written_whole(out / "steps.png") as temporary:
+    with atomic_write(out / "steps.png") as temporary:
         picture.save(temporary)
     print_table(_STEPS_HEADINGS, [_steps_row(row) for row in rows], numeric=range(1, len(_STEPS_HEADINGS)))
     typer.echo(f"Means over modalities, {len(painted)} masks and {samples} seeds; the reference is {reference.name}.")
@@ -310,7 +310,7 @@ def _numbers(text: str) -> list[float]:
 
 
 def _write_json(path: Path, data: dict) -> None:
-    from MedDPMLib.runtime.files import written_whole
+    from MedDPMLib.runtime.files import atomic_write
 
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(data, indent=2) + "\n")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from MedDPMLib.cli.checks import check_writable_file
-from MedDPMLib.cli.options import BrainFromOption, LabelsOption, SeedOption, model_names
+from MedDPMLib.cli.options import BrainFromOption, GeometryOption, LabelsOption, SeedOption, model_names
 from MedDPMLib.errors import MedDPMError
 
 #: The bundled model that completes masks.
@@ -26,6 +26,7 @@ def complete(
     ] = _COMPLETED,
     labels: LabelsOption = None,
     brain_from: BrainFromOption = None,
+    geometry: GeometryOption = None,
 ) -> None:
     """Write the mask as the model sees it: with the brain structures that it does not show, which are invented.
 
@@ -49,7 +50,7 @@ def complete(
     card = ModelStore().find(model).card
     if card.completion is None:
         raise MedDPMError(f"the model {card.name} adds no structures to a mask: use {_COMPLETED}")
-    read = read_mask(mask, card.scheme, numbering=labels, brain_from=brain_from)
+    read = read_mask(mask, card.scheme, numbering=labels, brain_from=brain_from, geometry=geometry)
     seen = network_labels(read, card, seed)
     completed = Volume(seen.labels, seen.geometry)
     description = f"label map of MedDPM, partly invented, seed {seed}"

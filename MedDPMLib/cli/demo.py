@@ -43,7 +43,7 @@ def demo(
     from MedDPMLib.inference.generation import plan_run
     from MedDPMLib.inference.record import write_result
     from MedDPMLib.masks.templates import demo_mask
-    from MedDPMLib.runtime.files import written_whole
+    from MedDPMLib.runtime.files import atomic_write
 
     mask = demo_mask(card.scheme)
     mask_path, montage_path, record_path = out / "demo_mask.nii.gz", out / "montage.png", out / "record.json"
@@ -54,9 +54,9 @@ def demo(
     write_nifti(mask_path, mask.volume, description="label map of MedDPM")
     written = [mask_path, *write_result(out, "demo", generated)]
     picture = draw_montage(generated, mask.volume, mask.scheme, caption=f"{SYNTHETIC}, {card.name}, seed {seed}")
-    with written_whole(montage_path) as temporary:
+    with atomic_write(montage_path) as temporary:
         picture.save(temporary)
-    with written_whole(record_path) as temporary:
+    with atomic_write(record_path) as temporary:
         temporary.write_text(json.dumps(generated.record, indent=2) + "\n")
     for path in [*written, montage_path, record_path]:
         typer.echo(str(path))

@@ -84,9 +84,9 @@ def fidelity(
         ]
 
     if json_file is not None:
-        from MedDPMLib.runtime.files import written_whole
+        from MedDPMLib.runtime.files import atomic_write
 
-        with written_whole(json_file) as temporary:
+        with atomic_write(json_file) as temporary:
             temporary.write_text(json.dumps({"models": [result.to_dict() for result in results]}, indent=2) + "\n")
     _print_means(results)
     _print_summary(results, list(images))

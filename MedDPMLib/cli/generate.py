@@ -13,6 +13,7 @@ import typer
 from MedDPMLib.cli.checks import check_writable
 from MedDPMLib.cli.options import (
     BrainFromOption,
+    GeometryOption,
     LabelsOption,
     ModelOption,
     OutOption,
@@ -42,6 +43,7 @@ def generate(
     settings: GenerationSettings,
     labels: LabelsOption = None,
     brain_from: BrainFromOption = None,
+    geometry: GeometryOption = None,
 ) -> None:
     """Generate synthetic MRI volumes from masks.
 
@@ -50,17 +52,18 @@ def generate(
     skipped, the others are processed; the exit code is then 2.
     """
     from MedDPMLib.imaging.io import check_readable
+    from MedDPMLib.masks.said import asked_numbering
     from MedDPMLib.models.store import ModelStore
 
     paths = find_masks(masks, out)
     entry = ModelStore().find(model)
     settings = settings.for_card(entry.card)
     if labels is not None:
-        entry.card.scheme.numbering(labels)
+        asked_numbering(entry.card.scheme, labels)
     if brain_from is not None:
         check_readable(brain_from)
     check_writable(out)
-    batch = Batch(entry, settings, out, labels, brain_from)
+    batch = Batch(entry, settings, out, labels, brain_from, geometry)
     seeds = range(seed, seed + samples)
     with show_progress(len(paths) * len(seeds) * settings.steps, "starting") as progress:
         for path in paths:
@@ -74,14 +77,20 @@ class Batch:
     """What all masks and seeds have in common; the model is loaded when the first volume is due."""
 
     def __init__(
-        self, entry: ModelEntry, settings: GenerationSettings, out: Path, numbering: str | None, brain_from: Path | None
+        self,
+        entry: ModelEntry,
+        settings: GenerationSettings,
+        out: Path,
+        numbering: str | None,
+        brain_from: Path | None,
+        geometry: str | None = None,
     ) -> None:
         """``settings`` are complete, as :meth:`GenerationSettings.for_card` returns them."""
         from MedDPMLib.runtime.device import choose_execution
 
         self.entry, self.settings, self.out = entry, settings, out
+        self.reading = {"numbering": numbering, "brain_from": brain_from, "geometry": geometry}
         self.execution = choose_execution(settings.device, settings.precision)
-        self.numbering, self.brain_from = numbering, brain_from
         self.made = self.skipped = self.failed = 0
 
     @cached_property
@@ -100,10 +109,13 @@ class Batch:
 
         card, settings = self.entry.card, self.settings
         try:
-            mask = read_mask(path, card.scheme, numbering=self.numbering, brain_from=self.brain_from)
+            mask = read_mask(path, card.scheme, **self.reading)
         except MedDPMError as error:
             return self._fail(error, len(seeds), progress)
-        reported = set()
+        # Before anything is computed: how the file is read shows whether it is worth the wait.
+        for note in mask.notes:
+            typer.echo(f"{mask.name}: {note}")
+        reported = set(mask.notes)
         for index, seed in enumerate(seeds):
             stem, doing = f"{mask.name}_seed{seed}", f"{mask.name}, seed {seed}"
             run = describe_run(
@@ -143,7 +155,7 @@ class Batch:
 
 def find_masks(arguments: Sequence[Path], out: Path) -> list[Path]:
     """The files in ``arguments``, and the volumes in the folders among them; every mask needs a name of its own."""
-    from MedDPMLib.imaging.io import check_readable, volume_stem, volume_suffix
+    from MedDPMLib.imaging.io import check_readable, names_volume, volume_stem
 
     paths = []
     for argument in arguments:
@@ -156,7 +168,7 @@ def find_masks(arguments: Sequence[Path], out: Path) -> list[Path]:
             found = sorted(
                 path
                 for path in argument.iterdir()
-                if volume_suffix(path) and path.is_file() and not path.name.startswith(".")
+                if names_volume(path) and path.is_file() and not path.name.startswith(".")
             )
             if not found:
                 check_readable(argument)

@@ -21,6 +21,15 @@ def model_names(incomplete: str) -> list[str]:
     return sorted({entry.name for entry in ModelStore().list() if entry.name.startswith(incomplete)})
 
 
+def _known_geometry(text: str | None) -> str | None:
+    from MedDPMLib.errors import MedDPMError
+    from MedDPMLib.imaging.nifti import GEOMETRIES
+
+    if text is not None and text not in GEOMETRIES:
+        raise MedDPMError(f'there is no geometry "{text}": use {" or ".join(GEOMETRIES)}')
+    return text
+
+
 ModelOption = Annotated[
     str,
     typer.Option("--model", help="Installed model, bundle file or official checkpoint.", autocompletion=model_names),
@@ -30,7 +39,21 @@ OutOption = Annotated[Path, typer.Option("--out", help="Folder for the results; 
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same volume.")]
 LabelsOption = Annotated[
     str | None,
-    typer.Option("--labels", metavar="CONVENTION", help="Label convention of the masks, if it is ambiguous."),
+    typer.Option(
+        "--labels",
+        metavar="CONVENTION",
+        help="Label convention of the masks, if it is ambiguous: a name such as brats-2023, a color table, or what each"
+        ' value is: "1=necrosis,2=edema,3=enhancing tumor,4=rest of the brain".',
+    ),
+]
+GeometryOption = Annotated[
+    str | None,
+    typer.Option(
+        "--geometry",
+        metavar="FORM",
+        help="sform or qform: which is right where a NIfTI header gives two positions of a volume.",
+        callback=_known_geometry,
+    ),
 ]
 BrainFromOption = Annotated[
     Path | None,

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from MedDPMLib.cli.options import LabelsOption
+from MedDPMLib.cli.options import GeometryOption, LabelsOption
 from MedDPMLib.cli.output import complain, show_progress
 from MedDPMLib.cli.remedies import worded
 from MedDPMLib.errors import MedDPMError
@@ -51,6 +51,7 @@ def prepare(
         str | None, typer.Option(help="Modalities to use, such as t1,t2; by default all of the scheme.")
     ] = None,
     labels: LabelsOption = None,
+    geometry: GeometryOption = None,
     normalize: Annotated[
         str,
         typer.Option(
@@ -75,7 +76,7 @@ def prepare(
     chosen = tuple(modalities.split(",")) if modalities is not None else standard(scheme).modalities
     if anatomy is not None and not anatomy.is_dir():
         raise MedDPMError(f"{anatomy} is not a folder: --anatomy needs the folder of CASE_anatomy.nii.gz")
-    settings = DatasetSettings(scheme, chosen, anatomy, labels, normalize)
+    settings = DatasetSettings(scheme, chosen, anatomy, labels, normalize, geometry)
     cases = find_cases(sources, load_scheme(scheme), chosen, numbering=labels)
     for layout, count in Counter(case.layout for case in cases).items():
         typer.echo(f"{layout}: {count} {'case' if count == 1 else 'cases'}")

@@ -12,6 +12,8 @@ _REMEDIES = {
     "no-brain-area": _FILL,
     "no-brain-area-or-other-convention": f"{_FILL}, or choose another label convention with --labels",
     "no-rest-label": "leave out --brain-from",
+    "two-places": "find out which is right, and choose it with --geometry sform or --geometry qform",
+    "unknown-labels": 'define each value with --labels "{example}", or use a model with another scheme',
 }
 
 

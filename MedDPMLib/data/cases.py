@@ -24,7 +24,7 @@ from torch.utils.data import Dataset
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.geometry import Grid
 from MedDPMLib.imaging.io import read_volume
-from MedDPMLib.runtime.files import written_whole
+from MedDPMLib.runtime.files import atomic_write
 from MedDPMLib.validation import matching, optional, read_json, table_of, table_with, text
 
 #: The folder in a dataset for what is decoded.
@@ -175,12 +175,12 @@ def _decode(folder: Path, name: str, channels: int, cache: Path) -> _Decoded:
     key = hashlib.sha256(repr(stamps).encode()).hexdigest()[:16]
     own = cache / name
     image, labels, about = (own / f"{key}.{what}" for what in ("image.npy", "labels.npy", "json"))
-    if not about.is_file():
+    if (grid := _described(about, image, labels)) is None:
         stacked, values, grid = _read_arrays(labels_path, image_paths, name)
         for path, array in ((image, stacked), (labels, values)):
-            with written_whole(path) as temporary:
+            with atomic_write(path) as temporary:
                 np.save(temporary, array)
-        with written_whole(about) as temporary:
+        with atomic_write(about) as temporary:
             temporary.write_text(json.dumps(vars(grid)))
         for old in own.iterdir():  # of files that have changed since
             if not old.name.startswith((key, ".")):
@@ -189,9 +189,18 @@ def _decode(folder: Path, name: str, channels: int, cache: Path) -> _Decoded:
         with suppress(FileNotFoundError):  # which has just finished
             if time.time() - left.stat().st_mtime > _ABANDONED:
                 left.unlink()
-    said = json.loads(about.read_text())
-    grid = Grid(tuple(said["size"]), tuple(said["spacing"]), said["orientation"])
     return _Decoded(name, image, labels, grid)
+
+
+def _described(about: Path, image: Path, labels: Path) -> Grid | None:
+    """The grid of the arrays in ``image`` and ``labels`` as ``about`` says; None where they have to be made anew."""
+    try:
+        said = json.loads(about.read_text(encoding="utf-8"))
+        grid = Grid(tuple(said["size"]), tuple(said["spacing"]), said["orientation"])
+        shapes = [np.load(path, mmap_mode="r").shape[-3:] for path in (image, labels)]
+    except Exception:  # a cache that is damaged in any way is no loss
+        return None
+    return grid if shapes == [grid.shape] * 2 else None
 
 
 def _read_arrays(labels_path: Path, image_paths: Sequence[Path], name: str) -> tuple[np.ndarray, np.ndarray, Grid]:
@@ -256,7 +265,7 @@ class SmoothedCases(Dataset):
         if not path.is_file():
             smoothed = smoothed_for(case, self.shape)
             try:
-                with written_whole(path) as temporary:
+                with atomic_write(path) as temporary:
                     np.save(temporary, smoothed.image.numpy())
             except MedDPMError:  # no space, or no permission: no reason to end a run, nor to fill the memory instead
                 return smoothed

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from pathlib import Path
 
 import numpy as np
 
 from MedDPMLib.errors import MedDPMError
+from MedDPMLib.imaging.checksums import Damaged, check_itk_file, read_text_header
 from MedDPMLib.imaging.geometry import Geometry
+from MedDPMLib.imaging.nifti import read_nifti
 from MedDPMLib.imaging.volume import Volume
-from MedDPMLib.runtime.files import written_whole
+from MedDPMLib.runtime.content import describe_content, read_head
+from MedDPMLib.runtime.files import atomic_write
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
+#: What nibabel reads beside them: FreeSurfer's files, and pairs of Analyze or NIfTI.
+_NIBABEL_SUFFIXES = (*NIFTI_SUFFIXES, ".mgz", ".mgh", ".hdr", ".img")
 #: Read through SimpleITK, whose world is LPS.
 ITK_SUFFIXES = (".seg.nrrd", ".nrrd", ".nhdr", ".mha", ".mhd")
-SUFFIXES = NIFTI_SUFFIXES + ITK_SUFFIXES
+SUFFIXES = _NIBABEL_SUFFIXES + ITK_SUFFIXES
 
 #: What stands in the NIfTI header of everything that is generated: nobody may take it for a patient.
 SYNTHETIC = "synthetic, MedDPM"
-
-#: Deflate shrinks no further than 1032 to 1: a header that promises more voxels than that is damaged.
-_LARGEST_EXPANSION = 1100
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -32,21 +35,36 @@ def volume_suffix(path: Path) -> str | None:
     return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
 
 
+def names_volume(path: Path) -> bool:
+    """Whether ``path`` is to be listed as a volume by its name: of a pair of .hdr and .img, the first alone is."""
+    suffix = volume_suffix(path)
+    return suffix is not None and not (suffix == ".img" and path.with_suffix(".hdr").is_file())
+
+
 def volume_stem(path: Path) -> str:
     """The file's name without its suffix: "case_01" for "case_01.nii.gz"."""
     suffix = volume_suffix(path)
     return path.name[: -len(suffix)] if suffix else path.stem
 
 
-def read_volume(path: str | os.PathLike) -> Volume:
-    """Reads a 3-D image: NIfTI (any affine), NRRD or MetaImage, in native byte order.
+def read_volume(path: str | os.PathLike, *, geometry: str | None = None, component: int | None = None) -> Volume:
+    """Reads a 3-D image: NIfTI (any affine), Analyze, FreeSurfer's .mgz, NRRD or MetaImage, in native byte order.
 
-    A trailing axis of one element is dropped. Raises :class:`MedDPMError` for a missing, damaged, 2-D, 4-D
-    or non-finite file, for a folder, and for a header whose matrix is singular.
+    Compressed files are checked to the end. A trailing axis of one element is dropped. ``geometry`` ("sform" or
+    "qform") says which counts where a NIfTI header contradicts itself, ``component`` which volume of a fourth axis is
+    wanted, from 0 on. Raises :class:`MedDPMError` for a missing, damaged, 2-D, 4-D or non-finite file, for a folder,
+    for a header whose matrix is singular, and for one that says in two ways where the volume lies.
     """
     path = Path(path)
     suffix = check_readable(path)
-    array, ijk_to_ras, notes = (_read_nifti if suffix in NIFTI_SUFFIXES else _read_itk)(path)
+    if suffix in _NIBABEL_SUFFIXES:
+        array, ijk_to_ras, notes = _read_nifti(path, geometry)
+    else:
+        array, ijk_to_ras, notes = _read_itk(path)
+    if component is not None and array.ndim == 4:
+        if not 0 <= component < len(array):
+            raise MedDPMError(f"{path} has {len(array)} volumes: number {component} is not among them")
+        array = np.ascontiguousarray(array[component])
     while array.ndim > 3 and array.shape[0] == 1:
         array = array[0]
     if array.ndim != 3 or min(array.shape) < 2:
@@ -73,9 +91,11 @@ def check_readable(path: Path) -> str:
             )
         if not path.is_file():
             raise MedDPMError(f"{path} does not exist: check the path")
-        path.open("rb").close()
+        content = describe_content(read_head(path))
     except OSError as error:
         raise MedDPMError(f"{path} cannot be opened ({error.strerror}): check the path and its permissions") from error
+    if content is not None:
+        raise MedDPMError(f"{path} is {content}")
     suffix = volume_suffix(path)
     if suffix is None:
         raise MedDPMError(
@@ -85,24 +105,17 @@ def check_readable(path: Path) -> str:
     return suffix
 
 
-def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    import nibabel
-
+def _read_nifti(path: Path, geometry: str | None) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    importlib.import_module("nibabel")  # a library that is broken is no fault of the file
     # A damaged header makes the parsers fail in any way they like; whatever they raise, the file is at fault.
     try:
-        image = nibabel.load(path)
-        promised = int(np.prod(image.shape, dtype=object)) * image.get_data_dtype().itemsize
-        if promised > _LARGEST_EXPANSION * path.stat().st_size:
-            raise EOFError(f"it promises {promised} bytes of voxels and is too small to hold them")
-        data = np.asanyarray(image.dataobj)
-        array = np.array(data.T, dtype=data.dtype.newbyteorder("="), order="C")
-        codes = int(image.header["sform_code"]), int(image.header["qform_code"])
+        return read_nifti(path, geometry)
+    except MedDPMError:
+        raise
+    except Damaged as error:
+        raise MedDPMError(f"{path} is damaged: {error}") from error
     except Exception as error:
         raise MedDPMError(f"{path} cannot be read ({_first_line(error)}): the file is damaged or not NIfTI") from error
-    notes = ()
-    if codes == (0, 0):
-        notes = (f"{path.name} does not say how it lies in the patient: its axes are taken to run L, A and S",)
-    return array, image.affine, notes
 
 
 def _read_itk(path: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
@@ -112,7 +125,15 @@ def _read_itk(path: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
             f"{path} has {image.GetDimension()} axes and {image.GetNumberOfComponentsPerPixel()} components:"
             " one 3-D volume is needed (in 3D Slicer, export the segmentation as a label map)"
         )
-    return itk_array(image), itk_ijk_to_ras(image), ()
+    return itk_array(image), itk_ijk_to_ras(image), notes_on_space(path)
+
+
+def notes_on_space(path: Path) -> tuple[str, ...]:
+    """A note where a NRRD file does not say in which direction of the patient its axes run."""
+    fields = read_text_header(path) if path.name.lower().endswith((".nrrd", ".nhdr")) else {"space": ""}
+    if "space" in fields:
+        return ()
+    return (f"{path.name} does not say in which space it lies: its axes are taken to run to L, P and S, as ITK does",)
 
 
 def read_itk(path: Path):
@@ -120,8 +141,11 @@ def read_itk(path: Path):
     import SimpleITK
 
     try:
+        check_itk_file(path)
         return SimpleITK.ReadImage(str(path))
-    except RuntimeError as error:
+    except Damaged as error:
+        raise MedDPMError(f"{path} is damaged: {error}") from error
+    except (RuntimeError, ValueError, OSError) as error:
         raise MedDPMError(
             f"{path} cannot be read ({_first_line(error)}): the file is damaged or not NRRD or MetaImage"
         ) from error
@@ -178,7 +202,7 @@ def write_nifti(path: str | os.PathLike, volume: Volume, *, description: str = "
     image.set_qform(volume.geometry.ijk_to_ras, code="scanner", strip_shears=True)
     image.header.set_xyzt_units("mm")
     image.header["descrip"] = description.encode()[:79]
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         nibabel.save(image, temporary)
 
 

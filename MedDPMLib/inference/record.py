@@ -9,10 +9,15 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from MedDPMLib.imaging.io import SYNTHETIC, write_nifti
+from MedDPMLib.imaging.io import SYNTHETIC, read_volume, write_nifti
+from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.inference.settings import GenerationSettings
-from MedDPMLib.runtime.files import written_whole
+from MedDPMLib.inference.stored import from_stored, stored_as, to_stored
+from MedDPMLib.runtime.files import atomic_write
 from MedDPMLib.runtime.versions import versions
+
+#: More characters than any record has.
+_LONGEST_RECORD = 1_000_000
 
 if TYPE_CHECKING:
     from MedDPMLib.inference.result import Generated
@@ -61,6 +66,7 @@ def make_record(
         "settings": settings.to_dict(),
         "scheme": mask.scheme.name,
         "modalities": list(model.card.modalities),
+        "intensities": stored_as(model.card.intensity_range),
         "notes": [*mask.notes, *fitted.notes],
         "outside_mm3": fitted.outside,
         "memory": memory,
@@ -84,18 +90,36 @@ def settings_of(record: Mapping[str, Any]) -> GenerationSettings:
 def write_result(folder: str | os.PathLike, stem: str, generated: Generated) -> list[Path]:
     """Writes ``<stem>_<modality>.nii.gz`` for every volume, and beside each its record, ``<stem>_<modality>.json``.
 
-    A record is written after its volume: where there is a record, the volume is whole. Returns the volumes' paths.
+    Intensities are written as the record's "intensities" say (:mod:`MedDPMLib.inference.stored`). A record is written
+    after its volume: where there is a record, the volume is whole. Returns the volumes' paths.
     """
-    paths = []
+    paths, line = [], generated.record.get("intensities")
     for modality, volume in generated.items():
         path = volume_path(folder, stem, modality)
         # An old record must not speak for a new volume if what follows is interrupted.
         sidecar(path).unlink(missing_ok=True)
-        write_nifti(path, volume, description=SYNTHETIC)
-        with written_whole(sidecar(path)) as temporary:
+        stored = to_stored(volume, line) if line and volume.array.dtype.kind == "f" else volume
+        write_nifti(path, stored, description=SYNTHETIC)
+        with atomic_write(sidecar(path)) as temporary:
             temporary.write_text(json.dumps({"modality": modality, **generated.record}, indent=2) + "\n")
         paths.append(path)
     return paths
+
+
+def read_result(path: str | os.PathLike) -> Volume:
+    """The intensities, float32 in the card's range, of a volume that :func:`write_result` wrote; raises as it does."""
+    path = Path(path)
+    return from_stored(read_volume(path), read_record(path) or {})
+
+
+def read_record(path: str | os.PathLike) -> dict[str, Any] | None:
+    """The record beside the volume ``path``, if there is one that was written for a generated volume."""
+    try:
+        with sidecar(Path(path)).open(encoding="utf-8") as file:
+            record = json.loads(file.read(_LONGEST_RECORD))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) and record.get("description") == SYNTHETIC else None
 
 
 def volume_path(folder: str | os.PathLike, stem: str, modality: str) -> Path:

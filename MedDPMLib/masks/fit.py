@@ -10,10 +10,15 @@ from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.geometry import Geometry, Grid, brain_center, extent
 from MedDPMLib.imaging.resample import resample_labels
 from MedDPMLib.masks.brain_area import describe_volume
-from MedDPMLib.masks.mask import Mask, count_values
+from MedDPMLib.masks.mask import Mask
+from MedDPMLib.masks.size import odd_size
+from MedDPMLib.masks.values import count_values
 
 #: How far, in millimetres, the model's grid leaves the brain's centre to hold what would be cut off.
 _LONGEST_SHIFT = 10.0
+
+#: A mask of which the grid cuts off more than this part is not the brain that the grid was made for.
+_MOST_LOST = 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,8 +37,9 @@ class Fitted:
 def fit(mask: Mask, grid: Grid) -> Fitted:
     """Places ``grid`` on the mask's brain (:meth:`Grid.place`) and brings the labels there, never stretched.
 
-    What is cut off and what is too small to survive is told in ``outside`` and ``notes``. The same mask and grid
-    give the same object, worked out once. Raises :class:`MedDPMError` if nothing is left.
+    What is cut off and what is too small to survive is said in ``outside`` and ``notes``. The same mask and grid
+    give the same object, computed once. Raises :class:`MedDPMError` if nothing is left, if more than
+    :data:`_MOST_LOST` of it is cut off, or all of one tumour label.
     """
     if grid not in mask.fitted:
         mask.fitted[grid] = _fit(mask, grid)
@@ -47,12 +53,12 @@ def _fit(mask: Mask, grid: Grid) -> Fitted:
     center = grid.holding(brain_center(foreground, geometry), low, high, _LONGEST_SHIFT)
     placed = grid.place(geometry, center)
     fitted = resample_labels(mask.volume, placed, scheme.priority).array
+    name = mask.source or mask.name
     total, inside, left = count_values(labels), _count_inside(labels, geometry, placed), count_values(fitted)
     if not left[1:].any():
         sides = " x ".join(f"{n * s:g}" for n, s in zip(grid.size, grid.spacing, strict=True))
         raise MedDPMError(
-            f"nothing of {mask.source or mask.name} is left on the model's grid of {sides} mm:"
-            " check the mask's size and spacing"
+            f"nothing of {name} is left on the model's grid of {sides} mm: {_why(mask, 'check its size and spacing')}"
         )
     outside, notes = {}, []
     for label in scheme.labels:
@@ -63,9 +69,24 @@ def _fit(mask: Mask, grid: Grid) -> Fitted:
                 f"{label.name}: {describe_volume(outside[label.name])} ({100 * cut / total[label.value]:.3g} %)"
                 " outside the model's grid, cut off"
             )
+            if label.role == "tumour" and cut == total[label.value]:
+                raise MedDPMError(
+                    f"all of the {label.name.lower()} of {name} lies outside the model's grid:"
+                    f" {_why(mask, 'check whether it belongs to this brain')}"
+                )
         if inside[label.value] and not left[label.value]:
             notes.append(f"{label.name}: too small for the model's voxels, vanishes")
+    lost = (total[1:] - inside[1:]).sum() / total[1:].sum()
+    if lost > _MOST_LOST:
+        raise MedDPMError(
+            f"{100 * lost:.3g} % of {name} ({describe_volume(sum(outside.values()))}) lie outside the model's grid:"
+            f" {_why(mask, 'check its spacing, or whether it holds more than a brain')}"
+        )
     return Fitted(fitted, placed, outside, tuple(notes))
+
+
+def _why(mask: Mask, otherwise: str) -> str:
+    return odd_size(mask.volume.array, mask.volume.geometry) or otherwise
 
 
 def _count_inside(labels: np.ndarray, geometry: Geometry, box: Geometry) -> np.ndarray:

@@ -12,18 +12,21 @@ from typing import Any
 import numpy as np
 
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.imaging.geometry import Geometry, Grid, extent
+from MedDPMLib.imaging.geometry import Geometry, Grid
 from MedDPMLib.imaging.io import read_volume, volume_stem
 from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.masks.brain_area import brain_area, describe_volume, outside_brain
-from MedDPMLib.masks.schemes import LabelScheme, Numbering
+from MedDPMLib.masks.dicom_seg import is_dicom_segmentation, read_dicom_segments
+from MedDPMLib.masks.numberings import Numbering, numberings
+from MedDPMLib.masks.readings import Reading, choose_reading, read_as
+from MedDPMLib.masks.said import explaining, said_numbering
+from MedDPMLib.masks.schemes import LabelScheme
 from MedDPMLib.masks.seg_nrrd import holds_segments, read_segments
+from MedDPMLib.masks.size import odd_size
+from MedDPMLib.masks.values import count_values, volumes_by_value, whole_numbers
 
-#: No file's numbering goes higher; more is an image or a parcellation of another kind.
-_HIGHEST_VALUE = 65_535
-
-#: Longest side, in millimetres, that a brain or head can have; outside of this the spacing is doubted.
-_PLAUSIBLE_EXTENT = (60.0, 300.0)
+#: Part of a tumour that may lie outside the brain where nobody has said that it is one.
+_MOST_OUTSIDE = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,38 +51,51 @@ class Mask:
         *,
         name: str = "mask",
         source: str | None = None,
-        numbering: str | None = None,
+        numbering: str | Numbering | None = None,
+        said_by: str = "as asked for",
+        expected: str | None = None,
         brain_from: str | os.PathLike | Volume | None = None,
     ) -> Mask:
         """Checks a ``volume`` of labels and brings it into the values of ``scheme``.
 
-        ``numbering`` names one of the scheme's numberings (``scheme.own_numbering`` for the scheme's values);
-        without it the values present decide. ``brain_from`` is a skull-stripped image, in any geometry, whose
-        foreground becomes the rest of the brain where no label is.
+        ``numbering`` says what its values mean (``scheme.own_numbering`` for the scheme's own; else see
+        :func:`MedDPMLib.masks.said.asked_numbering`), ``said_by`` for the notes how that is known; without it volumes,
+        places and ``name`` say, and which numbering is ``expected`` (:func:`MedDPMLib.masks.readings.choose_reading`).
+        ``brain_from`` is a skull-stripped image, in any geometry, whose foreground becomes the rest of the brain where
+        no label is.
 
-        Raises :class:`MedDPMError` for an empty mask, values that are not whole, negative, ambiguous or outside
-        the scheme, a mask without a brain area, and an image that does not overlap the mask.
+        Raises :class:`MedDPMLib.masks.readings.AmbiguousLabels` for values that can mean different things or none, and
+        :class:`MedDPMError` for an empty mask, values that are not whole, negative or outside the scheme, a mask
+        without a brain area, and an image that does not overlap the mask.
         """
         where = source or name
         try:
-            array = _whole_numbers(volume.array)
-            counts = count_values(array)
-            present = {int(value) for value in np.flatnonzero(counts[1:]) + 1}
-            if not present:
+            array = whole_numbers(volume.array)
+            notes = [*volume.notes]
+            if not np.array_equal(array, volume.array):
+                notes.append("its values are not quite whole, and were rounded")
+            volumes = volumes_by_value(array, volume.geometry.voxel_volume)
+            if not volumes:
                 raise MedDPMError("the mask is empty: paint at least the brain, or start from a template")
-            read_as = _choose(scheme, numbering, {v: counts[v] * volume.geometry.voxel_volume for v in present})
-            labels = read_as.translate(array)
-            notes = [*volume.notes, f'values read as "{read_as.name}": {read_as.title}']
+            if numbering is None:
+                reading, why = choose_reading(array, volume.geometry, volumes, scheme, name, expected)
+            else:
+                reading, why = read_as(explaining(scheme, numbering, volumes), volumes, scheme), said_by
+            labels = _translated(reading, array, scheme)
+            notes.append(f'values read as "{reading.numbering.name}", {why}: {reading.describe()}')
+            notes += [f"this is not plausible: {doubt}" for doubt in reading.doubts]
             area = None
             if brain_from is not None:
                 area, note = brain_area(brain_from, volume.geometry)
                 labels[area & (labels == 0)] = _rest_of(scheme).value
                 notes.append(note)
-            notes += _check_brain(set(np.flatnonzero(count_values(labels)[1:]) + 1), present, scheme, read_as)
+            notes += _check_brain(
+                set(np.flatnonzero(count_values(labels)[1:]) + 1), set(volumes), scheme, reading.numbering
+            )
+            notes += _tumour_outside(labels, area, volume.geometry, scheme, numbering is not None)
         except MedDPMError as error:
             raise error.at(where) from error
-        notes += _odd_extent(labels, volume.geometry)
-        notes += _tumour_outside(labels, area, volume.geometry, scheme)
+        notes += [odd] if (odd := odd_size(labels, volume.geometry)) else []
         return cls(Volume(labels, volume.geometry), scheme, name, source, tuple(notes))
 
     @cached_property
@@ -100,63 +116,68 @@ def read_mask(
     path: str | os.PathLike,
     scheme: LabelScheme,
     *,
-    numbering: str | None = None,
+    numbering: str | Numbering | None = None,
     brain_from: str | os.PathLike | Volume | None = None,
+    geometry: str | None = None,
 ) -> Mask:
     """Reads the mask in ``path``; see :meth:`Mask.from_volume`.
 
-    In a segmentation of 3D Slicer (``.seg.nrrd``) terminology and names say which label a segment is, unless
-    ``numbering`` is given.
+    In a segmentation of 3D Slicer (``.seg.nrrd``) or of DICOM terminology and names say which label a segment is, for
+    other files a table beside them (``masks/label_tables.py``), unless ``numbering`` is given, which can also be the
+    path of such a table. ``geometry`` is that of :func:`MedDPMLib.imaging.io.read_volume`, for the image too.
     """
     path = Path(path)
-    if numbering is None and holds_segments(path):
-        volume, numbering = read_segments(path, scheme), scheme.own_numbering
+    said_by = "as asked for"
+    if is_dicom_segmentation(path):
+        volume, numbering, said_by = (
+            read_dicom_segments(path, scheme),
+            scheme.own_numbering,
+            "by the codes of its segments",
+        )
+    elif numbering is None and holds_segments(path):
+        volume, numbering, said_by = read_segments(path, scheme), scheme.own_numbering, "by the names of its segments"
     else:
-        volume = read_volume(path)
+        volume = read_volume(path, geometry=geometry)
+        if numbering is None and (said := said_numbering(path, volume, scheme)):
+            numbering, said_by = said
+    if geometry is not None and isinstance(brain_from, (str, os.PathLike)):
+        brain_from = read_volume(brain_from, geometry=geometry)
     return Mask.from_volume(
-        volume, scheme, name=volume_stem(path), source=str(path), numbering=numbering, brain_from=brain_from
+        volume,
+        scheme,
+        name=volume_stem(path),
+        source=str(path),
+        numbering=numbering,
+        said_by=said_by,
+        brain_from=brain_from,
     )
-
-
-def count_values(array: np.ndarray) -> np.ndarray:
-    """How often each value of an unsigned ``array`` occurs; section by section, so that memory stays small."""
-    counts = np.zeros(np.iinfo(array.dtype).max + 1, np.int64)
-    for section in array:
-        found = np.bincount(section.ravel())
-        counts[: len(found)] += found
-    return counts
 
 
 # Checking --------------------------------------------------------------------------------------------
 
 
-def _whole_numbers(array: np.ndarray) -> np.ndarray:
-    """``array`` as uint8 or uint16, if its values are labels."""
-    if array.dtype.kind not in "buif":
-        raise MedDPMError(f"it holds {array.dtype} values: a mask holds whole numbers")
-    lowest, highest = array.min(), array.max()
-    if not np.isfinite([lowest, highest]).all():
-        raise MedDPMError("it holds values that are not finite (NaN or infinity): a mask holds whole numbers")
-    if lowest < 0 or highest > _HIGHEST_VALUE:
-        raise MedDPMError(f"it holds values from {lowest:g} to {highest:g}: this is an image, not a mask of labels")
-    whole = array.astype(np.uint8 if highest < 256 else np.uint16)
-    if array.dtype.kind == "f" and not np.array_equal(whole, array):
-        raise MedDPMError(
-            f"it holds values that are not whole, such as {array[whole != array][0]:g}: this is an image, or a mask"
-            " that was interpolated; resample masks with nearest neighbour"
+def _translated(reading: Reading, array: np.ndarray, scheme: LabelScheme) -> np.ndarray:
+    """The labels, uint8, that ``reading`` makes of ``array``; refused if ``scheme`` has no label for one of them."""
+    values = [value for _, values, _ in reading.volumes for value in values]
+    foreign = reading.numbering.foreign(values)
+    if foreign:
+        volumes = {value: volume for _, values, volume in reading.volumes for value in values}
+        listed = ", ".join(
+            f"{name[:1].lower() + name[1:]} ({value}, {describe_volume(volumes[value])})"
+            for value, name in list(foreign.items())[:10]
         )
-    return whole
-
-
-def _choose(scheme: LabelScheme, name: str | None, volumes: dict[int, float]) -> Numbering:
-    if name is None:
-        return scheme.recognise_numbering(volumes)
-    numbering = scheme.numbering(name)
-    strange = sorted(value for value in volumes if not numbering.explains({value}))
-    if strange:
-        listed = ", ".join(map(str, strange[:10]))
-        raise MedDPMError(f'the values {listed} have no meaning in the numbering "{name}" ({numbering.title})')
-    return numbering
+        known = dict(reading.numbering.values)
+        as_said = ",".join(
+            f"{value}={scheme.label_by_value(known[value]).name.lower() if value in known else '...'}"
+            for value in values[:8]
+        )
+        raise MedDPMError(
+            f'it holds {listed}, for which the scheme "{scheme.name}" has no label ({scheme.describe_labels()})',
+            remedy=f'say as which of these it is to be read, as in "{as_said}", or use another model',
+            code="unknown-labels",
+            example=as_said,
+        )
+    return reading.numbering.translate(array)
 
 
 def _rest_of(scheme: LabelScheme):
@@ -182,7 +203,7 @@ def _check_brain(values: set[int], present: set[int], scheme: LabelScheme, read_
             fact,
             remedy="paint it, or fill it from any skull-stripped image (brain_from)",
             code="no-brain-area-or-other-convention"
-            if sum(numbering.explains(present) for numbering in scheme.numberings) > 1
+            if sum(numbering.explains(present) for numbering in numberings(scheme)) > 1
             else "no-brain-area",
         )
     if rest and rest.value not in values:
@@ -190,16 +211,18 @@ def _check_brain(values: set[int], present: set[int], scheme: LabelScheme, read_
     return []
 
 
-def _odd_extent(labels: np.ndarray, geometry: Geometry) -> list[str]:
-    low, high = extent(labels != 0, geometry)
-    if _PLAUSIBLE_EXTENT[0] <= max(high - low) <= _PLAUSIBLE_EXTENT[1]:
-        return []
-    sides = " x ".join(f"{side:.3g}" for side in high - low)
-    return [f"the mask measures {sides} mm, which is not the size of a brain: check the spacing in its header"]
+def _tumour_outside(
+    labels: np.ndarray, area: np.ndarray | None, geometry: Geometry, scheme: LabelScheme, is_said: bool
+) -> list[str]:
+    """A note if tumour lies outside the brain: outside ``area`` if that is known, else judged by its surroundings.
 
-
-def _tumour_outside(labels: np.ndarray, area: np.ndarray | None, geometry: Geometry, scheme: LabelScheme) -> list[str]:
-    """A note if tumour lies outside the brain: outside ``area`` if that is known, else judged by its surroundings."""
+    Most of it outside is refused, unless it ``is_said`` that it is a tumour.
+    """
     tumour = np.isin(labels, [label.value for label in scheme.tumour])
     outside = outside_brain(tumour, labels) if area is None else np.count_nonzero(tumour & ~area)
+    if not is_said and outside > _MOST_OUTSIDE * np.count_nonzero(tumour):
+        raise MedDPMError(
+            f"{describe_volume(outside * geometry.voxel_volume)} of what would be its tumor lie outside the brain",
+            remedy="check whether they belong together, or say what each value is",
+        )
     return [f"{describe_volume(outside * geometry.voxel_volume)} of tumour lie outside the brain"] if outside else []

@@ -1,15 +1,13 @@
-"""Which labels exist, and what do the values in this file mean?
+"""Which labels exist?
 
 A :class:`LabelScheme` is data (``resources/schemes/*.json``, or a model's card): labels with value, name, colour,
-terminology and priority, and the numberings in which files are known to store them.
+terminology, priority and the volumes in which they occur. How files number them: ``masks/numberings.py``.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -43,7 +41,8 @@ class Label:
     """One label: its ``value`` (1 to 255) in arrays, ``color`` (red, green, blue; 0 to 255) and terminology.
 
     Of overlapping labels the one with the lowest ``priority`` wins. ``role`` is one of :data:`ROLES`, ``tissue`` one of
-    :data:`TISSUES` or none of them. ``aliases`` are other names under which it is met.
+    :data:`TISSUES` or none of them. ``aliases`` are other names under which it is met; ``plausible_ml`` is the least
+    and the most, in millilitres, that it measures in anyone (None: not known).
     """
 
     value: int
@@ -53,50 +52,22 @@ class Label:
     priority: int
     category: Code
     type: Code
-    aliases: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = field(default=(), compare=False)
     tissue: str | None = None
-
-
-@dataclass(frozen=True)
-class Numbering:
-    """A way in which files number a scheme's labels: ``values`` pairs the file's value with the scheme's.
-
-    It is recognised without being asked for when one of ``recognised_by`` (values of the file) is present
-    and no label is larger than ``largest_mm3`` (pairs of file value and volume) allows.
-    """
-
-    name: str
-    title: str
-    values: tuple[tuple[int, int], ...]
-    recognised_by: tuple[int, ...] = ()
-    largest_mm3: tuple[tuple[int, float], ...] = ()
-
-    def explains(self, values: set[int]) -> bool:
-        """Whether every one of a file's ``values`` has a meaning here."""
-        return values <= dict(self.values).keys()
-
-    def is_evident(self, volumes: Mapping[int, float]) -> bool:
-        """Whether the ``volumes`` (mm^3 by value of the file) speak for this numbering by themselves."""
-        largest = dict(self.largest_mm3)
-        plausible = all(volume <= largest.get(value, np.inf) for value, volume in volumes.items())
-        return plausible and any(value in volumes for value in self.recognised_by)
-
-    def translate(self, array: np.ndarray) -> np.ndarray:
-        """The scheme's values, uint8, for an ``array`` of the file's non-negative integer values and 0."""
-        table = np.zeros(max(dict(self.values), default=0) + 1, np.uint8)
-        for file_value, value in self.values:
-            table[file_value] = value
-        return table[array]
+    plausible_ml: tuple[float, float] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
 class LabelScheme:
-    """The labels that a model knows, in the order of its channels: ascending value. 0 is the background."""
+    """The labels that a model knows, in the order of its channels: ascending value. 0 is the background.
+
+    ``own_numbering`` is what the scheme's own values are called (:mod:`MedDPMLib.masks.numberings`).
+    """
 
     name: str
     title: str
     labels: tuple[Label, ...]
-    numberings: tuple[Numbering, ...]
+    own_numbering: str
 
     @cached_property
     def values(self) -> tuple[int, ...]:
@@ -122,12 +93,6 @@ class LabelScheme:
         """The labels that show ``tissue``, one of :data:`TISSUES`."""
         return tuple(label for label in self.labels if label.tissue == tissue)
 
-    @property
-    def own_numbering(self) -> str:
-        """The name of the numbering in which files store the scheme's own values."""
-        identity = tuple((value, value) for value in self.values)
-        return next(numbering.name for numbering in self.numberings if numbering.values == identity)
-
     def label_by_value(self, value: int) -> Label:
         """The label with this ``value``; :class:`MedDPMError` if there is none."""
         for label in self.labels:
@@ -150,45 +115,6 @@ class LabelScheme:
     def describe_labels(self) -> str:
         """For messages: "1 necrosis, 2 oedema, ..."."""
         return ", ".join(f"{label.value} {label.name.lower()}" for label in self.labels)
-
-    def numbering(self, name: str) -> Numbering:
-        """The numbering called ``name``; :class:`MedDPMError` if there is none."""
-        for numbering in self.numberings:
-            if numbering.name == name:
-                return numbering
-        raise MedDPMError(
-            f'there is no numbering "{name}" for the scheme "{self.name}": use {self._choices(self.numberings)}'
-        )
-
-    def recognise_numbering(self, volumes: Mapping[int, float]) -> Numbering:
-        """The numbering of a file whose labels (0 left out) fill ``volumes`` (mm^3 by value).
-
-        Every numbering that explains all values is weighed. If those that are evident (or the only one) give
-        each value one and the same meaning, it is taken; else :class:`MedDPMError` asks for a choice.
-        """
-        present = set(volumes)
-        candidates = [numbering for numbering in self.numberings if numbering.explains(present)]
-        if not candidates:
-            known = set(self.values).union(*(dict(numbering.values) for numbering in self.numberings))
-            strange = sorted(present - known) or sorted(present)
-            raise MedDPMError(
-                f'the values {_listed(strange)} are not in the scheme "{self.name}" ({self.describe_labels()}):'
-                " renumber the mask or use a model with another scheme"
-            )
-        evident = [numbering for numbering in candidates if numbering.is_evident(volumes)]
-        chosen = evident or (candidates if len(candidates) == 1 else [])
-        meanings = {tuple(sorted((a, b) for a, b in numbering.values if a in present)) for numbering in chosen}
-        if len(meanings) != 1:
-            raise MedDPMError(
-                f"the values {_listed(sorted(present))} can mean different things",
-                remedy=f"say which label convention it is: {self._choices(candidates)}",
-                code="ambiguous-labels",
-                choices=self._choices(candidates),
-            )
-        return chosen[0]
-
-    def _choices(self, numberings) -> str:
-        return "; ".join(f'"{numbering.name}" ({numbering.title})' for numbering in numberings)
 
     def one_hot(self, labels: np.ndarray) -> np.ndarray:
         """``labels`` (D, H, W), integer, to (K, D, H, W), uint8, 0 or 1: one channel for each label, none for 0.
@@ -224,6 +150,7 @@ class LabelScheme:
         return {
             "name": self.name,
             "title": self.title,
+            "own_numbering": self.own_numbering,
             "labels": [
                 {
                     "value": label.value,
@@ -233,20 +160,11 @@ class LabelScheme:
                     "color": list(label.color),
                     "priority": label.priority,
                     "aliases": list(label.aliases),
+                    **({"plausible_ml": list(label.plausible_ml)} if label.plausible_ml else {}),
                     "category": vars(label.category).copy(),
                     "type": vars(label.type).copy(),
                 }
                 for label in self.labels
-            ],
-            "numberings": [
-                {
-                    "name": numbering.name,
-                    "title": numbering.title,
-                    "values": {str(a): b for a, b in numbering.values},
-                    "recognised_by": list(numbering.recognised_by),
-                    "largest_mm3": {str(a): b for a, b in numbering.largest_mm3},
-                }
-                for numbering in self.numberings
             ],
         }
 
@@ -254,7 +172,7 @@ class LabelScheme:
     def from_dict(cls, data: object) -> LabelScheme:
         """Reads :meth:`to_dict`'s data, from a file that nobody vouches for: :class:`MedDPMError` if it is not sound.
 
-        Without ``numberings`` the scheme's own values are the only ones.
+        What cards of version 0.1 say of numberings is read for the name of the scheme's own values alone.
         """
         name = _text(_get(data, "name", "the label scheme"), "the label scheme's name")
         where = f'the label scheme "{name}"'
@@ -271,14 +189,8 @@ class LabelScheme:
         if sum(label.role == "rest" for label in labels) > 1:
             raise MedDPMError(f'{where}: only one label can have the role "rest"')
         values = {label.value for label in labels}
-        if "numberings" in data:
-            numberings = tuple(_numbering(entry, where, values) for entry in _list(data, "numberings", where))
-        else:
-            numberings = (Numbering(name, "the scheme's own values", tuple((v, v) for v in sorted(values))),)
-        _check_unique([numbering.name for numbering in numberings], f"{where}: each numbering needs its own name")
-        if not any(numbering.values == tuple((v, v) for v in sorted(values)) for numbering in numberings):
-            raise MedDPMError(f"{where} has no numbering of its own values: the file is damaged")
-        return cls(name, _text(_get(data, "title", where), f"{where}: title"), labels, numberings)
+        title = _text(_get(data, "title", where), f"{where}: title")
+        return cls(name, title, labels, _text(_own_numbering(data, values), f"{where}: own_numbering"))
 
 
 def scheme_names() -> list[str]:
@@ -329,6 +241,7 @@ def _label(data: object, where: str) -> Label:
         type=_code(_get(data, "type", where), f"{where}: type"),
         aliases=tuple(_text(alias, f"{where}: aliases") for alias in aliases),
         tissue=tissue,
+        plausible_ml=_plausible(data, where),
     )
 
 
@@ -336,20 +249,25 @@ def _code(data: object, where: str) -> Code:
     return Code(*(_text(_get(data, key, where), f"{where}: {key}") for key in ("scheme", "value", "meaning")))
 
 
-def _numbering(data: object, where: str, scheme_values: set[int]) -> Numbering:
-    name = _text(_get(data, "name", f"a numbering of {where}"), f"{where}: a numbering's name")
-    where = f'{where}: numbering "{name}"'
-    pairs = [(_key(a, where), _integer(b, 1, 255, where)) for a, b in _mapping(data, "values", where)]
-    if not pairs or not {b for _, b in pairs} <= scheme_values:
-        raise MedDPMError(f"{where}: the values have to be those of the scheme's labels")
-    largest = [(_key(a, where), _integer(b, 1, 10**9, where)) for a, b in _mapping(data, "largest_mm3", where)]
-    recognised = _list(data, "recognised_by", where) if "recognised_by" in data else []
-    return Numbering(
-        name=name,
-        title=_text(_get(data, "title", where), f"{where}: title"),
-        values=tuple(sorted(pairs)),
-        recognised_by=tuple(_integer(value, 1, 65_535, where) for value in recognised),
-        largest_mm3=tuple(sorted(largest)),
+def _plausible(data: object, where: str) -> tuple[float, float] | None:
+    if not isinstance(data, dict) or data.get("plausible_ml") is None:
+        return None
+    limits = _list(data, "plausible_ml", where)
+    numbers = [n for n in limits if isinstance(n, (int, float)) and not isinstance(n, bool) and 0 <= n < np.inf]
+    if len(limits) != 2 or len(numbers) != 2 or numbers[0] > numbers[1]:
+        raise MedDPMError(f"{where}: plausible_ml is the least and the most volume, in ml")
+    return float(numbers[0]), float(numbers[1])
+
+
+def _own_numbering(data: dict, values: set[int]) -> object:
+    """The name of the numbering of the scheme's own ``values``; the scheme's own name if ``data`` gives none."""
+    if "own_numbering" in data:
+        return data["own_numbering"]
+    identity = {str(value): value for value in values}
+    known = data["numberings"] if isinstance(data.get("numberings"), list) else []
+    return (
+        next((one.get("name") for one in known if isinstance(one, dict) and one.get("values") == identity), None)
+        or (data["name"])
     )
 
 
@@ -364,19 +282,6 @@ def _list(data: object, key: str, where: str) -> list:
     if not isinstance(entries, list) or len(entries) > 1000:
         raise MedDPMError(f'{where}: "{key}" has to be a list')
     return entries
-
-
-def _mapping(data: dict, key: str, where: str) -> list[tuple[object, object]]:
-    entries = data.get(key, {})
-    if not isinstance(entries, dict) or len(entries) > 1000:
-        raise MedDPMError(f'{where}: "{key}" has to be a table')
-    return list(entries.items())
-
-
-def _key(text: object, where: str) -> int:
-    if not isinstance(text, str) or not re.fullmatch("[1-9][0-9]{0,4}", text):
-        raise MedDPMError(f"{where}: {text!r:.50} is not a label value")
-    return _integer(int(text), 1, 65_535, where)
 
 
 def _text(value: object, where: str) -> str:

@@ -14,19 +14,21 @@ from pathlib import Path
 import numpy as np
 
 from MedDPMLib.errors import MedDPMError
+from MedDPMLib.imaging.checksums import read_text_header
 from MedDPMLib.imaging.geometry import Geometry
 from MedDPMLib.imaging.io import (
-    ITK_SUFFIXES,
     check_readable,
     itk_array,
     itk_ijk_to_ras,
     itk_image,
+    notes_on_space,
     read_itk,
     volume_suffix,
 )
 from MedDPMLib.imaging.volume import Volume
+from MedDPMLib.masks.numberings import has_side, label_named
 from MedDPMLib.masks.schemes import Label, LabelScheme
-from MedDPMLib.runtime.files import written_whole
+from MedDPMLib.runtime.files import atomic_write
 
 #: How the file of a segmentation ends.
 SUFFIX = ".seg.nrrd"
@@ -37,66 +39,113 @@ REGIONS = "Anatomic codes - DICOM master list"
 
 @dataclass(frozen=True)
 class Segment:
-    """A segment as the header has it: voxels of ``value`` in ``layer``; ``code`` is (scheme, value) of its type."""
+    """A segment as the header has it: voxels of ``value`` in ``layer``; ``code`` is (scheme, value) of its type, and
+    ``meaning`` what that is called."""
 
     name: str
     value: int
     layer: int
     code: tuple[str, str] | None
+    meaning: str = ""
 
     def label_in(self, scheme: LabelScheme) -> Label | None:
         """The label of ``scheme`` that this segment is, by its terminology or else by its name."""
         by_code = scheme.label_by_code(*self.code) if self.code else None
-        return by_code or scheme.label_by_name(self.name)
+        return by_code or label_named(self.name, scheme) or label_named(self.meaning, scheme)
 
 
 def holds_segments(path: str | os.PathLike) -> bool:
     """Whether the file says in its header which segments it holds. Its voxels are not read."""
     path = Path(path)
-    return check_readable(path) in ITK_SUFFIXES and "Segment0_LabelValue" in _metadata(path)
+    if check_readable(path) not in (SUFFIX, ".nrrd", ".nhdr"):
+        return False
+    return any(re.fullmatch(r"Segment\d+_(ID|Name)", key) for key in read_text_header(path))
 
 
 def read_segments(path: str | os.PathLike, scheme: LabelScheme) -> Volume:
     """The file's segments as one volume of ``scheme``'s values, uint8; of overlapping ones the priority decides.
 
-    The notes say which segment became which label. Raises :class:`MedDPMError` when a segment that is not
-    empty is none of the scheme's labels, when two are the same label, and for a damaged file.
+    Left and right, and structures that ``scheme`` does not tell apart, are taken together. The notes say which segment
+    became which label. Raises :class:`MedDPMError` when a segment that is not empty is none of the scheme's labels,
+    when two are the same label, when there is a value that is no segment's, and for a damaged file.
     """
     path = Path(path)
     image = read_itk(path)
     if image.GetDimension() != 3:
         raise MedDPMError(f"{path} has {image.GetDimension()} axes: one segmentation of a 3-D volume is needed")
-    geometry = Geometry(image.GetSize(), itk_ijk_to_ras(image))
+    try:
+        geometry = Geometry(image.GetSize(), itk_ijk_to_ras(image))
+    except MedDPMError as error:
+        raise MedDPMError(f"{path}: {error}") from None
     layers = itk_array(image).reshape(*geometry.shape, -1)
-    taken: dict[int, Segment] = {}
+    return merge_segments(path, _segments(path, layers.shape[-1]), layers, geometry, scheme, notes_on_space(path))
+
+
+def merge_segments(
+    path: Path,
+    segments: list[Segment],
+    layers: np.ndarray,
+    geometry: Geometry,
+    scheme: LabelScheme,
+    notes: tuple[str, ...] = (),
+) -> Volume:
+    """The ``segments`` in ``layers`` (k, j, i, layer) as a volume of ``scheme``'s values, see :func:`read_segments`."""
+    taken: dict[int, list[Segment]] = {}
     strangers = []
-    for segment in _segments(path):
-        if not 0 <= segment.layer < layers.shape[-1]:
-            raise MedDPMError(f'{path}: the segment "{segment.name}" lies in a layer that the file does not have')
-        if not (layers[..., segment.layer] == segment.value).any():
-            continue
+    for segment in _present(path, segments, layers):
         label = segment.label_in(scheme)
         if label is None:
             strangers.append(segment.name)
-        elif label.value in taken:
-            raise MedDPMError(
-                f'{path}: the segments "{taken[label.value].name}" and "{segment.name}" are both the label'
-                f' "{label.name}": merge them or name one of them otherwise'
-            )
         else:
-            taken[label.value] = segment
+            taken.setdefault(label.value, []).append(segment)
     if strangers:
         raise MedDPMError(
             f"{path}: none of the scheme {scheme.name}'s labels ({scheme.describe_labels()}) is the segment"
             f" {', '.join(strangers[:10])}: rename it after its label or remove it"
         )
     labels = np.zeros(geometry.shape, np.uint8)
-    notes = []
+    remarks = [*notes]
     for value in reversed(scheme.priority):
-        if value in taken:
-            labels[layers[..., taken[value].layer] == taken[value].value] = value
-            notes.append(f'segment "{taken[value].name}" is taken for {scheme.label_by_value(value).name.lower()}')
-    return Volume(labels, geometry, tuple(notes))
+        label = scheme.label_by_value(value)
+        own = taken.get(value, [])
+        for segment in own:
+            labels[layers[..., segment.layer] == segment.value] = value
+        if len(own) == 1:
+            remarks.append(f'segment "{own[0].name}" is taken for {label.name.lower()}')
+        elif own:
+            _check_together(path, own, label)
+            names = ", ".join(f'"{segment.name}"' for segment in own)
+            remarks.append(f"segments {names} are taken together for {label.name.lower()}")
+    return Volume(labels, geometry, tuple(remarks))
+
+
+def _present(path: Path, segments: list[Segment], layers: np.ndarray) -> list[Segment]:
+    """Those of ``segments`` that are not empty, if every voxel of ``layers`` (k, j, i, layer) is one of theirs."""
+    found = []
+    for number in range(layers.shape[-1]):
+        values = set(np.unique(layers[..., number]).tolist()) - {0}
+        own = [segment for segment in segments if segment.layer == number]
+        if nameless := sorted(values - {segment.value for segment in own}):
+            raise MedDPMError(
+                f"{path} holds the value {', '.join(f'{value:g}' for value in nameless[:10])}, which is none of its"
+                f" segments' ({', '.join(segment.name for segment in own) or 'none'}): open it in 3D Slicer, where such"
+                " voxels are missing, and save it again"
+            )
+        found += [segment for segment in own if segment.value in values]
+    order = {id(segment): place for place, segment in enumerate(segments)}
+    return sorted(found, key=lambda segment: order[id(segment)])
+
+
+def _check_together(path: Path, segments: list[Segment], label: Label) -> None:
+    """Refuses two segments of one label that are neither its sides nor its parts: which of them is meant?"""
+    if label.role != "tumour" or all(has_side(segment.name) for segment in segments):
+        names = [" ".join(segment.name.casefold().split()) for segment in segments]
+        if len(set(names)) == len(names):
+            return
+    raise MedDPMError(
+        f'{path}: the segments "{segments[0].name}" and "{segments[1].name}" are both the label "{label.name}": merge'
+        " them or name one of them otherwise"
+    )
 
 
 def write_segments(path: str | os.PathLike, labels: Volume, scheme: LabelScheme, *, description: str = "") -> None:
@@ -120,13 +169,13 @@ def write_segments(path: str | os.PathLike, labels: Volume, scheme: LabelScheme,
     for block, fields in blocks.items():
         for key, value in fields.items():
             image.SetMetaData(f"{block}_{key}", value)
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         try:
             SimpleITK.WriteImage(image, str(temporary), useCompression=True)
             written = itk_array(SimpleITK.ReadImage(str(temporary)))
         except RuntimeError as error:
             raise OSError(str(error)) from error
-        if not np.array_equal(written, array):  # a full disk is not always told
+        if not np.array_equal(written, array):  # a full disk is not always reported
             raise OSError("not all of it arrived")
 
 
@@ -157,16 +206,29 @@ def _segment_header(label: Label, geometry: Geometry) -> dict[str, str]:
     }
 
 
-def _segments(path: Path) -> list[Segment]:
-    metadata = _metadata(path)
+def _segments(path: Path, layers: int) -> list[Segment]:
+    """The segments that the header describes, whatever their numbers; ``layers`` is how many the file has.
+
+    Before version 4.11 3D Slicer gave each segment a layer of its own, and did not say so.
+    """
+    header = read_text_header(path)
+    numbers = sorted({int(match[1]) for key in header if (match := re.fullmatch(r"Segment(\d{1,6})_(ID|Name)", key))})
     segments = []
-    while (value := metadata.get(f"Segment{len(segments)}_LabelValue")) is not None:
-        prefix = f"Segment{len(segments)}_"
-        layer = metadata.get(prefix + "Layer", "0")
+    for place, number in enumerate(numbers):
+        prefix = f"Segment{number}_"
+        name = header.get(prefix + "Name") or header.get(prefix + "ID", "")
+        is_old = prefix + "LabelValue" not in header
+        value = header.get(prefix + "LabelValue", "1").strip()
+        layer = header.get(prefix + "Layer", str(place) if is_old else "0").strip()
         if not (re.fullmatch(r"\d{1,9}", value) and re.fullmatch(r"\d{1,9}", layer)):
-            raise MedDPMError(f"{path}: the header's description of segment {len(segments)} is damaged")
-        name = metadata.get(prefix + "Name") or metadata.get(prefix + "ID", "")
-        segments.append(Segment(name, int(value), int(layer), _type_code(metadata.get(prefix + "Tags", ""))))
+            raise MedDPMError(f"{path}: the header's description of segment {number} is damaged")
+        if int(value) == 0:
+            raise MedDPMError(
+                f'{path}: the segment "{name}" has the value 0, which is the background\'s: save it again in 3D Slicer'
+            )
+        if int(layer) >= layers:
+            raise MedDPMError(f'{path}: the segment "{name}" lies in a layer that the file does not have')
+        segments.append(Segment(name, int(value), int(layer), _type_code(header.get(prefix + "Tags", ""))))
     return segments
 
 
@@ -179,15 +241,3 @@ def _type_code(tags: str) -> tuple[str, str] | None:
             scheme, _, rest = parts[2].partition("^")
             return (scheme, rest.partition("^")[0]) if rest else None
     return None
-
-
-def _metadata(path: Path) -> dict[str, str]:
-    import SimpleITK
-
-    reader = SimpleITK.ImageFileReader()
-    reader.SetFileName(str(path))
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise MedDPMError(f"{path} cannot be read: the file is damaged or not NRRD or MetaImage") from error
-    return {key: reader.GetMetaData(key) for key in reader.GetMetaDataKeys()}

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.models.card import Card
-from MedDPMLib.runtime.files import written_whole
+from MedDPMLib.runtime.content import describe_content, read_head
+from MedDPMLib.runtime.files import atomic_write
 from MedDPMLib.validation import list_of, one_of, read_json, table_with, whole
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def write_bundle(
         check_values(stored)
     except MedDPMError as error:
         raise MedDPMError(f"{path} is not written: {error}") from None
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         # save_file would put a file of its own, readable by its owner alone, in the place of the temporary one.
         temporary.write_bytes(safetensors.torch.save(stored, {_CARD_KEY: card.to_json()}))
 
@@ -140,6 +141,8 @@ def _read_header(path: Path) -> tuple[Card, dict[str, tuple[int, ...]]]:
     except OSError as error:
         raise MedDPMError(f"{path} cannot be read ({error.strerror}): check the path") from error
     if not header.startswith(b"{"):
+        if content := describe_content(read_head(path)):
+            raise MedDPMError(f"{path} is {content}")
         raise MedDPMError(f"{path} is not a model bundle ({SUFFIX} file of MedDPM), or it is truncated")
     table = read_json(header, f"the header of the model bundle {path}")
     metadata = table.pop("__metadata__", None)

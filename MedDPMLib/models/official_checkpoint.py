@@ -34,6 +34,9 @@ _TABLES = (
     "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2", "posterior_mean_coef3",
 )  # fmt: skip
 
+#: How files of models end, as they lie in the archive that a download of a folder is.
+_MODELS = (".pt", ".pth", ".ckpt", BUNDLE_SUFFIX)
+
 #: The pickle names the tensors and holds none of their numbers: 10 kB in the official checkpoints.
 _MAX_PICKLE = 16_000_000
 
@@ -84,6 +87,9 @@ def _check_archive(path: Path) -> None:
     except Exception as error:  # zipfile meets a damaged directory with more than its own exception
         kind = "a truncated or damaged checkpoint" if start == b"PK\x03\x04" else "not a PyTorch checkpoint"
         raise MedDPMError(f"{path} is {kind} ({error}): download it again, or choose another file") from None
+    inside = next((part.filename for part in parts if part.filename.lower().endswith(_MODELS)), None)
+    if inside is not None:
+        raise MedDPMError(f"{path} is an archive of files: unpack it, and use {inside} in it")
     pickles = [part for part in parts if part.filename.endswith("/data.pkl")]
     if len(pickles) != 1:
         raise MedDPMError(f"{path} is an archive but not a PyTorch checkpoint: choose another file")
@@ -108,7 +114,7 @@ def _unpickled(path: Path) -> object:
 
 def _weights(content: object) -> Mapping[str, Tensor]:
     """The state dict in the file's ``content``, with the prefixes taken off its names."""
-    for entry in ("ema", "model"):
+    for entry in ("ema", "model", "state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(entry), Mapping):
             content = content[entry]
             break

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.models.bundle import SUFFIX, bundle_hash, read_bundle, read_card, write_bundle
 from MedDPMLib.models.card import Card, check_name
-from MedDPMLib.runtime.files import written_whole
+from MedDPMLib.runtime.files import atomic_write
 from MedDPMLib.runtime.paths import RESOURCES, reachable
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class ModelStore:
         card, state = load_card_and_state(path)
         name = check_name(card.name if name is None else name)
         target = self.folder / f"{name}{SUFFIX}"
-        with written_whole(target) as temporary:
+        with atomic_write(target) as temporary:
             if _is_checkpoint(path):
                 write_bundle(temporary, card, state)
             else:
@@ -132,7 +132,7 @@ class ModelStore:
             if bundle_hash(target) == entry.hash:
                 return target
             raise MedDPMError(f"{target} exists already and is another file: choose another name")
-        with written_whole(target) as temporary:
+        with atomic_write(target) as temporary:
             shutil.copyfile(entry.path, temporary)
         return target
 

@@ -16,8 +16,11 @@ from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.masks.brain_area import describe_volume
 from MedDPMLib.masks.fit import fit
 from MedDPMLib.masks.mask import Mask
+from MedDPMLib.masks.numberings import Numbering
+from MedDPMLib.masks.readings import AmbiguousLabels
+from MedDPMLib.masks.said import named_by, said_numbering
 from MedDPMLib.masks.schemes import LabelScheme, load_scheme
-from MedDPMLib.prepare.sources import BRATS, MED_DDPM, CaseFiles
+from MedDPMLib.prepare.sources import CaseFiles, file_stem
 from MedDPMLib.recipes.standard import Standard
 
 _ANATOMY = load_scheme("anatomy")
@@ -28,8 +31,8 @@ _LEAST_BACKGROUND = 0.5
 #: So many voxels below the background for one above it are not yet part of the brain.
 _MOST_RINGING = 0.05
 
-#: A case of which the grid cuts off more than this part is not the brain that the grid was made for.
-_MOST_CUT = 0.05
+#: How many voxels two headers of one grid may be apart: what programs round.
+_ROUNDED = 0.1
 
 #: What is smaller, in mm^3, is no head.
 _SMALLEST_HEAD = 300_000.0
@@ -57,21 +60,30 @@ def prepare_case(
     anatomy: Path | None,
     numbering: str | None,
     normalisation: str,
+    geometry: str | None = None,
 ) -> PreparedCase:
     """Reads, checks and brings ``case`` onto the grid of ``standard``; :class:`MedDPMError` says what is wrong with it.
 
     ``anatomy`` is the folder with the structures of each case (``CASE_anatomy.nii.gz``), for the anatomy scheme.
-    ``numbering`` says how segmentations number their labels; without it layout and values say. Everything is turned to
+    ``numbering`` says how segmentations number their labels; without it layout and values say.
+    ``geometry`` is that of :func:`MedDPMLib.imaging.io.read_volume`. Everything is turned to
     the grid's orientation first: how a file stores its axes makes no difference.
     """
     if case.problem:
         raise MedDPMError(case.problem)
-    stored = {modality: read_volume(path) for modality, path in case.images.items()}
-    segmentation = read_volume(case.segmentation) if case.segmentation.is_file() else None
+    parts = case.components or {}
+    stored = {
+        modality: read_volume(path, geometry=geometry, component=parts.get(modality))
+        for modality, path in case.images.items()
+    }
+    segmentation = read_volume(case.segmentation, geometry=geometry) if case.segmentation.is_file() else None
     first, source = next(iter(case.images.values())), next(iter(stored.values())).geometry
     for path, volume in zip((*case.images.values(), case.segmentation), (*stored.values(), segmentation), strict=True):
-        if volume and not volume.geometry.is_close(source):
-            raise MedDPMError(f"{path} and {first} do not lie on one grid: resample one of them first")
+        if volume:
+            _check_grid(volume, source, path, first)
+    # What header rounding made of one grid is one grid.
+    stored = {modality: Volume(volume.array, source, volume.notes) for modality, volume in stored.items()}
+    segmentation = Volume(segmentation.array, source, segmentation.notes) if segmentation else None
     orientation = standard.grid.orientation
     images = {modality: reoriented(volume, orientation) for modality, volume in stored.items()}
     segmentation = reoriented(segmentation, orientation) if segmentation else None
@@ -80,12 +92,7 @@ def prepare_case(
     if not labels.array.any():
         raise MedDPMError("its mask is empty: there is no brain in it")
     fitted = fit(mask, standard.grid)
-    cut, total = sum(fitted.outside.values()), np.count_nonzero(labels.array) * labels.geometry.voxel_volume
-    if cut > _MOST_CUT * total:
-        raise MedDPMError(
-            f"{describe_volume(cut)} of {describe_volume(total)} lie outside the dataset's grid: check the spacing in"
-            " its header, or whether the mask holds more than a brain"
-        )
+    cut = sum(fitted.outside.values())
     prepared, found = {}, {}
     foreground = labels.array > 0
     for modality, image in images.items():
@@ -106,6 +113,11 @@ def prepare_case(
         "notes": "; ".join(dict.fromkeys((*notes, *fitted.notes))),
     }
     return PreparedCase(prepared, Volume(fitted.labels, fitted.geometry), row)
+
+
+def _check_grid(volume: Volume, grid: Geometry, path: Path, first: Path) -> None:
+    if not volume.geometry.is_close(grid, _ROUNDED):
+        raise MedDPMError(f"{path} and {first} do not lie on one grid: resample one of them first")
 
 
 def reoriented(volume: Volume, orientation: str) -> Volume:
@@ -139,19 +151,23 @@ def _labels(
     numbering: str | None,
 ) -> tuple[Volume, Sequence[str]]:
     """The case's label map in the values of ``scheme`` on its own grid, and notes."""
-    if numbering is None and segmentation is not None and case.labels is not None:
-        segmentation, numbering = _translated(segmentation, case), scheme.own_numbering
-    elif segmentation is not None and numbering is None and (anatomy or scheme.name == "brats"):
-        _check_brats(segmentation, case)
+    said_by = "as asked for"
+    if segmentation is not None and numbering is None:
+        numbering, said_by = _said(case, segmentation, load_scheme("brats") if anatomy else scheme)
     if anatomy is not None:
         path = anatomy / f"{case.name}_anatomy.nii.gz"
         structures = reoriented(read_volume(path), standard.grid.orientation)
         modality, image = next(iter(images.items()))
-        if not structures.geometry.is_close(image.geometry):
-            raise MedDPMError(f"{path} and {case.images[modality]} do not lie on one grid: resample one of them first")
-        if numbering is None and segmentation is not None:
-            numbering = _evident_numbering(segmentation, load_scheme("brats"), case)
-        return compose_anatomy(structures, list(images.values()), segmentation, numbering=numbering), ()
+        _check_grid(structures, image.geometry, path, case.images[modality])
+        composed = compose_anatomy(
+            structures,
+            list(images.values()),
+            segmentation,
+            numbering=numbering,
+            name=file_stem(case.segmentation),
+            said_by=said_by,
+        )
+        return composed, composed.notes
     if segmentation is None:
         image = next(iter(case.images.values()))
         raise MedDPMError(f"{image} is there, and its mask {case.segmentation} is missing")
@@ -161,16 +177,21 @@ def _labels(
             raise MedDPMError(f"{case.segmentation} is empty: there is nothing to learn from it")
         labels = np.where(brain, scheme.rest.value, 0).astype(np.uint8)
         return _with_structures(Volume(labels, segmentation.geometry), scheme), ("no tumour",)
-    if numbering is None:
-        numbering = _evident_numbering(segmentation, scheme, case)
-    mask = Mask.from_volume(
-        segmentation,
-        scheme,
-        name=case.name,
-        source=str(case.segmentation),
-        numbering=numbering,
-        brain_from=None if brain is None else Volume(brain.astype(np.uint8), segmentation.geometry),
-    )
+    try:
+        mask = Mask.from_volume(
+            segmentation,
+            scheme,
+            name=file_stem(case.segmentation),
+            source=str(case.segmentation),
+            numbering=numbering,
+            said_by=said_by,
+            brain_from=None if brain is None else Volume(brain.astype(np.uint8), segmentation.geometry),
+        )
+    except AmbiguousLabels as error:
+        structures = {scheme.label_by_value(value).name for value in _structures(scheme)}
+        if structures and not any(reading.parts & structures for reading in error.readings):
+            raise MedDPMError(f"its mask {_NO_STRUCTURES}") from error
+        raise
     labels = mask.volume.array
     if brain is None:
         _check_head(labels, segmentation.geometry, scheme, case)
@@ -181,17 +202,12 @@ def _labels(
     return _with_structures(Volume(labels, segmentation.geometry), scheme), notes
 
 
-def _translated(segmentation: Volume, case: CaseFiles) -> Volume:
-    """``segmentation`` with what its layout says that its values mean."""
-    values = np.unique(segmentation.array)
-    if strange := [f"{value:g}" for value in values if value and value not in case.labels]:
-        raise MedDPMError(
-            f"{case.segmentation} has the values {', '.join(strange[:10])}, which dataset.json does not name"
-        )
-    table = np.zeros(int(values.max()) + 1, np.uint8)
-    for value in values[values > 0]:
-        table[int(value)] = case.labels[int(value)]
-    return Volume(table[segmentation.array.astype(np.intp)], segmentation.geometry, segmentation.notes)
+def _said(case: CaseFiles, segmentation: Volume, scheme: LabelScheme) -> tuple[Numbering | None, str]:
+    """The numbering that the layout, or a table beside the segmentation, gives its values, and which of them."""
+    if case.labels is not None:
+        table = case.source / "dataset.json"
+        return named_by(table, case.labels, case.segmentation, segmentation, scheme), f"by {table.name}"
+    return said_numbering(case.segmentation, segmentation, scheme) or (None, "")
 
 
 def _check_head(labels: np.ndarray, geometry: Geometry, scheme: LabelScheme, case: CaseFiles) -> None:
@@ -202,26 +218,6 @@ def _check_head(labels: np.ndarray, geometry: Geometry, scheme: LabelScheme, cas
             f"{case.segmentation} has a {scheme.rest.name.lower()} (value {scheme.rest.value}) of only"
             f" {describe_volume(volume)}: these are labels of another scheme, or the spacing in its header is wrong"
         )
-
-
-def _check_brats(segmentation: Volume, case: CaseFiles) -> None:
-    """Refuses a value that is none of BraTS's: it could be one of another numbering, and the tumour be lost."""
-    highest = segmentation.array.max()
-    if case.layout in (BRATS, MED_DDPM) and highest > 4:
-        raise MedDPMError(f"{case.segmentation} has the value {highest:g}: BraTS's labels are 1 to 4")
-
-
-def _evident_numbering(segmentation: Volume, scheme: LabelScheme, case: CaseFiles) -> str | None:
-    """The numbering that more than the values present speaks for; None if these have to do."""
-    values, counts = np.unique(segmentation.array, return_counts=True)
-    volumes = {v: n * segmentation.geometry.voxel_volume for v, n in zip(values.tolist(), counts, strict=True) if v}
-    if _structures(scheme) and not scheme.numbering(scheme.own_numbering).is_evident(volumes):
-        raise MedDPMError(f"its mask {_NO_STRUCTURES}")
-    # In Med-DDPM's files 4 is the rest of the brain, in BraTS's the enhancing tumour: where 3 is absent, size tells.
-    limits = [limit for numbering in scheme.numberings for limit in numbering.largest_mm3]
-    if case.layout == MED_DDPM and any(volumes.get(value, 0) > limit for value, limit in limits):
-        return "med-ddpm"
-    return None
 
 
 def _structures(scheme: LabelScheme) -> list[int]:
@@ -255,24 +251,33 @@ def _brain(images: Sequence[Volume]) -> np.ndarray:
 
 
 def compose_anatomy(
-    anatomy: Volume, images: Sequence[Volume], segmentation: Volume | None, *, numbering: str | None = None
+    anatomy: Volume,
+    images: Sequence[Volume],
+    segmentation: Volume | None,
+    *,
+    numbering: str | Numbering | None = None,
+    name: str = "mask",
+    said_by: str = "as asked for",
 ) -> Volume:
     """One label map of the anatomy scheme out of structures, skull-stripped ``images`` and a tumour ``segmentation``.
 
     ``anatomy`` has the structures' values. Where any image is brighter than its background (the value most common on
-    its faces) and there is no structure, it is the rest of the brain. The tumour, in any BraTS numbering (or the one
-    of the scheme brats that ``numbering`` names), goes on top: what a network takes for anatomy inside a tumour is
-    wrong.
-    All lie on one grid, or :class:`MedDPMError` is raised.
+    its faces) and there is no structure, it is the rest of the brain. The tumour goes on top: what a network takes for
+    anatomy inside a tumour is wrong. What its values mean is said by ``numbering``, or else by themselves and ``name``,
+    see :meth:`Mask.from_volume`; the notes tell. All lie on one grid, or :class:`MedDPMError` is raised.
     """
-    labels = anatomy.array.astype(np.uint8)
+    labels, notes = anatomy.array.astype(np.uint8), ()
     for volume in (*images, *([segmentation] if segmentation else [])):
-        if not volume.geometry.is_close(anatomy.geometry):
+        if not volume.geometry.is_close(anatomy.geometry, _ROUNDED):
             raise MedDPMError("images, anatomy and tumour segmentation do not lie on one grid: resample them first")
     labels[_brain(images) & (labels == 0)] = _ANATOMY.rest.value
     if segmentation is not None and segmentation.array.any():
         # The brain is known already: what is asked of the mask here is only what its values mean.
-        tumour = Mask.from_volume(segmentation, load_scheme("brats"), numbering=numbering, brain_from=images[0])
+        brats = load_scheme("brats")
+        tumour = Mask.from_volume(
+            segmentation, brats, name=name, numbering=numbering, said_by=said_by, brain_from=images[0]
+        )
+        notes = tuple(note for note in tumour.notes if "brain area" not in note)
         for label in tumour.scheme.tumour:
             labels[tumour.volume.array == label.value] = _ANATOMY.label_by_name(label.name).value
-    return Volume(labels, anatomy.geometry)
+    return Volume(labels, anatomy.geometry, notes)

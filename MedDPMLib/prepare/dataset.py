@@ -24,17 +24,18 @@ from pathlib import Path
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.io import write_nifti
 from MedDPMLib.imaging.normalize import NORMALISATIONS
+from MedDPMLib.masks.said import asked_numbering
 from MedDPMLib.masks.schemes import load_scheme
 from MedDPMLib.prepare.cases import prepare_case
 from MedDPMLib.prepare.sources import CaseFiles
 from MedDPMLib.recipes.standard import Standard, standard
-from MedDPMLib.runtime.files import written_whole
+from MedDPMLib.runtime.files import atomic_write
 
 TABLE = "cases.csv"
 _RECORDS = "prepared"
 
 #: Changes when the same source gives another dataset than before.
-_VERSION = 1
+_VERSION = 2
 
 _TEMPORARY = re.compile(r"\.[0-9a-f]{8}\..+")
 
@@ -44,7 +45,7 @@ class DatasetSettings:
     """What a dataset is made of, the same for all its cases.
 
     ``anatomy`` is a folder of ``CASE_anatomy.nii.gz``; ``numbering`` says what the values of segmentations mean, if
-    neither layout nor values do.
+    neither layout nor values do; ``geometry`` which of two places in a header counts.
     """
 
     scheme: str
@@ -52,6 +53,7 @@ class DatasetSettings:
     anatomy: Path | None = None
     numbering: str | None = None
     normalisation: str = NORMALISATIONS[0]
+    geometry: str | None = None
 
     def __post_init__(self) -> None:
         known = standard(self.scheme).modalities
@@ -67,7 +69,7 @@ class DatasetSettings:
         if self.anatomy is not None and self.scheme != "anatomy":
             raise MedDPMError(f'the scheme "{self.scheme}" has no structures: leave out --anatomy')
         if self.numbering is not None:
-            load_scheme("brats" if self.anatomy else self.scheme).numbering(self.numbering)
+            asked_numbering(load_scheme("brats" if self.anatomy else self.scheme), self.numbering)
 
     @property
     def standard(self) -> Standard:
@@ -175,13 +177,14 @@ def _prepare(case: CaseFiles, out: Path, settings: DatasetSettings) -> Report:
             anatomy=settings.anatomy,
             numbering=settings.numbering,
             normalisation=settings.normalisation,
+            geometry=settings.geometry,
         )
     except MedDPMError as error:
         return Report(case.name, found, error)
     found |= prepared.found
     for path, modality in zip(images, settings.modalities, strict=True):
         write_nifti(path, prepared.images[modality])
-    with written_whole(record) as temporary:
+    with atomic_write(record) as temporary:
         temporary.write_text(json.dumps({"key": key, "found": found}, indent=1))
     write_nifti(labels, prepared.labels)
     return Report(case.name, found)
@@ -198,8 +201,9 @@ def _key(case: CaseFiles, settings: DatasetSettings) -> str:
             stamps.append((str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns))
         except OSError as error:
             raise MedDPMError(f"{path} cannot be read ({error.strerror}): check the path") from error
-    said = sorted(case.labels.items()) if case.labels else None
-    made_of = [_VERSION, said, stamps, settings.anatomy is None, settings.numbering, settings.description()]
+    said = [sorted((case.labels or {}).items()), sorted((case.components or {}).items())]
+    choices = [settings.anatomy is None, settings.numbering, settings.geometry]
+    made_of = [_VERSION, said, stamps, *choices, settings.description()]
     return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
 
 
@@ -241,7 +245,7 @@ def _describe(out: Path, settings: DatasetSettings) -> None:
         description = json.loads(path.read_text(encoding="utf-8")) | description
     except (OSError, ValueError, TypeError):
         pass
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(description, indent=2, ensure_ascii=False), encoding="utf-8")
 
 
@@ -256,7 +260,7 @@ def _write_table(out: Path, settings: DatasetSettings, reports: Sequence[Report]
     headings = ["case", "problem"]
     for row in rows.values():
         headings += [heading for heading in row if heading not in headings]
-    with written_whole(out / TABLE) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with atomic_write(out / TABLE) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, headings, restval="")
         writer.writeheader()
         writer.writerows(row for _, row in sorted(rows.items()))

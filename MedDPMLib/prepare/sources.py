@@ -9,7 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.imaging.io import read_volume, volume_stem, volume_suffix
+from MedDPMLib.imaging.io import names_volume, read_volume, volume_stem, volume_suffix
+from MedDPMLib.masks.label_tables import nnunet_labels
+from MedDPMLib.masks.numberings import label_named, numberings
 from MedDPMLib.masks.schemes import LabelScheme
 
 #: The layouts.
@@ -17,38 +19,41 @@ BRATS, NNUNET, MED_DDPM, PAIRS = "BraTS", "nnU-Net raw dataset", "Med-DDPM", "im
 
 #: What a modality is called in file names and channel lists: here and in BraTS to 2021, in BraTS 2023, elsewhere.
 _MODALITY_NAMES = {
-    "t1": ("t1", "t1n", "t1w"),
-    "t1ce": ("t1ce", "t1c", "t1gd"),
+    "t1": ("t1", "t1n", "t1w", "t1pre"),
+    "t1ce": ("t1ce", "t1c", "t1gd", "t1post", "t1km"),
     "t2": ("t2", "t2w"),
     "flair": ("flair", "t2f", "t2flair"),
 }
 
-#: "BraTS20_Training_001_t1ce" (2018 to 2021) and "BraTS-GLI-00000-000-t1c" (2023): case and content.
+#: What stands behind a modality and says how the image was processed: UCSF-PDGM has both T1c and T1c_bias.
+_PROCESSED = "bias|unstripped|stripped|brain|reg|registered|corrected|n4|sri"
+
+#: "BraTS20_Training_001_t1ce" (2018 to 2021), "BraTS-GLI-00000-000-t1c" (2023), "UPENN-GBM-00001_11_T1GD",
+#: "TCGA-02-0006_1999.01.01_t1Gd", "UCSF-PDGM-0004_T1c_bias", "VSD.Brain.XX.O.MR_T1c.35533" (2013 and 2015): case and
+#: content.
 _BRATS_NAMES = (
-    re.compile(r"(?P<case>.+)_(?P<content>t1|t1ce|t2|flair|seg)", re.IGNORECASE),
+    re.compile(
+        rf"(?P<case>.+)_(?P<content>t1|t1ce|t1gd|t1c|t1post|t2|flair)(_(?P<processed>{_PROCESSED}))?", re.IGNORECASE
+    ),
+    re.compile(
+        r"(?P<case>.+?)_(?P<content>seg|segm|automated_approx_segm|tumou?r_segmentation"
+        r"|glistrboost(_manuallycorrected)?)",
+        re.IGNORECASE,
+    ),
     re.compile(r"(?P<case>.+)-(?P<content>t1n|t1c|t2w|t2f|seg)", re.IGNORECASE),
+    re.compile(r"(?P<case>VSD\.Brain\.XX\.O)\.MR_(?P<content>t1|t1c|t2|flair)\.\d+", re.IGNORECASE),
+    re.compile(r"(?P<case>VSD)\.Brain_3more\.XX\.O\.(?P<content>OT)\.\d+", re.IGNORECASE),
+    re.compile(r"(?P<case>VSD)\.Brain\.XX\.O\.(?P<content>OT)\.\d+", re.IGNORECASE),
 )
 
-#: How deep in a BraTS folder cases lie at most: HGG/CASE/FILE.
-_DEEPEST = 3
+#: How deep in a BraTS folder cases lie at most: HGG/CASE/FILE, and BRATS2015_Training/HGG/CASE/VSD.Brain.../FILE.
+_DEEPEST = 5
 
 #: The folder of Med-DDPM's repository that holds the cases of a scheme.
 _MED_DDPM_PARTS = {"brats": "brats2021", "anatomy": "brats2021", "whole-head": "whole_head"}
 
 _IMAGE_FOLDERS = ("image", "images", "img", "imgs")
 _MASK_FOLDERS = ("mask", "masks", "label", "labels", "seg", "segmentation", "segmentations")
-
-#: What public data sets call labels beside the schemes' own names, without capitals, hyphens and underscores.
-_LABEL_NAMES = {
-    # What is left of the core without the enhancing part.
-    "tumor core": "necrosis", "tumour core": "necrosis",
-    "non enhancing tumor": "necrosis", "non enhancing tumour": "necrosis",
-    "ncr/net": "necrosis", "ncr & net": "necrosis", "ncr and net": "necrosis", "ncr net": "necrosis", "net": "necrosis",
-    "necrotic and non enhancing tumor core": "necrosis", "necrotic and non enhancing tumour core": "necrosis",
-    "necrotic tumor core": "necrosis",
-    "gd enhancing tumor": "enhancing tumour", "gd enhancing tumour": "enhancing tumour",
-    "peritumoral oedema": "oedema", "peritumoural edema": "oedema",
-}  # fmt: skip
 
 #: What may follow a pair's common name.
 _PAIR_ENDING = re.compile(r"[_-](image|img|mask|label|labels|seg|segmentation)$", re.IGNORECASE)
@@ -64,8 +69,8 @@ _EXPECTED = (
 class CaseFiles:
     """The files of one case: an image for each modality, and where the ``segmentation`` is or would be.
 
-    ``labels`` says what the segmentation's values mean (value of the scheme by value of the file) where the layout
-    tells; else the values speak for themselves. ``problem`` is what is wrong with it already.
+    ``labels`` says what the segmentation's values are called, by value, where the layout tells; ``components`` which
+    part of its image file each modality is, where that has four axes. ``problem`` is what is wrong with it already.
     """
 
     name: str
@@ -73,7 +78,8 @@ class CaseFiles:
     source: Path
     images: Mapping[str, Path]
     segmentation: Path
-    labels: Mapping[int, int] | None = None
+    labels: Mapping[int, str] | None = None
+    components: Mapping[str, int] | None = None
     problem: str | None = None
 
 
@@ -120,19 +126,44 @@ def _cases_of(source: Path, scheme: LabelScheme, modalities: Sequence[str], numb
 
 def _brats_cases(source: Path, modalities: Sequence[str]) -> Iterator[CaseFiles]:
     groups: dict[tuple[Path, str], dict[str, list[Path]]] = {}
+    processed: dict[Path, bool] = {}
     for path in _volumes_below(source, _DEEPEST):
+        stem = file_stem(path)
         for pattern in _BRATS_NAMES:
-            if match := pattern.fullmatch(volume_stem(path)):
+            if match := pattern.fullmatch(stem):
+                folder, name = _holder(path), match["case"]
+                if name.upper().startswith("VSD"):  # one folder for each case, and in it one for each file
+                    folder = folder.parent if folder.name.upper().startswith("VSD") else folder
+                    name = folder.name
                 content = _modality(match["content"]) or "seg"
-                groups.setdefault((path.parent, match["case"]), {}).setdefault(content, []).append(path)
+                groups.setdefault((folder, name), {}).setdefault(content, []).append(path)
+                processed[path] = bool(match.groupdict().get("processed"))
                 break
     for (folder, name), files in sorted(groups.items()):
+        for paths in files.values():
+            # The image itself goes before what was made of it.
+            plain = [path for path in paths if not processed[path]]
+            paths[:] = plain or paths
         some = next(iter(files.values()))[0]
-        separator, suffix = volume_stem(some)[len(name)], volume_suffix(some)
+        separator, suffix = (file_stem(some) + "_")[len(name)], volume_suffix(some)
+        separator = separator if separator in "_-" else "_"
         style = 1 if separator == "-" else 0
         endings = {modality: _MODALITY_NAMES[modality][style] for modality in modalities} | {"seg": "seg"}
         wanted = {what: folder / f"{name}{separator}{ending}{suffix}" for what, ending in endings.items()}
         yield _case(name, BRATS, folder, files, wanted, modalities)
+
+
+def file_stem(path: Path) -> str:
+    """The name of the volume in ``path`` without suffix: its folder's, if that is called like a file.
+
+    So Kaggle unpacks BraTS: ``BraTS20_Training_001_t1.nii/00000057_brain_t1.nii``.
+    """
+    return volume_stem(path.parent if volume_suffix(path.parent) else path)
+
+
+def _holder(path: Path) -> Path:
+    """The folder that ``path`` lies in, not counting one that is called like a file."""
+    return path.parent.parent if volume_suffix(path.parent) else path.parent
 
 
 # nnU-Net ---------------------------------------------------------------------------------------------
@@ -145,7 +176,7 @@ def _nnunet_cases(
     try:
         said = json.loads(description.read_text(encoding="utf-8"))
         channels = {int(key): str(name) for key, name in (said.get("channel_names") or said["modality"]).items()}
-        labels = _nnunet_labels(said["labels"])
+        labels = nnunet_labels(said["labels"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise MedDPMError(
             f"{description} is not nnU-Net's description of a dataset ({error!r:.100}): it needs channel_names and"
@@ -161,12 +192,9 @@ def _nnunet_cases(
         raise MedDPMError(
             f"{description} names the channels {', '.join(channels.values())}: {', '.join(missing)} is missing"
         )
-    if numbering is not None:
-        meaning = None
-    elif said.get("label_scheme") == scheme.name:
-        meaning = {value: value for value in scheme.values}
-    else:
-        meaning = {value: _label_value(name, scheme, description) for value, name in labels.items()}
+    for name in labels.values():
+        if numbering is None:
+            _check_label(name, scheme, description)
     ending = str(said.get("file_ending", ".nii.gz"))
     names = {path.name.removesuffix(ending) for path in _entries(source / "labelsTr") if path.name.endswith(ending)}
     images = {path.name for path in _entries(source / "imagesTr") if path.name.endswith(ending)}
@@ -174,39 +202,27 @@ def _nnunet_cases(
     for name in sorted(names):
         segmentation = source / "labelsTr" / f"{name}{ending}"
         wanted = {modality: source / "imagesTr" / f"{name}_{n:04d}{ending}" for modality, n in numbers.items()}
+        components, joined = None, source / "imagesTr" / f"{name}{ending}"
+        if joined.is_file() and not any(path.is_file() for path in wanted.values()):
+            # The Medical Segmentation Decathlon has all channels in one file of four axes.
+            wanted, components = dict.fromkeys(wanted, joined), numbers
         wanted["seg"] = segmentation
         files = {content: [path] for content, path in wanted.items() if path.is_file()}
-        yield replace(_case(name, NNUNET, source, files, wanted, modalities), labels=meaning)
+        yield replace(
+            _case(name, NNUNET, source, files, wanted, modalities),
+            labels=None if numbering else labels,
+            components=components,
+        )
 
 
-def _nnunet_labels(said: Mapping) -> dict[int, str]:
-    """What each value of a segmentation is called, without the background.
-
-    ``said`` has values by name (version 2), names by value (version 1), or several values by the name of a region,
-    one inside the other: then a value is the smallest region that has it.
-    """
-    if all(re.fullmatch(r"\d+", str(key)) and isinstance(name, str) for key, name in said.items()):
-        said = {name: int(key) for key, name in said.items()}
-    regions = {str(name): value if isinstance(value, list) else [value] for name, value in said.items()}
-    labels = {}
-    for name in sorted(regions, key=lambda name: len(regions[name]), reverse=True):
-        for value in regions[name]:
-            labels[int(value)] = name
-    return {value: name for value, name in labels.items() if value > 0 and name != "ignore"}
-
-
-def _label_value(name: str, scheme: LabelScheme, description: Path) -> int:
-    plain = " ".join(re.split(r"[\s_-]+", name.strip().casefold()))
-    # "the peritumoral edema (ED)", "NCR / NET"
-    plain = re.sub(r" ?/ ?", "/", re.sub(r" \([^)]*\)$", "", plain).removeprefix("the "))
-    for attempt in (name, plain, _LABEL_NAMES.get(plain, plain)):
-        if label := scheme.label_by_name(attempt):
-            return label.value
+def _check_label(name: str, scheme: LabelScheme, description: Path) -> None:
+    if label_named(name, scheme):
+        return
     known = ", ".join(label.name for label in scheme.labels)
-    numberings = ", ".join(one.name for one in scheme.numberings)
+    names = ", ".join(one.name for one in numberings(scheme))
     raise MedDPMError(
         f'{description} names a label "{name}", which is none of the scheme "{scheme.name}" ({known}): rename it there,'
-        f" or say with --labels how its values are numbered ({numberings})"
+        f" or say with --labels how its values are numbered ({names})"
     )
 
 
@@ -312,7 +328,7 @@ def _volumes_below(folder: Path, depth: int) -> Iterator[Path]:
         if path.is_dir():
             if depth > 1:
                 yield from _volumes_below(path, depth - 1)
-        elif volume_suffix(path):
+        elif names_volume(path):
             yield path
 
 

@@ -20,7 +20,7 @@ from MedDPMLib.masks.schemes import load_scheme
 from MedDPMLib.models.card import QUALITIES, Card
 from MedDPMLib.recipes.former_names import current_path, with_current_names
 from MedDPMLib.recipes.standard import standard
-from MedDPMLib.validation import build, field, flag, list_of, number, one_of, optional, table, text, whole
+from MedDPMLib.validation import build, field, flag, list_of, number, one_of, table, text, whole
 
 try:
     import tomllib
@@ -269,7 +269,7 @@ def recipe_card(recipe: Recipe, *, training: str = "", training_data: Sequence[M
     unless the recipe's card lists its data itself.
     """
     given = dict(recipe.card)
-    own = optional(text()).read(given.pop("training", None), '[card]: "training"')
+    own = text(least=0).read(given.pop("training", ""), '[card]: "training"')
     sentences = [own, training]
     data = list_of(table(), 0, 100).read(given.pop("training_data", training_data), '[card]: "training_data"')
     data = data or ({"name": "none", "licence": "none", "cases": None},)

@@ -16,7 +16,7 @@ _FIRST_ENDINGS = (".nii", ".seg")
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Provides a temporary path beside ``path`` that is moved to it when the block succeeds, and removed otherwise.
 
     So a reader sees the whole file or none, whatever happens. The temporary name keeps the suffix and is short, for

@@ -17,7 +17,7 @@ import torch
 
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.runtime import moments, numerics
-from MedDPMLib.runtime.files import written_whole
+from MedDPMLib.runtime.files import atomic_write
 from MedDPMLib.runtime.hardware import cpu_features, processor
 from MedDPMLib.validation import read_json
 
@@ -43,7 +43,7 @@ def known_fault(device: torch.device, dtype: torch.dtype) -> str | None:
     fault = numerics.find_fault(device, dtype)
     if fault is None:
         try:
-            with written_whole(note) as temporary:
+            with atomic_write(note) as temporary:
                 temporary.write_text(json.dumps({**about, "passed": True}, indent=1), encoding="utf-8")
         except MedDPMError:  # no space, or no permission: it is tried the next time
             pass

@@ -1,4 +1,4 @@
-"""How does long work leave the event loop its turns? In steps, with what only computes in another thread.
+"""How does long work leave the application responsive? In steps, with what only computes in another thread.
 
 A piece of work is a generator. It yields a function without arguments, which is called in another thread and whose
 result is what the ``yield`` gives back, or None, to let the event loop run. Slicer, VTK and Qt are touched only between
@@ -24,7 +24,7 @@ Work = Generator[Callable[[], Any] | None, Any, Any]
 _LOOK = 0.01
 
 
-def at_once(work: Work) -> Any:
+def run_now(work: Work) -> Any:
     """Does all of ``work`` now, for a script; returns its result."""
     answer, fault = None, None
     while True:
@@ -39,7 +39,7 @@ def at_once(work: Work) -> Any:
             fault = error
 
 
-class Turns:
+class BackgroundWork:
     """Does one piece of work at a time, a step each time the event loop comes round."""
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ class Turns:
         self._timer = qt.QTimer()
         self._timer.setSingleShot(True)
         self._timer.interval = 0
-        self._timer.timeout.connect(self._turn)
+        self._timer.timeout.connect(self._step)
 
     @property
     def busy(self) -> bool:
@@ -66,13 +66,13 @@ class Turns:
         self._timer.start()
 
     def stop(self) -> None:
-        """Drops the work under way where it stands; nobody hears of it again."""
+        """Drops the work under way where it stands; it reports nothing more."""
         self._timer.stop()
         if self._work is not None:
             self._work.close()
         self._work = self._thread = self._done = self._failed = None
 
-    def _turn(self) -> None:
+    def _step(self) -> None:
         if self._thread is not None:
             self._thread.join(_LOOK)
             if self._thread.is_alive():

@@ -24,6 +24,10 @@ REQUIREMENTS = {
     "psutil": "psutil>=5.9",
 }
 
+_NO_EXTENSION = _(
+    "the extension PyTorch is not installed: get it in the Extensions Manager, then start 3D Slicer again"
+)
+
 #: Installers let the event loop run: what happens meanwhile must not begin another installation.
 _installing = False
 
@@ -36,15 +40,19 @@ def missing() -> list[str]:
     return [requirement for requirement in (TORCH, *REQUIREMENTS.values()) if not _met(requirement)]
 
 
-def ensure() -> None:
-    """Asks once for all that is missing and installs it.
+def ensure(*, torch: bool = True) -> None:
+    """Asks once for all that is missing and installs it; without ``torch`` PyTorch may stay away.
 
-    Raises :class:`MedDPMError` if the user declines, if the PyTorch extension is missing, if an installer fails, and
-    while an installation is under way.
+    Raises :class:`MedDPMError`, before it asks, if the PyTorch extension that installs PyTorch is missing. Raises it
+    too if the user declines, if an installer fails, and while an installation is under way.
     """
     global _installing
     lacking = missing()
-    if not lacking:
+    if TORCH in lacking and not _torch_can_be_installed():
+        if torch:
+            raise MedDPMError(_NO_EXTENSION)
+        lacking.remove(TORCH)
+    if not lacking or (lacking == [TORCH] and not torch):
         return
     if _installing:
         raise MedDPMError(_("packages are being installed: wait until that is finished, then try again"))
@@ -61,10 +69,10 @@ def ensure() -> None:
         _install(lacking)
     finally:
         _installing = False
-    lacking = missing()
-    if lacking:
-        text = _("{names} was not installed, though no error was told: the Python console says more")
-        raise MedDPMError(text.format(names=", ".join(lacking)))
+    failed = [requirement for requirement in missing() if requirement in lacking]
+    if failed:
+        text = _("{names} was not installed, though no error was reported: the Python console says more")
+        raise MedDPMError(text.format(names=", ".join(failed)))
 
 
 def describe() -> str:
@@ -85,6 +93,14 @@ def _met(requirement: str) -> bool:
         return wanted.specifier.contains(importlib.metadata.version(wanted.name), prereleases=True)
     except importlib.metadata.PackageNotFoundError:
         return False
+
+
+def _torch_can_be_installed() -> bool:
+    try:
+        import PyTorchUtils  # noqa: F401
+    except ImportError:
+        return False
+    return True
 
 
 def _install(requirements: list[str]) -> None:
@@ -111,8 +127,7 @@ def _install_torch() -> None:
     try:
         from PyTorchUtils import PyTorchUtilsLogic
     except ImportError as error:
-        text = _("the extension PyTorch is not installed: get it in the Extensions Manager, then start 3D Slicer again")
-        raise MedDPMError(text) from error
+        raise MedDPMError(_NO_EXTENSION) from error
     wanted = TORCH.removeprefix("torch")
     if PyTorchUtilsLogic().installTorch(askConfirmation=False, torchVersionRequirement=wanted) is None:
         raise MedDPMError(_("PyTorch was not installed: the module PyTorch Utils says why, and can install it"))

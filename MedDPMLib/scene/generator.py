@@ -16,10 +16,11 @@ from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.geometry import Geometry
 from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.inference.settings import GenerationSettings
+from MedDPMLib.inference.stored import HIGHEST, stored_as, to_stored
 from MedDPMLib.models.card import Card
 from MedDPMLib.scene import volumes
 from MedDPMLib.scene.segmentation import read_labels
-from MedDPMLib.scene.views import show_background, show_outline
+from MedDPMLib.scene.views import backgrounds, restore_backgrounds, show_background, show_outline, shown_background
 from MedDPMLib.scene.worker_client import Signal, WorkerClient
 from MedDPMLib.worker.protocol import Cancelled, Error, Event, Preview, Progress, Result
 
@@ -28,8 +29,8 @@ from MedDPMLib.worker.protocol import Cancelled, Error, Event, Preview, Progress
 class Order:
     """What is to be made from ``segmentation``, whose ``table`` is segment ID to label value of the model's scheme.
 
-    A sample for each of ``seeds``. Results go into the nodes ``into`` (by seed and modality) where there is one, else
-    into new ones.
+    A sample for each of ``seeds``. Results go into the nodes ``into`` (by seed and modality) where there is one, into
+    those that hold the same result already, and else into new ones.
     """
 
     segmentation: slicer.vtkMRMLSegmentationNode
@@ -47,7 +48,7 @@ class Generator:
 
     Signals: ``progressed`` (text, part done from 0 to 1), ``ended`` (an error or a sentence if something
     went wrong, else None).
-    The nodes may go or be renamed while it runs; what was made stays.
+    The nodes may go or be renamed while it runs; what was made stays. The views stay on the modality that they show.
     """
 
     def __init__(self, client: WorkerClient) -> None:
@@ -56,13 +57,22 @@ class Generator:
         #: The order that is carried out, None if none is, and the latest.
         self.order: Order | None = None
         self.latest: Order | None = None
+        #: The labels of the latest order, as they were when it began.
+        self.labels: Volume | None = None
         #: The nodes made by the latest order, by seed and modality.
         self.made: dict[tuple[int, str], slicer.vtkMRMLScalarVolumeNode] = {}
         #: What looks odd about the mask of the latest order, in sentences.
         self.notes: list[str] = []
         self._id: str | None = None
         self._preview: slicer.vtkMRMLScalarVolumeNode | None = None
-        self._background_before: str | None = None
+        #: What the views showed before the first preview.
+        self._before: dict[str, str] | None = None
+        self._outlined = False
+        #: What was in the volumes that the latest order has overwritten, and what the views showed before it.
+        self._overwritten: dict[tuple[int, str], tuple[Volume, dict[str, Any]]] = {}
+        self._shown_before: dict[str, str] = {}
+        #: The numbers that the new results of a sample have in their names, by seed.
+        self._numbers: dict[int, int] = {}
         #: What is to be taken into the scene: a modality of a result, then None for its end.
         self._arrived: deque[tuple[Result, str | None]] = deque()
         self._next = qt.QTimer()
@@ -90,7 +100,7 @@ class Generator:
             "name": order.segmentation.GetName() or "segmentation",
             "seeds": list(order.seeds),
             "settings": order.settings.to_dict(),
-            "modalities": list(order.modalities),
+            "modalities": _first(order.modalities, volumes.modality_of(shown_background())),
             "preview_every": int(order.preview),  # the next one waits until this one was read
         }
         cold = not self.client.running
@@ -99,7 +109,10 @@ class Generator:
             self._drop()
         self._id = id
         self.order = self.latest = order
+        self.labels = labels
         self.made, self.notes = {}, list(labels.notes)
+        self._numbers, self._outlined = {}, False
+        self._overwritten, self._shown_before = {}, self._before or backgrounds()
         self.progressed.emit(_("Starting PyTorch") if cold else _("Waiting for the worker"), 0.0)
 
     def cancel(self) -> None:
@@ -114,14 +127,26 @@ class Generator:
         return {} if self.latest is None else {**self.latest.into, **self.made}
 
     def forget(self) -> None:
-        """Lets go of everything in the scene, which is about to be closed."""
-        running = self.order is not None
-        if running:
-            self._drop()
-        self.order = self.latest = self._id = self._preview = self._background_before = None
+        """Ends the order that runs and lets go of everything in the scene, which may be about to be closed."""
+        self.cancel()
+        self.latest = self.labels = None
         self.made, self.notes = {}, []
-        if running:
-            self.ended.emit(None)
+        self._overwritten, self._shown_before = {}, {}
+
+    def undo(self) -> None:
+        """Takes the latest order back: the volumes that it has overwritten come back, and those that it made go."""
+        self.cancel()
+        for key, node in self.made.items():
+            if not _in_scene(node):
+                continue
+            if key in self._overwritten:
+                volume, record = self._overwritten[key]
+                volumes.update_volume(node, volume)
+                volumes.set_record(node, record)
+            else:
+                volumes.remove_result(node)
+        self.made, self._overwritten = {}, {}
+        restore_backgrounds(self._shown_before)
 
     def _drop(self) -> None:
         """Nothing more of the order that runs is wanted."""
@@ -160,17 +185,27 @@ class Generator:
             return
         finally:
             self.client.discard(event.files)
-        volume = Volume(arrays[modality], _geometry(event, arrays[modality]))
+        volume = self._volume(event, arrays[modality])
         node = self._preview
-        if _in_scene(node):
+        if _in_scene(node) and volumes.modality_of(node) == modality:
             volumes.update_volume(node, volume)
             return
-        name = f"{self._name()} {modality} (synthetic, forming)"
-        self._preview = volumes.add_volume(volume, name, self._segmentation(), window=self.order.card.intensity_range)
+        self._remove_preview()
+        if self._before is None:
+            self._before = backgrounds()
+        self._preview = volumes.add_volume(
+            volume, volumes.forming_name(self._name(), modality), self._segmentation(),
+            window=self._preview_window(modality), modality=modality, caption=volumes.caption(modality),
+        )  # fmt: skip
         self._preview.SetSaveWithScene(False)
-        if self._background_before is None:
-            self._background_before = _background() or ""
-        self._show(self._preview, first=not self._background_before)
+        self._show(self._preview)
+
+    def _preview_window(self, modality: str) -> tuple[float, float]:
+        """That of the latest result in this modality, so that nothing flashes when the image is done."""
+        shown = shown_background()
+        if volumes.modality_of(shown) == modality and shown.GetDisplayNode() is not None:
+            return shown.GetDisplayNode().GetWindowLevelMin(), shown.GetDisplayNode().GetWindowLevelMax()
+        return 0, HIGHEST
 
     def _keep_next(self) -> None:
         """Takes one volume of a result into the scene, or shows it; the event loop runs before the next."""
@@ -192,14 +227,18 @@ class Generator:
 
     def _keep(self, event: Result, modality: str) -> None:
         order, seed = self.order, self.order.seeds[event.sample - 1]
-        array = self.client.read({modality: event.files[modality]})[modality]
-        volume = Volume(array, _geometry(event, array))
+        volume = self._volume(event, self.client.read({modality: event.files[modality]})[modality])
         node = order.into.get((seed, modality))
-        if _in_scene(node):
+        if not _in_scene(node):
+            node = volumes.same_result(self._segmentation(), modality, event.record)
+        if node is not None:
+            self._overwritten[seed, modality] = volumes.result_volume(node), volumes.record_of(node)
             volumes.update_volume(node, volume)
         else:
-            window = volumes.fitting_window(_thinned(volume), order.card.intensity_range[0])
-            name = volumes.result_name(self._name(), modality, seed)
+            window = volumes.fitting_window(_thinned(volume), 0)
+            if seed not in self._numbers:
+                self._numbers[seed] = volumes.free_number(self._name(), order.modalities, seed)
+            name = volumes.result_name(self._name(), modality, seed, self._numbers[seed])
             node = volumes.add_volume(volume, name, self._segmentation(), window=window)
         volumes.set_record(node, {"modality": modality, **event.record})
         self.made[seed, modality] = node
@@ -208,12 +247,16 @@ class Generator:
         """All volumes of a sample are in the scene, if they have not been deleted since."""
         # The first note says how the values were read, which the panel has decided itself.
         self.notes += [note for note in event.record["notes"][1:] if note not in self.notes]
-        first = self.made[self.order.seeds[event.sample - 1], self.order.modalities[0]]
-        shown_before = self._background_before or _background()
+        seed = self.order.seeds[event.sample - 1]
+        looked_at = volumes.modality_of(shown_background())
+        if self._before is None:
+            self._before = backgrounds()
+        made = {modality: self.made[seed, modality] for modality in self.order.modalities}
+        made = {modality: node for modality, node in made.items() if _in_scene(node)}
+        if made:  # else they were deleted while the rest of the sample came
+            self._show(made.get(looked_at) or next(iter(made.values())))
+            self._before = backgrounds()
         self._remove_preview()
-        if _in_scene(first):  # else it was deleted while the rest of the sample came
-            self._show(first, first=not shown_before)
-            self._background_before = first.GetID()
         if event.sample == event.samples:
             self._end(None)
 
@@ -226,18 +269,17 @@ class Generator:
         self._next.stop()
         if self._preview is not None:
             self._remove_preview()
-            before = slicer.mrmlScene.GetNodeByID(self._background_before or "")
-            if before is not None:
-                show_background(before, fit=False)
-        self._background_before = None
+            restore_backgrounds(self._before or {})
+        self._before = None
         self.ended.emit(message)
 
-    def _show(self, node: slicer.vtkMRMLScalarVolumeNode, first: bool) -> None:
-        """The ``first`` image in the views: brought into view, and the mask becomes an outline over it."""
-        show_background(node, fit=first)
+    def _show(self, node: slicer.vtkMRMLScalarVolumeNode) -> None:
+        """Shows ``node``, brought into view if nothing was shown; over an image the mask becomes an outline."""
+        show_background(node, fit=not any((self._before or {}).values()))
         segmentation = self._segmentation()
-        if first and segmentation is not None:
+        if segmentation is not None and not self._outlined:
             show_outline(segmentation, True)
+        self._outlined = True  # what the user does to the mask afterwards stays
 
     def _remove_preview(self) -> None:
         node, self._preview = self._preview, None
@@ -249,6 +291,11 @@ class Generator:
         node = self.order.segmentation
         return node if _in_scene(node) else None
 
+    def _volume(self, event: Preview | Result, array: np.ndarray) -> Volume:
+        """``array``, in the intensities of the model, as the scene holds it."""
+        geometry = Geometry(array.shape[::-1], np.array(event.ijk_to_ras))
+        return to_stored(Volume(array, geometry), stored_as(self.order.card.intensity_range))
+
     def _name(self) -> str:
         return self.order.segmentation.GetName() or "segmentation"
 
@@ -257,19 +304,15 @@ def _in_scene(node: slicer.vtkMRMLNode | None) -> bool:
     return node is not None and slicer.mrmlScene.GetNodeByID(node.GetID() or "") is node
 
 
-def _geometry(event: Preview | Result, array: np.ndarray) -> Geometry:
-    return Geometry(array.shape[::-1], np.array(event.ijk_to_ras))
-
-
 def _thinned(volume: Volume) -> Volume:
     """Every fourth voxel along each axis: enough for the brightness, in a sixty-fourth of the time."""
     array = volume.array[::4, ::4, ::4]
     return Volume(array, Geometry(array.shape[::-1], volume.geometry.ijk_to_ras))
 
 
-def _background() -> str | None:
-    composites = slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")
-    return composites[0].GetBackgroundVolumeID() if composites else None
+def _first(modalities: Sequence[str], wanted: str | None) -> list[str]:
+    """The ``modalities``, the ``wanted`` one first if it is among them: previews show the first."""
+    return sorted(modalities, key=lambda modality: modality != wanted)
 
 
 def _part(event: Progress) -> float:

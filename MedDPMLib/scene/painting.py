@@ -16,32 +16,42 @@ from MedDPMLib.masks.brain_area import brain_area
 from MedDPMLib.masks.schemes import Label, LabelScheme
 from MedDPMLib.masks.seg_nrrd import REGIONS, TYPES
 from MedDPMLib.masks.tumor import paint_tumour
-from MedDPMLib.scene.background_work import Work, at_once
+from MedDPMLib.scene.background_work import Work, run_now
 from MedDPMLib.scene.images import oriented_image, volume_from_node
-from MedDPMLib.scene.segmentation import painted, painted_geometry, read_labels, reference_geometry
+from MedDPMLib.scene.segmentation import is_painted_at, painted, painted_geometry, read_labels, reference_geometry
 
 _BINARY_LABELMAP = slicer.vtkSegmentationConverter.GetBinaryLabelmapRepresentationName()
 _CONVERTER = slicer.vtkSegmentationConverter
+
+#: Litres that a brain can have, children's and the largest.
+_BRAIN = (0.6, 2.1)
 
 
 def add_segmentation(labels: Volume, scheme: LabelScheme, name: str) -> slicer.vtkMRMLSegmentationNode:
     """A new segmentation with one segment for each label of ``scheme``, also for those that ``labels`` does not have.
 
-    The segments carry the scheme's names, colours and terminology and share one image; the reference geometry
-    is that of ``labels`` (values of the scheme).
+    The segments carry the scheme's names, colors and terminology; those of a tumor come first, and share an image of
+    their own: a stroke has Slicer make the surfaces of all segments of an image again. The reference geometry is that
+    of ``labels`` (values of the scheme).
     """
     node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", slicer.mrmlScene.GenerateUniqueName(name))
     core = node.GetSegmentation()
     core.SetSourceRepresentationName(_BINARY_LABELMAP)
-    image = oriented_image(labels.array.astype(np.uint8, copy=False), labels.geometry)
-    core.SetConversionParameter(
-        _CONVERTER.GetReferenceImageGeometryParameterName(), _CONVERTER.SerializeImageGeometry(image)
-    )
-    for label in scheme.labels:
-        segment = _segment(label)
-        segment.SetLabelValue(label.value)
-        segment.AddRepresentation(_BINARY_LABELMAP, image)
-        core.AddSegment(segment, label.name)
+    array = labels.array.astype(np.uint8, copy=False)
+    rest = [label for label in scheme.labels if label not in scheme.tumour]
+    for group in (scheme.tumour, rest):
+        lookup = np.zeros(256, np.uint8)
+        values = [label.value for label in group]
+        lookup[values] = values
+        image = oriented_image(lookup[array], labels.geometry)
+        core.SetConversionParameter(
+            _CONVERTER.GetReferenceImageGeometryParameterName(), _CONVERTER.SerializeImageGeometry(image)
+        )
+        for label in group:
+            segment = _segment(label)
+            segment.SetLabelValue(label.value)
+            segment.AddRepresentation(_BINARY_LABELMAP, image)
+            core.AddSegment(segment, label.name)
     node.CreateDefaultDisplayNodes()
     return node
 
@@ -70,6 +80,18 @@ def paint(
 
     The segments ``over`` lose what is painted; all others keep it and overlap.
     """
+    run_now(painting(segmentation, segment_id, voxels, first=first, over=over))
+
+
+def painting(
+    segmentation: slicer.vtkMRMLSegmentationNode,
+    segment_id: str,
+    voxels: np.ndarray,
+    *,
+    first: Sequence[int] = (0, 0, 0),
+    over: Iterable[str] = (),
+) -> Work:
+    """The work of :func:`paint`, step by step."""
     lattice, over = reference_geometry(segmentation), list(over)
     logic = slicer.vtkSlicerSegmentationsModuleLogic
     image = oriented_image(voxels.astype(np.uint8), lattice, first)
@@ -78,11 +100,14 @@ def paint(
     ):
         text = _('the segment "{segment}" of "{segmentation}" cannot be painted: see the error log')
         raise MedDPMError(text.format(segment=segment_id, segmentation=segmentation.GetName()))
-    # Segments in the same image have given way already; those in others are erased.
+    # Segments in the same image have given way already; those in others are erased, where there is something to erase.
     layer = segmentation.GetBinaryLabelmapInternalRepresentation(segment_id)
     rest = oriented_image(np.where(voxels, 0, 255).astype(np.uint8), lattice, first)
     for other in over:
-        if other != segment_id and segmentation.GetBinaryLabelmapInternalRepresentation(other) is not layer:
+        if other == segment_id or segmentation.GetBinaryLabelmapInternalRepresentation(other) is layer:
+            continue
+        if is_painted_at(segmentation, other, voxels, lattice, first):
+            yield
             logic.SetBinaryLabelmapToSegment(
                 rest, segmentation, other, logic.MODE_MERGE_MIN, rest.GetExtent(), False, over
             )
@@ -99,7 +124,7 @@ def fill_brain(
     ``table`` is segment ID to label value and has to name a segment for that label. Raises
     :class:`MedDPMError` if it does not, or if the image shows no brain (:func:`MedDPMLib.masks.brain_area.brain_area`).
     """
-    return at_once(filling_brain(segmentation, table, scheme, image))
+    return run_now(filling_brain(segmentation, table, scheme, image))
 
 
 def filling_brain(
@@ -108,7 +133,7 @@ def filling_brain(
     scheme: LabelScheme,
     image: slicer.vtkMRMLScalarVolumeNode,
 ) -> Work:
-    """The work of :func:`fill_brain`, in turns."""
+    """The work of :func:`fill_brain`, step by step."""
     if scheme.rest is None:
         text = _('the scheme "{scheme}" has no label for the rest of the brain: choose another model')
         raise MedDPMError(text.format(scheme=scheme.name))
@@ -118,6 +143,10 @@ def filling_brain(
     area, note = yield partial(brain_area, volume, painted_geometry(segmentation))
     others = {id_: value for id_, value in table.items() if id_ != segment_id}
     paint(segmentation, segment_id, area & ~painted(segmentation, others, scheme))
+    litres = np.count_nonzero(area) * painted_geometry(segmentation).voxel_volume / 1e6
+    if not _BRAIN[0] <= litres <= _BRAIN[1]:
+        text = _("{note}. {litres:.2g} l is not the volume of a brain: undo it if the image is not skull-stripped")
+        return text.format(note=note, litres=litres)
     return note
 
 
@@ -135,7 +164,7 @@ def stamp_tumour(
     Every segment of ``table`` gives way, so that what is under the tumour is gone as with the brush. Raises
     :class:`MedDPMError` if a part of the tumour has no segment, or if there is no brain at ``center``.
     """
-    at_once(stamping_tumour(segmentation, table, scheme, center, radius, seed=seed))
+    run_now(stamping_tumour(segmentation, table, scheme, center, radius, seed=seed))
 
 
 def stamping_tumour(
@@ -147,7 +176,7 @@ def stamping_tumour(
     *,
     seed: int = 0,
 ) -> Work:
-    """The work of :func:`stamp_tumour`, in turns."""
+    """The work of :func:`stamp_tumour`, step by step."""
     geometry = painted_geometry(segmentation)
     before = read_labels(segmentation, table, scheme).array
     yield
@@ -155,7 +184,8 @@ def stamping_tumour(
     first, parts = yield partial(_tumour_parts, before, geometry, scheme, center, radius, seed)
     places = [(_segment_of(label, table), voxels) for label, voxels in parts]
     for segment_id, voxels in places:
-        paint(segmentation, segment_id, voxels, first=first, over=[id_ for id_ in table if id_ != segment_id])
+        others = [id_ for id_ in table if id_ != segment_id]
+        yield from painting(segmentation, segment_id, voxels, first=first, over=others)
         yield
 
 
@@ -188,7 +218,7 @@ def _describe(segment: slicer.vtkSegment, label: Label) -> None:
             TYPES, *codes, *modifier, REGIONS, *region, *modifier
         )
     )
-    # Given on purpose: a change of the terminology is not to rename or recolour it.
+    # Given on purpose: a change of the terminology is not to rename or recolor it.
     segment.SetNameAutoGenerated(False)
     segment.SetColorAutoGenerated(False)
 

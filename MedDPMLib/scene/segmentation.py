@@ -7,7 +7,7 @@ the segmentation's own reference geometry: Slicer's export to one label map lets
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import slicer
@@ -18,6 +18,7 @@ from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.geometry import Geometry
 from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.masks.brain_area import describe_volume
+from MedDPMLib.masks.numberings import label_for, label_named
 from MedDPMLib.masks.schemes import Label, LabelScheme, load_scheme, scheme_names
 from MedDPMLib.scene.images import empty_image, extent_geometry, image_array, image_geometry, world_matrix
 
@@ -32,6 +33,12 @@ _EXACT = 1e-4
 #: Points along each side of a box that is sent through a transform that bends it.
 _SAMPLES = 9
 
+#: Words in the name of a segment that is a tumor, without saying which part of it.
+_TUMOR_WORDS = frozenset("tumor tumour gtv lesion mass core glioma glioblastoma gbm metastasis met cancer".split())
+
+#: So many names of segments are listed in a message.
+_LISTED = 3
+
 
 # The table -------------------------------------------------------------------------------------------
 
@@ -39,7 +46,7 @@ _SAMPLES = 9
 def guess_table(segmentation: slicer.vtkMRMLSegmentationNode, scheme: LabelScheme) -> dict[str, int]:
     """Segment ID to label value for the segments that are recognised: by their terminology first, by name second.
 
-    White matter is the rest of the brain in a scheme that does not tell it apart (:func:`_recognise_part`); such
+    White matter is the rest of the brain in a scheme that does not distinguish it (:func:`_recognise_part`); such
     segments come last, behind one that is the label itself.
     """
     core = segmentation.GetSegmentation()
@@ -73,6 +80,80 @@ def missing_labels(table: Mapping[str, int], scheme: LabelScheme) -> tuple[Label
     return tuple(label for label in scheme.labels if label.value not in table.values())
 
 
+def unlabeled_segments(
+    segmentation: slicer.vtkMRMLSegmentationNode, table: Mapping[str, int], scheme: LabelScheme
+) -> list[str]:
+    """The painted segments that stand for no label although nobody said that they are not to be used."""
+    core, found = segmentation.GetSegmentation(), []
+    for id_ in core.GetSegmentIDs():
+        decided = id_ in table or core.GetSegment(id_).HasTag(_LABEL_TAG + scheme.name)
+        if not decided and any(
+            (image_array(layer) == value).any()
+            for layer, segments in _layers(segmentation, [id_])
+            for value in segments
+        ):
+            found.append(id_)
+    return found
+
+
+def likely_label(name: str, scheme: LabelScheme) -> Label | None:
+    """What a segment called ``name`` may stand for, to be asked about: a "lesion" is some part of the tumor."""
+    words = set(re.split(r"[\W_\d]+", name.casefold()))
+    if not words & _TUMOR_WORDS:
+        return None
+    return next(iter((*scheme.of_tissue("rim"), *scheme.tumour)), None)
+
+
+def tumor_segments(segmentation: slicer.vtkMRMLSegmentationNode) -> list[str]:
+    """The segments that are part of a tumor, in any of the label schemes."""
+    tumor = set()
+    for name in scheme_names():
+        scheme = load_scheme(name)
+        values = {label.value for label in scheme.tumour}
+        tumor |= {id_ for id_, value in table_of(segmentation, scheme).items() if value in values}
+    ids = segmentation.GetSegmentation().GetSegmentIDs()
+    return [id_ for id_ in ids if id_ in tumor]
+
+
+def tumor_center(labels: Volume, scheme: LabelScheme) -> np.ndarray | None:
+    """A point (RAS, mm) in the middle of the tumor of ``labels`` (values of ``scheme``); None if there is none."""
+    found = np.argwhere(np.isin(labels.array, [label.value for label in scheme.tumour]))
+    return labels.geometry.to_ras(found.mean(axis=0)[::-1]) if len(found) else None
+
+
+def is_painted_at(
+    segmentation: slicer.vtkMRMLSegmentationNode,
+    segment_id: str,
+    voxels: np.ndarray,
+    lattice: Geometry,
+    first: Sequence[int],
+) -> bool:
+    """Whether the segment has any of ``voxels`` (k, j, i; boolean), the first at index ``first`` of ``lattice``."""
+    layer = segmentation.GetBinaryLabelmapInternalRepresentation(segment_id)
+    if layer is None or layer.IsEmpty() or layer.GetPointData().GetScalars() is None:
+        return False
+    offset = _offset(image_geometry(layer), lattice)
+    if offset is None:  # on another lattice it is not looked for voxel by voxel
+        return True
+    array, start = image_array(layer), np.array(first)[::-1] - offset[::-1]
+    low = np.maximum(start, 0)
+    high = np.maximum(np.minimum(start + voxels.shape, array.shape), low)
+    here = array[tuple(map(slice, low, high))]
+    there = voxels[tuple(map(slice, low - start, high - start))]
+    return bool((there & (here == segmentation.GetSegmentation().GetSegment(segment_id).GetLabelValue())).any())
+
+
+def fingerprint(segmentation: slicer.vtkMRMLSegmentationNode) -> tuple:
+    """What changes with what is painted, and not with names, colors or visibility."""
+    core, found = segmentation.GetSegmentation(), []
+    for id_ in core.GetSegmentIDs():
+        layer = segmentation.GetBinaryLabelmapInternalRepresentation(id_)
+        scalars = layer.GetPointData().GetScalars() if layer is not None else None
+        changed = (layer.GetMTime(), scalars.GetMTime() if scalars is not None else 0) if layer is not None else ()
+        found.append((id_, core.GetSegment(id_).GetLabelValue(), changed))
+    return tuple(found)
+
+
 def _recognise(segment: slicer.vtkSegment, scheme: LabelScheme) -> Label | None:
     entry = slicer.vtkSlicerTerminologyEntry()
     if segment.HasTerminology():
@@ -85,14 +166,12 @@ def _recognise(segment: slicer.vtkSegment, scheme: LabelScheme) -> Label | None:
 
 
 def _recognise_part(segment: slicer.vtkSegment, scheme: LabelScheme) -> Label | None:
-    """The label of ``scheme`` that holds the segment, a structure which only another scheme tells apart."""
-    for numbering in scheme.numberings:
-        if numbering.name in scheme_names() and numbering.name != scheme.name:
-            structure = _recognise(segment, load_scheme(numbering.name))
-            value = dict(numbering.values).get(structure.value) if structure else None
-            if value is not None:
-                return scheme.label_by_value(value)
-    return None
+    """The label of ``scheme`` that holds the segment, a structure which only another scheme distinguishes."""
+    for name in scheme_names():
+        structure = _recognise(segment, load_scheme(name))
+        if structure is not None and (label := label_for(structure.name, scheme)):
+            return label
+    return label_named(segment.GetName() or "", scheme)
 
 
 # The labels ------------------------------------------------------------------------------------------
@@ -102,7 +181,7 @@ def read_labels(segmentation: slicer.vtkMRMLSegmentationNode, table: Mapping[str
     """What is painted, as the values of ``scheme``, uint8, on the segmentation's reference geometry, in RAS.
 
     Of overlapping segments the scheme's priority decides, whatever their order. Several segments of one label
-    are united, which the notes tell. A linear parent transform moves the geometry and leaves every voxel as it
+    are united, which the notes say. A linear parent transform moves the geometry and leaves every voxel as it
     is; one that bends or shears it has the segments resampled (nearest neighbour).
 
     Raises :class:`MedDPMError` if ``table`` names a segment or label that does not exist, if the segmentation
@@ -181,11 +260,11 @@ def _check(table: Mapping[str, int], segmentation, scheme: LabelScheme) -> None:
     known = set(segmentation.GetSegmentation().GetSegmentIDs())
     for id_, value in table.items():
         if id_ not in known:
-            text = _('"{name}" has no segment "{segment}" any more: set up the table of labels again')
+            text = _('"{name}" has no segment "{segment}" any more: choose the labels in the table again')
             raise MedDPMError(text.format(name=segmentation.GetName(), segment=id_))
         scheme.label_by_value(value)
     if not table:
-        text = _('no segment of "{name}" is assigned to a label: say in the table which is which')
+        text = _('no segment of "{name}" stands for a label: choose the label of each segment in the table of labels')
         raise MedDPMError(text.format(name=segmentation.GetName()))
 
 
@@ -195,13 +274,15 @@ def _united(segmentation, table: Mapping[str, int], scheme: LabelScheme) -> tupl
     for label in scheme.labels:
         ids = [id_ for id_, value in table.items() if value == label.value]
         if len(ids) > 1:
-            names = ", ".join(f'"{segmentation.GetSegmentation().GetSegment(id_).GetName()}"' for id_ in ids)
+            names = ", ".join(f'"{segmentation.GetSegmentation().GetSegment(id_).GetName()}"' for id_ in ids[:_LISTED])
+            if len(ids) > _LISTED:
+                names += _(" and {count} more").format(count=len(ids) - _LISTED)
             text = _("{label}: the segments {names} are taken together")
             notes.append(text.format(label=label.name, names=names))
     return tuple(notes)
 
 
-def _layers(segmentation, table: Mapping[str, int]):
+def _layers(segmentation, table: Iterable[str]):
     """The images that hold the table's segments, each with {value in the image: segment ID}; empty ones are left out.
 
     Segments that do not overlap share one image.

@@ -1,15 +1,17 @@
-"""What do the views show? Which volume, results side by side, and that a volume is synthetic."""
+"""What do the views show? Which volume, the mask over it, results side by side, and that a volume is synthetic."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import qt
 import slicer
 import vtk
 from slicer.i18n import tr as _
 
-from MedDPMLib.scene.volumes import is_synthetic, sheet_of
+from MedDPMLib.scene.segmentation import tumor_segments
+from MedDPMLib.scene.volumes import caption_of, is_synthetic, sheet_of
 
 #: What stands at the upper edge of a slice view that shows a generated volume.
 MARK = _("SYNTHETIC - not a patient")
@@ -19,14 +21,28 @@ _PLACE = vtk.vtkCornerAnnotation.UpperEdge
 
 #: Layouts of 2 to 9 slice views, numbered from here: above what Slicer and its extensions use.
 _FIRST_LAYOUT = 73_000
-
+#: How the views of these layouts are called, before their number.
+_COMPARED = "Compare"
 
 #: Orientations in which results can be compared, as Slicer calls them.
 ORIENTATIONS = ("Axial", "Sagittal", "Coronal")
 
+#: Which outlines lie over an image: of the tumor and the segment being painted, of all segments, of none.
+OUTLINES = ("tumor", "all", "none")
+#: Attribute of a segmentation: one of these; without it the first.
+_OUTLINES_ATTRIBUTE = "MedDPM.outlines"
+#: Width of an outline in pixels: Slicer's own, of 3, hide what they surround.
+_LINE = 1
+
+
+# Synthetic -------------------------------------------------------------------------------------------
+
 
 class SyntheticMarks:
-    """Keeps :data:`MARK` in every slice view that shows a generated volume, from :meth:`start` to :meth:`stop`."""
+    """Keeps :data:`MARK` in every slice view that shows a generated volume, from :meth:`start` to :meth:`stop`.
+
+    Above it stand modality and seed: Slicer shortens a volume's name in the middle where it shows it.
+    """
 
     def __init__(self) -> None:
         self._observed: list[tuple[vtk.vtkObject, int]] = []
@@ -50,32 +66,49 @@ class SyntheticMarks:
         for widget in _slice_widgets():
             _set_mark(widget.sliceView(), "")
 
-    def _follow(self) -> None:
+    def update(self, *_arguments) -> None:
+        """Looks again at what the views show."""
+        if self._layout is None:
+            return
+        for widget in _slice_widgets():
+            composite = widget.mrmlSliceCompositeNode()
+            shown = [slicer.mrmlScene.GetNodeByID(id_) for id_ in _volume_ids(composite) if id_]
+            synthetic = [node for node in shown if is_synthetic(node)]
+            captions = " / ".join(filter(None, map(caption_of, synthetic)))
+            lines = [captions, MARK] if synthetic else []
+            _set_mark(widget.sliceView(), "\n".join(filter(None, lines)))
+
+    def _follow(self, _layout=None) -> None:
         self._release()
         for composite in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode"):
-            self._observed.append((composite, composite.AddObserver(vtk.vtkCommand.ModifiedEvent, self._update)))
-        self._update()
+            self._observed.append((composite, composite.AddObserver(vtk.vtkCommand.ModifiedEvent, self.update)))
+        self.update()
 
     def _release(self) -> None:
         for composite, tag in self._observed:
             composite.RemoveObserver(tag)
         self._observed = []
 
-    def _update(self, *_) -> None:
-        for widget in _slice_widgets():
-            composite = widget.mrmlSliceCompositeNode()
-            shown = [slicer.mrmlScene.GetNodeByID(id_) for id_ in _volume_ids(composite) if id_]
-            _set_mark(widget.sliceView(), MARK if any(map(is_synthetic, shown)) else "")
+
+# The background --------------------------------------------------------------------------------------
 
 
 def show_background(node: slicer.vtkMRMLVolumeNode, *, fit: bool) -> None:
-    """Makes ``node`` the background of the slice views, without what lay over it; ``fit`` brings it into view.
+    """Makes ``node`` the background of the slice views; ``fit`` brings it into view.
 
-    A mask is seen filled over its blank sheet, and becomes an outline when an image takes the sheet's place.
+    What the user has laid over it stays, and so do the views of a comparison. A mask is seen filled over its blank
+    volume, and becomes an outline when an image takes the blank's place.
     """
-    composites = slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")
+    composites = _own_composites()
     before = {composite.GetBackgroundVolumeID() for composite in composites}
-    slicer.util.setSliceViewerLayers(background=node, foreground=None, label=None, fit=fit)
+    for composite in composites:
+        composite.SetBackgroundVolumeID(node.GetID())
+        if composite.GetForegroundVolumeID() == node.GetID():
+            composite.SetForegroundVolumeID(None)
+    if fit:
+        for widget in _slice_widgets():
+            if widget.mrmlSliceCompositeNode() in composites:
+                widget.sliceLogic().FitSliceToBackground()
     for segmentation in slicer.util.getNodesByClass("vtkMRMLSegmentationNode"):
         sheet = sheet_of(segmentation)
         if sheet is not None and (sheet is node or sheet.GetID() in before):
@@ -84,9 +117,27 @@ def show_background(node: slicer.vtkMRMLVolumeNode, *, fit: bool) -> None:
 
 def shown_background() -> slicer.vtkMRMLVolumeNode | None:
     """The background of the first slice view."""
-    for composite in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode"):
+    for composite in _own_composites():
         return slicer.mrmlScene.GetNodeByID(composite.GetBackgroundVolumeID() or "")
     return None
+
+
+def backgrounds() -> dict[str, str]:
+    """The background of each slice view, for :func:`restore_backgrounds`: IDs of composite node and volume."""
+    return {composite.GetID(): composite.GetBackgroundVolumeID() or "" for composite in _own_composites()}
+
+
+def restore_backgrounds(before: dict[str, str]) -> None:
+    """Shows again what :func:`backgrounds` found, as far as it is still there."""
+    for composite_id, volume_id in before.items():
+        composite = slicer.mrmlScene.GetNodeByID(composite_id)
+        volume = slicer.mrmlScene.GetNodeByID(volume_id)
+        if composite is not None:
+            composite.SetBackgroundVolumeID(None if volume is None else volume.GetID())
+    for segmentation in slicer.util.getNodesByClass("vtkMRMLSegmentationNode"):
+        sheet = sheet_of(segmentation)
+        if sheet is not None and sheet.GetID() in before.values():
+            show_outline(segmentation, False)
 
 
 def show_crosshair() -> None:
@@ -96,67 +147,195 @@ def show_crosshair() -> None:
             node.SetCrosshairMode(node.ShowSmallBasic)
 
 
+def show_place(ras: Sequence[float]) -> None:
+    """Moves every slice view to the slice through the point ``ras`` (mm); what is in view stays in view."""
+    for node in _own_slice_nodes():
+        node.JumpSliceByOffsetting(*map(float, ras))
+
+
+# The mask --------------------------------------------------------------------------------------------
+
+
+def show_only(segmentation: slicer.vtkMRMLSegmentationNode) -> None:
+    """Hides every other segmentation: two masks on each other cannot be told apart."""
+    for node in slicer.util.getNodesByClass("vtkMRMLSegmentationNode"):
+        display = node.GetDisplayNode()
+        if display is not None and bool(display.GetVisibility()) != (node is segmentation):
+            display.SetVisibility(node is segmentation)
+
+
 def show_outline(segmentation: slicer.vtkMRMLSegmentationNode, outline: bool) -> None:
-    """Shows the mask as an outline, so that the volume under it is seen, or as it is painted."""
+    """Shows the mask as an outline, so that the volume under it is seen, or as it is painted.
+
+    Which outlines those are is the user's choice (:func:`set_outlines`).
+    """
+    if segmentation.GetDisplayNode() is None:
+        segmentation.CreateDefaultDisplayNodes()
     display = segmentation.GetDisplayNode()
-    display.SetVisibility2DFill(not outline)
-    display.SetVisibility2DOutline(True)
+    style = outlines_of(segmentation)
+    ids = list(segmentation.GetSegmentation().GetSegmentIDs())
+    shown = set(ids)
+    if outline and style == "tumor":
+        shown = {*tumor_segments(segmentation), *_selected_segments(segmentation)} or shown
+    with slicer.util.NodeModify(display):
+        display.SetVisibility2DFill(not outline)
+        display.SetVisibility2DOutline(not outline or style != "none")
+        display.SetSliceIntersectionThickness(_LINE)
+        for id_ in ids:
+            if bool(display.GetSegmentVisibility2DOutline(id_)) != (id_ in shown):
+                display.SetSegmentVisibility2DOutline(id_, id_ in shown)
+
+
+def is_outlined(segmentation: slicer.vtkMRMLSegmentationNode) -> bool:
+    """Whether the mask is shown as by ``show_outline(segmentation, True)``."""
+    display = segmentation.GetDisplayNode()
+    return display is not None and not display.GetVisibility2DFill()
+
+
+def outlines_of(segmentation: slicer.vtkMRMLSegmentationNode) -> str:
+    """Which outlines of the mask lie over an image: one of :data:`OUTLINES`."""
+    style = segmentation.GetAttribute(_OUTLINES_ATTRIBUTE)
+    return style if style in OUTLINES else OUTLINES[0]
+
+
+def set_outlines(segmentation: slicer.vtkMRMLSegmentationNode, style: str) -> None:
+    """Shows these outlines (one of :data:`OUTLINES`) from now on; a mask that is shown filled becomes an outline."""
+    segmentation.SetAttribute(_OUTLINES_ATTRIBUTE, style)
+    show_outline(segmentation, True)
+
+
+def _selected_segments(segmentation: slicer.vtkMRMLSegmentationNode) -> set[str]:
+    """The segments of ``segmentation`` that are being painted: chosen in a Segment Editor."""
+    editors = slicer.util.getNodesByClass("vtkMRMLSegmentEditorNode")
+    return {e.GetSelectedSegmentID() for e in editors if e.GetSegmentationNode() is segmentation} - {None, ""}
+
+
+# Side by side ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Pose:
+    """Where a slice view was."""
+
+    node_id: str
+    slice_to_ras: vtk.vtkMatrix4x4
+    field_of_view: tuple[float, float, float]
+    origin: tuple[float, float, float]
+
+    @classmethod
+    def of(cls, node: slicer.vtkMRMLSliceNode) -> _Pose:
+        matrix = vtk.vtkMatrix4x4()
+        matrix.DeepCopy(node.GetSliceToRAS())
+        return cls(node.GetID(), matrix, tuple(node.GetFieldOfView()), tuple(node.GetXYZOrigin()))
+
+    def restore(self) -> slicer.vtkMRMLSliceNode | None:
+        node = slicer.mrmlScene.GetNodeByID(self.node_id)
+        if node is not None:
+            node.GetSliceToRAS().DeepCopy(self.slice_to_ras)
+            node.SetFieldOfView(*self.field_of_view)
+            node.SetXYZOrigin(*self.origin)
+            node.UpdateMatrices()
+        return node
 
 
 class Comparison:
-    """Two to nine volumes side by side in linked slice views, until :meth:`end` brings the former layout back."""
+    """Two to nine volumes side by side in linked slice views, until :meth:`end` brings the former layout back.
+
+    It opens at the slice that is looked at, and the former views come back at the slice that was looked at in it.
+    """
 
     def __init__(self) -> None:
         self._former: int | None = None
+        self._poses: list[_Pose] = []
 
     @property
     def shown(self) -> bool:
         """Whether the views are those of a comparison; another layout chosen in the application ends it, too."""
-        layout = slicer.app.layoutManager()
-        return self._former is not None and layout is not None and layout.layout in _comparison_layouts()
+        return self._former is not None and _comparison_shown()
 
     def show(self, nodes: Sequence[slicer.vtkMRMLVolumeNode], orientation: str = ORIENTATIONS[0]) -> None:
         """``orientation`` is one of :data:`ORIENTATIONS`."""
-        layout = slicer.app.layoutManager()
-        if layout.layout not in _comparison_layouts():
-            self._former = layout.layout
+        if not _comparison_shown():
+            self._former = slicer.app.layoutManager().layout
+            self._poses = [_Pose.of(node) for node in _shown_slice_nodes()]
+        elif self._former is None:  # a scene was saved in a comparison
+            self._former = slicer.vtkMRMLLayoutNode.SlicerLayoutFourUpView
         compare(nodes, orientation)
+
+    def turn(self, orientation: str) -> None:
+        """Shows the compared volumes in another ``orientation``, through the same point."""
+        if self.shown:
+            names = [node.GetLayoutName() for node in _shown_slice_nodes()]
+            _orient(names, orientation, _looked_at(orientation))
 
     def end(self) -> None:
         if self.shown:
+            compared = _shown_slice_nodes()[0]
+            orientation, place = compared.GetOrientation(), _center(compared)
             slicer.app.layoutManager().setLayout(self._former)
-        self._former = None
+            for pose in self._poses:
+                node = pose.restore()
+                if node is not None and node.GetOrientation() == orientation:
+                    node.JumpSliceByOffsetting(*place)
+        self._former, self._poses = None, []
 
 
 def compare(nodes: Sequence[slicer.vtkMRMLVolumeNode], orientation: str = ORIENTATIONS[0]) -> None:
-    """Shows two to nine volumes in linked views of one ``orientation`` side by side."""
+    """Shows two to nine volumes in linked views of one ``orientation`` side by side, where the views are now."""
     layout = slicer.app.layoutManager()
-    names = [f"Compare{number}" for number in range(1, len(nodes) + 1)]
+    names = [f"{_COMPARED}{number}" for number in range(1, len(nodes) + 1)]
+    place = _looked_at(orientation)
     layout_node = layout.layoutLogic().GetLayoutNode()
     identifier = _FIRST_LAYOUT + len(names)
     if not layout_node.IsLayoutDescription(identifier):
         layout_node.AddLayoutDescription(identifier, _side_by_side(names))
     layout.setLayout(identifier)
-    widgets = [layout.sliceWidget(name) for name in names]
-    # One at a time: with linked control what is done to one view would go to all of them.
+    for name, node in zip(names, nodes, strict=True):
+        composite = layout.sliceWidget(name).mrmlSliceCompositeNode()
+        # One at a time: with linked control what is done to one view would go to all of them.
+        composite.SetLinkedControl(False)
+        composite.SetBackgroundVolumeID(node.GetID())
+        composite.SetForegroundVolumeID(None)
+    _orient(names, orientation, place)
+    # The layout gives the views their sizes first.
+    qt.QTimer.singleShot(0, lambda: _fit(names, place))
+
+
+def _orient(names: Sequence[str], orientation: str, place: Sequence[float]) -> None:
+    widgets = [slicer.app.layoutManager().sliceWidget(name) for name in names]
     for widget in widgets:
         widget.mrmlSliceCompositeNode().SetLinkedControl(False)
-    for widget, node in zip(widgets, nodes, strict=True):
         widget.mrmlSliceNode().SetOrientation(orientation)
-        widget.mrmlSliceCompositeNode().SetBackgroundVolumeID(node.GetID())
+    _fit(names, place)
     for widget in widgets:
         widget.mrmlSliceCompositeNode().SetLinkedControl(True)
-    qt.QTimer.singleShot(0, lambda: _fit(names))  # the layout gives the views their sizes first
 
 
-def _fit(names: Sequence[str]) -> None:
+def _fit(names: Sequence[str], place: Sequence[float]) -> None:
+    """Brings the compared volumes into view, at the slice through ``place``."""
+    if not _comparison_shown():  # ended meanwhile
+        return
     layout = slicer.app.layoutManager()
     for name in names:
-        layout.sliceWidget(name).sliceLogic().FitSliceToBackground()
+        widget = layout.sliceWidget(name)
+        widget.sliceLogic().FitSliceToBackground()
+        widget.mrmlSliceNode().JumpSliceByOffsetting(*place)
 
 
-def _comparison_layouts() -> range:
-    return range(_FIRST_LAYOUT + 2, _FIRST_LAYOUT + 10)
+def _looked_at(orientation: str) -> tuple[float, float, float]:
+    """A point (RAS, mm) of the slice of ``orientation`` that is looked at, or of any if none has it."""
+    nodes = _shown_slice_nodes() or _own_slice_nodes()
+    nodes.sort(key=lambda node: node.GetOrientation() != orientation)
+    return _center(nodes[0]) if nodes else (0.0, 0.0, 0.0)
+
+
+def _center(node: slicer.vtkMRMLSliceNode) -> tuple[float, float, float]:
+    return tuple(node.GetSliceToRAS().GetElement(row, 3) for row in range(3))
+
+
+def _comparison_shown() -> bool:
+    layout = slicer.app.layoutManager()
+    return layout is not None and layout.layout in range(_FIRST_LAYOUT + 2, _FIRST_LAYOUT + 10)
 
 
 def _side_by_side(names: Sequence[str]) -> str:
@@ -170,6 +349,33 @@ def _side_by_side(names: Sequence[str]) -> str:
     lines = ("".join(f"<item>{view}" for view in row) for row in rows)
     body = "".join(f'<item><layout type="horizontal">{line}</layout></item>' for line in lines)
     return f'<layout type="vertical">{body}</layout>'
+
+
+# Views -----------------------------------------------------------------------------------------------
+
+
+def _shown_slice_nodes() -> list[slicer.vtkMRMLSliceNode]:
+    """The nodes of the slice views that the layout shows, in its order."""
+    layout = slicer.app.layoutManager()
+    if layout is None:
+        return []
+    shown = layout.layoutLogic().GetViewNodes()
+    nodes = [shown.GetItemAsObject(index) for index in range(shown.GetNumberOfItems())]
+    return [node for node in nodes if node.IsA("vtkMRMLSliceNode")]
+
+
+def _own_slice_nodes() -> list[slicer.vtkMRMLSliceNode]:
+    """The nodes of all slice views but those of a comparison that is shown."""
+    compared = _comparison_shown()
+    nodes = slicer.util.getNodesByClass("vtkMRMLSliceNode")
+    return [node for node in nodes if not (compared and (node.GetLayoutName() or "").startswith(_COMPARED))]
+
+
+def _own_composites() -> list[slicer.vtkMRMLSliceCompositeNode]:
+    """The composite nodes of all slice views but those of a comparison that is shown."""
+    compared = _comparison_shown()
+    nodes = slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")
+    return [node for node in nodes if not (compared and (node.GetLayoutName() or "").startswith(_COMPARED))]
 
 
 def _slice_widgets() -> list:

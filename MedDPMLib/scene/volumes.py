@@ -1,8 +1,9 @@
-"""How does a volume lie in the scene? A generated one with display, folder and mark, a blank one to paint over."""
+"""How is a volume kept in the scene? A generated one with display, folder and mark, a blank one to paint over."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,31 +22,77 @@ RECORD_ATTRIBUTE = "MedDPM.record"
 #: Node reference to the segmentation it was made from.
 SEGMENTATION_ROLE = "MedDPM.segmentation"
 
+#: Attribute of a generated volume: its modality and seed in a few words.
+_CAPTION_ATTRIBUTE = "MedDPM.caption"
+#: Attribute of a generated volume: its modality.
+MODALITY_ATTRIBUTE = "MedDPM.modality"
+
 #: Attribute "1" of the blank volumes that segmentations are painted over.
 _SHEET_ATTRIBUTE = "MedDPM.sheet"
+#: Node reference of a segmentation to its blank volume.
+_SHEET_ROLE = "MedDPM.sheet"
 
 #: Attribute of the subject hierarchy's folders that hold results.
 _FOLDER_ATTRIBUTE = "MedDPM.results"
+
+#: What of a record decides what a volume looks like (:func:`MedDPMLib.inference.record.describe_run`).
+_DECISIVE = (
+    "model", "mask", "seed", "sampler", "steps", "guidance", "precision", "device", "space", "memory",
+)  # fmt: skip
 
 #: Of the voxels that are not background, the part (percent) that is as bright as the display's white or brighter.
 _WHITE = 0.5
 
 
-def result_name(segmentation_name: str, modality: str, seed: int) -> str:
-    """What a result is called: after the segmentation and the modality, synthetic for all to see."""
-    text = _("{segmentation} {modality} (synthetic, seed {seed})")
-    return text.format(segmentation=segmentation_name, modality=modality, seed=seed)
+def result_name(segmentation_name: str, modality: str, seed: int, number: int = 1) -> str:
+    """What a result is called: modality and seed first, because Slicer shortens names in the middle, synthetic for all
+    to see, and the segmentation last. ``number`` counts the runs that have segmentation and seed in common."""
+    text = _("{modality} (synthetic, seed {seed}) {segmentation}")
+    name = text.format(segmentation=segmentation_name, modality=modality.upper(), seed=seed)
+    return name if number == 1 else f"{name} ({number})"
+
+
+def free_number(segmentation_name: str, modalities: Iterable[str], seed: int) -> int:
+    """The first number of a run for which no node is called :func:`result_name`, in any of its ``modalities``."""
+    number, names = 1, list(modalities)
+    while any(_is_taken(result_name(segmentation_name, modality, seed, number)) for modality in names):
+        number += 1
+    return number
+
+
+def forming_name(segmentation_name: str, modality: str) -> str:
+    """What the volume is called in which an image forms."""
+    return _("{modality} (synthetic, forming) {segmentation}").format(
+        segmentation=segmentation_name, modality=modality.upper()
+    )
+
+
+def _is_taken(name: str) -> bool:
+    return slicer.mrmlScene.GetFirstNodeByName(name) is not None
+
+
+def _unique(name: str) -> str:
+    """``name`` if no node is called so; the scene's own counter also counts nodes that are gone."""
+    return slicer.mrmlScene.GenerateUniqueName(name) if _is_taken(name) else name
 
 
 def add_volume(
-    volume: Volume, name: str, segmentation: slicer.vtkMRMLSegmentationNode | None, *, window: tuple[float, float]
+    volume: Volume,
+    name: str,
+    segmentation: slicer.vtkMRMLSegmentationNode | None,
+    *,
+    window: tuple[float, float],
+    modality: str = "",
+    caption: str = "",
 ) -> slicer.vtkMRMLScalarVolumeNode:
     """A new volume node exactly where ``volume`` lies, marked as synthetic, in the folder beside ``segmentation``.
 
-    ``window`` is what is shown as black and as white.
+    ``window`` is what is shown as black and as white, ``caption`` what the views say beside the mark.
     """
-    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", slicer.mrmlScene.GenerateUniqueName(name))
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", _unique(name))
     node.SetAttribute(SYNTHETIC_ATTRIBUTE, "1")
+    node.SetAttribute(MODALITY_ATTRIBUTE, modality)
+    node.SetAttribute(_CAPTION_ATTRIBUTE, caption)
     node.SetDescription(SYNTHETIC)
     # Before the voxels come: Slicer would look through all of them for a window of its own.
     node.CreateDefaultDisplayNodes()
@@ -89,6 +136,30 @@ def fitting_window(volume: Volume, background: float) -> tuple[float, float]:
 def set_record(node: slicer.vtkMRMLScalarVolumeNode, record: dict[str, Any]) -> None:
     """Keeps the ``record`` of how the volume was made in its node, and so in the saved scene."""
     node.SetAttribute(RECORD_ATTRIBUTE, json.dumps(record))
+    if "modality" in record:
+        node.SetAttribute(MODALITY_ATTRIBUTE, record["modality"])
+        node.SetAttribute(_CAPTION_ATTRIBUTE, caption(record["modality"], record.get("seed")))
+
+
+def caption(modality: str, seed: int | None = None) -> str:
+    """What a view says of a generated volume beside the mark: "FLAIR, seed 12", "FLAIR, forming"."""
+    if seed is None:
+        return _("{modality}, forming").format(modality=modality.upper())
+    return _("{modality}, seed {seed}").format(modality=modality.upper(), seed=seed)
+
+
+def caption_of(node: slicer.vtkMRMLVolumeNode) -> str:
+    """The :func:`caption` of a generated volume; empty where nothing is known of it."""
+    said = node.GetAttribute(_CAPTION_ATTRIBUTE)
+    record = record_of(node) if not said else None
+    return caption(record["modality"], record.get("seed")) if record and "modality" in record else said or ""
+
+
+def modality_of(node: slicer.vtkMRMLNode | None) -> str | None:
+    """The modality of a generated volume, finished or forming; None for any other node."""
+    if not is_synthetic(node):
+        return None
+    return node.GetAttribute(MODALITY_ATTRIBUTE) or (record_of(node) or {}).get("modality")
 
 
 def record_of(node: slicer.vtkMRMLVolumeNode) -> dict[str, Any] | None:
@@ -104,6 +175,39 @@ def is_synthetic(node: slicer.vtkMRMLNode | None) -> bool:
 def results() -> list[slicer.vtkMRMLScalarVolumeNode]:
     """The generated volumes in the scene, in the order in which they were made."""
     return [node for node in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode") if is_synthetic(node)]
+
+
+def runs() -> list[list[slicer.vtkMRMLScalarVolumeNode]]:
+    """The finished volumes of the scene, those of one mask and seed together, the newest first."""
+    found: dict[tuple, list[slicer.vtkMRMLScalarVolumeNode]] = {}
+    for node in results():
+        record = record_of(node)
+        if record is not None and node.GetImageData() is not None:
+            decisive = json.dumps([record.get(name) for name in _DECISIVE], sort_keys=True)
+            found.setdefault((node.GetNodeReferenceID(SEGMENTATION_ROLE), decisive), []).append(node)
+    # Of two that were made in the same second the one that came later.
+    newest = sorted(enumerate(found.values()), key=lambda pair: (_created(pair[1]), pair[0]), reverse=True)
+    return [nodes for _number, nodes in newest]
+
+
+def _created(nodes: list[slicer.vtkMRMLScalarVolumeNode]) -> str:
+    return max(str(record_of(node).get("created", "")) for node in nodes)
+
+
+def same_result(
+    segmentation: slicer.vtkMRMLSegmentationNode | None, modality: str, record: Mapping[str, Any]
+) -> slicer.vtkMRMLScalarVolumeNode | None:
+    """The result of that mask, seed and settings that is in the scene already: it looks the same to the voxel."""
+    for node in results():
+        before = record_of(node)
+        if (
+            before is not None
+            and node.GetNodeReference(SEGMENTATION_ROLE) is segmentation
+            and before.get("modality") == modality
+            and all(before.get(name) == record.get(name) for name in _DECISIVE)
+        ):
+            return node
+    return None
 
 
 def result_volume(node: slicer.vtkMRMLScalarVolumeNode) -> Volume:
@@ -128,6 +232,7 @@ def add_sheet(segmentation: slicer.vtkMRMLSegmentationNode) -> slicer.vtkMRMLSca
     node.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(geometry.ijk_to_ras))
     node.SetAndObserveTransformNodeID(segmentation.GetTransformNodeID())
     segmentation.SetReferenceImageGeometryParameterFromVolumeNode(node)
+    segmentation.SetNodeReferenceID(_SHEET_ROLE, node.GetID())
     hierarchy = _hierarchy()
     parent = hierarchy.GetItemParent(hierarchy.GetItemByDataNode(segmentation)) or hierarchy.GetSceneItemID()
     hierarchy.SetItemParent(hierarchy.GetItemByDataNode(node), parent)
@@ -136,14 +241,37 @@ def add_sheet(segmentation: slicer.vtkMRMLSegmentationNode) -> slicer.vtkMRMLSca
 
 def sheet_of(segmentation: slicer.vtkMRMLSegmentationNode) -> slicer.vtkMRMLScalarVolumeNode | None:
     """The blank volume that :func:`add_sheet` made for ``segmentation``, if it is still there."""
-    node = segmentation.GetNodeReference(segmentation.GetReferenceImageGeometryReferenceRole())
-    return node if node is not None and node.GetAttribute(_SHEET_ATTRIBUTE) == "1" else None
+    for role in (_SHEET_ROLE, segmentation.GetReferenceImageGeometryReferenceRole()):
+        node = segmentation.GetNodeReference(role)
+        if is_sheet(node):
+            return node
+    return None
+
+
+def is_sheet(node: slicer.vtkMRMLNode | None) -> bool:
+    """Whether ``node`` is a blank volume to paint over."""
+    return node is not None and node.GetAttribute(_SHEET_ATTRIBUTE) == "1"
+
+
+def paint_over(segmentation: slicer.vtkMRMLSegmentationNode, node: slicer.vtkMRMLVolumeNode) -> None:
+    """Makes ``node`` what the Segment Editor module paints ``segmentation`` over; its voxels stay where they are."""
+    segmentation.SetNodeReferenceID(segmentation.GetReferenceImageGeometryReferenceRole(), node.GetID())
 
 
 def results_of(segmentation: slicer.vtkMRMLSegmentationNode) -> list[slicer.vtkMRMLScalarVolumeNode]:
-    """The finished volumes made from ``segmentation``, in the order in which they were made."""
-    found = (node for node in results() if node.GetNodeReference(SEGMENTATION_ROLE) is segmentation)
-    return [node for node in found if node.GetAttribute(RECORD_ATTRIBUTE)]
+    """The finished volumes made from ``segmentation``, the newest run first."""
+    return [node for run in runs() for node in run if node.GetNodeReference(SEGMENTATION_ROLE) is segmentation]
+
+
+def result_to_show(
+    segmentation: slicer.vtkMRMLSegmentationNode, modality: str | None
+) -> slicer.vtkMRMLScalarVolumeNode | None:
+    """The newest result of ``segmentation``, in ``modality`` if its run has that."""
+    for run in runs():
+        own = [node for node in run if node.GetNodeReference(SEGMENTATION_ROLE) is segmentation]
+        if own:
+            return next((node for node in own if modality_of(node) == modality), own[0])
+    return None
 
 
 def remove_result(node: slicer.vtkMRMLScalarVolumeNode) -> None:

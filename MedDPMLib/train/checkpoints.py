@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.runtime.files import written_whole
+from MedDPMLib.runtime.files import atomic_write
 
 _PATTERN = "iteration-*.pt"
 
@@ -68,7 +68,7 @@ class Checkpoints:
 
 
 def _write(path: Path, state: dict[str, Any]) -> None:
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         try:
             torch.save(state, temporary)
         except RuntimeError as error:

@@ -16,7 +16,7 @@ from typing import Any
 
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.recipes.recipe import Recipe, load_recipe, recipe_toml
-from MedDPMLib.runtime.files import written_whole
+from MedDPMLib.runtime.files import atomic_write
 from MedDPMLib.runtime.versions import versions
 from MedDPMLib.train.checkpoints import Checkpoints
 from MedDPMLib.validation import Rule, list_of, number, optional, table, table_with, text, whole
@@ -127,14 +127,14 @@ class RunFolder:
         return RunHistory(**found)
 
     def write_recipe(self, recipe: Recipe) -> None:
-        with written_whole(self.path / "recipe.toml") as temporary:
+        with atomic_write(self.path / "recipe.toml") as temporary:
             temporary.write_text(recipe_toml(recipe), encoding="utf-8")
 
     def write_history(self, recipe: Recipe, history: RunHistory) -> None:
         history.changed = _now()
-        with written_whole(self.path / "run.json") as temporary:
+        with atomic_write(self.path / "run.json") as temporary:
             temporary.write_text(json.dumps(asdict(history), indent=1) + "\n", encoding="utf-8")
-        with written_whole(self.path / "README.md") as temporary:
+        with atomic_write(self.path / "README.md") as temporary:
             temporary.write_text(run_page(recipe, history, self.path), encoding="utf-8")
 
 

@@ -78,12 +78,23 @@ def _cubes(network: Denoiser, stages: Sequence[Stage]) -> list[tuple[int, int, i
 
 
 def memory_table(recipe: Recipe, device: torch.device) -> Iterator[Need]:
-    """For each stage what training takes in each precision, with and without recomputed activations."""
+    """For each stage what training takes in each precision, with and without recomputed activations, where that can be
+    measured."""
     stages = list({(stage.example_size, stage.batch): stage for stage in recipe.stages}.values())
     # On a CPU float16 is not computed, on a GPU it takes what bfloat16 takes.
     for precision in ("float32", "bfloat16"):
         for checkpointing in (False, True):
-            yield from needs(recipe, stages, device, precision, checkpointing)
+            yield from _measurable(recipe, stages, device, precision, checkpointing)
+
+
+def _measurable(
+    recipe: Recipe, stages: Sequence[Stage], device: torch.device, precision: str, checkpointing: bool
+) -> list[Need]:
+    """What :func:`needs` finds, or nothing where it cannot be measured: the other figures are worth having."""
+    try:
+        return needs(recipe, stages, device, precision, checkpointing)
+    except MedDPMError:
+        return []
 
 
 def check_memory(recipe: Recipe, execution: Execution, checkpointing: bool, network: Denoiser) -> None:
@@ -111,7 +122,7 @@ def check_memory(recipe: Recipe, execution: Execution, checkpointing: bool, netw
     tried = [need]
     for precision, recomputed in dict.fromkeys(others):
         if (precision, recomputed) != (execution.precision, checkpointing) and precision != "float16":
-            tried += needs(recipe, [largest], execution.device, precision, recomputed)
+            tried += _measurable(recipe, [largest], execution.device, precision, recomputed)
     fitting = [_spoken(other) for other in tried if other.bytes < total]
     smaller = (total / min(other.bytes for other in tried)) ** (1 / 3) * min(largest.example_size)
     smaller = max(1, math.floor(smaller / network.side_multiple)) * network.side_multiple

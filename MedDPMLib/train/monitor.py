@@ -20,7 +20,7 @@ from MedDPMLib.models.model import Model
 from MedDPMLib.networks import build_network
 from MedDPMLib.recipes.recipe import Recipe, recipe_card
 from MedDPMLib.runtime.device import Execution
-from MedDPMLib.runtime.files import written_whole
+from MedDPMLib.runtime.files import atomic_write
 
 
 class Monitor:
@@ -54,7 +54,7 @@ class Monitor:
         caption = f"{SYNTHETIC}, {recipe.name}, iteration {iteration:,}, labels of {case.name}"
         picture = draw_montage(generated, labels, scheme, caption=caption)
         path = self.run / "montages" / f"iteration-{iteration:09d}.png"
-        with written_whole(path) as temporary:
+        with atomic_write(path) as temporary:
             picture.save(temporary)
         self._writer.add_image("montage", np.asarray(picture), iteration, dataformats="HWC")
         return path

@@ -220,7 +220,7 @@ def _wanted(modalities: list[str] | None, model: Model) -> list[str]:
     unknown = [name for name in modalities or () if name not in card.modalities]
     if unknown:
         raise MedDPMError(f'{card.name} does not make "{unknown[0]}": it makes {", ".join(card.modalities)}')
-    return [name for name in card.modalities if modalities is None or name in modalities]
+    return list(card.modalities) if modalities is None else list(dict.fromkeys(modalities))
 
 
 def _write(session: Session, kind: str, volumes: dict[str, Volume]) -> dict[str, str]:

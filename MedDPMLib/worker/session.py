@@ -14,7 +14,7 @@ from contextlib import suppress
 import numpy as np
 
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.runtime.files import written_whole
+from MedDPMLib.runtime.files import atomic_write
 from MedDPMLib.runtime.paths import reachable
 
 #: The session's files, and what is left of one whose writing was interrupted.
@@ -38,7 +38,7 @@ class Session:
         """
         name = f"{kind}-{secrets.token_hex(8)}.npy"
         try:
-            with self._writing, written_whole(self.folder / name) as temporary:
+            with self._writing, atomic_write(self.folder / name) as temporary:
                 np.save(temporary, array, allow_pickle=False)
         except MedDPMError as error:
             # numpy says how many numbers it could not write, and not why.

@@ -77,7 +77,7 @@ class MedDPMSceneTest(unittest.TestCase):
         volume = Volume(self.labels.array.astype(np.float32), self.labels.geometry)
         result = volumes.add_volume(volume, volumes.result_name("Brain", "t1", 7), node, window=(0, 4))
         volumes.set_record(result, {"seed": 7, "notes": ['a "quoted" note', "Ödem"]})
-        self.assertEqual(result.GetName(), "Brain t1 (synthetic, seed 7)")
+        self.assertEqual(result.GetName(), "T1 (synthetic, seed 7) Brain")
         self.assertTrue(volumes.is_synthetic(result))
         self.assertEqual(volumes.record_of(result)["notes"][1], "Ödem")
         back = volumes.result_volume(result)

@@ -273,12 +273,16 @@ class Application(Signals):
     def _set_up_logics(self):
         self._logic.SetMRMLScene(self._scene)
         self._logic.SetTemporaryPath(self.temporaryPath)
+        self._logic.SetHomeDirectory(self.slicerHome)
+        self._logic.SetShareDirectory("share")
+        os.makedirs(os.path.join(self.slicerHome, "share", "ColorFiles"))  # color tables are looked for there
         self._logic.GetColorLogic().SetMRMLScene(self._scene)
         self._logic.GetColorLogic().AddDefaultColorNodes()
         slicer.modules = types.SimpleNamespace()
         # The order of Slicer: segmentations before any segmentation node, or none gets a closed surface.
         for name, cls in (
             ("subjecthierarchy", slicer.vtkSlicerSubjectHierarchyModuleLogic),
+            ("colors", slicer.vtkSlicerColorLogic),
             ("volumes", slicer.vtkSlicerVolumesLogic),
             ("segmentations", slicer.vtkSlicerSegmentationsModuleLogic),
         ):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import small_card, write_small_model
+from conftest import small_card, small_geometry, small_labels, write_small_model
 
 from bench import start_application
 from bench.fixtures import application  # noqa: F401
@@ -21,19 +21,23 @@ start_application()
 import qt
 import slicer
 
+from MedDPMLib.imaging.geometry import Grid
+from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.masks.schemes import load_scheme
 from MedDPMLib.scene import painting
 from MedDPMLib.scene.segmentation import painted_geometry
 
 MODULE = Path(__file__).parents[2] / "MedDPM" / "MedDPM.py"
 SCHEME = load_scheme("anatomy")
+#: Of the tiny model: large enough for the templates.
+GRID = Grid((24, 24, 24), (8.0, 8.0, 8.0), "LPS")
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """A model folder with one tiny model, for the panel and its workers, and one thread for each of them."""
     folder = tmp_path_factory.mktemp("models")
-    write_small_model(folder / "small.safetensors", small_card(SCHEME))
+    write_small_model(folder / "small.safetensors", small_card(SCHEME, grid=GRID))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MEDDPM_MODELS", str(folder))
         patch.setenv("OMP_NUM_THREADS", "1")
@@ -85,6 +89,15 @@ def start_from_template(panel, name="ventricles-medium"):
 
 def wait_until_painted(panel):
     return wait_until(lambda: not panel.mask.busy)
+
+
+def small_segmentation(panel, array=None, name="Small"):
+    """A small brain with a tumour, chosen in the panel, where two steps are enough."""
+    array = small_labels(SCHEME) if array is None else array
+    node = painting.add_segmentation(Volume(array, small_geometry()), SCHEME, name)
+    panel.ui.segmentationSelector.setCurrentNode(node)
+    panel.ui.stepsBox.value = 2
+    return node
 
 
 def generate(panel):

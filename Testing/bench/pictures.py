@@ -17,7 +17,7 @@ HEIGHT = 25.0
 #: Pixels along a side of a slice's picture.
 SIDE = 440
 #: Pixels of the whole window, with the panel beside the views.
-WINDOW = 1500, 1290
+WINDOW = 1366, 768
 #: The step at which the forming image is shown.
 STEP = 5
 

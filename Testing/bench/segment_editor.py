@@ -5,7 +5,7 @@ from __future__ import annotations
 import slicer
 from PySide6.QtCore import Property, Signal
 
-from bench.mrml_widgets import qMRMLNodeComboBox, qMRMLWidget
+from bench.mrml_widgets import _stop_observing, qMRMLNodeComboBox, qMRMLWidget
 from bench.pythonqt import qt_module, standin
 
 qt = qt_module()
@@ -63,6 +63,7 @@ class qMRMLSegmentEditorWidget(qMRMLWidget):
         super().__init__(parent)
         self._node = None
         self._observed, self._tags = None, []
+        self._scene_tag, self._shows_source = None, True
         self._order, self._unordered, self._active = [], True, None
         self._shortcuts, self._observing = False, False
         self._history = slicer.vtkSegmentationHistory()
@@ -123,15 +124,30 @@ class qMRMLSegmentEditorWidget(qMRMLWidget):
         lambda self, count: self._history.SetMaximumNumberOfStates(count),
     )
     switchToSegmentationsButtonVisible = Property(bool, lambda self: True, lambda self, on: None)
-    autoShowSourceVolumeNode = Property(bool, lambda self: True, lambda self, on: None)
+    autoShowSourceVolumeNode = Property(
+        bool, lambda self: self._shows_source, lambda self, on: setattr(self, "_shows_source", on)
+    )
 
     # Selections
 
     def setMRMLScene(self, scene):
+        if scene is not self.mrmlScene():
+            batch = slicer.vtkMRMLScene.EndBatchProcessEvent
+            if self._scene_tag is not None:
+                self.mrmlScene().RemoveObserver(self._scene_tag)
+            observers = self._scene_observers = []
+            if scene is not None:
+                self._scene_tag = scene.AddObserver(batch, lambda *_: self._on_batch())
+                observers.append((scene, self._scene_tag))
+                self.destroyed.connect(lambda: _stop_observing(observers))
         super().setMRMLScene(scene)
         for selector in self._selectors.values():
             selector.setMRMLScene(scene)
         self.updateWidgetFromMRML()
+
+    def _on_batch(self):
+        if self._node is not None and not self.mrmlScene().IsClosing():
+            self.setSegmentationNode(None)
 
     def mrmlSegmentEditorNode(self):
         return self._node
@@ -168,7 +184,8 @@ class qMRMLSegmentEditorWidget(qMRMLWidget):
             return
         if volume is not self._node.GetSourceVolumeNode():
             self._node.SetAndObserveSourceVolumeNode(volume)
-            self._show_source()
+            if self._shows_source:
+                self._show_source()
             self.sourceVolumeNodeChanged.emit(volume)
         self.updateWidgetFromMRML()
 

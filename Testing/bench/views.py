@@ -161,10 +161,13 @@ class qMRMLSliceView(VTKView):
         self._fit_node()
 
     def _on_logic_modified(self):
-        # As Slicer's Data Probe: it owns the four corners and rewrites them on every change.
+        # As Slicer's Data Probe: it owns the four corners, rewrites them on every change, and shortens long names in
+        # the middle.
         volume = self._logic.GetBackgroundLayer().GetVolumeNode()
+        name = volume.GetName() if volume is not None else ""
+        shown = name if len(name) <= 19 else f"{name[:8]}...{name[-8:]}"
         for corner in range(4):
-            self._corner.SetText(corner, f"B: {volume.GetName()}" if volume is not None and corner == 0 else "")
+            self._corner.SetText(corner, f"B: {shown}" if volume is not None and corner == 0 else "")
         self.scheduleRender()
 
     def mrmlSliceNode(self):
@@ -227,6 +230,9 @@ class qMRMLSliceWidget(qt.QWidget):
     def mrmlSliceCompositeNode(self):
         return self._logic.GetSliceCompositeNode()
 
+    def sliceController(self):
+        return self._controller
+
     def fitSliceToBackground(self):
         self._logic.FitSliceToBackground()
 
@@ -256,6 +262,7 @@ def _stack(widget, viewNode, view):
     bar.setFixedHeight(16)
     layout.addWidget(bar)
     layout.addWidget(view, 1)
+    widget._controller = bar
 
 
 @standin

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 from functools import partial
 
+import numpy as np
 import qt
 import slicer
 import vtk
-from slicer.i18n import tr as _
 
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.masks.schemes import LabelScheme
 from MedDPMLib.masks.templates import find_template, load_template, templates
 from MedDPMLib.scene import dependencies, painting, volumes
-from MedDPMLib.scene.background_work import Turns, Work
+from MedDPMLib.scene.background_work import BackgroundWork, Work
+from MedDPMLib.scene.panel.labels import LabelTable
 from MedDPMLib.scene.panel.messages import say
-from MedDPMLib.scene.segmentation import missing_labels, set_label, table_of
-from MedDPMLib.scene.views import show_background, show_crosshair, shown_background
+from MedDPMLib.scene.segmentation import fingerprint, missing_labels, tumor_center
+from MedDPMLib.scene.views import (
+    is_outlined,
+    show_background,
+    show_crosshair,
+    show_only,
+    show_outline,
+    show_place,
+    shown_background,
+)
 from MedDPMLib.scene.worker_client import Signal
 
 #: Milliseconds without a further edit until the mask counts as changed.
@@ -41,8 +50,11 @@ class MaskSection:
         self._scheme: LabelScheme | None = None
         self._segmentation: slicer.vtkMRMLSegmentationNode | None = None
         self._observed: list[tuple[vtk.vtkObject, int]] = []
+        self._painted: tuple = ()
         self._stamps = 0
-        self._turns = Turns()
+        self.labels = LabelTable(ui)
+        self.labels.changed.connect(self._on_label)
+        self._work = BackgroundWork()
         self.editor = slicer.qMRMLSegmentEditorWidget()
         self.editor.maximumNumberOfUndoStates = 10
         self.editor.segmentationNodeSelectorVisible = False
@@ -50,11 +62,15 @@ class MaskSection:
         self.editor.unorderedEffectsVisible = False
         # Where the module is the first to be opened, effects are registered later.
         slicer.qSlicerSegmentEditorEffectFactory.instance().connect("effectRegistered(QString)", self._on_effect)
+        # What the views show is decided here; the editor would replace what lies over its source volume.
+        self.editor.autoShowSourceVolumeNode = False
+        self.editor.setSizePolicy(qt.QSizePolicy.Preferred, qt.QSizePolicy.Maximum)  # no gap below it
+        self.editor.currentSegmentIDChanged.connect(self._on_segment_selected)
         ui.editorPlace.layout().addWidget(self.editor)
         self._rest = qt.QTimer()
         self._rest.setSingleShot(True)
         self._rest.interval = _REST
-        self._rest.timeout.connect(self.edited.emit)
+        self._rest.timeout.connect(self._on_rest)
         self._refresh = qt.QTimer()  # many events, one table
         self._refresh.setSingleShot(True)
         self._refresh.interval = 0
@@ -65,21 +81,14 @@ class MaskSection:
         self._source.timeout.connect(self._choose_source)
         for template in templates():
             ui.templateBox.addItem(template.title, template.name)
-        table = ui.labelTable
-        table.setColumnCount(2)
-        table.setHorizontalHeaderLabels([_("Segment"), _("Label")])
-        table.horizontalHeader().setSectionResizeMode(qt.QHeaderView.Stretch)
-        table.verticalHeader().hide()
-        table.setEditTriggers(qt.QAbstractItemView.NoEditTriggers)
-        table.setSelectionMode(qt.QAbstractItemView.NoSelection)
         ui.templateButton.clicked.connect(self._on_template)
         ui.addMissingButton.clicked.connect(self._on_add_missing)
         ui.brainButton.clicked.connect(self._on_brain)
         ui.stampButton.clicked.connect(self._on_stamp)
         ui.brainSelector.currentNodeChanged.connect(self._on_brain_volume)
         say(ui.maskMessage, "")
+        ui.editorPlace.visible = False
         self._fill_table()
-        self._fold_labels()
 
     def stop(self) -> None:
         """Lets go of everything: the module is about to go."""
@@ -94,35 +103,37 @@ class MaskSection:
     @property
     def table(self) -> dict[str, int]:
         """Segment ID to label value."""
-        if self._segmentation is None or self._scheme is None:
-            return {}
-        return table_of(self._segmentation, self._scheme)
+        return self.labels.values
 
     @property
     def busy(self) -> bool:
         """Whether something is being painted that takes more than a moment."""
-        return self._turns.busy
+        return self._work.busy
 
     def set_scheme(self, scheme: LabelScheme | None) -> None:
         self._scheme = scheme
         self._fill_table()
-        self._fold_labels()
 
     def set_segmentation(self, segmentation: slicer.vtkMRMLSegmentationNode | None) -> None:
         if segmentation is self._segmentation:
             return
         self.forget()
+        say(self._ui.maskMessage, "")  # it was about another mask
         self._segmentation = segmentation
         if segmentation is not None:
             events = slicer.vtkSegmentation
             for event in (events.SegmentAdded, events.SegmentRemoved, events.SegmentModified):
                 self._observe(segmentation.GetSegmentation(), event, self._on_segments)
-            self._observe(segmentation.GetSegmentation(), events.SourceRepresentationModified, self._on_edit)
+            # Undo and redo send SegmentModified alone, as a change of name does: what changed is found out later.
+            for event in (events.SegmentModified, events.SegmentRemoved, events.SourceRepresentationModified):
+                self._observe(segmentation.GetSegmentation(), event, self._on_edit)
+            self._painted = fingerprint(segmentation)
+            show_only(segmentation)
+        self._ui.editorPlace.visible = segmentation is not None
         if self.editor.mrmlSegmentEditorNode() is not None:  # else :meth:`enter` does it
             self.editor.setSegmentationNode(segmentation)
             self.check_source()
         self._fill_table()
-        self._fold_labels()
 
     def forget(self) -> None:
         """Lets go of the segmentation, which may be about to go."""
@@ -133,7 +144,7 @@ class MaskSection:
         self._rest.stop()
         self._refresh.stop()
         self._source.stop()
-        self._turns.stop()
+        self._work.stop()
         self._show_busy()
 
     def check_source(self) -> None:
@@ -141,23 +152,46 @@ class MaskSection:
         self._source.start()
 
     def _choose_source(self) -> None:
-        """The newest result of this mask; else what the editor has; else what the views show; else a blank volume."""
+        """What the user has chosen; else the newest result of this mask, what the views show, or a blank volume."""
         segmentation, editor = self._segmentation, self.editor
         if segmentation is None or editor.mrmlSegmentEditorNode() is None:
             return
-        made, sheet = volumes.results_of(segmentation), volumes.sheet_of(segmentation)
+        shown, sheet = shown_background(), volumes.sheet_of(segmentation)
+        made = volumes.result_to_show(segmentation, volumes.modality_of(shown))
+        free = shown is None or volumes.is_sheet(shown) or self._is_foreign(shown)
         source = editor.sourceVolumeNode()
-        if source is not None and (source is not sheet or not made):
+        if source is not None and not volumes.is_sheet(source) and not self._is_foreign(source):
+            if free:
+                show_background(source, fit=shown is None)
             return
-        if not made and sheet is None and shown_background() is not None:
-            editor.setSourceVolumeNode(shown_background())
+        if made is not None:
+            self.paint_over(made)
+            if free:
+                show_background(made, fit=shown is None)
+                show_outline(segmentation, True)
+            return
+        if sheet is None and not free and not volumes.is_synthetic(shown):
+            self.paint_over(shown)
             return
         try:
-            source = made[-1] if made else sheet or volumes.add_sheet(segmentation)
+            source, new = sheet or volumes.add_sheet(segmentation), sheet is None
         except MedDPMError:  # without a geometry; the editor asks for a source volume itself
             return
-        editor.setSourceVolumeNode(source)
-        show_background(source, fit=not made and sheet is None)
+        self.paint_over(source)
+        if free and shown is not source:
+            show_background(source, fit=new)
+
+    def _is_foreign(self, node: slicer.vtkMRMLVolumeNode) -> bool:
+        """Whether ``node`` was generated from another segmentation."""
+        return volumes.is_synthetic(node) and (
+            node.GetNodeReference(volumes.SEGMENTATION_ROLE) is not self._segmentation
+        )
+
+    def paint_over(self, volume: slicer.vtkMRMLVolumeNode) -> None:
+        """Makes ``volume`` the source volume, here and where the Segment Editor module opens this segmentation."""
+        if self._segmentation is not None:
+            volumes.paint_over(self._segmentation, volume)
+            self.editor.setSourceVolumeNode(volume)
 
     def _observe(self, observed: vtk.vtkObject, event: int, slot) -> None:
         self._observed.append((observed, observed.AddObserver(event, slot)))
@@ -167,6 +201,29 @@ class MaskSection:
 
     def _on_edit(self, *_arguments) -> None:
         self._rest.start()
+
+    def _on_label(self) -> None:
+        self._painted = ()  # the same segments mean something else
+        self._rest.start()
+
+    def _on_rest(self) -> None:
+        """Some time has passed without an edit: says so if it changed the mask."""
+        if self._segmentation is None:
+            return
+        painted = fingerprint(self._segmentation)
+        if painted != self._painted:
+            self._painted = painted
+            self.edited.emit()
+
+    def _on_segment_selected(self, _id=None) -> None:
+        """The segment that is being painted is in sight, in the list and in the views."""
+        if self._segmentation is not None and is_outlined(self._segmentation):
+            show_outline(self._segmentation, True)
+        for name in ("QTableView", "QTableWidget", "qMRMLSegmentsTableView"):
+            for table in slicer.util.findChildren(self.editor, className=name):
+                if hasattr(table, "selectionModel") and hasattr(table, "scrollTo"):
+                    for index in table.selectionModel().selectedRows()[:1]:
+                        table.scrollTo(index)
 
     # Life cycle of the editor ------------------------------------------------------------------------
 
@@ -184,6 +241,13 @@ class MaskSection:
         self.editor.updateWidgetFromMRML()
         self.check_source()
 
+    def settle(self) -> None:
+        """Sees to it that the editor has the chosen segmentation: the end of a batch of changes takes it away."""
+        if self.editor.mrmlSegmentEditorNode() is not None:
+            if self.editor.segmentationNode() is not self._segmentation:
+                self.editor.setSegmentationNode(self._segmentation)
+            self.check_source()
+
     def exit(self) -> None:
         self.editor.setActiveEffect(None)
         self.editor.uninstallKeyboardShortcuts()
@@ -197,69 +261,14 @@ class MaskSection:
     # The table ---------------------------------------------------------------------------------------
 
     def _fill_table(self) -> None:
-        ui, segmentation, scheme = self._ui, self._segmentation, self._scheme
-        table, values = ui.labelTable, self.table
-        ids = list(segmentation.GetSegmentation().GetSegmentIDs()) if segmentation and scheme else []
-        table.setRowCount(len(ids))
-        for row, id_ in enumerate(ids):
-            segment = segmentation.GetSegmentation().GetSegment(id_)
-            item = qt.QTableWidgetItem(segment.GetName())
-            item.setData(qt.Qt.DecorationRole, qt.QColor.fromRgbF(*segment.GetColor()))
-            table.setItem(row, 0, item)
-            table.setCellWidget(row, 1, self._label_box(id_, values))
-        self._show_assigned(values)
+        self.labels.show(self._segmentation, self._scheme)
         self._show_busy()
-
-    def _label_box(self, id_: str, values: dict[str, int]) -> qt.QComboBox:
-        box = qt.QComboBox()
-        box.addItem(_("(not used)"), 0)
-        for label in self._scheme.labels:
-            box.addItem(label.name, label.value)
-        box.currentIndex = box.findData(values[id_] if id_ in values else 0)
-        box.toolTip = _("Which label of the model this segment is")
-
-        def choose(_changed=None):
-            self._choose_label(id_, box.currentData)
-
-        box.currentIndexChanged.connect(choose)
-        return box
-
-    def _choose_label(self, id_: str, value: int) -> None:
-        set_label(self._segmentation, id_, self._scheme, value)
-        self._show_assigned(self.table)
-        self._rest.start()
-
-    def _show_assigned(self, values: dict[str, int]) -> None:
-        """How far the labels are assigned, in the section's title, and what is missing."""
-        ui, section = self._ui, self._ui.labelsSection
-        if self._segmentation is None or self._scheme is None:
-            ui.addMissingButton.visible = ui.missingLabel.visible = False
-            section.text = _("Labels")
-            return
-        missing = missing_labels(values, self._scheme)
-        ui.addMissingButton.visible = ui.missingLabel.visible = bool(missing)
-        ui.missingLabel.text = _("No segment for: {labels}").format(labels=", ".join(label.name for label in missing))
-        count = len(self._scheme.labels)
-        text = _("Labels: {found} of {count} found").format(found=count - len(missing), count=count)
-        unused = self._segmentation.GetSegmentation().GetNumberOfSegments() - len(values)
-        if unused:
-            text += _(", {unused} segments not used").format(unused=unused)
-        section.text = text
-
-    def _fold_labels(self) -> None:
-        """Shows the table of another segmentation or model if there is something to look at."""
-        values, scheme, segmentation = self.table, self._scheme, self._segmentation
-        if segmentation is None or scheme is None:
-            self._ui.labelsSection.collapsed = True
-            return
-        unused = segmentation.GetSegmentation().GetNumberOfSegments() > len(values)
-        self._ui.labelsSection.collapsed = not unused and not missing_labels(values, scheme)
 
     # Painting ----------------------------------------------------------------------------------------
 
     def _begin(self, work: Work, done) -> None:
-        """Does ``work`` while the panel stays alive, and says below what went wrong."""
-        self._turns.start(work, lambda result: self._ended(done, result), self._failed)
+        """Does ``work`` while the panel stays alive, and reports below what went wrong."""
+        self._work.start(work, lambda result: self._ended(done, result), self._failed)
         self._show_busy()
 
     def _ended(self, done, result) -> None:
@@ -274,7 +283,7 @@ class MaskSection:
 
     def _show_busy(self) -> None:
         """One thing at a time; a button says by itself that it works."""
-        ui, busy = self._ui, self._turns.busy
+        ui, busy = self._ui, self._work.busy
         ready = self._segmentation is not None and self._scheme is not None and not busy
         ui.templateButton.enabled = self._scheme is not None and not busy
         ui.stampButton.enabled = ui.addMissingButton.enabled = ready
@@ -282,16 +291,19 @@ class MaskSection:
 
     def _on_template(self) -> None:
         try:
-            dependencies.ensure()
+            dependencies.ensure(torch=False)
         except MedDPMError as error:
             say(self._ui.maskMessage, error)
             return
         self._begin(_start(self._ui.templateBox.currentData, self._scheme), self._show_started)
 
-    def _show_started(self, segmentation: slicer.vtkMRMLSegmentationNode) -> None:
+    def _show_started(self, started: tuple[slicer.vtkMRMLSegmentationNode, np.ndarray | None]) -> None:
+        segmentation, center = started
         self.started.emit(segmentation)
         show_background(volumes.sheet_of(segmentation), fit=True)
         show_crosshair()
+        if center is not None:
+            show_place(center)
         tumour = next(iter((*self._scheme.of_tissue("rim"), *self._scheme.tumour)), None)
         if tumour is not None:  # what most will paint first
             self.editor.setCurrentSegmentID(tumour.name)
@@ -322,13 +334,13 @@ class MaskSection:
 
 
 def _start(name: str, scheme: LabelScheme) -> Work:
-    """A segmentation of the template called ``name``, with a blank volume to paint over."""
+    """A segmentation of the template called ``name``, with a blank volume to paint over, and where its tumor is."""
     mask = yield partial(load_template, name, scheme)
     segmentation = painting.add_segmentation(mask.volume, scheme, find_template(name).title)
     yield
     volumes.add_sheet(segmentation)
-    yield
-    return segmentation
+    center = yield partial(tumor_center, mask.volume, scheme)
+    return segmentation, center
 
 
 def _crosshair() -> tuple[float, float, float]:

@@ -1,4 +1,6 @@
-"""How does the panel show a message? In a line that is visible while it says something, or in a window."""
+"""How does the panel show a message? In a line that is visible while it says something, or in a window.
+
+What the library knows, the panel words for its reader: a remedy names a control of the panel, not an option."""
 
 from __future__ import annotations
 
@@ -23,6 +25,7 @@ def _remedies() -> dict[str, str]:
         "model-name-taken": _("rename the file, or remove the other model first"),
         "no-brain-area": fill,
         "no-brain-area-or-other-convention": fill,
+        "unknown-labels": _("choose the label of each segment in the table of labels"),
     }
 
 

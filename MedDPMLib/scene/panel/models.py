@@ -7,6 +7,7 @@ import slicer
 from slicer.i18n import tr as _
 
 from MedDPMLib.errors import MedDPMError
+from MedDPMLib.masks.schemes import LabelScheme
 from MedDPMLib.models.card import Card
 from MedDPMLib.models.store import BUNDLED_MODELS, ModelEntry, ModelStore
 from MedDPMLib.scene import dependencies
@@ -84,8 +85,15 @@ class ModelSection:
         if name in names:
             self._ui.modelBox.currentIndex = names.index(name)
         elif name:
-            text = _('The model "{name}" is not installed: add it, or go on with this one.')
+            text = _('The model "{name}" is not installed: add it, or use this one.')
             self._ui.modelSummary.text = text.format(name=name)
+
+    def choose_for(self, scheme: LabelScheme) -> None:
+        """Chooses a model whose masks have the labels of ``scheme``, if there is one."""
+        for entry in self._entries:
+            if entry.problem is None and entry.card.scheme == scheme and entry.card.completion is None:
+                self.choose(entry.name)
+                return
 
     def stop(self) -> None:
         """Ends what still runs."""
@@ -108,6 +116,8 @@ class ModelSection:
             ui.modelSummary.text = _("No model is installed yet: add one.")
         else:
             ui.modelSummary.text = before + (entry.problem or summary(entry.card))
+        usable = self.card is not None
+        ui.modelSection.text = _("Model: {title}").format(title=self.card.title) if usable else _("Model")
 
     def _on_add(self) -> None:
         path = qt.QFileDialog.getOpenFileName(
@@ -167,7 +177,7 @@ class ModelSection:
 
 
 def summary(card: Card) -> str:
-    """One line on a model: contrasts, grid, spacing, labels, and whether it invents structures."""
+    """One line on a model: modalities, grid, spacing, labels, and whether it invents structures."""
     spacing = " x ".join(f"{mm:g}" for mm in card.grid.spacing)
     line = _("{modalities}; {size} voxels of {spacing} mm; {count} labels ({scheme})").format(
         modalities=", ".join(name.upper() for name in card.modalities),
@@ -176,7 +186,7 @@ def summary(card: Card) -> str:
     )  # fmt: skip
     if card.completion is None:
         return line
-    return line + _("; the brain's structures are invented, after a template that the seed chooses")
+    return line + _("; invents the structures of the brain, from a template that the seed selects")
 
 
 def _installed() -> list[ModelEntry]:

@@ -1,7 +1,8 @@
-"""What was made? The fourth section: the generated volumes in the scene, with thumbnails, to be shown and exported."""
+"""What was generated? The fourth section: the runs and their volumes, with thumbnails, to be shown and exported."""
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -18,13 +19,13 @@ from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.inference.record import volume_path, write_result
 from MedDPMLib.runtime.paths import reachable
 from MedDPMLib.scene import volumes
-from MedDPMLib.scene.background_work import Turns, Work
+from MedDPMLib.scene.background_work import BackgroundWork, Work
 from MedDPMLib.scene.panel.messages import say
-from MedDPMLib.scene.views import ORIENTATIONS, Comparison, show_background, show_outline
+from MedDPMLib.scene.views import ORIENTATIONS, Comparison, show_background, show_only, show_outline, shown_background
 from MedDPMLib.scene.worker_client import Signal
 
 #: Pixels along a side of a thumbnail.
-_SIDE = 64
+_SIDE = 48
 
 #: How many views beside each other can still be looked at.
 _MOST_COMPARED = 9
@@ -43,28 +44,38 @@ class _Export:
 
 
 class ResultsSection:
-    """Signal: ``again`` (node to be made again)."""
+    """Signal: ``again`` (the nodes of one run that are to be generated again)."""
 
     def __init__(self, ui) -> None:
         self._ui = ui
         self.again = Signal()
         self._comparison = Comparison()
-        self._turns = Turns()
+        self._work = BackgroundWork()
+        self._doomed: deque[str] = deque()
+        #: Thumbnails by node ID, with the time when the voxels that they show were changed.
+        self._thumbnails: dict[str, tuple[int, qt.QIcon]] = {}
         self._refresh = qt.QTimer()
         self._refresh.setSingleShot(True)
         self._refresh.interval = 0
         self._refresh.timeout.connect(self.fill)
-        titles = {"Axial": _("axial"), "Sagittal": _("sagittal"), "Coronal": _("coronal")}
+        titles = {"Axial": _("Axial"), "Sagittal": _("Sagittal"), "Coronal": _("Coronal")}
         for orientation in ORIENTATIONS:
             ui.orientationBox.addItem(titles[orientation], orientation)
-        ui.resultsList.itemSelectionChanged.connect(self._on_selection)
-        ui.resultsList.itemDoubleClicked.connect(self._on_double_click)
+        ui.orientationBox.currentIndexChanged.connect(self._on_orientation)
+        tree = ui.resultsTree
+        tree.setColumnCount(1)
+        tree.header().hide()
+        tree.itemSelectionChanged.connect(self._on_selection)
+        tree.itemDoubleClicked.connect(self._on_double_click)
         ui.showButton.clicked.connect(self._on_show)
         ui.compareButton.clicked.connect(self._on_compare)
         ui.endCompareButton.clicked.connect(self._on_end_compare)
         ui.regenerateButton.clicked.connect(self._on_again)
         ui.deleteButton.clicked.connect(self._on_delete)
         ui.exportButton.clicked.connect(self._on_export)
+        self._layout = slicer.app.layoutManager()
+        if self._layout is not None:
+            self._layout.layoutChanged.connect(self._on_layout)
         say(ui.resultMessage, "")
         self.fill()
 
@@ -74,46 +85,128 @@ class ResultsSection:
 
     def stop(self) -> None:
         self._refresh.stop()
-        self._turns.stop()
+        self._work.stop()
+        self._doomed.clear()
         self._comparison.end()
+        if self._layout is not None:
+            self._layout.layoutChanged.disconnect(self._on_layout)
+            self._layout = None
+
+    def close_scene(self) -> None:
+        """The volumes are about to go, and the views of a comparison would be empty."""
+        self._comparison.end()
+        self._work.stop()
+        self._doomed.clear()
+        self._thumbnails.clear()
+        say(self._ui.resultMessage, "")
+
+    # The list ----------------------------------------------------------------------------------------
 
     def fill(self) -> None:
-        list_ = self._ui.resultsList
+        """One entry for each run, the newest first, with its volumes below it."""
+        tree, runs = self._ui.resultsTree, volumes.runs()
         chosen = {node.GetID() for node in self.chosen()}
-        blocked = list_.blockSignals(True)
-        list_.clear()
-        for node in volumes.results():
-            record = volumes.record_of(node)
-            if record is None or node.GetImageData() is None:
-                continue
-            item = qt.QListWidgetItem(_describe(node, record))
-            item.setIcon(qt.QIcon(_thumbnail(node)))
-            item.setData(qt.Qt.UserRole, node.GetID())
-            item.setToolTip(_("Made by {model} in {seconds:.1f} s. Synthetic: not an image of a patient.").format(
-                model=record["model"]["name"], seconds=record["seconds"]))  # fmt: skip
-            list_.addItem(item)
-            item.setSelected(node.GetID() in chosen)
-        list_.blockSignals(blocked)
+        folded = {self._ids(item)[0] for item in self._runs() if not item.isExpanded()}
+        known = {id_ for item in self._runs() for id_ in self._ids(item)}
+        blocked = tree.blockSignals(True)
+        tree.clear()
+        for index, nodes in enumerate(runs):
+            ids = [node.GetID() for node in nodes]
+            run = qt.QTreeWidgetItem()
+            run.setText(0, _describe(nodes))
+            run.setData(0, qt.Qt.UserRole, ids)
+            run.setToolTip(0, _tool_tip(nodes[0]))
+            tree.addTopLevelItem(run)
+            for node in nodes:
+                item = qt.QTreeWidgetItem()
+                item.setText(0, (volumes.modality_of(node) or node.GetName()).upper())
+                item.setIcon(0, self._thumbnail(node))
+                item.setData(0, qt.Qt.UserRole, [node.GetID()])
+                item.setToolTip(0, node.GetName())
+                run.addChild(item)
+                item.setSelected(len(ids) > 1 and node.GetID() in chosen and not chosen.issuperset(ids))
+            run.setSelected(bool(ids) and chosen.issuperset(ids))
+            run.setExpanded(index == 0 if not known & set(ids) else not folded & set(ids))
+        tree.blockSignals(blocked)
+        present = {node.GetID() for nodes in runs for node in nodes}
+        self._thumbnails = {id_: kept for id_, kept in self._thumbnails.items() if id_ in present}
         self._on_selection()
 
+    def select_newest(self) -> None:
+        """Chooses the newest run, so that it can be shown, exported or generated again at once."""
+        self.fill()
+        for index, item in enumerate(self._runs()):
+            item.setSelected(index == 0)
+            item.setExpanded(index == 0)
+            for child in range(item.childCount()):
+                item.child(child).setSelected(False)
+
+    @property
+    def count(self) -> int:
+        """How many runs there are."""
+        return len(self._runs())
+
     def chosen(self) -> list[slicer.vtkMRMLScalarVolumeNode]:
-        """The nodes of the selected entries that are still in the scene."""
-        ids = [item.data(qt.Qt.UserRole) for item in self._ui.resultsList.selectedItems()]
+        """The nodes of the selected entries that are still in the scene; a run stands for its volumes."""
+        items = [(run, run.child(row)) for run in self._runs() for row in range(run.childCount())]
+        ids = [self._ids(item)[0] for run, item in items if run.isSelected() or item.isSelected()]
         return [node for node in map(slicer.mrmlScene.GetNodeByID, ids) if node is not None]
+
+    def _runs(self) -> list[qt.QTreeWidgetItem]:
+        tree = self._ui.resultsTree
+        return [tree.topLevelItem(index) for index in range(tree.topLevelItemCount)]
+
+    @staticmethod
+    def _ids(item: qt.QTreeWidgetItem) -> list[str]:
+        return list(item.data(0, qt.Qt.UserRole))
+
+    def _chosen_run(self) -> list[slicer.vtkMRMLScalarVolumeNode]:
+        """The chosen volumes if they are of one run, else none."""
+        ids = {node.GetID() for node in self.chosen()}
+        return self.chosen() if any(ids and ids.issubset(self._ids(run)) for run in self._runs()) else []
 
     def _on_selection(self) -> None:
         ui, count = self._ui, len(self.chosen())
-        ui.showButton.enabled = ui.regenerateButton.enabled = count == 1
+        ui.showButton.enabled = ui.regenerateButton.enabled = bool(self._chosen_run())
         ui.compareButton.enabled = 2 <= count <= _MOST_COMPARED
         ui.deleteButton.enabled = ui.exportButton.enabled = count > 0
         ui.endCompareButton.enabled = self._comparison.shown
 
-    def _on_double_click(self, item) -> None:
+    def _on_layout(self, _layout=None) -> None:
+        self._ui.endCompareButton.enabled = self._comparison.shown
+
+    def _thumbnail(self, node: slicer.vtkMRMLScalarVolumeNode) -> qt.QIcon:
+        changed = node.GetImageData().GetMTime()
+        kept = self._thumbnails.get(node.GetID())
+        if kept is None or kept[0] != changed:
+            kept = self._thumbnails[node.GetID()] = changed, qt.QIcon(_thumbnail(node))
+        return kept[1]
+
+    # Views -------------------------------------------------------------------------------------------
+
+    def _on_double_click(self, item, _column=0) -> None:
         self._on_show()
 
     def _on_show(self) -> None:
-        for node in self.chosen()[:1]:
-            show_background(node, fit=False)
+        nodes = self._chosen_run()
+        if not nodes:
+            return
+        looked_at = volumes.modality_of(shown_background())
+        node = next((node for node in nodes if volumes.modality_of(node) == looked_at), nodes[0])
+        segmentation = node.GetNodeReference(volumes.SEGMENTATION_ROLE)
+        if segmentation is not None:
+            show_only(segmentation)
+            show_outline(segmentation, True)
+        show_background(node, fit=False)
+
+    def next_modality(self) -> None:
+        """Shows the next volume of the run that is in the views."""
+        shown = shown_background()
+        for nodes in volumes.runs():
+            if shown in nodes:
+                show_background(nodes[(nodes.index(shown) + 1) % len(nodes)], fit=False)
+                return
+        self._on_show()
 
     def _on_compare(self) -> None:
         nodes = self.chosen()
@@ -123,16 +216,31 @@ class ResultsSection:
         self._comparison.show(nodes, self._ui.orientationBox.currentData)
         self._on_selection()
 
+    def _on_orientation(self, _index=None) -> None:
+        self._comparison.turn(self._ui.orientationBox.currentData)
+
     def _on_end_compare(self) -> None:
         self._comparison.end()
         self._on_selection()
 
+    # Volumes -----------------------------------------------------------------------------------------
+
     def _on_again(self) -> None:
-        for node in self.chosen()[:1]:
-            self.again.emit(node)
+        nodes = self._chosen_run()
+        if nodes:
+            self.again.emit(nodes)
 
     def _on_delete(self) -> None:
-        self._turns.start(_delete(self.chosen()), self._on_deleted, self._on_not_deleted)
+        self._doomed.extend(node.GetID() for node in self.chosen())
+        if not self._work.busy:  # else the deletion under way goes on with these
+            self._work.start(self._delete(), self._on_deleted, self._on_not_deleted)
+
+    def _delete(self) -> Work:
+        while self._doomed:
+            node = slicer.mrmlScene.GetNodeByID(self._doomed.popleft())
+            if node is not None:
+                volumes.remove_result(node)
+            yield
 
     def _on_deleted(self, _nothing) -> None:
         self.fill()
@@ -162,18 +270,20 @@ class ResultsSection:
             say(self._ui.resultMessage, _("Written: {files}").format(files=names))
 
 
-def _delete(nodes: list[slicer.vtkMRMLScalarVolumeNode]) -> Work:
-    for node in nodes:
-        if slicer.mrmlScene.IsNodePresent(node):
-            volumes.remove_result(node)
-        yield
-
-
-def _describe(node: slicer.vtkMRMLScalarVolumeNode, record: dict[str, Any]) -> str:
-    return _("{name}\n{time}, seed {seed}, {sampler} in {steps} steps").format(
-        name=node.GetName(), time=_time_of_day(record["created"]), seed=record["seed"], sampler=record["sampler"],
-        steps=record["steps"],
+def _describe(nodes: list[slicer.vtkMRMLScalarVolumeNode]) -> str:
+    """A run in two lines."""
+    record, segmentation = volumes.record_of(nodes[0]), nodes[0].GetNodeReference(volumes.SEGMENTATION_ROLE)
+    return _("{time}, seed {seed}, {sampler} in {steps} steps\n{name}").format(
+        name=segmentation.GetName() if segmentation is not None else record["mask"]["name"],
+        time=_time_of_day(record["created"]), seed=record["seed"], sampler=record["sampler"], steps=record["steps"],
     )  # fmt: skip
+
+
+def _tool_tip(node: slicer.vtkMRMLScalarVolumeNode) -> str:
+    record = volumes.record_of(node)
+    return _("Generated by {model} in {seconds:.1f} s. Synthetic: not an image of a patient.").format(
+        model=record["model"]["name"], seconds=record["seconds"]
+    )
 
 
 def _time_of_day(created: str) -> str:
@@ -190,7 +300,7 @@ def _file_stem(text: str) -> str:
 
 
 def _free_stem(folder: str, stem: str, modality: str) -> str:
-    """``stem``, numbered if there is a volume of that name: two results may have mask, seed and contrast in common."""
+    """``stem``, numbered if there is a volume of that name: two results may have mask, seed and modality in common."""
     number, free = 1, stem
     while reachable(volume_path(folder, free, modality)).exists():
         number += 1

@@ -1,4 +1,4 @@
-"""How is it made? The third section: settings, one button, progress."""
+"""How is it generated? The settings, and the footer that is always in sight: one button, progress, messages."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ _SEEDS = 2**30
 
 
 class RunSection:
-    """``make_order(seeds)`` gives an order of the panel's current choices, ``None`` for their own seeds."""
+    """``make_order(seeds)`` gives an order of the panel's current choices, ``None`` for their own seeds; ``ask()`` puts
+    the questions that it leaves open, and says whether to go on."""
 
-    def __init__(self, ui, generator: Generator, client: WorkerClient, make_order) -> None:
-        self._ui, self._generator, self._client, self._make_order = ui, generator, client, make_order
+    def __init__(self, ui, generator: Generator, client: WorkerClient, make_order, ask) -> None:
+        self._ui, self._generator, self._client, self._make_order, self._ask = ui, generator, client, make_order, ask
         self._boxes: dict[str, qt.QCheckBox] = {}
         ui.generateButton.clicked.connect(self._on_button)
         ui.installButton.clicked.connect(self._on_install)
@@ -34,7 +35,7 @@ class RunSection:
         generator.ended.connect(self._on_ended)
         self._show_running(False)
         self._show_worker()
-        self._say("")
+        self.say("")
 
     def disconnect(self) -> None:
         """Lets go of generator and client."""
@@ -59,7 +60,7 @@ class RunSection:
         for name in card.modalities if card is not None else ():
             box = qt.QCheckBox(name.upper())
             box.checked = name not in left_out
-            box.toolTip = _("Keep this contrast")
+            box.toolTip = _("Keep this modality")
             box.toggled.connect(changed)
             layout.addWidget(box)
             self._boxes[name] = box
@@ -72,19 +73,19 @@ class RunSection:
         box.toolTip = (
             _(SETTINGS["guidance"].help)
             if box.enabled
-            else _("This model cannot be guided: it was trained with labels only, never without")
+            else _("This model cannot be guided, because it was trained with labels only")
         )  # fmt: skip
 
     # Running -----------------------------------------------------------------------------------------
 
     def start(self, order: Order) -> None:
         """Begins, or says why not."""
-        self._say("")
+        self.say("")
         try:
             dependencies.ensure()
             self._generator.start(order)
         except MedDPMError as error:
-            self._say(error)
+            self.say(error)
             return
         self._show_running(True)
 
@@ -93,11 +94,22 @@ class RunSection:
             self._generator.cancel()
             return
         try:
+            if not self._ask():
+                return
             order = self._make_order(None)
         except MedDPMError as error:
-            self._say(error)
+            self.say(error)
             return
         self.start(order)
+
+    def toggle(self) -> None:
+        """As a click on the button."""
+        if self._ui.generateButton.enabled:
+            self._on_button()
+
+    def clear(self) -> None:
+        """Takes the message away, which was about another mask."""
+        self.say("")
 
     def _on_progress(self, text: str, part: float) -> None:
         self._show_running(True)
@@ -106,15 +118,16 @@ class RunSection:
 
     def _on_ended(self, message: str | MedDPMError | None) -> None:
         self._show_running(False)
-        self._say(message or "\n".join(self._generator.notes))
+        self.say(message or "\n".join(self._generator.notes))
 
-    def _say(self, message: str | MedDPMError) -> None:
+    def say(self, message: str | MedDPMError) -> None:
         say(self._ui.messageLabel, message)
 
     def _show_running(self, running: bool) -> None:
         ui = self._ui
         ui.generateButton.text = _("Cancel") if running else _("Generate")
-        ui.generateButton.toolTip = _("Stop; what is finished stays") if running else _("Make images from the mask")
+        stop, start = _("Stop; what is finished stays"), _("Generate images from the mask (Ctrl+Enter)")
+        ui.generateButton.toolTip = stop if running else start
         ui.progressBar.visible = running
         ui.statusLabel.visible = running
         if not running:
@@ -127,11 +140,12 @@ class RunSection:
 
     def _on_install(self) -> None:
         try:
+            dependencies.ensure(torch=False)
             dependencies.ensure()
         except MedDPMError as error:
-            self._say(error)
+            self.say(error)
         else:
-            self._say(_("All packages are installed."))
+            self.say(_("All packages are installed."))
 
     def _on_release(self) -> None:
         self._generator.cancel()

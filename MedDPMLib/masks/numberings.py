@@ -1,0 +1,222 @@
+"""How do files number their labels? The conventions of public data sets and programs, as data.
+
+A :class:`Numbering` says what each value of a file means. The conventions (``resources/numberings.json``) mean labels
+by name, so that one list serves every scheme: a structure that a scheme does not tell apart is its rest of the brain.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+
+from MedDPMLib.errors import MedDPMError
+from MedDPMLib.masks.schemes import Label, LabelScheme, load_scheme, scheme_names
+from MedDPMLib.runtime.paths import RESOURCES
+
+_FILE = RESOURCES / "numberings.json"
+
+#: The scheme whose labels have the names of all parts of brain and tumour.
+_ALL_PARTS = "anatomy"
+
+#: What stands beside a name and says nothing about which structure it is: FreeSurfer's and others' prefixes.
+_SIDE = re.compile(r"\b(left|right|lh|rh|l|r|ctx|bilateral)\b")
+
+#: For ``--labels 4=none``: what is meant by this value is left out.
+_NOTHING = ("none", "nothing", "background")
+
+
+@dataclass(frozen=True)
+class Numbering:
+    """What the values of a file mean: ``meanings`` pairs each with the name of what it is.
+
+    ``values`` pairs those of them that the scheme has a label for with the label's value (0: left out on purpose).
+    ``file_names`` are patterns of names that files in this numbering have. ``halves`` are pairs of values for the left
+    and the right of one structure.
+    """
+
+    name: str
+    title: str
+    values: tuple[tuple[int, int], ...]
+    meanings: tuple[tuple[int, str], ...]
+    file_names: tuple[str, ...] = ()
+    halves: tuple[tuple[int, int], ...] = ()
+
+    def explains(self, values: Iterable[int]) -> bool:
+        """Whether every one of a file's ``values`` has a meaning here."""
+        return set(values) <= dict(self.meanings).keys()
+
+    def foreign(self, values: Iterable[int]) -> dict[int, str]:
+        """Those of a file's ``values`` that mean something for which the scheme has no label."""
+        there = dict(self.values)
+        return {value: meaning for value, meaning in self.meanings if value in set(values) and value not in there}
+
+    def fits_name(self, stem: str) -> bool:
+        """Whether ``stem``, a file's name without its suffix, is one that this numbering's files have."""
+        return any(re.fullmatch(rf"(.*[\W_])?({pattern})", stem, re.IGNORECASE) for pattern in self.file_names)
+
+    def translate(self, array: np.ndarray) -> np.ndarray:
+        """The scheme's values, uint8, for an ``array`` of the file's non-negative integer values and 0."""
+        table = np.zeros(np.iinfo(array.dtype).max + 1 if array.dtype.itemsize < 4 else int(array.max()) + 1, np.uint8)
+        for file_value, value in self.values:
+            if file_value < len(table):
+                table[file_value] = value
+        return table[array]
+
+
+@lru_cache
+def numberings(scheme: LabelScheme) -> tuple[Numbering, ...]:
+    """The numberings in which files can hold labels of ``scheme``: its own, and the conventions that it can take."""
+    own = Numbering(
+        scheme.own_numbering,
+        ", ".join(f"{label.value} {label.name.lower()}" for label in scheme.labels),
+        tuple((label.value, label.value) for label in scheme.labels),
+        tuple((label.value, label.name) for label in scheme.labels),
+    )
+    found = [own]
+    for entry in _data()["numberings"]:
+        meanings = tuple((value, _part(name)) for value, name in sorted(_each_value(entry["values"]).items()))
+        labels = [(value, label.value) for value, name in meanings if (label := label_for(name, scheme))]
+        if entry["name"] == own.name:
+            if meanings == own.meanings:
+                found[0] = replace(own, title=entry["title"], file_names=tuple(entry.get("file_names", ())))
+        # A convention of which the scheme has one part only is none for it.
+        elif len({value for _, value in labels}) > 1 or len(labels) == len(meanings):
+            found.append(
+                Numbering(
+                    entry["name"],
+                    entry["title"],
+                    tuple(labels),
+                    meanings,
+                    tuple(entry.get("file_names", ())),
+                    tuple(map(tuple, entry.get("halves", ()))),
+                )
+            )
+    return tuple(found)
+
+
+def find_numbering(scheme: LabelScheme, name: str) -> Numbering:
+    """The numbering called ``name``, or written out as "1=necrosis,2=edema,4=none" (see :func:`label_named`).
+
+    Raises :class:`MedDPMError` if there is no such numbering, and for a name that is no label of ``scheme``.
+    """
+    if "=" in name:
+        return _written_out(scheme, name)
+    for numbering in numberings(scheme):
+        if numbering.name == name:
+            return numbering
+    known = "; ".join(f'"{numbering.name}" ({numbering.title})' for numbering in numberings(scheme))
+    raise MedDPMError(
+        f'there is no numbering "{name}" for the scheme "{scheme.name}": use {known}; or say what each value is,'
+        f' as in "1={scheme.labels[0].name.lower()}"'
+    )
+
+
+def named_numbering(scheme: LabelScheme, names: Mapping[int, str], name: str, title: str) -> Numbering:
+    """The numbering of a file that says itself what its values are called; see :func:`label_named`.
+
+    A name that is no label of ``scheme`` stays: it matters only where such a value is present.
+    """
+    labels = {value: label_named(text, scheme) for value, text in names.items()}
+    known = tuple((value, label.value) for value, label in sorted(labels.items()) if label)
+    meanings = tuple((value, labels[value].name if labels[value] else text) for value, text in sorted(names.items()))
+    return Numbering(name, title, known, meanings)
+
+
+def _written_out(scheme: LabelScheme, text: str) -> Numbering:
+    values, meanings = {}, {}
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,5})\s*=\s*(.+?)\s*", part)
+        if match is None or not 0 < int(match[1]) < 65_536 or int(match[1]) in meanings:
+            raise MedDPMError(f'"{part}" in "{text}" does not say what one value is: write 1=necrosis,2=edema')
+        value, name = int(match[1]), match[2]
+        label = label_named(name, scheme)
+        if label is None and name.casefold() not in _NOTHING:
+            raise MedDPMError(
+                f'"{name}" in "{text}" is no label of the scheme "{scheme.name}" ({scheme.describe_labels()})'
+            )
+        values[value], meanings[value] = (label.value, label.name) if label else (0, "nothing")
+    return Numbering(text, "as it was said", tuple(values.items()), tuple(meanings.items()))
+
+
+# Names -----------------------------------------------------------------------------------------------
+
+
+def label_named(name: str, scheme: LabelScheme) -> Label | None:
+    """The label of ``scheme`` that a file means by ``name``, if any.
+
+    Capitals, hyphens, underscores, brackets and the words left and right make no difference. Names known from any
+    scheme count; a structure that ``scheme`` does not tell apart is its rest of the brain.
+    """
+    for attempt in _spellings(name):
+        if label := scheme.label_by_name(attempt):
+            return label
+    for known in scheme_names():
+        for attempt in _spellings(name):
+            if (part := load_scheme(known).label_by_name(attempt)) and (label := label_for(part.name, scheme)):
+                return label
+    return None
+
+
+def has_side(name: str) -> bool:
+    """Whether ``name`` says left or right."""
+    return any(_SIDE.search(text) for text in _spellings(name))
+
+
+def label_for(part: str, scheme: LabelScheme) -> Label | None:
+    """The label of ``scheme`` that holds ``part`` (a label's name in any scheme), if any."""
+    label = scheme.label_by_name(part)
+    if label is None and scheme.rest is not None:
+        known = load_scheme(_ALL_PARTS)
+        wanted = known.label_by_name(part)
+        if wanted is not None and wanted.role != "tumour" and scheme.rest.name == known.rest.name:
+            return scheme.rest
+    return label
+
+
+def plausible_ml(part: str, scheme: LabelScheme) -> tuple[float, float]:
+    """The least and the most that ``part`` (a label's name) measures, in ml, in a file that is read into ``scheme``.
+
+    What ``scheme`` says itself counts first, then the schemes that ship with the package.
+    """
+    known = (scheme, *(load_scheme(name) for name in (_ALL_PARTS, *scheme_names())))
+    for one in known:
+        label = one.label_by_name(part)
+        if label is not None and label.name == part and label.plausible_ml:
+            return label.plausible_ml
+    return tuple(_data()["other_parts_ml"].get(part, (0.0, np.inf)))
+
+
+def _spellings(name: str) -> list[str]:
+    """``name`` as it is, and in plain words: "the peritumoral edema (ED)" is also "peritumoral edema"."""
+    plain = name.strip().casefold()
+    found = [name, plain]
+    plain = re.sub(r"\s*\([^)]*\)\s*$", "", plain).removeprefix("the ")
+    found.append(re.sub(r"\s*/\s*", "/", plain))
+    words = " ".join(re.split(r"[\W_]+", plain)).strip()
+    found += [words, re.sub(r"^non ", "non-", words), " ".join(_SIDE.sub(" ", words).split())]
+    return list(dict.fromkeys(text for text in found if text))
+
+
+def _part(name: str) -> str:
+    """``name`` as the scheme of all parts has it, if it has it at all."""
+    label = load_scheme(_ALL_PARTS).label_by_name(name)
+    return label.name if label else name
+
+
+@lru_cache
+def _data() -> dict:
+    return json.loads(_FILE.read_text(encoding="utf-8"))
+
+
+def _each_value(values: Mapping[str, str]) -> dict[int, str]:
+    """One entry for each value: "251-255" stands for five."""
+    found = {}
+    for key, name in values.items():
+        first, _, last = key.partition("-")
+        found.update(dict.fromkeys(range(int(first), int(last or first) + 1), name))
+    return found

@@ -1,0 +1,158 @@
+"""Which segment is which label? The table of labels, and the question about a painted segment that has none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import qt
+import slicer
+from slicer.i18n import tr as _
+
+from MedDPMLib.masks.schemes import LabelScheme
+from MedDPMLib.scene.segmentation import likely_label, missing_labels, set_label, table_of, unlabeled_segments
+from MedDPMLib.scene.worker_client import Signal
+
+
+class LabelTable:
+    """A row for each segment. Signal: ``changed`` (the user chose a label)."""
+
+    def __init__(self, ui) -> None:
+        self._ui = ui
+        self.changed = Signal()
+        self._segmentation: slicer.vtkMRMLSegmentationNode | None = None
+        self._scheme: LabelScheme | None = None
+        table = ui.labelTable
+        table.setColumnCount(2)
+        table.setHorizontalHeaderLabels([_("Segment"), _("Label")])
+        table.horizontalHeader().setSectionResizeMode(qt.QHeaderView.Stretch)
+        table.verticalHeader().hide()
+        table.setEditTriggers(qt.QAbstractItemView.NoEditTriggers)
+        table.setSelectionMode(qt.QAbstractItemView.NoSelection)
+
+    @property
+    def values(self) -> dict[str, int]:
+        """Segment ID to label value."""
+        if self._segmentation is None or self._scheme is None:
+            return {}
+        return table_of(self._segmentation, self._scheme)
+
+    def show(self, segmentation: slicer.vtkMRMLSegmentationNode | None, scheme: LabelScheme | None) -> None:
+        """Fills the table; of another segmentation or scheme it is unfolded if there is something to look at."""
+        other = segmentation is not self._segmentation or scheme is not self._scheme
+        self._segmentation, self._scheme = segmentation, scheme
+        table, values = self._ui.labelTable, self.values
+        ids = list(segmentation.GetSegmentation().GetSegmentIDs()) if segmentation and scheme else []
+        table.setRowCount(len(ids))
+        for row, id_ in enumerate(ids):
+            segment = segmentation.GetSegmentation().GetSegment(id_)
+            item = qt.QTableWidgetItem(segment.GetName())
+            item.setData(qt.Qt.DecorationRole, qt.QColor.fromRgbF(*segment.GetColor()))
+            table.setItem(row, 0, item)
+            table.setCellWidget(row, 1, self._label_box(id_, values))
+        self._show_assigned(values)
+        if other:
+            self._fold(values)
+
+    def _label_box(self, id_: str, values: dict[str, int]) -> qt.QComboBox:
+        box = _label_choices(self._scheme)
+        box.currentIndex = box.findData(values[id_] if id_ in values else 0)
+        box.toolTip = _("Which label of the model this segment is")
+
+        def choose(_changed=None):
+            set_label(self._segmentation, id_, self._scheme, box.currentData)
+            self._show_assigned(self.values)
+            self.changed.emit()
+
+        box.currentIndexChanged.connect(choose)
+        return box
+
+    def _show_assigned(self, values: dict[str, int]) -> None:
+        """How far the labels are assigned, in the section's title, and what is missing."""
+        ui, section = self._ui, self._ui.labelsSection
+        if self._segmentation is None or self._scheme is None:
+            ui.addMissingButton.visible = ui.missingLabel.visible = False
+            section.text = _("Labels")
+            return
+        missing = missing_labels(values, self._scheme)
+        ui.addMissingButton.visible = ui.missingLabel.visible = bool(missing)
+        ui.missingLabel.text = _("No segment for: {labels}").format(labels=", ".join(label.name for label in missing))
+        count = len(self._scheme.labels)
+        text = _("Labels: {found} of {count} found").format(found=count - len(missing), count=count)
+        unused = self._segmentation.GetSegmentation().GetNumberOfSegments() - len(values)
+        if unused:
+            several = _("{count} segments not used") if unused > 1 else _("{count} segment not used")
+            text += ", " + several.format(count=unused)
+        section.text = text
+
+    def _fold(self, values: dict[str, int]) -> None:
+        if self._segmentation is None or self._scheme is None:
+            self._ui.labelsSection.collapsed = True
+            return
+        unused = self._segmentation.GetSegmentation().GetNumberOfSegments() > len(values)
+        self._ui.labelsSection.collapsed = not unused and not missing_labels(values, self._scheme)
+
+    def ask(self) -> bool:
+        """Asks which labels the painted segments are that have none, if there are any; whether to go on."""
+        if self._segmentation is None or self._scheme is None:
+            return True
+        open_ = unlabeled_segments(self._segmentation, self.values, self._scheme)
+        if not open_:
+            return True
+        chosen = _ask(self._segmentation, open_, self._scheme)
+        if chosen is None:
+            return False
+        for id_, value in chosen.items():
+            set_label(self._segmentation, id_, self._scheme, value)
+        self.show(self._segmentation, self._scheme)
+        return True
+
+    def unlabeled_names(self) -> list[str]:
+        """The names of the segments that :meth:`ask` would ask about."""
+        if self._segmentation is None or self._scheme is None:
+            return []
+        core = self._segmentation.GetSegmentation()
+        open_ = unlabeled_segments(self._segmentation, self.values, self._scheme)
+        return [core.GetSegment(id_).GetName() for id_ in open_]
+
+
+def _label_choices(scheme: LabelScheme) -> qt.QComboBox:
+    box = qt.QComboBox()
+    box.setSizeAdjustPolicy(qt.QComboBox.AdjustToMinimumContentsLengthWithIcon)
+    box.addItem(_("(not used)"), 0)
+    for label in (*scheme.tumour, *(label for label in scheme.labels if label not in scheme.tumour)):
+        box.addItem(label.name, label.value)
+    return box
+
+
+def _ask(
+    segmentation: slicer.vtkMRMLSegmentationNode, ids: Sequence[str], scheme: LabelScheme
+) -> dict[str, int] | None:
+    """The label values that the user chooses for the segments ``ids``; None if the user cancels."""
+    dialog = qt.QDialog(slicer.util.mainWindow())
+    dialog.setWindowTitle(_("Which label is this?"))
+    layout = qt.QVBoxLayout(dialog)
+    text = qt.QLabel(
+        _("The model does not know these segments. Choose what each of them is; a segment that is not used is not seen"
+          " in the image.")
+    )  # fmt: skip
+    text.setWordWrap(True)
+    layout.addWidget(text)
+    form = qt.QFormLayout()
+    layout.addLayout(form)
+    boxes = {}
+    for id_ in ids:
+        name = segmentation.GetSegmentation().GetSegment(id_).GetName()
+        boxes[id_] = box = _label_choices(scheme)
+        box.setObjectName(id_)
+        likely = likely_label(name, scheme)
+        box.currentIndex = box.findData(likely.value) if likely is not None else 0
+        form.addRow(f"{name}:", box)
+    buttons = qt.QDialogButtonBox()
+    buttons.setStandardButtons(qt.QDialogButtonBox.Ok | qt.QDialogButtonBox.Cancel)
+    buttons.accepted.connect(dialog.accept)
+    buttons.rejected.connect(dialog.reject)
+    layout.addWidget(buttons)
+    accepted = dialog.exec_() == qt.QDialog.Accepted
+    chosen = {id_: box.currentData for id_, box in boxes.items()}
+    dialog.deleteLater()
+    return chosen if accepted else None

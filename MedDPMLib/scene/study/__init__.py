@@ -1,0 +1,1 @@
+"""The reader study in Slicer: cases in linked views, a screen with nothing else on it, the questions."""
