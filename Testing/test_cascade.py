@@ -32,7 +32,7 @@ from MedDPMLib.networks import build_network
 from MedDPMLib.networks.cascade import Cascade, cell_positions, label_fractions
 
 ANATOMY = load_scheme("anatomy")
-GRID = Grid((64, 48, 48), (1.0, 1.0, 1.0), "LPS")
+GRID = Grid((64, 48, 48), (3.0, 3.0, 3.0), "LPS")
 NETWORK = {
     "kind": "cascade", "widths": [8, 12, 8, 8, 8, 8], "depths": [1, 1, 1, 1, 1, 1], "given": [8, 8, 8],
     "heads": 2, "brains": 5,

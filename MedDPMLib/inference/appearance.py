@@ -19,7 +19,7 @@ from MedDPMLib.masks.fit import fit
 from MedDPMLib.masks.mask import Mask
 from MedDPMLib.models.card import Card
 from MedDPMLib.networks.cascade import Cascade
-from MedDPMLib.runtime.files import written_whole
+from MedDPMLib.runtime.files import atomic_write
 
 #: A random appearance is that of a training brain with so much of the brains' deviation on top, so that none of them
 #: is met exactly.
@@ -57,7 +57,7 @@ def write_appearance(path: Path, measured: Mapping[str, np.ndarray]) -> None:
         modality: {name: round(float(value), 5) for name, value in zip(FEATURES, values, strict=True)}
         for modality, values in measured.items()
     }
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(json.dumps({"appearance": features}, indent=1) + "\n", encoding="utf-8")
 
 
