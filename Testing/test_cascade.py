@@ -74,7 +74,7 @@ def _labels() -> np.ndarray:
 
 def _mask() -> Mask:
     labels = _labels()
-    return Mask.from_volume(Volume(labels, Geometry(labels.shape[::-1], np.diag([-1.0, -1, 1, 1]))), ANATOMY)
+    return Mask.from_volume(Volume(labels, Geometry(labels.shape[::-1], np.diag([-3.0, -3, 3, 1]))), ANATOMY)
 
 
 def test_fractions_are_shares_of_blocks():
