@@ -31,7 +31,7 @@ except ModuleNotFoundError:  # run from the source tree: the library lies beside
 from MedDPMLib.inference.settings import SETTINGS, GenerationSettings  # needs no PyTorch
 
 #: The settings of the section Advanced, in the order of its rows.
-ADVANCED = ("sampler", "steps", "device", "precision", "memory", "guidance", "space")
+ADVANCED = ("appearance", "sampler", "steps", "device", "precision", "memory", "guidance", "space")
 
 #: The brain of medium width, for the module's test.
 _SAMPLE = "ventricles-medium"
@@ -109,8 +109,8 @@ def choices(name):
     return made
 
 
-Quality, Sampler, Device, Precision, Memory, Space = map(
-    choices, ("quality", "sampler", "device", "precision", "memory", "space")
+Quality, Sampler, Appearance, Device, Precision, Memory, Space = map(
+    choices, ("quality", "sampler", "appearance", "device", "precision", "memory", "space")
 )
 
 
@@ -131,6 +131,7 @@ class MedDPMParameterNode:
     autoRegenerate: bool = False
     sampler: Sampler = Sampler.Recommended
     steps: Annotated[int, WithinRange(0, SETTINGS["steps"].high)] = 0
+    appearance: Appearance = Appearance.Random
     device: Device = Device.Automatic
     precision: Precision = Precision.Automatic
     memory: Memory = Memory.Automatic
@@ -596,6 +597,8 @@ class MedDPMLogic(ScriptedLoadableModuleLogic):
         values["steps"] = values["steps"] or None
         if not card.label_dropout:  # what is set for another model does not keep this one from generating
             values["guidance"] = SETTINGS["guidance"].default
+        if not card.draws_by_levels:
+            values["appearance"] = SETTINGS["appearance"].default
         return GenerationSettings(**values).for_card(card)
 
     def makeOrderAgain(self, nodes):

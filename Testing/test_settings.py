@@ -17,7 +17,14 @@ from MedDPMLib.cli.app import app
 from MedDPMLib.diffusion.names import METHODS
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.inference.record import settings_of
-from MedDPMLib.inference.settings import MAX_GUIDANCE, SETTINGS, SPACES, GenerationSettings, memory_limit
+from MedDPMLib.inference.settings import (
+    APPEARANCES,
+    MAX_GUIDANCE,
+    SETTINGS,
+    SPACES,
+    GenerationSettings,
+    memory_limit,
+)
 from MedDPMLib.models.card import QUALITIES
 from MedDPMLib.runtime.names import DEVICES, PRECISIONS
 
@@ -26,6 +33,7 @@ VALID = {
     "sampler": st.none() | st.sampled_from(METHODS),
     "steps": st.none() | st.integers(1, 10_000),
     "guidance": st.floats(0, MAX_GUIDANCE),
+    "appearance": st.sampled_from([*APPEARANCES, "looks/one.json"]),
     "device": st.sampled_from(DEVICES) | st.integers(0, 63).map("cuda:{}".format),
     "precision": st.sampled_from(PRECISIONS),
     "memory": st.sampled_from(["auto", "low"]) | st.integers(1, 999).map("{} GB".format),
@@ -57,7 +65,7 @@ def test_what_is_accepted_is_among_the_choices_and_all_else_is_one_sentence(name
         assert "\n" not in str(error) and ("from" in str(error) or "use" in str(error) or "GB" in str(error))
         return
     setting = SETTINGS[name]
-    if setting.choices and name not in ("device", "memory"):
+    if setting.choices and name not in ("appearance", "device", "memory"):
         assert accepted in [choice.value for choice in setting.choices]
     if setting.high is not None and accepted is not None:
         assert setting.low <= accepted <= setting.high

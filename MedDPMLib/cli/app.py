@@ -9,7 +9,18 @@ import typer
 from typer.core import TyperGroup
 
 from MedDPMLib import __version__
-from MedDPMLib.cli import benchmark, complete, demo, fidelity, generate, models, prepare, study, training
+from MedDPMLib.cli import (
+    appearance,
+    benchmark,
+    complete,
+    demo,
+    fidelity,
+    generate,
+    models,
+    prepare,
+    study,
+    training,
+)
 from MedDPMLib.cli.output import complain
 from MedDPMLib.cli.remedies import worded
 from MedDPMLib.errors import MedDPMError
@@ -70,6 +81,7 @@ def options(
 app.command()(demo.demo)
 app.command()(generate.generate)
 app.command()(complete.complete)
+app.command()(appearance.appearance)
 app.add_typer(models.app, name="models")
 app.command()(prepare.prepare)
 app.command()(training.train)

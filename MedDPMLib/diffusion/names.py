@@ -20,5 +20,10 @@ METHODS = tuple(METHOD_TITLES)
 #: v = sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) x0.
 PREDICTIONS = ("noise", "x0", "v")
 
+#: The schedule of a network that is asked at noise levels (:mod:`MedDPMLib.diffusion.noise_levels`), not at timesteps.
+NOISE_LEVELS = "noise-levels"
+#: How such a network is sampled.
+LEVELS_METHOD = "dpm-solver++"
+
 #: Longer than any schedule in use; keeps a damaged card from asking for gigabytes of tables.
 MAX_TIMESTEPS = 10_000

@@ -16,6 +16,8 @@ from torch import Tensor
 from MedDPMLib.diffusion.samplers import plan_steps, sample
 from MedDPMLib.errors import MedDPMError, OutOfMemory
 from MedDPMLib.imaging.volume import Volume
+from MedDPMLib.inference import cascade
+from MedDPMLib.inference.appearance import chosen_appearance
 from MedDPMLib.inference.atlas import network_labels
 from MedDPMLib.inference.memory_plan import MemoryPlan, not_enough, plan_memory
 from MedDPMLib.inference.record import make_record
@@ -26,6 +28,7 @@ from MedDPMLib.masks.fit import Fitted
 from MedDPMLib.masks.mask import Mask, read_mask
 from MedDPMLib.models.card import Card
 from MedDPMLib.models.model import Model
+from MedDPMLib.networks.cascade import Cascade
 from MedDPMLib.networks.denoiser import Denoiser
 from MedDPMLib.networks.memory_mode import MemoryMode
 from MedDPMLib.runtime.allocator import handing_back
@@ -90,7 +93,14 @@ class PlannedRun:
         with _memory_explained(model, execution, guided=settings.guided), sparing:
             fitted = network_labels(mask, model.card, seed)
             network = model.prepared(execution, self.plan.mode)
-            images = _sample(model, network, fitted, execution, settings, seed, progress)
+            if isinstance(network, Cascade):
+                images = cascade.draw(
+                    network, fitted.labels, model.card.condition_scheme,
+                    chosen_appearance(network, model.card, settings.appearance, seed), seed=seed, steps=settings.steps,
+                    dtype=execution.dtype, progress=progress,
+                )  # fmt: skip
+            else:
+                images = _sample(model, network, fitted, execution, settings, seed, progress)
         record = make_record(
             model=model, mask=mask, fitted=fitted, execution=execution, settings=settings, seed=seed,
             memory=self.plan.computation, seconds=time.perf_counter() - started,

@@ -81,7 +81,10 @@ def peak_bytes(
     condition *= 2 if guided else 1
     image = described["image_channels"] * voxels * 4
     working = working_bytes(model.network, card.grid.size[::-1], device, dtype, mode)
-    used = weights + condition + max(working + _IMAGES_BESIDE_NETWORK * image, _IMAGES_OF_A_STEP * image)
+    if card.draws_by_levels:  # never has whole images or a whole condition beside its bands
+        used = weights + working
+    else:
+        used = weights + condition + max(working + _IMAGES_BESIDE_NETWORK * image, _IMAGES_OF_A_STEP * image)
     gaps = device.type == "cpu" and mode is MemoryMode.FAST and keeps_freed_memory()
     return _PYTORCH + (math.ceil(_WITH_GAPS * used) if gaps else used)
 

@@ -44,6 +44,7 @@ def describe_run(
         "sampler": settings.sampler,
         "steps": settings.steps,
         "guidance": settings.guidance,
+        **({"appearance": settings.appearance} if card.draws_by_levels else {}),
         "precision": execution.precision,
         "device": execution.device.type,
         "space": settings.space,

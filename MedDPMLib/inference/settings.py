@@ -13,10 +13,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from MedDPMLib.diffusion.names import MAX_TIMESTEPS, METHOD_TITLES, METHODS
+from MedDPMLib.diffusion.names import LEVELS_METHOD, MAX_TIMESTEPS, METHOD_TITLES, METHODS
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.models.card import QUALITIES, Card
 from MedDPMLib.runtime.names import DEVICES, PRECISIONS, SHORT_PRECISIONS
+
+#: Whose look a brain gets, of models that know several, if it is not that of a scan.
+APPEARANCES = ("random", "typical")
+
+#: What a file of a scan's appearance is called at its end.
+APPEARANCE_SUFFIX = ".json"
 
 #: Where the result lies: on the model's own grid, or resampled onto the mask's.
 SPACES = ("model", "mask")
@@ -104,6 +110,16 @@ def _check_precision(value: Any) -> str:
     return _one_of("precision", PRECISIONS)(SHORT_PRECISIONS.get(value, value) if isinstance(value, str) else value)
 
 
+def _check_appearance(value: Any) -> str:
+    text = str(value)  # a path names itself
+    if text not in APPEARANCES and not text.endswith(APPEARANCE_SUFFIX):
+        raise MedDPMError(
+            f'there is no appearance "{text:.50}"',
+            remedy=f"use {', '.join(APPEARANCES)} or the {APPEARANCE_SUFFIX} file of a scan's appearance",
+        )
+    return text
+
+
 def _check_memory(value: Any) -> str:
     memory_limit(value)
     return value
@@ -171,6 +187,14 @@ class GenerationSettings:
         _check_guidance,
         low=0.0,
         high=MAX_GUIDANCE,
+    )
+    appearance: str = _setting(
+        "random",
+        "Appearance",
+        "Whose look the brain gets, of models that know several: that of a training brain drawn by the seed, the"
+        " typical one, or the file of a scan's appearance",
+        _check_appearance,
+        choices=(Choice("random", "Random", "Random patient"), Choice("typical", "Typical", "Typical patient")),
     )
     device: str = _setting(
         "auto",
@@ -246,6 +270,11 @@ class GenerationSettings:
                 f"the model {card.name} does not support guidance, because it was never trained without labels",
                 remedy="leave the guidance scale at 1",
             )
+        if card.draws_by_levels:
+            if settings.sampler != LEVELS_METHOD:
+                raise MedDPMError(f"the model {card.name} is sampled by {LEVELS_METHOD}, not by {settings.sampler}")
+        elif settings.appearance != SETTINGS["appearance"].default:
+            raise MedDPMError(f"the model {card.name} knows no appearances", remedy="leave the appearance at random")
         return settings
 
     def to_dict(self) -> dict[str, Any]:

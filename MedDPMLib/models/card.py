@@ -7,7 +7,7 @@ import textwrap
 from dataclasses import dataclass, fields
 from functools import lru_cache
 
-from MedDPMLib.diffusion.names import MAX_TIMESTEPS, PREDICTIONS
+from MedDPMLib.diffusion.names import MAX_TIMESTEPS, NOISE_LEVELS, PREDICTIONS
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.geometry import Grid
 from MedDPMLib.masks.schemes import LabelScheme, load_scheme
@@ -148,6 +148,11 @@ class Card:
         qualities = default_qualities(timesteps) if self.qualities is None else self.qualities
         qualities = table_with(dict.fromkeys(QUALITIES, quality)).read(qualities, '"qualities"')
         object.__setattr__(self, "qualities", qualities)
+
+    @property
+    def draws_by_levels(self) -> bool:
+        """Whether the network is a cascade, which is asked at noise levels instead of timesteps."""
+        return self.schedule["name"] == NOISE_LEVELS
 
     @property
     def condition_scheme(self) -> LabelScheme:

@@ -27,6 +27,7 @@ _KINDS = {
         "spade": ("MedDPMLib.networks.conditioning", "SpadeUNet3d"),
     },
     "wavelet-unet": {"concatenation": ("MedDPMLib.networks.wavelet", "WaveletUNet3d")},
+    "cascade": {"concatenation": ("MedDPMLib.networks.cascade", "Cascade")},
 }
 
 #: 2 GB in float32, nine times the larger published network.

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from MedDPMLib.networks import fast_unet, fast_wavelet
+from MedDPMLib.networks.cascade import Cascade
 from MedDPMLib.networks.denoiser import Denoiser
 from MedDPMLib.networks.memory_mode import MemoryMode
 from MedDPMLib.networks.unet import UNet3d
@@ -33,10 +34,17 @@ def _bytes_of_plain(
     return math.ceil(network.values_per_voxel * math.prod(sides) * dtype.itemsize)
 
 
+def _frozen(network: Cascade, device: torch.device, dtype: torch.dtype, mode: MemoryMode) -> Cascade:
+    network = copy.deepcopy(network).to(device)
+    network.freeze(dtype)
+    return network
+
+
 #: By class alone: a network that is derived from one of these computes something else.
-_FORMS: dict[type[Denoiser], _Form] = {
+_FORMS: dict[type, _Form] = {
     UNet3d: _Form(fast_unet.FastUNet3d, fast_unet.working_bytes, tuple(MemoryMode)),
     WaveletUNet3d: _Form(fast_wavelet.FastWaveletUNet3d, fast_wavelet.working_bytes, (MemoryMode.FAST, MemoryMode.LOW)),
+    Cascade: _Form(_frozen, _bytes_of_plain, (MemoryMode.FAST,)),
 }
 _PLAIN = _Form(_converted, _bytes_of_plain, (MemoryMode.FAST,))
 

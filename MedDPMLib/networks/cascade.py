@@ -1,0 +1,227 @@
+"""A brain drawn from coarse to fine: a cascade of small diffusion networks on the bands of the Haar transform.
+
+Three levels work on cells of 8, 4 and 2 voxels. The first decides contrast and shape: the means and the seven details
+of its cells, which are an image of cells of 4 voxels. Each of the others adds the seven details that the image before
+it lacks (wavelet score-based generation: Guth et al. 2022, arXiv 2208.05003). What is drawn has unit variance
+everywhere: the bands less those of the *painted* mask, in the colors that labels have in a brain of the wanted
+appearance, in units of their local spread, by label and appearance; both by regression over the training brains. Every
+level sees the labels at twice its own resolution, how deep each cell lies, where it lies, and the painted bands.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from MedDPMLib.errors import MedDPMError
+from MedDPMLib.imaging.appearance import FEATURES
+from MedDPMLib.imaging.haar import DETAILS, split, to_blocks
+from MedDPMLib.networks.magnitude_preserving import UnitUNet3d
+
+#: Voxels along a cell's side, by level.
+CELLS = (8, 4, 2)
+
+_DEPTHS, _POSITIONS = 2, 3
+
+# So that what is given has about unit size: of the fractions most are zero.
+_FRACTION_SCALE, _DEPTH_SCALE, _POSITION_SCALE = 4.0, 1.5, 1.5
+#: Voxels of depth that make a difference, and half of the box that positions are measured in.
+_DEPTH_REACH, _HALF_BOX = 8.0, 96.0
+
+#: How much more noise than the means the details of the first level get, in units of their own deviation, at most.
+_MOST_NOISE = 6.0
+
+#: How far an appearance changes the logarithm of a variance at most, and the least local spread of a whitened band.
+_MOST_LOG_VARIANCE, _LEAST_SPREAD = 4.0, 0.05
+
+
+class CascadeLevel(nn.Module):
+    """Draws bands of ``channels`` images on cells of ``cell`` voxels; the ``first`` level their means, too.
+
+    Images of cells are (C, d, h, w), bands (B, d, h, w): for the first level C means, then as for the others the seven
+    details of :func:`MedDPMLib.imaging.haar.split`, detail by detail, each of C images.
+    """
+
+    def __init__(
+        self, cell: int, channels: int, labels: int, widths: Sequence[int], depths: Sequence[int], given: int,
+        heads: int, *, first: bool,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.cell, self.channels, self.labels, self.first = cell, channels, labels, first
+        self.bands = (DETAILS + first) * channels
+        coarser = 0 if first else channels
+        count = 8 * labels + _DEPTHS + _POSITIONS + self.bands + coarser
+        appearance = channels * len(FEATURES)
+        self.network = UnitUNet3d(self.bands, count, appearance, widths, depths, given_width=given, heads=heads)
+        self.multiple = 2 ** (len(widths) - 1)
+        #: Mean and deviation of the cells' means, (C,), deviation of their details, (7, C), over the training brains.
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("deviation", torch.ones(channels))
+        self.register_buffer("detail_deviation", torch.ones(DETAILS, channels))
+        #: Share of the painted bands in the real ones, (B,); variance of the rest by label, the last that of a cell's
+        #: mixture, (labels + 1, B); and regression of its logarithm on the appearance, the constant last, (B, A + 1).
+        self.register_buffer("painted_share", torch.zeros(self.bands))
+        self.register_buffer("variances", torch.ones(labels + 1, self.bands))
+        self.register_buffer("variance_weights", torch.zeros(self.bands, appearance + 1))
+
+    def whiten_means(self, means: Tensor) -> Tensor:
+        return (means - _column(self.mean)) / _column(self.deviation)
+
+    def unwhiten_means(self, means: Tensor) -> Tensor:
+        return means * _column(self.deviation) + _column(self.mean)
+
+    def whiten_details(self, details: Tensor) -> Tensor:
+        """(7, C, d, h, w) as (7 C, d, h, w)."""
+        return (details / _column(self.detail_deviation)).flatten(0, 1)
+
+    def unwhiten_details(self, details: Tensor) -> Tensor:
+        return details.unflatten(0, (DETAILS, self.channels)) * _column(self.detail_deviation)
+
+    @property
+    def noise_ratio(self) -> Tensor:
+        """(B,): the noise of each band at sigma 1, in its own deviations. Details of the first level get more than the
+        means, about as an image whose noise is even would have it: so means are decided before details."""
+        if not self.first:
+            return torch.ones(self.bands, device=self.mean.device)
+        ratio = (self.deviation * 8**0.5 / self.detail_deviation).sqrt().clamp(1, _MOST_NOISE)
+        return torch.cat([torch.ones_like(self.mean), ratio.flatten()])
+
+    def given(
+        self, fractions: Tensor, depth: Tensor, position: Tensor, colors: Tensor, coarser: Tensor | None
+    ) -> Tensor:
+        """What the network sees beside the noisy bands: (count, d, h, w).
+
+        ``fractions`` (labels, 2 d, 2 h, 2 w) is the share of each label in half cells, ``depth`` (2, d, h, w) that of
+        :func:`MedDPMLib.masks.distances.depths`, ``position`` (3, d, h, w) that of :func:`cell_positions`, ``colors``
+        (labels, C) those of :meth:`Cascade.colors`, ``coarser`` (C, d, h, w) the whitened means (not for the first
+        level).
+        """
+        parts = [
+            to_blocks(fractions).flatten(0, 1) * _FRACTION_SCALE,
+            (depth / _DEPTH_REACH).tanh() * _DEPTH_SCALE,
+            position / _HALF_BOX * _POSITION_SCALE,
+            self.painted(fractions, colors),
+        ]
+        return torch.cat(parts if coarser is None else [*parts, coarser])
+
+    def painted(self, fractions: Tensor, colors: Tensor) -> Tensor:
+        """The whitened bands (B, d, h, w) of the labels themselves, each in its color."""
+        total = fractions.sum(dim=0)
+        painted = torch.einsum("lc,ldhw->cdhw", colors, fractions) / total.clamp_min(1e-3)
+        inside = total > 0
+        means, details = split(painted, inside)
+        bands = self.whiten_details(details)
+        if self.first:
+            bands = torch.cat([self.whiten_means(means), bands])
+        return bands * to_blocks(inside[None])[0].any(dim=0)
+
+    def cell_shares(self, fractions: Tensor) -> Tensor:
+        """(labels + 1, d, h, w): the share of each label in the labelled part of each cell, and how mixed it is: 1 less
+        the sum of their squares."""
+        shares = F.avg_pool3d(fractions[None], 2)[0]
+        shares = shares / shares.sum(dim=0).clamp_min(1e-3)
+        return torch.cat([shares, 1 - shares.square().sum(dim=0, keepdim=True)])
+
+    def spread(self, fractions: Tensor, appearance: Tensor) -> Tensor:
+        """The deviation (B, d, h, w) that whitened bands have from the painted ones' share, by :meth:`cell_shares` and
+        the ``appearance`` (A,)."""
+        shares = self.cell_shares(fractions)
+        factor = self.variance_weights[:, :-1] @ appearance + self.variance_weights[:, -1]
+        factor = factor.clamp(-_MOST_LOG_VARIANCE, _MOST_LOG_VARIANCE).exp()
+        variance = torch.einsum("ldhw,lb->bdhw", shares, self.variances) * _column(factor)
+        return variance.clamp_min(_LEAST_SPREAD**2).sqrt()
+
+    def estimate(
+        self, x: Tensor, sigma: Tensor, condition_noise: Tensor, appearance: Tensor, encoded: Tensor, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """What is drawn, clean, (B, bands, d, h, w), for ``x``, in which each band has the noise sigma (B,) times
+        :attr:`noise_ratio`; and the network's own answer, of unit size (Karras et al. 2022, with a data variance of 1).
+        """
+        noise, keep, add, scale = self.preconditioning(sigma)
+        answer = self.network((x * scale).to(dtype), sigma.log() / 4, condition_noise, appearance, encoded).float()
+        return keep * x + add * answer, answer
+
+    def preconditioning(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(B, bands, 1, 1, 1) each: the noise, the factors of x and of the answer in the estimate, and of the input."""
+        noise = (sigma[:, None] * self.noise_ratio)[:, :, None, None, None]
+        scale = (1 + noise**2).rsqrt()
+        return noise, scale**2, noise * scale, scale
+
+
+def condition_noise(sigma: float, count: int, device: torch.device | None = None) -> Tensor:
+    """(count,): how the network is given the noise ``sigma`` in the coarser means, in their deviations."""
+    return torch.full((count,), math.log(sigma + 0.01) / 4, device=device)
+
+
+class Cascade(nn.Module):
+    """The levels of a cascade for ``image_channels`` images of ``condition_channels`` labels, and what it knows of the
+    ``brains`` that it was trained on: how they look.
+
+    ``widths``, ``depths`` and ``given`` are those of the levels one after the other, two widths and depths for each.
+    """
+
+    side_multiple = 2 * CELLS[0]
+    #: Values alive at the peak of a drawing, all that it takes, for each voxel of the grid: 32 were measured where a
+    #: quarter of the grid is brain, and large brains take more.
+    values_per_voxel = 45
+    exact_condition = False
+
+    def __init__(
+        self, image_channels: int, condition_channels: int, widths: Sequence[int], depths: Sequence[int],
+        given: Sequence[int], heads: int, brains: int,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        if len(widths) != 6 or len(depths) != 6 or len(given) != 3:
+            raise MedDPMError("a cascade has six widths, six depths and three widths of what is given")
+        self.image_channels, self.condition_channels = image_channels, condition_channels
+        self.levels = nn.ModuleList(
+            CascadeLevel(
+                cell, image_channels, condition_channels, widths[2 * i : 2 * i + 2], depths[2 * i : 2 * i + 2],
+                given[i], heads if i == 0 else 0, first=i == 0,
+            )
+            for i, cell in enumerate(CELLS)
+        )  # fmt: skip
+        features = image_channels * len(FEATURES)
+        #: The appearance of each training brain, standardized, and what it was standardized by: (brains, A), (A,).
+        self.register_buffer("appearances", torch.zeros(brains, features))
+        self.register_buffer("appearance_mean", torch.zeros(features))
+        self.register_buffer("appearance_deviation", torch.ones(features))
+        #: Regression of each label's mean on the appearance, the constant last: (labels, C, A + 1).
+        self.register_buffer("color_weights", torch.zeros(condition_channels, image_channels, features + 1))
+
+    def colors(self, appearance: Tensor) -> Tensor:
+        """The mean intensity (labels, C) that labels have in a brain of ``appearance`` (A,), standardized."""
+        return (self.color_weights[..., :-1] @ appearance + self.color_weights[..., -1]).clamp(-1, 1)
+
+    def freeze(self, dtype: torch.dtype) -> None:
+        """Computes the filters of all levels once, in ``dtype``: for inference."""
+        for level in self.levels:
+            level.network.freeze(dtype)
+
+    def standardize(self, appearance: Tensor) -> Tensor:
+        """An appearance as measured, (A,), in the training brains' deviations, at most 3."""
+        return ((appearance - self.appearance_mean) / self.appearance_deviation).clamp(-3, 3)
+
+
+def label_fractions(labels: Tensor, count: int, factor: int) -> Tensor:
+    """(count, D/factor, H/factor, W/factor) float32: the share of the labels 1 to ``count`` of ``labels`` (D, H, W,
+    0 for none) in blocks of ``factor`` voxels."""
+    shares = [(labels == value).float() for value in range(1, count + 1)]
+    if factor == 1:
+        return torch.stack(shares)
+    return torch.cat([F.avg_pool3d(share[None], factor) for share in shares])
+
+
+def cell_positions(cell: int, start: Sequence[int], shape: Sequence[int], box: Sequence[int]) -> Tensor:
+    """(3, d, h, w): where the middles of ``shape`` cells from cell ``start`` lie from the middle of a ``box`` (D, H, W)
+    of voxels, in voxels along k, j, i."""
+    axes = [(torch.arange(n) + first + 0.5) * cell - side / 2 for n, first, side in zip(shape, start, box, strict=True)]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"))
+
+
+def _column(values: Tensor) -> Tensor:
+    return values[..., None, None, None]
