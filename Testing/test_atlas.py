@@ -184,7 +184,7 @@ def test_the_card_says_what_the_network_sees(completing):
     card = load_model(completing).card
     assert card == Card.from_json(card.to_json()) and card.completion == ANATOMY
     assert card.network_description["condition_channels"] == len(ANATOMY.labels)
-    assert "Completed" in card.describe() and "Completed" not in small_card(BRATS).describe()
+    assert "Completion" in card.describe() and "Completion" not in small_card(BRATS).describe()
     assert "completion" not in small_card(BRATS).to_json()
     with pytest.raises(MedDPMError, match='"completion" lacks'):
         replace(card, completion=load_scheme("whole-head"))

@@ -74,7 +74,7 @@ def real(tmp_path):
 
 
 def test_the_optional_packages_are_those_of_the_extra():
-    with open(ROOT / "pyproject.toml", "rb") as file:
+    with open(Path(__file__).parents[1] / "pyproject.toml", "rb") as file:
         extra = tomllib.load(file)["project"]["optional-dependencies"]["train"]
     assert sorted(OPTIONAL.values()) == sorted(re.match(r"[\w-]+", requirement)[0] for requirement in extra)
 
