@@ -114,6 +114,9 @@ Quality, Sampler, Appearance, Device, Precision, Memory, Space = map(
 )
 
 
+DEFAULTS = GenerationSettings()
+
+
 @parameterNodeWrapper
 class MedDPMParameterNode:
     """The panel's choices, which a saved scene keeps: ``leftOut`` are the modalities that are not wanted, ``steps`` is
@@ -125,18 +128,18 @@ class MedDPMParameterNode:
     samples: Annotated[int, WithinRange(1, 20)] = 1
     seed: Annotated[int, WithinRange(0, 2**31 - 1)] = 0
     newSeed: bool = False
-    quality: Quality = Quality.Standard
+    quality: Quality = Quality(DEFAULTS.quality)
     livePreview: bool = True
     surface: bool = True
     autoRegenerate: bool = False
-    sampler: Sampler = Sampler.Recommended
+    sampler: Sampler = Sampler(DEFAULTS.sampler)
     steps: Annotated[int, WithinRange(0, SETTINGS["steps"].high)] = 0
-    appearance: Appearance = Appearance.Random
-    device: Device = Device.Automatic
-    precision: Precision = Precision.Automatic
-    memory: Memory = Memory.Automatic
-    guidance: Annotated[float, WithinRange(0, SETTINGS["guidance"].high)] = 1.0
-    space: Space = Space.Model
+    appearance: Appearance = Appearance(DEFAULTS.appearance)
+    device: Device = Device(DEFAULTS.device)
+    precision: Precision = Precision(DEFAULTS.precision)
+    memory: Memory = Memory(DEFAULTS.memory)
+    guidance: Annotated[float, WithinRange(0, SETTINGS["guidance"].high)] = DEFAULTS.guidance
+    space: Space = Space(DEFAULTS.space)
     stampRadius: Annotated[float, WithinRange(3, 40)] = 12.0
 
 
