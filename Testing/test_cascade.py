@@ -242,7 +242,7 @@ def test_wrong_settings_are_refused(tmp_path):
         ({"sampler": "ddpm"}, "sampled by dpm-solver"),
         ({"steps": 51}, "1 to 50"),
         ({"appearance": "old"}, 'no appearance "old"'),
-        ({"guidance": 2.0}, "cannot be guided"),
+        ({"guidance": 2.0}, "does not support guidance"),
     ):
         with pytest.raises(MedDPMError, match=message):
             generate(model, _mask(), device="cpu", **wrong)

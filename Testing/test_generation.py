@@ -260,7 +260,9 @@ def test_wrong_settings_are_refused_in_a_sentence(bundle, settings, says):
 
 def test_a_mask_of_another_scheme_is_refused(bundle):
     mask = brats_mask()
-    head = Mask.from_volume(Volume((mask.array > 0).astype(np.uint8), mask.geometry), load_scheme("whole-head"))
+    scheme = load_scheme("whole-head")
+    head = Volume((mask.array > 0).astype(np.uint8), mask.geometry)
+    head = Mask.from_volume(head, scheme, numbering=scheme.own_numbering)
     with pytest.raises(MedDPMError, match='needs "brats"'):
         generate(load_model(bundle), head)
 

@@ -116,7 +116,7 @@ def test_the_result_is_plain_data():
 
 def test_what_does_not_match_is_refused():
     labels, images = case(6)
-    with pytest.raises(MedDPMError, match="real images are given of t1$"):
+    with pytest.raises(MedDPMError, match="but the real images are t1$"):
         mask_fidelity(images, {"t1": images["t1"]}, labels, SCHEME)
     elsewhere = Volume(images["t1"].array, Geometry(GEOMETRY.size, np.diag([1.0, 1.0, 1.0, 1.0])))
     with pytest.raises(MedDPMError, match="volumes of t1 are not on the grid"):

@@ -330,7 +330,7 @@ def test_made_again_with_the_settings_that_it_was_made_with(panel, monkeypatch):
 
     volumes.set_record(node, {**after, "model": {**after["model"], "hash": "of other weights"}})
     ui.regenerateButton.click()
-    assert panel.logic.generator.order is None and "is not the one that made this result" in ui.resultMessage.text
+    assert panel.logic.generator.order is None and "is not the one that generated this result" in ui.resultMessage.text
 
 
 def test_the_event_loop_is_not_blocked(panel):
@@ -366,7 +366,7 @@ def test_models_are_added_checked_and_removed(panel, tmp_path):
         if path is bad:
             assert "bad.safetensors" in ui.modelSummary.text and panel.models.entry.name == "small"
     assert ui.modelBox.currentText == "Another model" and panel.models.entry.name == "another"
-    assert "recognised as a MedDPM bundle" in ui.modelSummary.text and ui.modelProgress.isHidden()
+    assert "recognized as a MedDPM bundle" in ui.modelSummary.text and ui.modelProgress.isHidden()
     shown = ui.modelBox.itemData(ui.modelBox.currentIndex, qt.Qt.ToolTipRole)
     assert "T1, T2" in shown and "16 x 16 x 16" in shown and shown in ui.modelSummary.text
     assert panel._parameterNode.model == "another"

@@ -334,7 +334,7 @@ def test_composing_needs_one_grid_and_a_background():
     def volume(size):
         return Volume(np.ones((size,) * 3, np.uint8), Geometry((size,) * 3, np.eye(4)))
 
-    with pytest.raises(MedDPMError, match="one grid"):
+    with pytest.raises(MedDPMError, match="not on the same grid"):
         compose_anatomy(volume(8), [volume(9)], None)
     noise = Volume(np.random.default_rng(0).normal(size=SHAPE), PLACE)
     with pytest.raises(MedDPMError, match="image 1 of 1 has no empty background"):

@@ -123,7 +123,7 @@ def test_cases_that_were_swapped_or_damaged_are_refused(place, tmp_path):
     path.write_bytes(path.read_bytes()[:3000])
     from MedDPMLib.imaging.io import read_volume
 
-    with pytest.raises(MedDPMError, match="cannot be read"):
+    with pytest.raises(MedDPMError, match="is damaged"):
         read_volume(path)
 
 

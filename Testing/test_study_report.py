@@ -79,7 +79,7 @@ def test_from_two_folders_to_a_report_on_the_command_line(tmp_path, meddpm):
     again = meddpm(
         "study", "new", "mine", "--real", "real", "--synthetic", "synthetic", "--reader", "A", "--margin", 0.1, *env
     )
-    assert again.returncode == 2 and "is there already" in again.stderr
+    assert again.returncode == 2 and "exists already" in again.stderr
     packed = meddpm("study", "pack", "mine", "--out", "out")
     assert packed.stdout.split() == ["out/ada.study.zip", "out/ben.study.zip"]
     for name in ("ada", "ben"):

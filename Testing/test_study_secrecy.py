@@ -62,7 +62,8 @@ def test_nothing_that_can_be_read_gives_the_truth_away(module, archive, study):
         case = presentation.cases[0]
         shown = everything_that_is_readable()
         for secret in (case, truth[case]["name"], "SYNTHETIC", ".nii", str(panel.task.folder), "truth", "model"):
-            assert secret not in shown.replace("Recent: patient_synthetic.nii.gz", ""), secret
+            rest = shown.replace("Recent: patient_synthetic.nii.gz", "")
+            assert secret not in rest, (secret, [line for line in rest.splitlines() if secret in line])
         if (
             not module.ui.messageLabel.text and not presentation.training
         ):  # the feedback of training tells the answer, to the case before
