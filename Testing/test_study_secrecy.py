@@ -40,6 +40,8 @@ def everything_that_is_readable() -> str:
     words.append(scene.GetURL() or "")
     window = slicer.util.mainWindow()
     for widget in [window, *window.findChildren(qt.QWidget)]:
+        if widget.window() is not window and widget.window().isHidden():
+            continue  # a dialog that was closed
         for name in ("windowTitle", "text", "toolTip", "statusTip", "accessibleName", "title"):
             value = getattr(widget, name, "")
             words.append(value if isinstance(value, str) else "")
