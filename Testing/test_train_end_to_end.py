@@ -125,6 +125,8 @@ def test_two_processes_train_as_one_does_with_shards_and_without(meddpm, tmp_pat
         "--set",
         "training.gradient_accumulation_steps=2",
         "--set",
+        "training.learning_rate=5e-4",
+        "--set",
         "monitor.checkpoint_every=1",
     ]
     done = meddpm("train", *options, "--set", "stages.0.iterations=6", "--run", tmp_path / "one")
@@ -139,15 +141,14 @@ def test_two_processes_train_as_one_does_with_shards_and_without(meddpm, tmp_pat
         assert one["loss"] == pytest.approx(other["loss"], abs=1e-5)
     alone, shared = weights(tmp_path / "one"), weights(tmp_path / "two")
     for name, tensor in alone.items():
-        # Six steps of 1e-3 each: where a gradient is all rounding, Adam makes a step of it.
+        # Six steps of 5e-4 each: where a gradient is all rounding, Adam makes a step of it.
         torch.testing.assert_close(tensor, shared[name], atol=1e-4, rtol=0)
     for name in ("one", "two"):  # which one process ends alone
         done = meddpm("train", *options, "--set", "stages.0.iterations=12", "--run", tmp_path / name)
         assert done.returncode == 0, done.stderr
     alone, shared = weights(tmp_path / "one"), weights(tmp_path / "two")
     for name, tensor in alone.items():
-        # Within one such step of the learning rate.
-        torch.testing.assert_close(tensor, shared[name], atol=1e-3, rtol=0)
+        torch.testing.assert_close(tensor, shared[name], atol=5e-4, rtol=0)
 
 
 def test_mistakes_are_told_before_anything_heavy(meddpm, tmp_path):
@@ -164,7 +165,8 @@ def test_mistakes_are_told_before_anything_heavy(meddpm, tmp_path):
 @pytest.mark.timeout(900)  # half a minute, in which four processes import everything: long where others compute, too
 def test_what_would_fit_is_measured_and_printed_without_a_dataset(meddpm):
     """Less in bfloat16 and with recomputed activations, more for larger patches: each is measured, none replaced."""
-    small = ["--set", "network.channels=[8, 16]", "--set", "stages.0.patch=[64, 64, 48]"]
+    # Of fewer channels recomputing saves no more than a measurement is off.
+    small = ["--set", "network.channels=[32, 48]", "--set", "stages.0.patch=[64, 64, 48]"]
     done = meddpm("train", "--recipe", "brain-anatomy", *small, "--estimate-memory")
     assert done.returncode == 0, done.stderr
     found = re.findall(r"(\d+ x \d+ x \d+).*(float32|bfloat16) +(yes|no) +([0-9.]+) GB", done.stdout)
@@ -172,7 +174,6 @@ def test_what_would_fit_is_measured_and_printed_without_a_dataset(meddpm):
     grids = list(dict.fromkeys(grid for grid, _, _ in sizes))
     assert grids[0] == "64 x 64 x 48" and len(sizes) == 4 * len(grids) > 4
     whole = grids[-1]
-    # Of so few channels recomputing saves little.
-    assert sizes[whole, "float32", "yes"] < 1.05 * sizes[whole, "float32", "no"]
+    assert sizes[whole, "float32", "yes"] < sizes[whole, "float32", "no"]
     assert sizes[whole, "bfloat16", "no"] < sizes[whole, "float32", "no"]
     assert sizes[grids[0], "float32", "no"] < sizes[whole, "float32", "no"]
