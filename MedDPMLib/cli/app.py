@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from MedDPMLib import __version__
 from MedDPMLib.cli import (
+    accuracy,
     appearance,
     benchmark,
     complete,
@@ -18,6 +19,7 @@ from MedDPMLib.cli import (
     generate,
     models,
     prepare,
+    segment,
     study,
     training,
 )
@@ -80,6 +82,8 @@ def options(
 
 app.command()(demo.demo)
 app.command()(generate.generate)
+app.command()(segment.segment)
+app.command()(accuracy.accuracy)
 app.command()(complete.complete)
 app.command()(appearance.appearance)
 app.add_typer(models.app, name="models")

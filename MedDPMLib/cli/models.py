@@ -16,16 +16,21 @@ app = typer.Typer(no_args_is_help=True, help="List, show, import, export and rem
 @app.command("list")
 def list_models() -> None:
     """List the installed models."""
+    from MedDPMLib.models.segmenter_card import SegmenterCard
     from MedDPMLib.models.store import ModelStore
 
     store = ModelStore()
     rows = []
-    for entry in store.list():
+    for entry in store.list(None):
         where = "bundled" if entry.bundled else "imported"
         if entry.problem:
             rows.append([entry.name, entry.problem, "", "", size(entry.size), entry.hash[:12], where])
             continue
         card = entry.card
+        if isinstance(card, SegmenterCard):
+            made = f"masks of {card.spacing:g} mm from any scan"
+            rows.append([entry.name, made, "", card.scheme.name, size(entry.size), entry.hash[:12], where])
+            continue
         grid = " x ".join(map(str, card.grid.size)) + " of " + " x ".join(f"{mm:g}" for mm in card.grid.spacing) + " mm"
         rows.append(
             [entry.name, ", ".join(card.modalities), grid, card.scheme.name, size(entry.size), entry.hash[:12], where]
@@ -39,7 +44,7 @@ def show_model(model: ModelArgument) -> None:
     """Show the card of a model: modalities, labels, training data, intended use and limitations."""
     from MedDPMLib.models.store import ModelStore
 
-    entry = ModelStore().find(model)
+    entry = ModelStore().find(model, None)
     typer.echo(entry.card.describe())
     typer.echo(f"{'File':<14}{entry.path}, {size(entry.size)}\n{'SHA-256':<14}{entry.hash}")
 

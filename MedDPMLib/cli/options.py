@@ -21,6 +21,18 @@ def model_names(incomplete: str) -> list[str]:
     return sorted({entry.name for entry in ModelStore().list() if entry.name.startswith(incomplete)})
 
 
+def any_model_names(incomplete: str) -> list[str]:
+    from MedDPMLib.models.store import ModelStore
+
+    return sorted({entry.name for entry in ModelStore().list(None) if entry.name.startswith(incomplete)})
+
+
+def segmenter_names(incomplete: str) -> list[str]:
+    from MedDPMLib.models.store import SEGMENTER, ModelStore
+
+    return sorted({entry.name for entry in ModelStore().list(SEGMENTER) if entry.name.startswith(incomplete)})
+
+
 def _known_geometry(text: str | None) -> str | None:
     from MedDPMLib.errors import MedDPMError
     from MedDPMLib.imaging.nifti import GEOMETRIES
@@ -34,7 +46,7 @@ ModelOption = Annotated[
     str,
     typer.Option("--model", help="Installed model, bundle file or official checkpoint.", autocompletion=model_names),
 ]
-ModelArgument = Annotated[str, typer.Argument(metavar="NAME", help="Installed model.", autocompletion=model_names)]
+ModelArgument = Annotated[str, typer.Argument(metavar="NAME", help="Installed model.", autocompletion=any_model_names)]
 OutOption = Annotated[Path, typer.Option("--out", help="Folder for the results; created if missing.")]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same volume.")]
 LabelsOption = Annotated[

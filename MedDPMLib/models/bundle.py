@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.models.card import Card
+from MedDPMLib.models.segmenter_card import SegmenterCard, card_from_json
 from MedDPMLib.runtime.content import describe_content, read_head
 from MedDPMLib.runtime.files import atomic_write
 from MedDPMLib.validation import list_of, one_of, read_json, table_with, whole
@@ -45,7 +46,11 @@ _ENTRY = table_with(
 
 
 def write_bundle(
-    path: str | os.PathLike, card: Card, state: Mapping[str, torch.Tensor], *, dtype: torch.dtype | None = None
+    path: str | os.PathLike,
+    card: Card | SegmenterCard,
+    state: Mapping[str, torch.Tensor],
+    *,
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Writes ``card`` and the network's state dict to ``path``, whole or not at all.
 
@@ -67,7 +72,7 @@ def write_bundle(
         temporary.write_bytes(safetensors.torch.save(stored, {_CARD_KEY: card.to_json()}))
 
 
-def read_card(path: str | os.PathLike) -> Card:
+def read_card(path: str | os.PathLike) -> Card | SegmenterCard:
     """The card of the bundle at ``path``, from its header.
 
     Raises :class:`MedDPMError` for a file that is missing, truncated, damaged, or no bundle.
@@ -75,7 +80,7 @@ def read_card(path: str | os.PathLike) -> Card:
     return _read_header(Path(path))[0]
 
 
-def read_bundle(path: str | os.PathLike) -> tuple[Card, dict[str, torch.Tensor]]:
+def read_bundle(path: str | os.PathLike) -> tuple[Card | SegmenterCard, dict[str, torch.Tensor]]:
     """The card and the state dict (CPU, in the stored dtype) of the bundle at ``path``.
 
     Raises :class:`MedDPMError` like :func:`read_card`, and for weights that are not those of the card's network
@@ -121,7 +126,7 @@ def check_values(state: Mapping[str, torch.Tensor]) -> None:
             raise MedDPMError(f'the tensor "{name}" holds values that are not finite (NaN or infinity)')
 
 
-def _check_shapes(card: Card, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def _check_shapes(card: Card | SegmenterCard, shapes: Mapping[str, tuple[int, ...]]) -> None:
     from MedDPMLib.networks import shape_mismatch, state_shapes
 
     mismatch = shape_mismatch(state_shapes(card.network_description), shapes)
@@ -129,7 +134,7 @@ def _check_shapes(card: Card, shapes: Mapping[str, tuple[int, ...]]) -> None:
         raise MedDPMError(f"the weights are not those of the card's network ({mismatch})")
 
 
-def _read_header(path: Path) -> tuple[Card, dict[str, tuple[int, ...]]]:
+def _read_header(path: Path) -> tuple[Card | SegmenterCard, dict[str, tuple[int, ...]]]:
     """The card, and the shape of each tensor that the file really holds."""
     if path.is_dir():
         raise MedDPMError(f"{path} is a folder, not a model bundle")
@@ -150,7 +155,7 @@ def _read_header(path: Path) -> tuple[Card, dict[str, tuple[int, ...]]]:
     if not isinstance(text, str):
         raise MedDPMError(f"{path} carries no model card: it is a safetensors file that MedDPM did not make")
     try:
-        card = Card.from_json(text)
+        card = card_from_json(text)
         shapes = {name: _shape(name, entry) for name, entry in table.items()}
     except MedDPMError as error:
         raise MedDPMError(f"{path} is not a valid model bundle: {error}") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
 
@@ -41,22 +42,22 @@ QUALITIES = ("draft", "standard", "reference")
 _CARDS = RESOURCES / "cards"
 
 # Bounds on what comes from others' files: far beyond anything in use, far below what hurts.
-_MAX_JSON = 1_000_000
+MAX_JSON = 1_000_000
 _MAX_SIDE = 1024
 
 #: Windows opens a device, not a file, for these names, whatever the suffix.
 _DEVICES = r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?"
-_NAME = matching(
+NAME_RULE = matching(
     rf"(?!{_DEVICES}$)[a-z0-9]([a-z0-9._-]{{0,62}}[a-z0-9_-])?",
     '1 to 64 lower-case letters, digits, ".", "_" or "-", beginning with a letter or digit and not ending with "."',
 )
-_TEXT = printable(10_000, lines=True)
+TEXT_RULE = printable(10_000, lines=True)
 _NUMBER = whole(1, 10**6)
 _NUMBERS = either(_NUMBER, list_of(_NUMBER, 0, 32, kind=list))
 _GRID = table_with(
     {"size": list_of(whole(1, _MAX_SIDE), 3, 3), "spacing": list_of(number(), 3, 3), "orientation": printable(3)}
 )
-_DATA = table_with({"name": _TEXT, "licence": _TEXT, "cases": optional(whole(1, 10**9))})
+DATA_RULE = table_with({"name": TEXT_RULE, "licence": TEXT_RULE, "cases": optional(whole(1, 10**9))})
 
 
 def _scheme(value: object, what: str) -> LabelScheme:
@@ -71,21 +72,22 @@ def _network(value: object, what: str) -> dict:
     """Checks only the form; :mod:`MedDPMLib.networks` checks whether the numbers define a network."""
     network = {}
     for key, entry in table(32).read(value, what).items():
-        _NAME.read(key, f"each name in {what}")
-        if key in ("image_channels", "condition_channels"):
+        NAME_RULE.read(key, f"each name in {what}")
+        if key in ("image_channels", "condition_channels", "inputs", "classes"):
             raise MedDPMError(f'{what} must not have "{key}": modalities and labels determine it')
-        network[key] = (_NAME if key in ("kind", "conditioning") else _NUMBERS).read(entry, f'{what}: "{key}"')
+        network[key] = (NAME_RULE if key in ("kind", "conditioning") else _NUMBERS).read(entry, f'{what}: "{key}"')
     if "kind" not in network:
         raise MedDPMError(f'{what} lacks the field "kind"')
     return network
 
 
-_SCHEME = Rule("a label scheme", _scheme)
+SCHEME_RULE = Rule("a label scheme", _scheme)
+NETWORK_RULE = Rule("a table", _network)
 
 
 def check_name(name: object, what: str = "a model's name") -> str:
     """``name`` if it can name a file on every system: lower-case letters, digits, ".", "_" and "-", at most 64."""
-    return _NAME.read(name, what)
+    return NAME_RULE.read(name, what)
 
 
 def default_qualities(timesteps: int) -> dict[str, dict]:
@@ -102,31 +104,31 @@ class Card:
     """A model card. An invalid value raises :class:`MedDPMError` with a sentence that names the field."""
 
     #: Its name on the command line and in file names; see :func:`check_name`.
-    name: str = field(_NAME)
-    title: str = field(_TEXT)
-    summary: str = field(_TEXT)
+    name: str = field(NAME_RULE)
+    title: str = field(TEXT_RULE)
+    summary: str = field(TEXT_RULE)
     #: Kind and numbers for :func:`MedDPMLib.networks.build_network`, without the channels of image and condition.
-    network: dict = field(Rule("a table", _network))
+    network: dict = field(NETWORK_RULE)
     #: The labels that the mask may hold, one condition channel each.
-    scheme: LabelScheme = field(_SCHEME)
+    scheme: LabelScheme = field(SCHEME_RULE)
     #: The generated images, one channel each: "t1", "t1ce", "t2", "flair".
-    modalities: tuple[str, ...] = field(list_of(_NAME, 1, 16, unique=True))
+    modalities: tuple[str, ...] = field(list_of(NAME_RULE, 1, 16, unique=True))
     grid: Grid = field(Rule("a grid", _grid))
     #: Value of a condition channel outside and inside its label.
     mask_encoding: tuple[float, float] = field(increasing_pair())
     #: Lowest and highest intensity of the network's images.
     intensity_range: tuple[float, float] = field(increasing_pair())
     #: ``name`` and ``timesteps`` for :func:`MedDPMLib.diffusion.schedule.make_schedule`.
-    schedule: dict = field(table_with({"name": _NAME, "timesteps": whole(1, MAX_TIMESTEPS)}))
+    schedule: dict = field(table_with({"name": NAME_RULE, "timesteps": whole(1, MAX_TIMESTEPS)}))
     #: What the network predicts: one of :data:`PREDICTIONS`.
     prediction: str = field(one_of(*PREDICTIONS))
     #: How it was trained, in words.
-    training: str = field(_TEXT)
+    training: str = field(TEXT_RULE)
     #: For each data set ``name``, ``licence`` and ``cases`` (None if unknown).
-    training_data: tuple[dict, ...] = field(list_of(_DATA, 1, 100))
-    licence: str = field(_TEXT)
-    intended_use: str = field(_TEXT)
-    limitations: str = field(_TEXT)
+    training_data: tuple[dict, ...] = field(list_of(DATA_RULE, 1, 100))
+    licence: str = field(TEXT_RULE)
+    intended_use: str = field(TEXT_RULE)
+    limitations: str = field(TEXT_RULE)
     #: ``sampler`` and ``steps`` for each of :data:`QUALITIES`; None stands for :func:`default_qualities`.
     qualities: dict[str, dict] = field(optional(table()), default=None)
     #: Whether three more condition channels follow the labels: where each voxel lies on the grid, see
@@ -134,7 +136,7 @@ class Card:
     positions: bool = field(flag(), default=False)
     #: The scheme of the network's condition, if it has structures that the mask does not show: they are taken from a
     #: template, see :mod:`MedDPMLib.inference.atlas`. None: the scheme of the mask.
-    completion: LabelScheme | None = field(optional(_SCHEME), default=None)
+    completion: LabelScheme | None = field(optional(SCHEME_RULE), default=None)
     #: Share of the training examples in which all labels were removed. Above 0, classifier-free guidance can be used
     #: (Ho and Salimans 2022, arXiv 2207.12598).
     label_dropout: float = field(number(0, 1, open_high=True), default=0.0)
@@ -180,14 +182,13 @@ class Card:
     @classmethod
     def from_json(cls, text: str) -> Card:
         """Reads :meth:`to_json`'s text, from a file of unknown origin."""
-        if len(text) > _MAX_JSON:
-            raise MedDPMError(
-                f"the model card is longer than {_MAX_JSON:,} characters: the file was not made by MedDPM"
-            )
-        return cls._from_dict(read_json(text, "the model card"))
+        if len(text) > MAX_JSON:
+            raise MedDPMError(f"the model card is longer than {MAX_JSON:,} characters: the file was not made by MedDPM")
+        return cls.from_dict(read_json(text, "the model card"))
 
     @classmethod
-    def _from_dict(cls, data: dict) -> Card:
+    def from_dict(cls, data: dict) -> Card:
+        """Reads what :meth:`to_json` wrote, decoded."""
         version = whole(1).read(data.get("format"), 'the model card\'s "format"')
         if version > FORMAT:
             raise MedDPMError(f"the model card has format {version}, made by a newer version of MedDPM: update MedDPM")
@@ -219,12 +220,16 @@ class Card:
             "Intended use": self.intended_use,
             "Limitations": self.limitations,
         }
-        lines = [f"{self.title} ({self.name})", *textwrap.wrap(self.summary, 100), ""]
-        for heading, text in sections.items():
-            if not text:
-                continue
+        return as_lines(f"{self.title} ({self.name})", self.summary, sections)
+
+
+def as_lines(title: str, summary: str, sections: Mapping[str, str]) -> str:
+    """A card's text in lines of at most 100 characters; sections that are empty are left out."""
+    lines = [title, *textwrap.wrap(summary, 100), ""]
+    for heading, text in sections.items():
+        if text:
             lines += textwrap.wrap(text, 100, initial_indent=f"{heading:<14}", subsequent_indent=" " * 14)
-        return "\n".join(lines)
+    return "\n".join(lines)
 
 
 @lru_cache
@@ -233,7 +238,7 @@ def official_cards() -> tuple[Card, ...]:
     cards = []
     for path in sorted(_CARDS.glob("*.json")):
         data = json.loads(path.read_text(encoding="utf-8"))
-        cards.append(Card._from_dict({**data, "scheme": load_scheme(data["scheme"]).to_dict()}))
+        cards.append(Card.from_dict({**data, "scheme": load_scheme(data["scheme"]).to_dict()}))
     return tuple(cards)
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.models.bundle import SUFFIX, bundle_hash, read_bundle, read_card, write_bundle
 from MedDPMLib.models.card import Card, check_name
+from MedDPMLib.models.segmenter_card import GENERATOR, SEGMENTER, SegmenterCard
 from MedDPMLib.runtime.files import atomic_write
 from MedDPMLib.runtime.paths import RESOURCES, reachable
 
@@ -23,6 +24,12 @@ if TYPE_CHECKING:
     import torch
 
 BUNDLED_MODELS = RESOURCES / "models"
+
+#: What is wrong with a model that is not of the kind that is wanted.
+_OTHER_KIND = {
+    GENERATOR: "is a segmenter, which makes masks from scans (meddpm segment): choose a model that makes volumes",
+    SEGMENTER: "makes volumes from masks: choose a segmenter, which makes masks from scans",
+}
 
 
 @dataclass(frozen=True)
@@ -47,9 +54,17 @@ class ModelEntry:
         return bundle_hash(self.path)
 
     @cached_property
-    def card(self) -> Card:
+    def card(self) -> Card | SegmenterCard:
         """The model's card; :class:`MedDPMError` if the file is broken."""
         return _card(self.path)
+
+    @cached_property
+    def kind(self) -> str:
+        """:data:`GENERATOR` or :data:`SEGMENTER`; what cannot be read, and every checkpoint, counts as the former."""
+        try:
+            return SEGMENTER if isinstance(read_card(self.path), SegmenterCard) else GENERATOR
+        except MedDPMError:
+            return GENERATOR
 
     @cached_property
     def problem(self) -> str | None:
@@ -67,27 +82,32 @@ class ModelStore:
     def __init__(self, folder: str | os.PathLike | None = None) -> None:
         self.folder = reachable(folder if folder is not None else _user_folder())
 
-    def list(self) -> list[ModelEntry]:
-        """The bundled models, then the user's, each by name. Broken ones too: see :attr:`ModelEntry.problem`."""
+    def list(self, kind: str | None = GENERATOR) -> list[ModelEntry]:
+        """The bundled models of that ``kind`` (None: of every kind), then the user's, each by name.
+
+        Broken ones too: see :attr:`ModelEntry.problem`.
+        """
         entries = []
         for folder, bundled in ((BUNDLED_MODELS, True), (self.folder, False)):
             paths = sorted(folder.glob(f"*{SUFFIX}")) if folder.is_dir() else []
             entries += [ModelEntry(p.stem, p, bundled) for p in paths if not p.name.startswith(".") and p.is_file()]
-        return entries
+        return [entry for entry in entries if kind is None or entry.kind == kind]
 
-    def find(self, name_or_path: str | os.PathLike) -> ModelEntry:
-        """The model of that name, or the bundle or checkpoint at that path.
+    def find(self, name_or_path: str | os.PathLike, kind: str | None = GENERATOR) -> ModelEntry:
+        """The model of that name, or the bundle or checkpoint at that path, of that ``kind`` (None: of any).
 
         A name means an installed model, even where a file is called the same; of two models with one name the
-        user's own. Raises :class:`MedDPMError` for what is neither.
+        user's own. Raises :class:`MedDPMError` for what is neither, and for a model of another kind.
         """
-        entries = [entry for entry in self.list() if entry.name == str(name_or_path)]
-        if entries:
-            return entries[-1]
+        entries = [entry for entry in self.list(None) if entry.name == str(name_or_path)]
         path = reachable(name_or_path)
-        if path.is_file():
-            return ModelEntry(path.stem, path, bundled=False)
-        names = sorted({entry.name for entry in self.list()})
+        if not entries and path.is_file():
+            entries = [ModelEntry(path.stem, path, bundled=False)]
+        if entries:
+            if kind is not None and entries[-1].kind != kind:
+                raise MedDPMError(f"{name_or_path} {_OTHER_KIND[kind]}")
+            return entries[-1]
+        names = sorted({entry.name for entry in self.list(kind)})
         raise MedDPMError(
             f'there is no model "{name_or_path}": name a file, or an installed model ({", ".join(names) or "none yet"})'
         )
@@ -108,7 +128,7 @@ class ModelStore:
             else:
                 shutil.copyfile(path, temporary)
             incoming = bundle_hash(temporary)
-            for entry in self.list():
+            for entry in self.list(None):
                 if entry.name == name and entry.hash != incoming:
                     where = "comes with MedDPM" if entry.bundled else f"lies at {entry.path}"
                     raise MedDPMError(
@@ -124,7 +144,7 @@ class ModelStore:
 
         Raises :class:`MedDPMError` if another file is there already.
         """
-        entry = self.find(name)
+        entry = self.find(name, None)
         target = Path(path)
         if target.is_dir():
             target /= f"{entry.name}{SUFFIX}"
@@ -138,7 +158,7 @@ class ModelStore:
 
     def remove(self, name: str) -> None:
         """Deletes the user's model called ``name``. Raises :class:`MedDPMError` for one that came with MedDPM."""
-        entries = [entry for entry in self.list() if entry.name == name]
+        entries = [entry for entry in self.list(None) if entry.name == name]
         if not entries:
             raise MedDPMError(f'there is no model "{name}" in {self.folder}')
         if entries[-1].bundled:
@@ -149,7 +169,7 @@ class ModelStore:
             raise MedDPMError(f"{entries[-1].path} cannot be removed ({error.strerror}): close what uses it") from error
 
 
-def load_card_and_state(path: str | os.PathLike) -> tuple[Card, dict[str, torch.Tensor]]:
+def load_card_and_state(path: str | os.PathLike) -> tuple[Card | SegmenterCard, dict[str, torch.Tensor]]:
     """Card and state dict of the bundle or official checkpoint at ``path``, distinguished by content, not by suffix."""
     if _is_checkpoint(Path(path)):
         from MedDPMLib.models.official_checkpoint import read_checkpoint
@@ -158,7 +178,7 @@ def load_card_and_state(path: str | os.PathLike) -> tuple[Card, dict[str, torch.
     return read_bundle(path)
 
 
-def _card(path: Path) -> Card:
+def _card(path: Path) -> Card | SegmenterCard:
     return load_card_and_state(path)[0] if _is_checkpoint(path) else read_card(path)
 
 

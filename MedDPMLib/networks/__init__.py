@@ -28,6 +28,7 @@ _KINDS = {
     },
     "wavelet-unet": {"concatenation": ("MedDPMLib.networks.wavelet", "WaveletUNet3d")},
     "cascade": {"concatenation": ("MedDPMLib.networks.cascade", "Cascade")},
+    "segmentation-unet": {"concatenation": ("MedDPMLib.networks.segmenter", "SegmentationUNet3d")},
 }
 
 #: 2 GB in float32, nine times the larger published network.
