@@ -161,6 +161,7 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         from MedDPMLib.scene.panel.models import ModelSection
         from MedDPMLib.scene.panel.results import ResultsSection
         from MedDPMLib.scene.panel.run import RunSection
+        from MedDPMLib.scene.panel.scan import ScanSection
         from MedDPMLib.scene.panel.settings_form import add_rows
         from MedDPMLib.scene.recognition import Recognition
         from MedDPMLib.scene.views import OUTLINES, SyntheticMarks
@@ -178,6 +179,7 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.guide = Guide(self.ui)
         self.models = ModelSection(self.ui)
         self.mask = MaskSection(self.ui)
+        self.scan = ScanSection(self.ui, self.logic.client)
         self.run = RunSection(self.ui, self.logic.generator, self.logic.client, self.makeOrder, self.mask.labels.ask)
         self.results = ResultsSection(self.ui)
         self.marks = SyntheticMarks()
@@ -206,7 +208,9 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
         self.models.changed.connect(self.onModelChanged)
         self.models.removing.connect(self.onModelRemoving)
+        self.models.added.connect(self.scan.show)
         self.mask.started.connect(self.onStartedFromTemplate)
+        self.scan.started.connect(self.onStartedFromScan)
         self.mask.edited.connect(self.onMaskEdited)
         self.results.again.connect(self.onAgain)
         self.ui.undoButton.clicked.connect(self.onUndo)
@@ -246,6 +250,7 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.models.stop()
         self.results.stop()
         self.mask.stop()
+        self.scan.stop()
         self.recognition.stop()
         self._surfaces.stop()
         self.completion.stop()
@@ -253,6 +258,7 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def enter(self):
         self.models.fill()
+        self.scan.show()
         self.initializeParameterNode()
         self.mask.enter()
         self.results.refresh()
@@ -269,6 +275,7 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def onSceneStartClose(self, caller, event):
         self._warmUp.stop()
         self._settle.stop()
+        self.scan.cancel()
         self.logic.stop()
         self.results.close_scene()
         self._surfaces.stop()
@@ -460,6 +467,12 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def onStartedFromTemplate(self, segmentation):
         self.ui.segmentationSelector.setCurrentNode(segmentation)
         self._warmUp.start()
+
+    def onStartedFromScan(self, segmentation, scheme):
+        """The new mask is chosen, with a model that sees all of its structures if there is one."""
+        if self.models.card is None or self.models.card.scheme != scheme:
+            self.models.choose_for(scheme)
+        self.onStartedFromTemplate(segmentation)
 
     # Completing
 

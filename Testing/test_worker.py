@@ -478,7 +478,7 @@ def test_lines_that_are_no_request_are_answered(worker):
         (b"[" * 100_000 + b"\n", None, "not JSON"),
         (b'{"id": NaN}\n', None, "NaN"),
         (b'{"id": "' + b"a" * 2_000_000 + b'"}\n', None, "longer"),
-        (b'{"type": "status", "id": "x"}\n', "x", "protocol 2"),
+        (b'{"type": "status", "id": "x"}\n', "x", "protocol 3"),
         (line(type="status", protocol=99), "x", "99"),
         (line(type="status", id=""), None, '"id"'),
         (line(type="status", id=7), None, '"id"'),
@@ -504,7 +504,7 @@ def test_lines_that_are_no_request_are_answered(worker):
         error = worker.next()
         assert isinstance(error, Error) and (error.id, error.kind) == (id, "input"), (sent[:80], error)
         assert says in error.message, (sent[:80], error)
-    worker.send(b"\n", b"\r\n", b'{"type": "status", "id": "\xc3\xbc", "protocol": 2}\r\n')
+    worker.send(b"\n", b"\r\n", b'{"type": "status", "id": "\xc3\xbc", "protocol": 3}\r\n')
     assert worker.next().id == "ü"
 
 

@@ -31,6 +31,8 @@ from MedDPMLib.worker.protocol import (
     Ready,
     Request,
     Result,
+    Segment,
+    Segmented,
     Shutdown,
     State,
     Status,
@@ -131,6 +133,14 @@ class WorkerClient:
         mask = self._started().session.write("mask", labels)
         return self._ask(Generate(id=self._new_id(), mask=mask, **request))
 
+    def segment(self, scan: np.ndarray, **request) -> str:
+        """Asks for a mask of ``scan`` (k, j, i); the rest as in :class:`protocol.Segment`. Returns the id.
+
+        Raises :class:`MedDPMError` if no worker can be started, or if the scan cannot be written.
+        """
+        file = self._started().session.write("scan", scan)
+        return self._ask(Segment(id=self._new_id(), scan=file, **request))
+
     def cancel(self, id: str) -> None:
         """Ends a request. Nothing of it is received from now on."""
         if self._wanted.pop(id, None) is None:
@@ -140,6 +150,8 @@ class WorkerClient:
             self._unsent.remove(unsent)
             if isinstance(unsent, Generate):
                 self._worker.session.remove(unsent.mask)
+            elif isinstance(unsent, Segment):
+                self._worker.session.remove(unsent.scan)
         else:
             self._unfinished.add(id)
             self._worker.write(Cancel(id=id))
@@ -218,7 +230,7 @@ class WorkerClient:
         return f"request-{self._number}"
 
     def _on_wanted_changed(self) -> None:
-        if self._unfinished and any(isinstance(request, Generate) for request in self._wanted.values()):
+        if self._unfinished and any(isinstance(request, (Generate, Segment)) for request in self._wanted.values()):
             self._waiting.start()
         else:
             self._waiting.stop()
@@ -266,7 +278,7 @@ class WorkerClient:
             self.discard(getattr(event, "files", {}))
             return
         last = isinstance(event, Result) and event.sample == event.samples
-        if last or isinstance(event, (Error, Cancelled, Loaded)):
+        if last or isinstance(event, (Error, Cancelled, Loaded, Segmented)):
             del self._wanted[id]
         if isinstance(event, Error):
             self.log.append(event.message)

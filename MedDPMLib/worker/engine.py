@@ -20,7 +20,18 @@ from MedDPMLib.imaging.geometry import Geometry
 from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.inference.settings import GenerationSettings
 from MedDPMLib.runtime.allocator import hand_back_freed_memory
-from MedDPMLib.worker.protocol import Event, Generate, Load, Loaded, Preview, Progress, Ready, Result
+from MedDPMLib.worker.protocol import (
+    Event,
+    Generate,
+    Load,
+    Loaded,
+    Preview,
+    Progress,
+    Ready,
+    Result,
+    Segment,
+    Segmented,
+)
 from MedDPMLib.worker.session import Session
 
 if TYPE_CHECKING:
@@ -28,6 +39,7 @@ if TYPE_CHECKING:
 
     from MedDPMLib.masks.mask import Mask
     from MedDPMLib.models.model import Model
+    from MedDPMLib.segmentation.segmenter import Segmenter
 
 #: Sends an event; what it raises ends the request.
 Send = Callable[[Event], None]
@@ -46,6 +58,8 @@ class Engine:
         self.session = session
         self._model: Model | None = None
         self._file: tuple | None = None
+        #: The segmenter that was used last, beside the model: it takes some megabytes.
+        self._segmenter: Segmenter | None = None
 
     @property
     def model_name(self) -> str | None:
@@ -72,7 +86,7 @@ class Engine:
 
     def release(self) -> None:
         """Gives the model's memory back."""
-        self._model = self._file = None
+        self._model = self._file = self._segmenter = None
         gc.collect()
         hand_back_freed_memory()
         try:
@@ -118,7 +132,28 @@ class Engine:
         finally:
             report.end()
 
-    def discard(self, result: Result) -> None:
+    def segment(self, request: Segment, send: Send) -> Segmented:
+        """The mask of a scan; it ends between two passes of the network when it is cancelled."""
+        from MedDPMLib.segmentation.segmenter import load_segmenter
+
+        send(Progress(id=request.id, stage="model", sample=1, samples=1))
+        if self._segmenter is None or self._segmenter.card.name != request.model:
+            self._segmenter = load_segmenter(request.model)
+        array = self.session.read(request.scan)
+        if array.dtype.kind not in "buif" or array.ndim != 3 or array.size == 0:
+            raise MedDPMError(f"{request.name} holds {array.dtype} of shape {array.shape}: a scan has three axes")
+        scan = Volume(np.array(array, order="C"), Geometry(array.shape[::-1], request.ijk_to_ras))
+
+        def report(done: int, total: int) -> None:
+            send(Progress(id=request.id, stage="steps", sample=1, samples=1, step=done, steps=total))
+
+        made = self._segmenter.segment({None: scan}, name=request.name, progress=report)
+        return Segmented(
+            id=request.id, files={"labels": self.session.write("result", made.labels.array)},
+            ijk_to_ras=made.labels.geometry.ijk_to_ras.tolist(), notes=list(made.notes),
+        )  # fmt: skip
+
+    def discard(self, result: Result | Segmented) -> None:
         """Removes the files of a result that is not reported."""
         _remove(self.session, result.files)
 

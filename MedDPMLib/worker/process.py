@@ -33,6 +33,8 @@ from MedDPMLib.worker.protocol import (
     ProtocolError,
     Request,
     Result,
+    Segment,
+    Segmented,
     Shutdown,
     State,
     Status,
@@ -153,6 +155,8 @@ class Worker:
         try:
             if isinstance(request, Generate):
                 last = self._engine.generate(request, send)
+            elif isinstance(request, Segment):
+                last = self._engine.segment(request, send)
             elif isinstance(request, Load):
                 last = self._engine.load(request)
         except _Stopped:
@@ -165,7 +169,7 @@ class Worker:
         with self._changed:  # with its last line a request is over in every respect
             if last and not job.stopped:
                 self._send(last)
-            elif isinstance(last, Result):
+            elif isinstance(last, (Result, Segmented)):
                 self._engine.discard(last)
             self._running = None
             self._last_active = time.monotonic()
@@ -254,6 +258,8 @@ class Worker:
     def _forget(self, request: Request) -> None:
         if isinstance(request, Generate):
             self._session.remove(request.mask)
+        elif isinstance(request, Segment):
+            self._session.remove(request.scan)
 
     def _say_goodbye(self, reason: str) -> NoReturn:
         """Ends after the last line, if the client reads it in time."""

@@ -30,7 +30,7 @@ from MedDPMLib.validation import (
 )
 
 #: Raised whenever an older client or worker would misunderstand the other.
-PROTOCOL = 2
+PROTOCOL = 3
 
 #: Bytes; no message comes near.
 LONGEST_LINE = 1 << 20
@@ -66,7 +66,7 @@ _TEXT = text()
 _ANY_TEXT = text(least=0)
 #: A name of :mod:`MedDPMLib.worker.session`: no path, nothing outside the session's folder.
 _FILE = matching(
-    r"(mask|preview|result)-[A-Za-z0-9_-]{1,64}\.npy", "the name of a file of the session, such as mask-1.npy"
+    r"(mask|scan|preview|result)-[A-Za-z0-9_-]{1,64}\.npy", "the name of a file of the session, such as mask-1.npy"
 )
 _FILES = table_of(printable(100), _FILE)
 _MATRIX = list_of(list_of(number(), 4, 4, kind=list), 4, 4, kind=list)
@@ -112,6 +112,20 @@ class Generate(Request):
     settings: dict[str, Any] = field(table(), default_factory=dict)
     modalities: list[str] | None = field(optional(list_of(_TEXT, 1, 16, kind=list)), default=None)
     preview_every: int = field(_COUNT, default=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment(Request):
+    """A mask of a scan: :class:`Progress`, then :class:`Segmented`.
+
+    ``scan`` is a file of the session, numbers of any kind (k, j, i), placed by ``ijk_to_ras`` (4 x 4, mm); ``name`` is
+    what messages call it, ``model`` the segmenter. The worker removes the file when the request has ended.
+    """
+
+    model: str = field(_TEXT)
+    scan: str = field(_FILE)
+    ijk_to_ras: list[list[float]] = field(_MATRIX)
+    name: str = field(_TEXT, default="the scan")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,6 +232,20 @@ class Result(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Segmented(Event):
+    """The mask of a scan, with which the request has ended: ``files`` has "labels", uint8 (k, j, i) with the values of
+    the segmenter's scheme, placed by ``ijk_to_ras``; ``notes`` say what the user should know.
+
+    The client removes the file.
+    """
+
+    id: str = field(_ID)
+    files: dict[str, str] = field(_FILES)
+    ijk_to_ras: list[list[float]] = field(_MATRIX)
+    notes: list[str] = field(list_of(_TEXT, 0, 1000, kind=list))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Error(Event):
     """The request has ended with a fault: ``message`` is a sentence for the user, ``kind`` one of :data:`ERROR_KINDS`.
 
@@ -270,8 +298,8 @@ def _by_type(*classes: type) -> dict[str, type]:
     return {cls.__name__.lower(): cls for cls in classes}
 
 
-_REQUESTS = _by_type(Load, Generate, Cancel, Status, Shutdown)
-_EVENTS = _by_type(Hello, Ready, Loaded, Unloaded, Progress, Preview, Result, Error, Cancelled, State, Bye)
+_REQUESTS = _by_type(Load, Generate, Segment, Cancel, Status, Shutdown)
+_EVENTS = _by_type(Hello, Ready, Loaded, Unloaded, Progress, Preview, Result, Segmented, Error, Cancelled, State, Bye)
 
 
 # Lines -----------------------------------------------------------------------------------------------

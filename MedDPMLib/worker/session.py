@@ -1,7 +1,8 @@
 """How do arrays get from client to worker and back? As .npy files in a shared folder.
 
 The client creates the folder, for one worker only, and removes it when the worker has ended. Files are called
-``mask-*.npy``, ``preview-*.npy`` and ``result-*.npy``; all files with such names in the folder belong to the session.
+``mask-*.npy``, ``scan-*.npy``, ``preview-*.npy`` and ``result-*.npy``; all files with such names in the folder belong to
+the session.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from MedDPMLib.runtime.files import atomic_write
 from MedDPMLib.runtime.paths import reachable
 
 #: The session's files, and what is left of one whose writing was interrupted.
-_PATTERNS = ("mask-*.npy", "preview-*.npy", "result-*.npy", ".*.npy")
+_PATTERNS = ("mask-*.npy", "scan-*.npy", "preview-*.npy", "result-*.npy", ".*.npy")
 
 #: Seconds that the removal of everything waits for the array that is being written.
 _PATIENCE = 2.0
@@ -32,7 +33,7 @@ class Session:
         self._writing = threading.Lock()
 
     def write(self, kind: str, array: np.ndarray) -> str:
-        """Writes ``array``, whole or not at all; returns the file's name. ``kind``: "mask", "preview" or "result".
+        """Writes ``array``, whole or not at all; returns the file's name. ``kind``: "mask", "scan", "preview", "result".
 
         Raises :class:`MedDPMError` if there is no space or no permission.
         """

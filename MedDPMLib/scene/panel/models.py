@@ -9,7 +9,7 @@ from slicer.i18n import tr as _
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.masks.schemes import LabelScheme
 from MedDPMLib.models.card import Card
-from MedDPMLib.models.store import BUNDLED_MODELS, ModelEntry, ModelStore
+from MedDPMLib.models.store import BUNDLED_MODELS, SEGMENTER, ModelEntry, ModelStore
 from MedDPMLib.scene import dependencies
 from MedDPMLib.scene.panel.messages import show_text
 from MedDPMLib.scene.processes import python_process, python_program
@@ -20,10 +20,11 @@ _ADD = """
 import sys
 from MedDPMLib.models.bundle import bundle_hash
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.models.store import ModelStore
+from MedDPMLib.models.store import SEGMENTER, ModelStore
 try:
     entry = ModelStore().add(sys.argv[1])
-    print("bundle" if bundle_hash(sys.argv[1]) == entry.hash else "checkpoint")
+    kind = "bundle" if bundle_hash(sys.argv[1]) == entry.hash else "checkpoint"
+    print(SEGMENTER if entry.kind == SEGMENTER else kind)
     print(entry.name)
 except MedDPMError as error:
     sys.exit(str(error))
@@ -31,11 +32,12 @@ except MedDPMError as error:
 
 
 class ModelSection:
-    """Signals: ``changed`` when another model is chosen, by its name; ``removing`` before a model's file is deleted."""
+    """Signals: ``changed`` when another model is chosen, by its name; ``removing`` before a model's file is deleted;
+    ``added`` when a segmenter was installed, which is not among the models to choose from."""
 
     def __init__(self, ui) -> None:
         self._ui = ui
-        self.changed, self.removing = Signal(), Signal()
+        self.changed, self.removing, self.added = Signal(), Signal(), Signal()
         self._entries: list[ModelEntry] = []
         self._owner = qt.QObject()
         self._adding: qt.QProcess | None = None
@@ -148,6 +150,10 @@ class ModelSection:
         process.deleteLater()
         if code == 0 and len(lines) >= 2:
             kind, name = lines[-2:]
+            if kind == SEGMENTER:
+                self._ui.modelSummary.text = _('Added; it is a segmenter, which "Start from scan" uses.')
+                self.added.emit()
+                return
             self.fill(name)
             kinds = {"bundle": _("a MedDPM bundle"), "checkpoint": _("an official Med-DDPM checkpoint")}
             self._show(_("Added; it was recognized as {kind}.").format(kind=kinds[kind]) + "\n")
