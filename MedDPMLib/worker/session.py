@@ -1,8 +1,8 @@
 """How do arrays get from client to worker and back? As .npy files in a shared folder.
 
 The client creates the folder, for one worker only, and removes it when the worker has ended. Files are called
-``mask-*.npy``, ``scan-*.npy``, ``preview-*.npy`` and ``result-*.npy``; all files with such names in the folder belong to
-the session.
+``mask-*.npy``, ``scan-*.npy``, ``preview-*.npy`` and ``result-*.npy``; all files with such names in the folder
+belong to the session.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Session:
         self._writing = threading.Lock()
 
     def write(self, kind: str, array: np.ndarray) -> str:
-        """Writes ``array``, whole or not at all; returns the file's name. ``kind``: "mask", "scan", "preview", "result".
+        """Writes ``array``, whole or not at all; returns its name. ``kind``: "mask", "scan", "preview" or "result".
 
         Raises :class:`MedDPMError` if there is no space or no permission.
         """
