@@ -119,12 +119,12 @@ def test_a_pair_is_seen_side_by_side_at_one_height_through_one_window(module, ar
     assert panel.questions.given == {"side": 0}
 
 
-def test_contrasts_stand_side_by_side_at_one_height(module, tmp_path):
+def test_modalities_stand_side_by_side_at_one_height(module, tmp_path):
     plan = small_plan(tmp_path, real=3, synthetic=3, readers=("Ada",))
     for cases in (plan.real, plan.synthetic["model"]):
         for files_ in cases.values():
             files_["flair"] = files_["t1"]
-    create(tmp_path / "two", dataclasses.replace(plan, contrasts=("t1", "flair")), PASSPHRASE)
+    create(tmp_path / "two", dataclasses.replace(plan, modalities=("t1", "flair")), PASSPHRASE)
     begin(module, pack(tmp_path / "two", tmp_path)[0])
     panel = module.panel
     assert [node.GetName() for node in panel.views.nodes] == ["Case t1", "Case flair"]

@@ -112,8 +112,8 @@ def _cases_of(source: Path, scheme: LabelScheme, modalities: Sequence[str], numb
     for folder in (source, source / _MED_DDPM_PARTS.get(scheme.name, "")):
         if not folder.is_dir():
             continue
-        if (contrasts := _contrast_folders(folder)) is not None:
-            return list(_contrast_cases(folder, contrasts, modalities))
+        if (folders := _modality_folders(folder)) is not None:
+            return list(_modality_cases(folder, folders, modalities))
         if (pair := _pair_folders(folder)) is not None:
             return list(_paired_cases(folder, *pair, modalities))
     if cases := list(_brats_cases(source, modalities)):
@@ -229,19 +229,19 @@ def _check_label(name: str, scheme: LabelScheme, description: Path) -> None:
 # Med-DDPM and pairs ----------------------------------------------------------------------------------
 
 
-def _contrast_folders(folder: Path) -> dict[str, Path] | None:
-    """The folders of ``folder`` by modality, and "seg", if it has a folder for each contrast."""
-    contrasts = {}
+def _modality_folders(folder: Path) -> dict[str, Path] | None:
+    """The folders of ``folder`` by modality, and "seg", if it has a folder for each modality."""
+    folders = {}
     for path in _entries(folder):
         content = "seg" if path.name.casefold() in _MASK_FOLDERS else _modality(path.name)
         if path.is_dir() and content:
-            contrasts[content] = path
-    return contrasts if "seg" in contrasts and len(contrasts) > 1 else None
+            folders[content] = path
+    return folders if "seg" in folders and len(folders) > 1 else None
 
 
-def _contrast_cases(source: Path, contrasts: Mapping[str, Path], modalities: Sequence[str]) -> Iterator[CaseFiles]:
+def _modality_cases(source: Path, folders: Mapping[str, Path], modalities: Sequence[str]) -> Iterator[CaseFiles]:
     groups: dict[str, dict[str, list[Path]]] = {}
-    for content, folder in contrasts.items():
+    for content, folder in folders.items():
         for path in _volumes_below(folder, 1):
             stem = volume_stem(path)
             match = next((match for pattern in _BRATS_NAMES if (match := pattern.fullmatch(stem))), None)
@@ -252,7 +252,7 @@ def _contrast_cases(source: Path, contrasts: Mapping[str, Path], modalities: Seq
         wanted = {}
         for what in (*modalities, "seg"):
             ending = f"_{what}" if with_ending else ""
-            wanted[what] = contrasts.get(what, source / what) / f"{name}{ending}{volume_suffix(path)}"
+            wanted[what] = folders.get(what, source / what) / f"{name}{ending}{volume_suffix(path)}"
         yield _case(name, MED_DDPM, source, files, wanted, modalities)
 
 
