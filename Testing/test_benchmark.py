@@ -233,9 +233,9 @@ def test_training_is_told_the_same_way(meddpm, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "measure_training", measured)
     told = meddpm("benchmark", "train", "--recipe", "brats", "--quick", "--device", "cpu", "--json", "out.json")
     assert told.returncode == 0, told.stderr
-    learnt = load_recipe("brats").stages[-1].example_size
+    usual = load_recipe("brats").stages[-1].example_size
     assert asked["recipe"] == "brats" and asked["iterations"] == 1 and asked["device"] == "cpu"
-    assert all(side % 16 == 0 and abs(side - whole / 4) <= 8 for side, whole in zip(asked["grid"], learnt, strict=True))
+    assert all(side % 16 == 0 and abs(side - whole / 4) <= 8 for side, whole in zip(asked["grid"], usual, strict=True))
     row = next(line for line in told.stdout.splitlines() if "optimized" in line)
     assert "4x" in row and "1.00 GiB" in row and " 2 " in row
     assert json.loads((tmp_path / "out.json").read_text())["rows"][1]["speed_up"] == 4

@@ -116,7 +116,7 @@ def test_the_channels_come_from_labels_and_modalities():
 
 BAD_FIELDS = [
     ("format", 0), ("format", "1"), ("format", None), ("name", "../up"), ("name", "Big"), ("name", "nul"),
-    ("name", ""), ("title", ""), ("title", "\x1b[2J"), ("summary", 3), ("training", None), ("licence", " "),
+    ("name", ""), ("title", ""), ("title", "\x1b[2J"), ("summary", 3), ("training", None), ("license", " "),
     ("intended_use", "x" * 10_001), ("limitations", ["many"]), ("network", {}), ("network", {"base": 64}),
     ("network", {"kind": "unet", "base": 1.5}), ("network", {"kind": "unet", "image_channels": 4}),
     ("network", {"kind": "unet", "a": {}}), ("scheme", "brats"), ("modalities", []), ("modalities", ["t1", "t1"]),
@@ -128,7 +128,7 @@ BAD_FIELDS = [
     ("schedule", {"name": "cosine", "timesteps": 0}), ("schedule", {"name": "cosine", "timesteps": 10**8}),
     ("positions", 1), ("label_dropout", 1.0), ("label_dropout", -0.1), ("label_dropout", "some"),
     ("prediction", "future"), ("prediction", ["x0"]), ("training_data", []), ("training_data", [{"name": "a"}]),
-    ("training_data", [{"name": "a", "licence": "b", "cases": -1}]), ("qualities", {"draft": {}}), ("qualities", []),
+    ("training_data", [{"name": "a", "license": "b", "cases": -1}]), ("qualities", {"draft": {}}), ("qualities", []),
     ("qualities", {name: {"sampler": "ddpm", "steps": 251} for name in card_module.QUALITIES}),
 ]  # fmt: skip
 
@@ -191,7 +191,7 @@ def mutated(data, table):
         if isinstance(place[key], (dict, list)) and place[key] and data.draw(st.integers(0, 3)):
             place = place[key]
             continue
-        action = data.draw(st.sampled_from(["replace", "remove", "neighbour"]))
+        action = data.draw(st.sampled_from(["replace", "remove", "neighbor"]))
         if action == "replace":
             place[key] = data.draw(JSON)
         elif action == "remove":

@@ -252,11 +252,11 @@ def test_the_quality_is_the_model_s(meddpm, small_model, small_mask, tmp_path, b
 
 def test_a_brain_area_from_an_image_and_a_numbering(meddpm, small_model, brats, tmp_path):
     labels = small_labels(brats)
-    tumour = np.where(labels == brats.rest.value, 0, labels)
-    write_nifti(tmp_path / "tumour.nii.gz", Volume(tumour, small_geometry()))
+    tumor = np.where(labels == brats.rest.value, 0, labels)
+    write_nifti(tmp_path / "tumor.nii.gz", Volume(tumor, small_geometry()))
     image = np.where(labels > 0, np.float32(300), np.float32(0))
     write_nifti(tmp_path / "brain.nii.gz", Volume(image, small_geometry()))
-    arguments = ["generate", "tumour.nii.gz", "--model", small_model, "--out", "out", "--labels", brats.own_numbering]
+    arguments = ["generate", "tumor.nii.gz", "--model", small_model, "--out", "out", "--labels", brats.own_numbering]
     result = meddpm(*arguments)
     assert result.returncode == 2 and "--brain-from" in one_sentence(result)
     assert meddpm(*arguments, "--brain-from", "brain.nii.gz").returncode == 0
@@ -265,7 +265,7 @@ def test_a_brain_area_from_an_image_and_a_numbering(meddpm, small_model, brats, 
     whole = generate(
         load_model(small_model), read_mask(tmp_path / "whole.nii.gz", brats, numbering=brats.own_numbering)
     )
-    written = read_result(tmp_path / "out" / "tumour_seed0_t1.nii.gz")
+    written = read_result(tmp_path / "out" / "tumor_seed0_t1.nii.gz")
     np.testing.assert_allclose(written.array, whole["t1"].array, atol=0.0011)  # half of a stored step
 
 
@@ -518,11 +518,11 @@ def test_the_demo_writes_volumes_mask_montage_and_record(meddpm, tmp_path):
         f"demo_{modality}.{suffix}" for modality in ("t1", "t2") for suffix in ("nii.gz", "json")
     }
     mask = read_mask(out / "demo_mask.nii.gz", anatomy, numbering=anatomy.own_numbering)
-    assert all((mask.volume.array == label.value).any() for label in anatomy.tumour)
+    assert all((mask.volume.array == label.value).any() for label in anatomy.tumor)
     record = json.loads((out / "record.json").read_text())
     assert record["seed"] == 3 and record["mask"]["hash"] == mask.hash
     pixels = np.asarray(Image.open(out / "montage.png").convert("RGB"), int)
-    for label in anatomy.tumour:
+    for label in anatomy.tumor:
         assert (np.abs(pixels - label.color).max(axis=2) < 40).sum() > 20, f"the outline of {label.name} is drawn"
     assert all(str(Path("demo") / name) in result.stdout for name in names if not re.fullmatch(r"demo_.*\.json", name))
 

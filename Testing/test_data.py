@@ -1,4 +1,4 @@
-"""Datasets, their variation, and the samples that are learnt from."""
+"""Datasets, their variation, and the samples that are learned from."""
 
 from __future__ import annotations
 
@@ -94,12 +94,12 @@ def test_image_and_labels_move_together():
     case = Case("cube", (labels[None] > 0).float() * 2 - 1, labels, (2.0, 2.0, 2.0))
     for seed in range(5):
         image, varied = drawn(case, replace(LIVELY, gamma=0, bias=0), seed).apply(case, (48, 48, 48))
-        bright, labelled = image[0] > 0, varied > 0
-        overlap = 2 * (bright & labelled).sum() / (bright.sum() + labelled.sum())
+        bright, labeled = image[0] > 0, varied > 0
+        overlap = 2 * (bright & labeled).sum() / (bright.sum() + labeled.sum())
         assert overlap > 0.9, seed
 
 
-def test_rotation_is_about_millimetres_not_about_the_box():
+def test_rotation_is_about_millimeters_not_about_the_box():
     """In a box of unequal sides a rotated ball stays a ball: its volume is kept and its axes stay equal."""
     k, j, i = np.mgrid[:40, :60, :80]
     ball = ((k - 19.5) ** 2 + (j - 29.5) ** 2 + (i - 39.5) ** 2 < 12**2).astype(np.uint8)
@@ -253,25 +253,25 @@ def test_a_patch_knows_where_it_lies_in_the_whole(patch):
         assert torch.equal(sample.labels, full.labels[box])
 
 
-def one_tumour(size=5) -> Case:
+def one_tumor(size=5) -> Case:
     labels = torch.zeros((48, 48, 48), dtype=torch.uint8)
     labels[6:42, 6:42, 6:42] = 1
     labels[20 : 20 + size, 12 : 12 + size, 28 : 28 + size] = 20
-    return Case("tumour", labels[None].float() / 10 - 1, labels, (1.0,) * 3)
+    return Case("tumor", labels[None].float() / 10 - 1, labels, (1.0,) * 3)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.8])
-def test_patches_are_balanced_over_tumour_and_background(share):
-    """How often the patch's middle is in the tumour is what was asked for, though the tumour is small."""
+def test_patches_are_balanced_over_tumor_and_background(share):
+    """How often the patch's middle is in the tumor is what was asked for, though the tumor is small."""
     balance = (share, 1 - share, 0)
-    varied = VariedCases([one_tumour()], LIVELY, (48,) * 3, (9, 9, 9), ANATOMY, 5, balance=balance)
+    varied = VariedCases([one_tumor()], LIVELY, (48,) * 3, (9, 9, 9), ANATOMY, 5, balance=balance)
     number = 150
     hits = sum(bool((varied[index].labels[3:6, 3:6, 3:6] == 20).any()) for index in range(number))
     assert abs(hits / number - share) < 4 * (0.25 / number) ** 0.5
 
 
-def test_a_case_without_a_tumour_gives_patches_of_the_brain():
-    case = replace(one_tumour(), labels=(one_tumour().labels > 0).to(torch.uint8))
+def test_a_case_without_a_tumor_gives_patches_of_the_brain():
+    case = replace(one_tumor(), labels=(one_tumor().labels > 0).to(torch.uint8))
     varied = VariedCases([case], STILL, (48,) * 3, (5, 5, 5), ANATOMY, 5, balance=(0.9, 0.1, 0))
     assert all(varied[index].labels[2, 2, 2] == 1 for index in range(40))
     empty = replace(case, labels=torch.zeros_like(case.labels))

@@ -40,10 +40,10 @@ def student_recipe(teacher, *changes: str, steps: int = 2, teacher_steps: int = 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 6])
 def test_the_students_steps_end_where_the_teachers_do(teacher, steps):
-    """A student that had learnt everything would make the teacher's image, to rounding."""
+    """A student that had learned everything would make the teacher's image, to rounding."""
     recipe = student_recipe(teacher, steps=steps)
     schedule = make_schedule(**recipe.schedule)
-    learnt = Teacher(recipe, schedule, EXACT.device, torch.float32)
+    learned = Teacher(recipe, schedule, EXACT.device, torch.float32)
     model = load_model(teacher)
     condition = torch.rand(2, 24, 8, 8, 16, generator=torch.Generator().manual_seed(5))
 
@@ -52,22 +52,22 @@ def test_the_students_steps_end_where_the_teachers_do(teacher, steps):
     assert expected.std() > 0.05
     x = torch.randn(noise["shape"], generator=noise["generator"].manual_seed(3))
     for (step,) in plan_steps(schedule, "ddim", steps):  # without the sampler's clip: several steps may go farther
-        x = step.x * x + step.x0 * learnt.x0(x, torch.full((2,), step.t), condition)
+        x = step.x * x + step.x0 * learned.x0(x, torch.full((2,), step.t), condition)
     torch.testing.assert_close(x, expected, atol=2e-4, rtol=0)
 
 
 def test_each_example_of_a_batch_has_its_own_noise(teacher):
     recipe = student_recipe(teacher)
-    learnt = Teacher(recipe, make_schedule(**recipe.schedule), EXACT.device, torch.float32)
+    learned = Teacher(recipe, make_schedule(**recipe.schedule), EXACT.device, torch.float32)
     x, condition = torch.randn(2, 2, 8, 8, 16), torch.rand(2, 24, 8, 8, 16)
     t = torch.tensor(timestep_grid(250, 2))
-    together = learnt.x0(x, t, condition)
+    together = learned.x0(x, t, condition)
     for index in range(2):
         one = slice(index, index + 1)
-        torch.testing.assert_close(together[one], learnt.x0(x[one], t[one], condition[one]), atol=1e-5, rtol=0)
+        torch.testing.assert_close(together[one], learned.x0(x[one], t[one], condition[one]), atol=1e-5, rtol=0)
 
 
-def test_only_the_students_timesteps_are_learnt(teacher):
+def test_only_the_students_timesteps_are_learned(teacher):
     made = Examples(student_recipe(teacher), student_recipe(teacher).stages[0], CASES)
     grid = timestep_grid(250, 2)
     assert {int(made.batch([number]).t) for number in range(20)} == set(grid)

@@ -1,4 +1,4 @@
-"""Normalisation and SiLU in one kernel against PyTorch's two. Without a GPU, Triton's interpreter runs it."""
+"""Normalization and SiLU in one kernel against PyTorch's two. Without a GPU, Triton's interpreter runs it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def numbers(channels: int) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("channels", [1, 24, 64, 300])
-def test_it_is_normalisation_and_silu(channels, dtype):
+def test_it_is_normalization_and_silu(channels, dtype):
     volume = (3 + 2 * torch.randn(1, channels, 5, 6, 7, device=DEVICE)).to(dtype)
     volume = volume.contiguous(memory_format=torch.channels_last_3d)
     given = numbers(channels)

@@ -48,8 +48,8 @@ def small_card(prediction: str = "x0", modalities=("t1", "flair")) -> Card:
         schedule={"name": "cosine", "timesteps": 250},
         prediction=prediction,
         training="Not trained.",
-        training_data=({"name": "none", "licence": "none", "cases": None},),
-        licence="Apache-2.0",
+        training_data=({"name": "none", "license": "none", "cases": None},),
+        license="Apache-2.0",
         intended_use="Tests.",
         limitations="Everything.",
     )

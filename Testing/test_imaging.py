@@ -577,7 +577,7 @@ def positions_along_k(geometry):
 
 
 def test_a_volume_of_microscopic_size_takes_no_time():
-    """Millimetres taken for metres: a thousand voxels along each side of one."""
+    """Millimeters taken for meters: a thousand voxels along each side of one."""
     tiny = Volume(blobs((20, 20, 20), [1, 2]), oriented("LPS", (20, 20, 20), (0.002, 0.002, 0.002)))
     grid = oriented("LPS", (20, 20, 20), (2, 2, 2))
     assert not resample_labels(tiny, grid, [1, 2]).array.any()

@@ -105,7 +105,7 @@ def test_an_sform_against_the_size_of_voxels(tmp_path):
 
 
 @pytest.mark.parametrize("unit, factor", [("meter", 1000.0), ("micron", 0.001), ("mm", 1.0), ("unknown", 1.0)])
-def test_units_are_honoured(tmp_path, unit, factor):
+def test_units_are_honored(tmp_path, unit, factor):
     matrix = oriented("RAS", SHAPE, (2, 2, 2), (5, 6, 7)).ijk_to_ras
     stored = matrix.copy()
     stored[:3] /= factor

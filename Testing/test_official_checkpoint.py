@@ -1,4 +1,4 @@
-"""Official checkpoints: recognised in every wrapping, and whatever else is in such a file refused."""
+"""Official checkpoints: recognized in every wrapping, and whatever else is in such a file refused."""
 
 from __future__ import annotations
 
@@ -232,7 +232,7 @@ def test_other_archives_are_told(tmp_path):
     ("content", "message"),
     [
         (b"", "not a PyTorch checkpoint"),
-        (b"labels: 1 head, 2 tumour\n", "not a PyTorch checkpoint"),
+        (b"labels: 1 head, 2 tumor\n", "not a PyTorch checkpoint"),
         (b"\x1f\x8b\x08\x00" + b"\0" * 500, "not a PyTorch checkpoint"),
         (b"\x5c\x01\x00\x00" + b"\0" * 348, "not a PyTorch checkpoint"),
         (b"PK\x03\x04" + b"\0" * 100, "truncated or damaged"),

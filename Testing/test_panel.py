@@ -40,7 +40,7 @@ from MedDPMLib.models.card import QUALITIES
 from MedDPMLib.runtime.names import PRECISIONS
 from MedDPMLib.scene import dependencies, volumes, worker_client
 from MedDPMLib.scene.generator import spoken_time
-from MedDPMLib.scene.painting import stamp_tumour
+from MedDPMLib.scene.painting import stamp_tumor
 from MedDPMLib.scene.segmentation import painted_geometry, read_labels
 from MedDPMLib.scene.worker_client import WorkerClient
 
@@ -244,7 +244,7 @@ def test_an_edit_makes_the_image_again_in_the_same_volume(panel):
     before = slicer.util.arrayFromVolume(nodes[0]).copy()
     panel.ui.autoBox.checked = True
     center = (28.0, 22.0, 25.0)
-    stamp_tumour(segmentation, panel.mask.table, SCHEME, center, 20.0)
+    stamp_tumor(segmentation, panel.mask.table, SCHEME, center, 20.0)
     wait_until(lambda: panel.logic.generator.order is not None, 5)
     wait_until(lambda: panel.logic.generator.order is None)
     assert volumes.results() == nodes
@@ -394,7 +394,7 @@ def test_a_model_that_vanishes_is_told(panel, models):
 # Painting --------------------------------------------------------------------------------------------
 
 
-def test_a_tumour_is_stamped_at_the_crosshair_and_can_be_undone(panel):
+def test_a_tumor_is_stamped_at_the_crosshair_and_can_be_undone(panel):
     start_from_template(panel)
     crosshair = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLCrosshairNode")
     if crosshair is None:

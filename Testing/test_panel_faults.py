@@ -44,7 +44,7 @@ from MedDPMLib.scene.worker_client import WorkerClient
 from MedDPMLib.worker.protocol import worker_arguments
 
 REST = SCHEME.rest.value
-NECROSIS, OEDEMA, ENHANCING = (SCHEME.label_by_name(name).value for name in ("Necrosis", "Oedema", "ET"))
+NECROSIS, EDEMA, ENHANCING = (SCHEME.label_by_name(name).value for name in ("Necrosis", "Edema", "ET"))
 
 #: Numbers of steps at which a step takes long, memory runs out, the network has a fault, the worker crashes, says what
 #: is no line of the protocol, and starts a child of its own before it takes long.
@@ -149,7 +149,7 @@ def failed(panel, steps) -> str:  # noqa: F811
 
 
 def array_of(panel, modality="t1") -> np.ndarray:  # noqa: F811
-    """The newest result of that contrast, made now."""
+    """The newest result of that modality, made now."""
     generate(panel)
     (*_, node) = [node for node in volumes.results() if volumes.record_of(node)["modality"] == modality]
     return slicer.util.arrayFromVolume(node).copy()
@@ -173,8 +173,8 @@ def test_masks_that_cannot_be_used_are_told_and_the_next_one_works(panel):  # no
     node = small_segmentation(panel, np.zeros_like(small_labels(SCHEME)), "Blank")
     assert 'nothing is painted in "Blank"' in refused(panel)
 
-    tumour = np.where(small_labels(SCHEME) == REST, 0, small_labels(SCHEME))
-    small_segmentation(panel, tumour, "Tumour alone")
+    tumor = np.where(small_labels(SCHEME) == REST, 0, small_labels(SCHEME))
+    small_segmentation(panel, tumor, "Tumor alone")
     assert "no brain area" in failed(panel, 2)
 
     small_segmentation(panel)
@@ -189,10 +189,10 @@ def test_odd_masks_are_made_into_what_they_mean(panel):  # noqa: F811
     plain = array_of(panel)
 
     # Segments inside one another, in either order: the scheme's priority decides.
-    for name, order in (("Forth", (REST, OEDEMA, ENHANCING)), ("Back", (ENHANCING, OEDEMA, REST))):
+    for name, order in (("Forth", (REST, EDEMA, ENHANCING)), ("Back", (ENHANCING, EDEMA, REST))):
         node = small_segmentation(panel, np.zeros_like(labels), name)
         node.GetSegmentation().RemoveAllSegments()
-        covers = {ENHANCING: labels == ENHANCING, OEDEMA: np.isin(labels, (OEDEMA, ENHANCING)), REST: labels > 0}
+        covers = {ENHANCING: labels == ENHANCING, EDEMA: np.isin(labels, (EDEMA, ENHANCING)), REST: labels > 0}
         for value in order:
             (id_,) = painting.add_segments(node, [SCHEME.label_by_value(value)])
             painting.paint(node, id_, covers[value])
@@ -234,9 +234,9 @@ def test_odd_masks_are_made_into_what_they_mean(panel):  # noqa: F811
     node.SetAndObserveTransformNodeID(bent.GetID())
     assert not np.array_equal(array_of(panel), plain)
 
-    # Tumour outside the brain is told, and made.
+    # Tumor outside the brain is told, and made.
     outside = labels.copy()
-    outside[:3, :3, :3] = OEDEMA
+    outside[:3, :3, :3] = EDEMA
     small_segmentation(panel, outside, "Outside")
     array_of(panel)
     assert "of tumor lie outside the brain" in panel.ui.messageLabel.text

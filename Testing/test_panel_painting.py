@@ -72,7 +72,7 @@ def test_five_clicks_and_a_stroke_make_a_volume(panel):
     panel.ui.templateButton.click()
     clicks += 1
     wait_until_painted(panel)
-    assert panel.mask.editor.currentSegmentID() == "Enhancing tumour"  # else another click
+    assert panel.mask.editor.currentSegmentID() == "Enhancing tumor"  # else another click
     click_effect(panel, "Paint")
     clicks += 1
     stroke(panel, INSIDE, 9.0)
@@ -84,7 +84,7 @@ def test_five_clicks_and_a_stroke_make_a_volume(panel):
     assert [volumes.record_of(node)["modality"] for node in made] == ["t1", "t2"], panel.ui.messageLabel.text
     segmentation = panel.ui.segmentationSelector.currentNode()
     labels = read_labels(segmentation, panel.mask.table, SCHEME)
-    assert (labels.array == SCHEME.label_by_name("Enhancing tumour").value).sum() > 1000
+    assert (labels.array == SCHEME.label_by_name("Enhancing tumor").value).sum() > 1000
     painted = Mask.from_volume(labels, SCHEME, numbering=SCHEME.own_numbering)
     assert volumes.record_of(made[0])["mask"]["hash"] == painted.hash
     assert background() is made[0]
@@ -287,7 +287,7 @@ def test_messages_name_what_is_in_the_panel():
     scheme = load_scheme("brats")
     geometry = Geometry((20, 20, 20), np.diag([8.0, 8, 8, 1]))
     errors = []
-    for name in ("oedema", "necrosis"):
+    for name in ("edema", "necrosis"):
         labels = np.zeros(geometry.shape, np.uint8)
         labels[8:12, 8:12, 8:12] = scheme.label_by_name(name).value
         with pytest.raises(MedDPMError) as caught:
@@ -378,7 +378,7 @@ def test_the_newest_stroke_wins(panel):
     wait_until(lambda: panel.logic.generator.order not in (None, first), 10)
     second = panel.logic.generator.order
     panel.ui.stepsBox.value = 2
-    panel.mask.editor.setCurrentSegmentID("Enhancing tumour")
+    panel.mask.editor.setCurrentSegmentID("Enhancing tumor")
     stroke(panel, (INSIDE[0], INSIDE[1] - 6, INSIDE[2]), 9.0)
     wait_until(lambda: panel.logic.generator.order not in (None, second), 10)
     wait_until(lambda: panel.logic.generator.order is None)

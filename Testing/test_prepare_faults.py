@@ -20,8 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from phantoms import (
     BRATS,
-    CONTRASTS,
     LAYOUTS,
+    MODALITIES,
     PLACE,
     RAW_2021,
     RAW_2023,
@@ -135,7 +135,7 @@ def test_a_broken_case_is_told_and_the_rest_goes_on(tmp_path, small, fault):
 def test_a_brain_that_the_grid_cuts_is_refused_or_told(tmp_path, monkeypatch):
     write_brats(tmp_path / "source", [1])
     for size, refused in (((28, 24, 8), True), ((28, 24, 13), False)):
-        monkeypatch.setitem(STANDARDS, "brats", Standard(replace(SMALL, size=size), CONTRASTS, True))
+        monkeypatch.setitem(STANDARDS, "brats", Standard(replace(SMALL, size=size), MODALITIES, True))
         out = tmp_path / str(size)
         problem = make([tmp_path / "source"], out)["case1"]
         if refused:
@@ -182,8 +182,8 @@ def test_a_file_that_is_there_twice_is_told(tmp_path, small):
     assert "case1_t2.nii and" in problem and "case1_t2.nii.gz are both there" in problem
 
 
-def test_a_tumour_alone_is_not_taken_for_a_head(tmp_path, small):
-    """Values 1 and 2 are head and tumour in one scheme, necrosis and oedema in another."""
+def test_a_tumor_alone_is_not_taken_for_a_head(tmp_path, small):
+    """Values 1 and 2 are head and tumor in one scheme, necrosis and edema in another."""
     write_brats(tmp_path / "source", [1], values={1: 1, 2: 2, 3: 2})
     problem = make([tmp_path / "source"], tmp_path / "out", "whole-head")["case1"]
     assert "case1_seg.nii.gz: the values 1, 2 are in no label convention" in problem
@@ -220,7 +220,7 @@ def test_anatomy_needs_structures(tmp_path, small):
         ),
         (
             lambda root: write_nnunet(
-                root, [1], {"channel_names": dict(enumerate(CONTRASTS))}, {"liver": 1, "background": 0}, RAW_2023
+                root, [1], {"channel_names": dict(enumerate(MODALITIES))}, {"liver": 1, "background": 0}, RAW_2023
             ),
             'names a label "liver", which is none of the scheme "brats"',
         ),
@@ -229,14 +229,14 @@ def test_anatomy_needs_structures(tmp_path, small):
 def test_a_source_of_no_known_layout_is_told(tmp_path, write, says):
     write(tmp_path / "source")
     with pytest.raises(MedDPMError, match=says):
-        find_cases([tmp_path / "source"], BRATS, CONTRASTS)
+        find_cases([tmp_path / "source"], BRATS, MODALITIES)
 
 
 def test_names_that_are_there_twice_are_refused_naming_both(tmp_path):
     write_brats(tmp_path / "a", [1])
     LAYOUTS["2018"](tmp_path / "b", [1])
     with pytest.raises(MedDPMError, match="case1 is there twice") as refused:
-        find_cases([tmp_path / "a", tmp_path / "b"], BRATS, CONTRASTS)
+        find_cases([tmp_path / "a", tmp_path / "b"], BRATS, MODALITIES)
     assert str(tmp_path / "a" / "case1") in str(refused.value)
     assert str(tmp_path / "b" / "HGG" / "case1") in str(refused.value)
 
@@ -269,7 +269,7 @@ def test_damaged_bytes_make_a_problem_and_never_anything_else(tmp_path_factory, 
                     BRATS,
                     anatomy=None,
                     numbering=None,
-                    normalisation="percentiles",
+                    normalization="percentiles",
                 )
         except MedDPMError as error:
             assert "\n" not in str(error)
@@ -317,8 +317,8 @@ def test_what_is_done_is_not_done_again_and_what_changed_is(tmp_path, small):
     write_brats(source, [1, 2, 3])
     make([source], out)
     before, rows = stamps(out), table(out)
-    chosen = DatasetSettings("brats", CONTRASTS)
-    reports = list(write_dataset(find_cases([source], BRATS, CONTRASTS), out, chosen))
+    chosen = DatasetSettings("brats", MODALITIES)
+    reports = list(write_dataset(find_cases([source], BRATS, MODALITIES), out, chosen))
     assert all(report.was_done for report in reports) and stamps(out) == before and table(out) == rows
 
     save(source / "case2" / "case2_t1.nii.gz", phantom(9)[0]["t1"])
@@ -340,8 +340,8 @@ def test_a_dataset_grows_by_further_sources_and_keeps_to_its_settings(tmp_path, 
     make([tmp_path / "b"], tmp_path / "out")
     assert list(table(tmp_path / "out")) == ["case1", "case2"]
     assert json.loads((tmp_path / "out" / "dataset.json").read_text())["numTraining"] == 2
-    with pytest.raises(MedDPMError, match="holds another dataset .normalisation differs"):
-        make([tmp_path / "a"], tmp_path / "out", normalisation="per-volume")
+    with pytest.raises(MedDPMError, match="holds another dataset .normalization differs"):
+        make([tmp_path / "a"], tmp_path / "out", normalization="per-volume")
     with pytest.raises(MedDPMError, match="holds another dataset .labels differs"):
         make([tmp_path / "a"], tmp_path / "out", "anatomy")
 
@@ -363,7 +363,7 @@ def test_a_dataset_is_not_prepared_onto_itself(tmp_path, small):
         (("brats", ()), "are not modalities"),
         (("brats", ("t1",), Path("x")), "has no structures: leave out --anatomy"),
         (("brats", ("t1",), None, "x"), 'no numbering "x"'),
-        (("brats", ("t1",), None, None, "x"), 'no normalisation "x"'),
+        (("brats", ("t1",), None, None, "x"), 'no normalization "x"'),
     ],
 )
 def test_settings_that_do_not_fit_are_told(arguments, says):
@@ -451,7 +451,7 @@ def test_the_command_tells_layout_cases_and_what_it_leaves_out(meddpm, tmp_path,
     [
         (["--scheme", "brats", "--anatomy", "nowhere"], "nowhere is not a folder: --anatomy needs"),
         (["--scheme", "Brats"], 'no label scheme "Brats"'),
-        (["--scheme", "brats", "--normalize", "zscore"], 'no normalisation "zscore"'),
+        (["--scheme", "brats", "--normalize", "zscore"], 'no normalization "zscore"'),
         (["--scheme", "brats"], "source is not a folder"),
     ],
 )

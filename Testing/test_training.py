@@ -55,7 +55,7 @@ def small_recipe(*changes: str):
 
 
 def ball(name: str, shift: int = 0) -> Case:
-    """A brain with a tumour: the labels decide the intensities."""
+    """A brain with a tumor: the labels decide the intensities."""
     k, j, i = np.mgrid[:16, :16, :16] - 7.5
     labels = np.where(i**2 + j**2 + k**2 < 49, 4, 0).astype(np.uint8)
     labels[6:11, 4 + shift : 8 + shift, 6:10] = 2

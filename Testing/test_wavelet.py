@@ -116,7 +116,7 @@ def test_values_alive_are_no_more_than_foretold(octaves):
 
 
 def test_trust_starts_where_two_estimates_blend_best():
-    """With the network's error at its typical size, the weight of x minimises the error of the blend."""
+    """With the network's error at its typical size, the weight of x minimizes the error of the blend."""
     network = WaveletUNet3d(1, 1, channels=(8,), timesteps=4)
     alpha_bar = torch.tensor([0.999, 0.9, 0.5, 0.01])
     network.start_training(alpha_bar)

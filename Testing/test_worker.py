@@ -715,7 +715,7 @@ def test_output_without_end_of_line_is_not_collected_for_ever():
     assert list(reader.feed(b"\n" + encode(Bye(reason="idle")))) == [Bye(reason="idle")]
 
 
-def test_a_worker_of_another_protocol_is_recognised_by_its_hello():
+def test_a_worker_of_another_protocol_is_recognized_by_its_hello():
     with pytest.raises(ProtocolError, match="speaks protocol 3"):
         decode_event(b'{"type": "hello", "protocol": 3, "greeting": "hi"}')
 

@@ -17,8 +17,8 @@ from MedDPMLib.runtime.content import read_head
 #: Which of a header's two statements counts, where they contradict each other.
 SFORM, QFORM = GEOMETRIES = ("sform", "qform")
 
-#: Millimetres in the units that a header can name.
-_MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
+#: Millimeters in the units that a header can name.
+_MILLIMETERS = {"meter": 1000.0, "micron": 0.001}
 
 #: Part of a voxel by which two statements may differ anywhere in the volume.
 _MOST_APART = 0.5
@@ -122,7 +122,7 @@ def _place(header, shape: tuple[int, ...], path: Path, wanted: str | None) -> tu
     """The IJK-to-RAS matrix in mm that ``header`` gives a volume of ``shape`` (i, j, k, ...), and notes."""
     name, notes = path.name, []
     unit = header.get_xyzt_units()[0]
-    scale = _MILLIMETRES.get(unit, 1.0)
+    scale = _MILLIMETERS.get(unit, 1.0)
     if scale != 1:
         notes.append(f"{name} measures in {unit}s: taken as such")
     sform, qform = header.get_sform(coded=True)[0], header.get_qform(coded=True)[0]

@@ -20,7 +20,7 @@ from MedDPMLib.runtime.paths import RESOURCES
 
 _FILE = RESOURCES / "numberings.json"
 
-#: The scheme whose labels have the names of all parts of brain and tumour.
+#: The scheme whose labels have the names of all parts of brain and tumor.
 _ALL_PARTS = "anatomy"
 
 #: What stands beside a name and says nothing about which structure it is: FreeSurfer's and others' prefixes.
@@ -173,7 +173,7 @@ def label_for(part: str, scheme: LabelScheme) -> Label | None:
     if label is None and scheme.rest is not None:
         known = load_scheme(_ALL_PARTS)
         wanted = known.label_by_name(part)
-        if wanted is not None and wanted.role != "tumour" and scheme.rest.name == known.rest.name:
+        if wanted is not None and wanted.role != "tumor" and scheme.rest.name == known.rest.name:
             return scheme.rest
     return label
 

@@ -138,7 +138,7 @@ def _present(path: Path, segments: list[Segment], layers: np.ndarray) -> list[Se
 
 def _check_together(path: Path, segments: list[Segment], label: Label) -> None:
     """Refuses two segments of one label that are neither its sides nor its parts: which of them is meant?"""
-    if label.role != "tumour" or all(has_side(segment.name) for segment in segments):
+    if label.role != "tumor" or all(has_side(segment.name) for segment in segments):
         names = [" ".join(segment.name.casefold().split()) for segment in segments]
         if len(set(names)) == len(names):
             return
@@ -151,7 +151,7 @@ def _check_together(path: Path, segments: list[Segment], label: Label) -> None:
 def write_segments(path: str | os.PathLike, labels: Volume, scheme: LabelScheme, *, description: str = "") -> None:
     """Writes ``labels`` (values of ``scheme``, on a geometry without shear) for 3D Slicer, whole or not at all.
 
-    Every label that is there becomes a segment of its value, with the scheme's name, colour and terminology;
+    Every label that is there becomes a segment of its value, with the scheme's name, color and terminology;
     ``description`` goes into the header.
     """
     import SimpleITK

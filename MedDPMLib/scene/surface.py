@@ -34,7 +34,7 @@ def showing(segmentation: slicer.vtkMRMLSegmentationNode, labels: Volume, scheme
     """The work of showing the surfaces of ``labels`` (values of ``scheme``, RAS), as those of ``segmentation``."""
     shown = {}
     masks = {0: (labels.array > 0, _BRAIN_SPACING)}
-    masks |= {label.value: (labels.array == label.value, _TUMOR_SPACING) for label in scheme.tumour}
+    masks |= {label.value: (labels.array == label.value, _TUMOR_SPACING) for label in scheme.tumor}
     for value, (inside, spacing) in masks.items():
         shown[value] = yield partial(_thinned, inside, labels.geometry, spacing)
     new = not surfaces()

@@ -29,7 +29,7 @@ _ROWS = 20
 class RunHistory:
     """What happened in a run so far: plain data for JSON."""
 
-    #: ``name``, ``licence`` (None if unknown) and names of the ``cases`` for training and ``held_out``.
+    #: ``name``, ``license`` (None if unknown) and names of the ``cases`` for training and ``held_out``.
     data: dict[str, Any]
     #: What it was computed on: ``device``, ``precision``, ``processes``, ``threads``, ``processor``, ``versions``.
     machine: dict[str, Any]
@@ -56,7 +56,7 @@ _table = partial(table_with, more=True, complete=True)
 
 #: What the fields of a :class:`RunHistory` hold; tables may have more fields than these.
 _RULES: dict[str, Rule] = {
-    "data": _table({"name": _TEXT, "licence": optional(_TEXT), "cases": _TEXTS, "held_out": _TEXTS}),
+    "data": _table({"name": _TEXT, "license": optional(_TEXT), "cases": _TEXTS, "held_out": _TEXTS}),
     "machine": _table(
         {
             "device": _TEXT, "processor": _TEXT, "precision": _TEXT, "processes": _COUNT, "threads": _COUNT,
@@ -86,6 +86,9 @@ def history_fields(values: Any, tell: Callable[[str], None] = lambda sentence: N
         return {}
     for name in sorted(values.keys() - _RULES.keys()):
         tell(f'"{name}" in the history of the run is unknown to this version and is dropped')
+    data = values.get("data")
+    if isinstance(data, dict) and "licence" in data:  # its name until version 0.1
+        values = {**values, "data": {"license" if name == "licence" else name: value for name, value in data.items()}}
     found = {}
     for name, rule in _RULES.items():
         if name in values and rule.fits(values[name]):
@@ -231,7 +234,7 @@ def _number(value: float | None) -> str:
 
 
 def _thinned(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """About :data:`_ROWS` rows, each the mean of so many neighbours."""
+    """About :data:`_ROWS` rows, each the mean of so many neighbors."""
     each = -(-len(rows) // _ROWS)
     thinned = []
     for start in range(0, len(rows), each):

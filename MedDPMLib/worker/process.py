@@ -279,14 +279,14 @@ class Worker:
         """
         if sys.platform == "win32":  # where there are none: the client closes standard input
             return
-        signalled, signalling = os.pipe()
-        os.set_blocking(signalling, False)
-        signal.set_wakeup_fd(signalling)
+        signaled, signaling = os.pipe()
+        os.set_blocking(signaling, False)
+        signal.set_wakeup_fd(signaling)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda *_: None)
 
         def wait() -> None:
-            os.read(signalled, 1)
+            os.read(signaled, 1)
             self._end()
 
         threading.Thread(target=wait, name="signals", daemon=True).start()

@@ -119,7 +119,7 @@ def _label_choices(scheme: LabelScheme) -> qt.QComboBox:
     box = qt.QComboBox()
     box.setSizeAdjustPolicy(qt.QComboBox.AdjustToMinimumContentsLengthWithIcon)
     box.addItem(_("(not used)"), 0)
-    for label in (*scheme.tumour, *(label for label in scheme.labels if label not in scheme.tumour)):
+    for label in (*scheme.tumor, *(label for label in scheme.labels if label not in scheme.tumor)):
         box.addItem(label.name, label.value)
     return box
 

@@ -304,9 +304,9 @@ class MaskSection:
         show_crosshair()
         if center is not None:
             show_place(center)
-        tumour = next(iter((*self._scheme.of_tissue("rim"), *self._scheme.tumour)), None)
-        if tumour is not None:  # what most will paint first
-            self.editor.setCurrentSegmentID(tumour.name)
+        tumor = next(iter((*self._scheme.of_tissue("rim"), *self._scheme.tumor)), None)
+        if tumor is not None:  # what most will paint first
+            self.editor.setCurrentSegmentID(tumor.name)
 
     def _on_add_missing(self) -> None:
         self.editor.saveStateForUndo()
@@ -324,7 +324,7 @@ class MaskSection:
 
     def _on_stamp(self) -> None:
         self.editor.saveStateForUndo()
-        work = painting.stamping_tumour(
+        work = painting.stamping_tumor(
             self._segmentation, self.table, self._scheme, _crosshair(), self._ui.stampSlider.value, seed=self._stamps
         )
         self._begin(work, self._count_stamp)

@@ -326,10 +326,10 @@ def _thumbnail(node: slicer.vtkMRMLScalarVolumeNode) -> qt.QPixmap:
         image = image[::-1]
     step = max(1, max(image.shape) // (2 * _SIDE))
     low, high = display.GetWindowLevelMin(), display.GetWindowLevelMax()
-    grey = (255 * np.clip((image[::step, ::step] - low) / max(high - low, 1e-6), 0, 1)).astype(np.uint8)
+    gray = (255 * np.clip((image[::step, ::step] - low) / max(high - low, 1e-6), 0, 1)).astype(np.uint8)
     picture = vtk.vtkImageData()
-    picture.SetDimensions(grey.shape[1], grey.shape[0], 1)
-    pixels = np.repeat(np.ascontiguousarray(grey).reshape(-1, 1), 3, axis=1)
+    picture.SetDimensions(gray.shape[1], gray.shape[0], 1)
+    pixels = np.repeat(np.ascontiguousarray(gray).reshape(-1, 1), 3, axis=1)
     picture.GetPointData().SetScalars(numpy_to_vtk(pixels, deep=True))
     converted = qt.QImage()
     slicer.qMRMLUtils().vtkImageDataToQImage(picture, converted)
