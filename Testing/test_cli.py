@@ -131,7 +131,7 @@ def test_completion_offers_what_is_there(small_model, meddpm, meddpm_process, wo
         (["--device", "tpu"], r'device "tpu"'),
         (["--precision", "int8"], r'no precision "int8"'),
         (["--space", "mni"], r'no space "mni": use one of model, mask'),
-        (["--labels", "mine"], r'no numbering "mine"'),
+        (["--labels", "mine"], r'no label convention "mine"'),
         (["--brain-from", "missing.nii"], r"missing.nii does not exist"),
     ],
 )

@@ -298,7 +298,7 @@ def test_raw_brats_is_translated_and_told():
     mask = Mask.from_volume(Volume(raw, volume.geometry), BRATS, brain_from=image)
     np.testing.assert_array_equal(mask.volume.array, volume.array)
     assert 'read as "brats"' in mask.notes[0] and "enhancing tumor (4) 21.2 ml" in mask.notes[0]
-    with pytest.raises(MedDPMError, match="no meaning in the numbering"):
+    with pytest.raises(MedDPMError, match="no meaning in the label convention"):
         Mask.from_volume(Volume(raw, volume.geometry), BRATS, numbering="brats-2023", brain_from=image)
 
 
@@ -326,8 +326,8 @@ def test_masks_that_cannot_be_used():
     bad(np.full((4, 4, 4), 7), "7 .*1 head, 2 tumor", load_scheme("whole-head"))
     bad(np.full((4, 4, 4), 300), "300 .*4 rest of the brain")
     bad(np.full((4, 4, 4), 1 + 1j), "complex")
-    bad(np.full((4, 4, 4), 4), "say which label convention it is")
-    bad(np.full((4, 4, 4), 4), "there is no numbering", numbering="mine")
+    bad(np.full((4, 4, 4), 4), "choose the label convention")
+    bad(np.full((4, 4, 4), 4), "there is no label convention", numbering="mine")
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (4, 4, 4, 4), (1, 4, 4, 4)])

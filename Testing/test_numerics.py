@@ -92,7 +92,9 @@ def test_a_faulty_precision_is_not_chosen_and_the_reason_says_why(monkeypatch):
     assert "not in bfloat16, because the convolution of a volume is wrong by 100%" in wrong.reason
     asked = choose_execution("cpu", "bfloat16")
     assert asked.dtype == torch.bfloat16
-    assert asked.reason.endswith("as asked, although the convolution of a volume is wrong by 100% in it on this device")
+    assert asked.reason.endswith(
+        "as requested, although the convolution of a volume is wrong by 100% in it on this device"
+    )
 
 
 def test_a_gpu_that_computes_nothing_is_left_alone(monkeypatch):

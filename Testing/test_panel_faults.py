@@ -359,7 +359,7 @@ def test_no_space_is_told_and_the_next_run_works(panel, application, misbehaving
     # For the folder itself; one that was cleaned away is made again.
     (tmp_path / "file").touch()
     monkeypatch.setattr(application, "temporaryPath", str(tmp_path / "file" / "below"))
-    assert "no folder can be made in" in refused(panel)
+    assert "no folder can be created in" in refused(panel)
     panel.onWarmUp()  # before a click nobody has to be told
     monkeypatch.setattr(application, "temporaryPath", str(tmp_path / "gone" / "since"))
     generate(panel)

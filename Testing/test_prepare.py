@@ -137,7 +137,7 @@ def test_labels_are_known_by_what_public_data_sets_call_them(tmp_path, small, na
 def test_a_numbering_that_is_named_makes_the_labels_names_indifferent(tmp_path, small):
     channels = {"channel_names": {"0": "T2", "1": "T1", "2": "Flair", "3": "T1ce"}}
     write_nnunet(tmp_path / "source", [1], channels, {"background": 0, "a": 1, "b": 2, "c": 3}, RAW_2023)
-    with pytest.raises(MedDPMError, match='names a label "a".* or say with --labels how its values are numbered'):
+    with pytest.raises(MedDPMError, match='names a label "a".* or choose the label convention with --labels'):
         make([tmp_path / "source"], tmp_path / "out")
     write_brats(tmp_path / "same", [1])
     make([tmp_path / "same"], tmp_path / "two")
@@ -195,7 +195,7 @@ def test_a_case_without_a_tumor_is_learned_from_if_its_mask_says_so(tmp_path, sm
     (tmp_path / "source" / "case2" / "case2_seg.nii.gz").unlink()
     problems = make([tmp_path / "source"], tmp_path / "out")
     assert problems["case1"] is None
-    assert "case2_t1.nii.gz is there, and its mask" in problems["case2"] and "case2_seg.nii.gz" in problems["case2"]
+    assert "case2_t1.nii.gz exists, but its mask" in problems["case2"] and "case2_seg.nii.gz" in problems["case2"]
     labels = read_volume(tmp_path / "out" / "labelsTr" / "case1.nii.gz").array
     assert (labels == 4).sum() == (phantom(1)[1] > 0).sum() and set(np.unique(labels)) == {0, 4}
 
@@ -313,7 +313,7 @@ def test_a_label_4_is_told_by_its_size_where_3_is_absent(tmp_path, monkeypatch, 
 
 def test_a_numbering_can_be_named_where_values_do_not_tell(tmp_path, small):
     write_brats(tmp_path / "source", [1], values={1: 4, 2: 4, 3: 4})
-    assert "say which label convention it is" in make([tmp_path / "source"], tmp_path / "out")["case1"]
+    assert "choose the label convention" in make([tmp_path / "source"], tmp_path / "out")["case1"]
     assert make([tmp_path / "source"], tmp_path / "out", numbering="brats") == {"case1": None}
     labels = read_volume(tmp_path / "out" / "labelsTr" / "case1.nii.gz").array
     assert (labels == 3).sum() == (phantom(1)[1] % 4 > 0).sum()

@@ -86,7 +86,7 @@ FAULTS = {
     "no image": (lambda folder: (folder / "bad_t1.nii.gz").write_bytes(b"text"), "bad_t1.nii.gz cannot be read"),
     "missing": (
         lambda folder: (folder / "bad_t2.nii.gz").unlink(),
-        "bad_t1.nii.gz is there, and .*bad_t2.nii.gz is missing",
+        "bad_t1.nii.gz exists, but .*bad_t2.nii.gz is missing",
     ),
     "elsewhere": (moved, "bad_t2.nii.gz and .*bad_t1.nii.gz do not lie on one grid"),
     "nan": (set_array("bad_t1.nii.gz", lambda a: np.where(a == a.max(), np.nan, a.astype(np.float32))), "not finite"),
@@ -179,7 +179,7 @@ def test_a_file_that_is_there_twice_is_told(tmp_path, small):
     write_brats(tmp_path / "source", [1])
     save(tmp_path / "source" / "case1" / "case1_t2.nii", phantom(1)[0]["t2"])
     problem = make([tmp_path / "source"], tmp_path / "out")["case1"]
-    assert "case1_t2.nii and" in problem and "case1_t2.nii.gz are both there" in problem
+    assert "case1_t2.nii and" in problem and "case1_t2.nii.gz both exist" in problem
 
 
 def test_a_tumor_alone_is_not_taken_for_a_head(tmp_path, small):
@@ -235,7 +235,7 @@ def test_a_source_of_no_known_layout_is_told(tmp_path, write, says):
 def test_names_that_are_there_twice_are_refused_naming_both(tmp_path):
     write_brats(tmp_path / "a", [1])
     LAYOUTS["2018"](tmp_path / "b", [1])
-    with pytest.raises(MedDPMError, match="case1 is there twice") as refused:
+    with pytest.raises(MedDPMError, match="case1 occurs twice") as refused:
         find_cases([tmp_path / "a", tmp_path / "b"], BRATS, MODALITIES)
     assert str(tmp_path / "a" / "case1") in str(refused.value)
     assert str(tmp_path / "b" / "HGG" / "case1") in str(refused.value)
@@ -362,7 +362,7 @@ def test_a_dataset_is_not_prepared_onto_itself(tmp_path, small):
         (("whole-head", ("t1", "t2")), '"t1,t2" are not modalities of the scheme "whole-head"'),
         (("brats", ()), "are not modalities"),
         (("brats", ("t1",), Path("x")), "has no structures: leave out --anatomy"),
-        (("brats", ("t1",), None, "x"), 'no numbering "x"'),
+        (("brats", ("t1",), None, "x"), 'no label convention "x"'),
         (("brats", ("t1",), None, None, "x"), 'no normalization "x"'),
     ],
 )

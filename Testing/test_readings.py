@@ -295,8 +295,9 @@ def test_numberings_by_name_and_written_out():
     np.testing.assert_array_equal(written.translate(array), [[[0, 2, 1, 0]]])
     assert written.explains({1, 2, 4}) and not written.explains({3})
     for text, match in (
-        ("brats2023", "no numbering"), ("1=edema,1=necrosis", "does not say"), ("1=liver", "liver.*is no label"),
-        ("x=edema", "does not say"), ("0=edema", "does not say"), ("1=", "does not say"),
+        ("brats2023", "no label convention"),
+        ("1=edema,1=necrosis", "does not define"), ("1=liver", "liver.*is no label"),
+        ("x=edema", "does not define"), ("0=edema", "does not define"), ("1=", "does not define"),
     ):  # fmt: skip
         with pytest.raises(MedDPMError, match=match):
             find_numbering(BRATS, text)

@@ -48,7 +48,7 @@ RIGHT = {
 }
 
 REFUSED = {
-    "G1b_sform_aligned_mirrored.nii.gz": "in two ways where it lies, which are up to 191 mm apart",
+    "G1b_sform_aligned_mirrored.nii.gz": "gives two positions, which are up to 191 mm apart",
     "G5_spacing_10mm.nii.gz": "650 x 870 x 650 mm, which is not the size of a brain: .* about 2 x 2 x 2 mm",
     "L2_brats2024_post_RC4.nii.gz": r"different things: .*brats-2024 .*resection cavity \(4\) 11 ml.*brats-2013",
     "L5_hdglio.nii.gz": r"different things: .*hd-glio \(edema \(1\) 44.1 ml, enhancing tumor \(2\) 21 ml\)",

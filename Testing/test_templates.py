@@ -65,7 +65,7 @@ def test_templates_serve_models_of_the_brats_scheme(demo):
     for label in BRATS.tumor:
         assert amount(mask.volume.array, BRATS, label.name) == amount(demo.volume.array, ANATOMY, label.name)
     np.testing.assert_array_equal(mask.volume.array > 0, demo.volume.array > 0)
-    with pytest.raises(MedDPMError, match='no numbering "anatomy"'):
+    with pytest.raises(MedDPMError, match='no label convention "anatomy"'):
         load_template("long", load_scheme("whole-head"))
 
 

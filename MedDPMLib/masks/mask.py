@@ -25,7 +25,7 @@ from MedDPMLib.masks.seg_nrrd import holds_segments, read_segments
 from MedDPMLib.masks.size import odd_size
 from MedDPMLib.masks.values import count_values, volumes_by_value, whole_numbers
 
-#: Part of a tumor that may lie outside the brain where nobody has said that it is one.
+#: Part of a tumor that may lie outside the brain unless the label convention was given.
 _MOST_OUTSIDE = 0.5
 
 
@@ -52,7 +52,7 @@ class Mask:
         name: str = "mask",
         source: str | None = None,
         numbering: str | Numbering | None = None,
-        said_by: str = "as asked for",
+        said_by: str = "as requested",
         expected: str | None = None,
         brain_from: str | os.PathLike | Volume | None = None,
     ) -> Mask:
@@ -127,7 +127,7 @@ def read_mask(
     path of such a table. ``geometry`` is that of :func:`MedDPMLib.imaging.io.read_volume`, for the image too.
     """
     path = Path(path)
-    said_by = "as asked for"
+    said_by = "as requested"
     if is_dicom_segmentation(path):
         volume, numbering, said_by = (
             read_dicom_segments(path, scheme),
@@ -173,7 +173,7 @@ def _translated(reading: Reading, array: np.ndarray, scheme: LabelScheme) -> np.
         )
         raise MedDPMError(
             f'it holds {listed}, for which the scheme "{scheme.name}" has no label ({scheme.describe_labels()})',
-            remedy=f'say as which of these it is to be read, as in "{as_said}", or use another model',
+            remedy=f'assign them to labels of the scheme, as in "{as_said}", or use another model',
             code="unknown-labels",
             example=as_said,
         )
@@ -223,6 +223,6 @@ def _tumor_outside(
     if not is_said and outside > _MOST_OUTSIDE * np.count_nonzero(tumor):
         raise MedDPMError(
             f"{describe_volume(outside * geometry.voxel_volume)} of what would be its tumor lie outside the brain",
-            remedy="check whether they belong together, or say what each value is",
+            remedy="check whether they belong together, or define each value",
         )
     return [f"{describe_volume(outside * geometry.voxel_volume)} of tumor lie outside the brain"] if outside else []

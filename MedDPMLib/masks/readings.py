@@ -26,7 +26,7 @@ _ML = 1000.0
 #: A brain measures so much, in mm^3: the smallest is a newborn's.
 _BRAIN = (300 * _ML, 2500 * _ML)
 
-#: So many structures make a brain that nobody has to be asked about.
+#: With so many structures it is a brain, without a question.
 _MANY_STRUCTURES = 5
 
 #: A part of the box around it that a brain fills at least; organs spread over a trunk fill less.
@@ -255,11 +255,11 @@ def _asked(readings: Sequence[Reading], volumes: Mapping[int, float]) -> Ambiguo
     values = _listed(sorted(volumes))
     fact = f"the values {values} can mean different things"
     if len(readings) == 1:
-        fact = f"the values {values} can be what one label convention makes of them, or something else"
+        fact = f"the values {values} fit one label convention, but can mean something else"
     return AmbiguousLabels(
         fact,
         readings,
-        remedy=f"say which label convention it is: {choices}",
+        remedy=f"choose the label convention: {choices}",
         code="ambiguous-labels",
         choices=choices,
     )
@@ -284,8 +284,7 @@ def _implausible(
         else "the parts of a tumor are never nested like this"
     )
     fact = (
-        f"the values {_listed(sorted(volumes))} are in no label convention that is known: in"
-        f' "{closest.numbering.name}" {why}'
+        f'the values {_listed(sorted(volumes))} are in no known label convention: in "{closest.numbering.name}" {why}'
     )
     return _unread(fact, array, geometry, volumes, scheme, closest)
 
@@ -297,7 +296,7 @@ def _unknown(
     strange = sorted(value for value in volumes if not closest.explains([value]))
     fact = (
         f'the values {_listed(strange)} are not in the scheme "{scheme.name}" ({scheme.describe_labels()}), nor are all'
-        " in one label convention that is known"
+        " in one known label convention"
     )
     return _unread(fact, array, geometry, volumes, scheme)
 
@@ -323,7 +322,7 @@ def _unread(
     return AmbiguousLabels(
         fact,
         readings,
-        remedy=f'say what each value is, as in "{example}", or use a model with another scheme',
+        remedy=f'define each value, as in "{example}", or use a model with another scheme',
         code="unknown-labels",
         example=example,
     )

@@ -144,7 +144,7 @@ def _check_together(path: Path, segments: list[Segment], label: Label) -> None:
             return
     raise MedDPMError(
         f'{path}: the segments "{segments[0].name}" and "{segments[1].name}" are both the label "{label.name}": merge'
-        " them or name one of them otherwise"
+        " them or rename one of them"
     )
 
 
@@ -176,11 +176,11 @@ def write_segments(path: str | os.PathLike, labels: Volume, scheme: LabelScheme,
         except RuntimeError as error:
             raise OSError(str(error)) from error
         if not np.array_equal(written, array):  # a full disk is not always reported
-            raise OSError("not all of it arrived")
+            raise OSError("it was not written completely")
 
 
 def _segmentation_header(geometry: Geometry) -> dict[str, str]:
-    """What 3D Slicer's header says of all segments: above all, on which voxels one goes on painting."""
+    """What 3D Slicer's header says of all segments: above all, on which voxels painting continues."""
     extent = [end for size in geometry.size for end in (0, size - 1)]
     place = ";".join(f"{number:.17g}" for number in (*geometry.ijk_to_ras.ravel(), *extent))
     return {

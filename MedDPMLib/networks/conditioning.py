@@ -1,4 +1,4 @@
-"""The published U-Net with other ways for the labels to enter, to compare them: cross-attention and SPADE.
+"""The published U-Net with other conditioning on the labels, for comparison: cross-attention and SPADE.
 
 In both the convolutions see the noisy image alone. The rest of the network, and the names of its parameters, are those
 of :class:`MedDPMLib.networks.unet.UNet3d`.

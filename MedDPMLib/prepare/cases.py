@@ -1,4 +1,4 @@
-"""How does one case come onto the dataset's grid, and is it sound?"""
+"""How does one case come onto the dataset's grid, and is it valid?"""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def _labels(
     numbering: str | None,
 ) -> tuple[Volume, Sequence[str]]:
     """The case's label map in the values of ``scheme`` on its own grid, and notes."""
-    said_by = "as asked for"
+    said_by = "as requested"
     if segmentation is not None and numbering is None:
         numbering, said_by = _said(case, segmentation, load_scheme("brats") if anatomy else scheme)
     if anatomy is not None:
@@ -170,11 +170,11 @@ def _labels(
         return composed, composed.notes
     if segmentation is None:
         image = next(iter(case.images.values()))
-        raise MedDPMError(f"{image} is there, and its mask {case.segmentation} is missing")
+        raise MedDPMError(f"{image} exists, but its mask {case.segmentation} is missing")
     brain = _brain(list(images.values())) if standard.skull_stripped else None
     if not segmentation.array.any():
         if brain is None:
-            raise MedDPMError(f"{case.segmentation} is empty: there is nothing to learn from it")
+            raise MedDPMError(f"{case.segmentation} is empty: nothing can be learned from it")
         labels = np.where(brain, scheme.rest.value, 0).astype(np.uint8)
         return _with_structures(Volume(labels, segmentation.geometry), scheme), ("no tumor",)
     try:
@@ -257,7 +257,7 @@ def compose_anatomy(
     *,
     numbering: str | Numbering | None = None,
     name: str = "mask",
-    said_by: str = "as asked for",
+    said_by: str = "as requested",
 ) -> Volume:
     """One label map of the anatomy scheme out of structures, skull-stripped ``images`` and a tumor ``segmentation``.
 

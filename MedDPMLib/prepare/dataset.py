@@ -140,8 +140,8 @@ def _in_processes(cases: Sequence[CaseFiles], out: Path, settings: DatasetSettin
             yield done.result()
     except BrokenProcessPool as error:
         raise MedDPMError(
-            "a process ended while it prepared a case, most often for want of memory: use fewer --workers, the same"
-            " command goes on from here"
+            "a process ended while it prepared a case, most likely for lack of memory: use fewer --workers, the same"
+            " command resumes from here"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
@@ -269,7 +269,7 @@ def _with_former_names(description: dict) -> dict:
 
 
 def _describe(out: Path, settings: DatasetSettings) -> None:
-    """Writes ``dataset.json``; what somebody has added to it (name, license) stays."""
+    """Writes ``dataset.json``; what was added to it (name, license) stays."""
     path = out / "dataset.json"
     description = settings.description() | {"numTraining": len(list((out / "labelsTr").glob("*.nii.gz")))}
     try:

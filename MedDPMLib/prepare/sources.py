@@ -1,4 +1,4 @@
-"""Which cases does a folder hold? The layouts in which public data sets come are told apart by their files."""
+"""Which cases does a folder hold? The layouts in which public data sets come are distinguished by their files."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def find_cases(
             other = found.setdefault(case.name.casefold(), case)
             if other is not case:
                 raise MedDPMError(
-                    f"the case {case.name} is there twice, in {other.source} and in {case.source}: rename one of them,"
+                    f"the case {case.name} occurs twice, in {other.source} and in {case.source}: rename one of them,"
                     " or prepare one of them only"
                 )
     return sorted(found.values(), key=lambda case: case.name)
@@ -222,7 +222,7 @@ def _check_label(name: str, scheme: LabelScheme, description: Path) -> None:
     names = ", ".join(one.name for one in numberings(scheme))
     raise MedDPMError(
         f'{description} names a label "{name}", which is none of the scheme "{scheme.name}" ({known}): rename it there,'
-        f" or say with --labels how its values are numbered ({names})"
+        f" or choose the label convention with --labels ({names})"
     )
 
 
@@ -300,10 +300,10 @@ def _case(
     problem = None
     for content in (*modalities, "seg"):
         if len(files.get(content, ())) > 1:
-            problem = f"{' and '.join(map(str, files[content]))} are both there: leave one of them"
+            problem = f"{' and '.join(map(str, files[content]))} both exist: keep one of them"
     if missing := [str(wanted[modality]) for modality in modalities if modality not in files]:
         there = [*images.values(), *(path for paths in files.values() for path in paths)]
-        problem = f"{there[0]} is there, and " if there else ""
+        problem = f"{there[0]} exists, but " if there else ""
         problem += f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing"
         if not images:
             problem += ": a mask without its image is nothing to train on"
@@ -340,10 +340,10 @@ def _unknown(source: Path) -> MedDPMError:
     try:
         array = read_volume(first).array
     except MedDPMError:
-        return MedDPMError(f"{source} is in none of the layouts that are known: {_EXPECTED}")
+        return MedDPMError(f"{source} has none of the known layouts: {_EXPECTED}")
     if array.dtype.kind in "bui" and array.max() <= 255 and array.min() >= 0 and len(set(array.flat[::97])) < 64:
         return MedDPMError(
             f"{source} holds masks without images ({first.name} is a map of labels): training needs the image of each"
             f" mask; {_EXPECTED}"
         )
-    return MedDPMError(f"{source} is in none of the layouts that are known: {_EXPECTED}")
+    return MedDPMError(f"{source} has none of the known layouts: {_EXPECTED}")

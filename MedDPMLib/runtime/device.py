@@ -67,7 +67,7 @@ def _choose_device(device: str | torch.device) -> tuple[torch.device, str]:
         raise MedDPMError(f'the device "{device}" cannot be used, because PyTorch sees no Apple GPU: use cpu or auto')
     if chosen.type not in ("cpu", "cuda", "mps"):
         raise MedDPMError(f'the device "{device}" is not supported: use auto, cpu, cuda, cuda:1 or mps')
-    return chosen, f"on {chosen}, as asked"
+    return chosen, f"on {chosen}, as requested"
 
 
 def _choose_dtype(device: torch.device, precision: str) -> tuple[torch.dtype, str]:
@@ -76,7 +76,7 @@ def _choose_dtype(device: torch.device, precision: str) -> tuple[torch.dtype, st
         if device.type == "cpu" and name == "float16":
             raise MedDPMError("float16 is not computed on the CPU: use bfloat16, float32 or auto")
         fault = self_test_fault(device, _DTYPES[name])
-        return _DTYPES[name], f"in {name}, as asked" + (f", although {fault} in it on this device" if fault else "")
+        return _DTYPES[name], f"in {name}, as requested" + (f", although {fault} in it on this device" if fault else "")
     if name != "auto":
         raise MedDPMError(f'there is no precision "{precision}": use {", ".join(PRECISIONS)}')
     faults = []

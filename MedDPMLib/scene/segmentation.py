@@ -27,7 +27,7 @@ _CONVERTER = slicer.vtkSegmentationConverter
 #: Tag of a segment, followed by a scheme's name: the value of the label that the user chose for it.
 _LABEL_TAG = "MedDPM.label."
 
-#: Largest relative deviation from right angles and from whole voxels that is rounding.
+#: Largest relative deviation from right angles and from whole voxels that counts as rounding.
 _EXACT = 1e-4
 
 #: Points along each side of a box that is sent through a transform that bends it.
@@ -36,7 +36,7 @@ _SAMPLES = 9
 #: Words in the name of a segment that is a tumor, without saying which part of it.
 _TUMOR_WORDS = frozenset("tumor tumour gtv lesion mass core glioma glioblastoma gbm metastasis met cancer".split())
 
-#: So many names of segments are listed in a message.
+#: At most this many names of segments are listed in a message.
 _LISTED = 3
 
 
@@ -83,7 +83,7 @@ def missing_labels(table: Mapping[str, int], scheme: LabelScheme) -> tuple[Label
 def unlabeled_segments(
     segmentation: slicer.vtkMRMLSegmentationNode, table: Mapping[str, int], scheme: LabelScheme
 ) -> list[str]:
-    """The painted segments that stand for no label although nobody said that they are not to be used."""
+    """The painted segments that stand for no label although they were not marked as not used."""
     core, found = segmentation.GetSegmentation(), []
     for id_ in core.GetSegmentIDs():
         decided = id_ in table or core.GetSegment(id_).HasTag(_LABEL_TAG + scheme.name)
@@ -133,7 +133,7 @@ def is_painted_at(
     if layer is None or layer.IsEmpty() or layer.GetPointData().GetScalars() is None:
         return False
     offset = _offset(image_geometry(layer), lattice)
-    if offset is None:  # on another lattice it is not looked for voxel by voxel
+    if offset is None:  # on another lattice it is not compared voxel by voxel
         return True
     array, start = image_array(layer), np.array(first)[::-1] - offset[::-1]
     low = np.maximum(start, 0)
@@ -181,7 +181,7 @@ def read_labels(segmentation: slicer.vtkMRMLSegmentationNode, table: Mapping[str
     """What is painted, as the values of ``scheme``, uint8, on the segmentation's reference geometry, in RAS.
 
     Of overlapping segments the scheme's priority decides, whatever their order. Several segments of one label
-    are united, which the notes say. A linear parent transform moves the geometry and leaves every voxel as it
+    are combined, which the notes report. A linear parent transform moves the geometry and leaves every voxel as it
     is; one that bends or shears it has the segments resampled (nearest neighbor).
 
     Raises :class:`MedDPMError` if ``table`` names a segment or label that does not exist, if the segmentation
@@ -283,7 +283,7 @@ def _united(segmentation, table: Mapping[str, int], scheme: LabelScheme) -> tupl
 
 
 def _layers(segmentation, table: Iterable[str]):
-    """The images that hold the table's segments, each with {value in the image: segment ID}; empty ones are left out.
+    """The images that hold the table's segments, each with {value in the image: segment ID}; without empty ones.
 
     Segments that do not overlap share one image.
     """

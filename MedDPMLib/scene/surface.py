@@ -1,4 +1,4 @@
-"""What does the 3-D view show? The tumor of a mask in its translucent brain: small surfaces that are made in a moment.
+"""What does the 3-D view show? The tumor of a mask in its translucent brain: small surfaces that are computed quickly.
 
 Slicer's own surfaces of a segmentation are all made again with every stroke, which takes seconds.
 """
@@ -40,7 +40,7 @@ def showing(segmentation: slicer.vtkMRMLSegmentationNode, labels: Volume, scheme
     new = not surfaces()
     for value, part in shown.items():
         if slicer.mrmlScene.GetNodeByID(segmentation.GetID() or "") is not segmentation:
-            return  # it has gone meanwhile
+            return  # it was removed in the meantime
         _show(segmentation, value, part, scheme)
         yield
     show_surfaces_of(segmentation)
@@ -56,7 +56,7 @@ def surfaces() -> list[slicer.vtkMRMLModelNode]:
 
 
 def show_surfaces_of(segmentation: slicer.vtkMRMLSegmentationNode | None) -> None:
-    """Shows the surfaces of ``segmentation`` (None: of no segmentation) alone; removes those whose mask has gone."""
+    """Shows the surfaces of ``segmentation`` (None: of no segmentation) alone; removes those whose mask was removed."""
     for node in surfaces():
         owner = slicer.mrmlScene.GetNodeByID(node.GetAttribute(_SURFACE_ATTRIBUTE))
         if owner is None:

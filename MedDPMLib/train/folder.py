@@ -1,7 +1,7 @@
 """What does the folder of a run say about it?
 
 ``recipe.toml`` is the recipe with every field, ``run.json`` what happened (data, machine, time, losses), ``README.md``
-the same for people; both are written anew with each checkpoint.
+the same for people; both are written again with each checkpoint.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class RunHistory:
     data: dict[str, Any]
     #: What it was computed on: ``device``, ``precision``, ``processes``, ``threads``, ``processor``, ``versions``.
     machine: dict[str, Any]
-    #: The model whose weights it began with, and what of them did not fit; None for fresh weights.
+    #: The model whose weights it began with, and what of them did not fit; None if it started from scratch.
     init: dict[str, Any] | None = None
     #: ``model`` and ``hash`` of the teacher of a student, see :mod:`MedDPMLib.train.distillation`.
     teacher: dict[str, Any] | None = None
@@ -46,7 +46,7 @@ class RunHistory:
     losses: list[dict[str, Any]] = field(default_factory=list)
     #: The lowest ``score`` and its ``iteration``: the loss of the held-out cases, or the training's smoothed loss.
     best: dict[str, Any] | None = None
-    #: Sentences: where the recipe was changed on the way.
+    #: Sentences: where the recipe was changed during the run.
     changes: list[str] = field(default_factory=list)
 
 
@@ -125,7 +125,7 @@ class RunFolder:
             if name not in found:
                 raise MedDPMError(
                     f'{path} does not say what the model was trained on: its "{name}" is missing or incomplete. Resume'
-                    f" the run (meddpm train DATASET --run {self.path}), which writes the file anew, and export it then"
+                    f" the run (meddpm train DATASET --run {self.path}), which writes it again, then export it"
                 )
         return RunHistory(**found)
 
@@ -188,7 +188,7 @@ def run_page(recipe: Recipe, history: RunHistory, path: Path) -> str:
         "|---|---|",
         f"| recipe | {recipe.name}: {recipe.network['kind']}, predicts {recipe.prediction}; in full in recipe.toml |",
         f"| data | {data['name']}: {len(data['cases'])} training cases, {len(data['held_out'])} held out |",
-        f"| begun | {history.started}, {_begun_with(history)} |",
+        f"| started | {history.started}, {_begun_with(history)} |",
         f"| machine | {spoken_machine(history.machine)} |",
         f"| versions | {', '.join(f'{name} {number}' for name, number in history.machine['versions'].items())} |",
     ]
@@ -213,7 +213,7 @@ def run_page(recipe: Recipe, history: RunHistory, path: Path) -> str:
         "",
         "- `recipe.toml`: the recipe. `run.json`: what this page says, for programs.",
         "- `checkpoints/`: the states from which the run resumes, and the best averaged weights.",
-        "- `montages/`: what the model made on the way. `tensorboard/`: losses and montages for TensorBoard.",
+        "- `montages/`: images generated during training. `tensorboard/`: losses and montages for TensorBoard.",
         "",
         f"`meddpm train DATASET --run {path.name}` resumes the run; `meddpm models export {path.name} FILE` exports its"
         " model.",

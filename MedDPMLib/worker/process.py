@@ -231,7 +231,7 @@ class Worker:
     # Both --------------------------------------------------------------------------------------------
 
     def _send(self, event: Event) -> None:
-        """Puts the event's line where the thread that writes takes it: nobody waits for a client that does not read."""
+        """Queues the event's line for the thread that writes: nothing waits for a client that does not read."""
         with self._changed:
             self._lines.put(encode(event))
 
@@ -243,7 +243,7 @@ class Worker:
                 self._events.flush()
                 self._lines.task_done()
         except OSError:
-            self._end()  # nobody listens any more
+            self._end()  # the client is gone
 
     def _fault(self, id: str | None, error: Exception) -> Error:
         fault = describe_fault(id, error)

@@ -137,10 +137,10 @@ class StudyViews:
         node.SetCrosshairMode(node.ShowSmallBasic)
         return place
 
-    # How it is done ----------------------------------------------------------------------------------
+    # Implementation ----------------------------------------------------------------------------------
 
     def _add(self, name: str, path) -> slicer.vtkMRMLScalarVolumeNode:
-        """A volume that no list of the application shows, and that knows no file."""
+        """A volume that no list of the application shows, and that has no file."""
         volume = read_volume(path)
         node = slicer.vtkMRMLScalarVolumeNode()
         node.SetName(name)
@@ -206,7 +206,7 @@ class StudyViews:
         return [layout.sliceWidget(name) for name in self._names] if layout is not None else []
 
     def _show_active(self) -> None:
-        """Where views differ, an edge tells which one the arrows move."""
+        """Where views differ, an edge shows which one the arrows move."""
         widgets = self._widgets()
         alike = len({widget.mrmlSliceNode().GetOrientation() for widget in widgets}) < 2
         for number, widget in enumerate(widgets):
@@ -255,7 +255,7 @@ class StudyViews:
 
     def _on_window(self, display, event=None) -> None:
         self._watched.windowed(display.GetWindow(), display.GetLevel())
-        for node in self._nodes:  # both of a pair, and all modalities, are seen through one window
+        for node in self._nodes:  # both of a pair, and all modalities, have one window and level
             other = node.GetDisplayNode()
             if (other.GetWindow(), other.GetLevel()) != (display.GetWindow(), display.GetLevel()):
                 other.SetWindowLevel(display.GetWindow(), display.GetLevel())
