@@ -207,11 +207,11 @@ def test_a_volume_is_the_api_s_with_record_and_mark(meddpm, small_model, small_m
 
 
 @pytest.mark.parametrize("memory, way", [("auto", "whole"), ("low", "in thin slabs"), ("32GB", "whole")])
-def test_the_memory_that_is_planned_is_told_and_taken(meddpm, small_model, small_mask, tmp_path, memory, way):
+def test_the_memory_that_is_planned_is_reported_and_taken(meddpm, small_model, small_mask, tmp_path, memory, way):
     result = meddpm("generate", small_mask, "--model", small_model, "--out", "out", "--memory", memory)
     assert result.returncode == 0, result.stderr
-    told = [line for line in result.stderr.splitlines() if "at the peak" in line]
-    assert len(told) == 1 and f"GB at the peak, {way} (" in told[0]
+    reported = [line for line in result.stderr.splitlines() if "at the peak" in line]
+    assert len(reported) == 1 and f"GB at the peak, {way} (" in reported[0]
     assert json.loads((tmp_path / "out" / "case_seed0_t1.json").read_text())["memory"] == way
 
 
@@ -337,7 +337,7 @@ def _precision(folder: Path) -> str:
 # Bad masks -------------------------------------------------------------------------------------------
 
 
-def test_one_bad_mask_is_told_and_the_rest_is_made(meddpm, small_model, small_mask, tmp_path, brats):
+def test_one_bad_mask_is_reported_and_the_rest_is_made(meddpm, small_model, small_mask, tmp_path, brats):
     folder = small_mask.parent
     write_small_mask(folder / "zlast.nii.gz", brats, seed=2)
     (folder / "damaged.nii.gz").write_bytes(small_mask.read_bytes()[:100])
@@ -375,7 +375,7 @@ def test_folders_without_masks_and_names_that_clash(meddpm, small_model, small_m
 # Faults ----------------------------------------------------------------------------------------------
 
 
-def test_a_folder_that_cannot_be_written_to_is_told_before_the_work(meddpm, small_model, small_mask, tmp_path):
+def test_a_folder_that_cannot_be_written_to_is_reported_before_the_work(meddpm, small_model, small_mask, tmp_path):
     (tmp_path / "file").write_text("in the way")
     result = meddpm("generate", small_mask, "--model", small_model, "--out", "file")
     assert result.returncode == 2 and re.search(
@@ -552,7 +552,7 @@ def test_the_bundled_demo_fits_a_small_machine(meddpm, tmp_path):
 # Training: see test_train_end_to_end.py ----------------------------------------------------------------
 
 
-def test_unknown_recipes_and_datasets_are_told(meddpm):
+def test_unknown_recipes_and_datasets_are_reported(meddpm):
     rest = ["dataset", "--run", "run"]
     result = meddpm("train", "--recipe", "no-such", *rest)
     assert result.returncode == 2 and 'no recipe "no-such": use one of brain-anatomy' in one_sentence(result)

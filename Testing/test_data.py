@@ -190,7 +190,7 @@ def test_smoothing_keeps_the_mean_and_only_coarser_axes():
 
 
 def test_a_smoothed_sample_is_the_same_with_any_number_of_threads():
-    """Threads of a run have different numbers of threads of their own, and a run that goes on must not differ."""
+    """Threads of a run have different numbers of threads of their own, and a run that resumes must not differ."""
     before = torch.get_num_threads()
     samples = []
     try:
@@ -298,7 +298,7 @@ def test_what_is_smoothed_of_a_decoded_case_is_kept_beside_it(tmp_path, monkeypa
     assert not list(folder.rglob("*.smoothed-*")), "not before they are asked for"
     assert all(torch.equal(smoothed[index].image, image) for index, image in enumerate(expected))
     assert len(list(folder.rglob("*.smoothed-16x12x8.npy"))) == 3
-    monkeypatch.setattr("MedDPMLib.data.cases.smoothed_for", None)  # not worked out again
+    monkeypatch.setattr("MedDPMLib.data.cases.smoothed_for", None)  # not computed again
     again = SmoothedCases(read, (8, 12, 16))
     assert all(torch.equal(again[index].image, image) for index, image in enumerate(expected))
     next(folder.rglob("case 1/*.smoothed-*")).write_bytes(b"nothing")
@@ -317,7 +317,7 @@ def test_what_is_smoothed_of_a_decoded_case_is_kept_beside_it(tmp_path, monkeypa
         ({"balance": (-1, 1, 1)}, "needs three shares"),
     ],
 )
-def test_what_cannot_be_sampled_is_told(changes, says):
+def test_what_cannot_be_sampled_is_reported(changes, says):
     arguments = {"cases": three_cases(), "patch": (8, 8, 8)} | changes
     with pytest.raises(MedDPMError, match=says):
         VariedCases(augmentation=STILL, shape=SHAPE, scheme=ANATOMY, seed=0, **arguments)
@@ -380,7 +380,7 @@ def test_what_a_killed_process_left_is_removed_once_it_is_old(tmp_path):
         path.write_bytes(b"half")
     os.utime(old, (0, 0))
     read_dataset(folder, ["t1", "t2"])
-    assert fresh.is_file() and not old.is_file(), "somebody may still be writing it"
+    assert fresh.is_file() and not old.is_file(), "it may still be being written"
 
 
 def test_what_cannot_be_kept_is_smoothed_anew(tmp_path, monkeypatch):
@@ -406,7 +406,7 @@ def test_a_dataset_that_cannot_be_written_is_decoded_in_the_user_s_cache(tmp_pat
     assert torch.equal(read[0].labels, three_cases()[0].labels)
 
 
-def test_damaged_decoded_files_are_told(tmp_path):
+def test_damaged_decoded_files_are_reported(tmp_path):
     folder = write_set(tmp_path / "set", three_cases())
     read = read_dataset(folder, ["t1", "t2"])
     for content in (b"nothing", b""):
@@ -454,13 +454,13 @@ def damage_place(folder):
         ),
     ],
 )
-def test_a_damaged_dataset_is_told(tmp_path, damage, says):
+def test_a_damaged_dataset_is_reported(tmp_path, damage, says):
     damage(write_set(tmp_path / "set", three_cases()))
     with pytest.raises(MedDPMError, match=says):
         read_dataset(tmp_path / "set", ["t1", "t2"])
 
 
-def test_a_dataset_of_another_recipe_is_told(tmp_path):
+def test_a_dataset_of_another_recipe_is_reported(tmp_path):
     folder = write_set(tmp_path / "set", three_cases(), label_scheme="anatomy")
     with pytest.raises(MedDPMError, match="holds t1, t2, the recipe asks for t2"):
         read_dataset(folder, ["t2"])

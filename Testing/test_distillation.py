@@ -100,9 +100,9 @@ def test_from_the_teachers_weights_in_as_many_steps_there_is_nothing_to_learn(te
     engine.start_from(load_model(teacher).network.state_dict())
     # The teacher clips its image, the student's training does not.
     batches = [made.batch(numbers) for numbers in batch_numbers(recipe, 0)]
-    told = [engine.teacher.x0(engine.schedule.add_noise(b.x0, b.t, b.noise), b.t, b.condition) for b in batches]
+    taught = [engine.teacher.x0(engine.schedule.add_noise(b.x0, b.t, b.noise), b.t, b.condition) for b in batches]
     said = [engine.network(engine.schedule.add_noise(b.x0, b.t, b.noise), b.t, b.condition) for b in batches]
-    torch.testing.assert_close(told[0], said[0].detach().clamp(-1, 1), atol=1e-4, rtol=0)
+    torch.testing.assert_close(taught[0], said[0].detach().clamp(-1, 1), atol=1e-4, rtol=0)
 
 
 def test_a_run_of_a_student_becomes_a_model_of_few_steps(teacher, tmp_path):
@@ -130,7 +130,7 @@ def test_a_run_goes_on_with_the_same_teacher_only(teacher, tmp_path):
         train(student_recipe(mine, "stages.0.iterations=3", *settled), CASES, tmp_path / "run", execution=EXACT)
 
 
-def test_what_cannot_be_distilled_is_told(teacher):
+def test_what_cannot_be_distilled_is_reported(teacher):
     with pytest.raises(MedDPMError, match='"teacher_steps" must be a multiple of "steps" \\(4\\)'):
         student_recipe(teacher, steps=4)
     with pytest.raises(MedDPMError, match="at most the 250 timesteps"):

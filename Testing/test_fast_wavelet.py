@@ -147,9 +147,9 @@ def test_the_memory_foretold_is_enough(octaves, monkeypatch):
         answers = [fast.denoise_last(x, t, condition, share) for share in shares]
     assert len(answers) == 2
     taken = alive.peak - condition.nbytes - x.nbytes  # views of arguments are counted too
-    foretold = working_bytes(network, sides, CPU, dtype)
-    assert taken < foretold < 2 * taken
+    predicted = working_bytes(network, sides, CPU, dtype)
+    assert taken < predicted < 2 * taken
     # On CUDA a recorded step keeps its memory, where there is enough of it.
     cuda = torch.device("cuda")
     fast, lean = (working_bytes(network, sides, cuda, dtype, mode) for mode in memory_modes(network))
-    assert fast > 1.9 * taken and lean == foretold
+    assert fast > 1.9 * taken and lean == predicted

@@ -159,10 +159,10 @@ def test_the_license_of_a_dataset_is_read_in_both_spellings(tmp_path, name):
 
 
 def test_the_history_of_a_run_keeps_its_license():
-    told: list[str] = []
+    reported: list[str] = []
     data = {"name": "N", "licence": None, "cases": ["a"], "held_out": []}
-    found = history_fields({"data": data}, told.append)
-    assert found == {"data": {"name": "N", "license": None, "cases": ["a"], "held_out": []}} and not told
+    found = history_fields({"data": data}, reported.append)
+    assert found == {"data": {"name": "N", "license": None, "cases": ["a"], "held_out": []}} and not reported
 
 
 # Studies ---------------------------------------------------------------------------------------------

@@ -147,9 +147,10 @@ def test_it_is_used_where_it_is_right(gpu, caplog):
 def test_where_it_is_wrong_the_log_says_so_once(gpu, caplog):
     device = gpu((8, 0), "the one kernel is wrong by 20%")
     assert [fused_normalization(device, torch.bfloat16) for _ in range(2)] == [None, None]
-    (told,) = caplog.records
+    (reported,) = caplog.records
     assert (
-        told.levelname == "WARNING" and "two kernels, because the one kernel is wrong by 20% in torch" in told.message
+        reported.levelname == "WARNING"
+        and "two kernels, because the one kernel is wrong by 20% in torch" in reported.message
     )
 
 

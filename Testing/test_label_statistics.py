@@ -380,7 +380,7 @@ def test_seeds_are_averaged_and_models_stand_side_by_side(
     assert "the more varied one scores worse" in result.stdout
 
 
-def test_real_images_that_are_missing_or_unknown_are_told(meddpm, small_model, small_mask, real_images):
+def test_real_images_that_are_missing_or_unknown_are_reported(meddpm, small_model, small_mask, real_images):
     result = meddpm("fidelity", small_mask, "--model", small_model, *real_images[:2])
     assert result.returncode == 2 and "--real is missing for t2" in result.stderr
     result = meddpm("fidelity", small_mask, "--model", small_model, "--real", "t9=x.nii")

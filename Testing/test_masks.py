@@ -207,7 +207,7 @@ def test_a_brain_that_just_fits_is_not_cut():
     assert not fitted.outside and np.count_nonzero(fitted.labels) == np.count_nonzero(labels)
 
 
-def test_a_structure_that_vanishes_is_told():
+def test_a_structure_that_vanishes_is_reported():
     volume = painted(oriented("LPS", (84, 84, 84)), np.zeros(3))
     labels = volume.array.copy()
     labels[(labels > 0) & (labels < 4)] = 4
@@ -291,7 +291,7 @@ def test_the_hash_follows_labels_and_position_alone():
     assert mask_of(Volume(turned, volume.geometry)).hash == mask_of(Volume(turned.copy(), volume.geometry)).hash
 
 
-def test_raw_brats_is_translated_and_told():
+def test_raw_brats_is_translated_and_reported():
     volume = brain()
     raw = np.where(volume.array == 3, 4, np.where(volume.array == 4, 0, volume.array))
     image = Volume((volume.array > 0) * 100.0, volume.geometry)
@@ -350,7 +350,7 @@ def test_without_a_brain_area_the_way_out_is_named(scheme, value, missing):
     bad(np.full((4, 4, 4), value), for_files, loaded, numbering=loaded.own_numbering)
 
 
-def test_an_anatomy_without_the_rest_of_the_brain_is_usable_and_told():
+def test_an_anatomy_without_the_rest_of_the_brain_is_usable_and_reported():
     mask = mask_of(Volume(np.full((4, 4, 4), 7), oriented("RAS", (4, 4, 4), (30, 30, 30))), load_scheme("anatomy"))
     assert any("label 18" in note and "filled from a skull-stripped image" in note for note in mask.notes)
 
@@ -425,7 +425,7 @@ def test_images_that_show_no_brain_are_refused():
         Mask.from_volume(tumor_only(volume), BRATS, numbering="med-ddpm", brain_from="absent.nii")
 
 
-def test_a_mask_that_holds_a_part_of_the_brain_only_is_told():
+def test_a_mask_that_holds_a_part_of_the_brain_only_is_reported():
     volume = brain()
     part = volume.geometry.cut(np.array([0, 0, 0]), np.array([16, 16, 8]))
     mask = Mask.from_volume(Volume(tumor_only(volume).array[:8], part), BRATS, numbering="med-ddpm", brain_from=volume)
@@ -446,7 +446,7 @@ def test_tumor_at_the_brains_surface_is_no_remark():
 
 
 @pytest.mark.parametrize("orientation", ["LPS", "SAR"])
-def test_tumor_beside_the_brain_is_told_with_its_volume(orientation):
+def test_tumor_beside_the_brain_is_reported_with_its_volume(orientation):
     volume = brain(orientation=orientation)
     volume.array[0, 0, 0:3] = 3
     assert mask_of(volume).notes[1] == "648 mm^3 of tumor lie outside the brain"
@@ -459,7 +459,7 @@ def test_tumor_that_touches_the_brain_with_a_foot_is_outside():
     assert note == "6.91 ml of tumor lie outside the brain"
 
 
-def test_with_an_image_the_part_outside_it_is_told():
+def test_with_an_image_the_part_outside_it_is_reported():
     volume = brain()
     volume.array[0:4, 12:14, 12:14] = 2
     image = brain()

@@ -135,7 +135,7 @@ def test_sheets_are_square_and_hold_the_point():
             assert ends[1] >= max(low @ np.array(direction), high @ np.array(direction))
 
 
-def test_nothing_to_draw_is_told():
+def test_nothing_to_draw_is_reported():
     geometry = geometry_of("RAS", spacing=(8.0, 8.0, 8.0))
     empty = Volume(np.zeros(geometry.shape, np.uint8), geometry)
     with pytest.raises(MedDPMError, match="not empty"):

@@ -205,14 +205,14 @@ def test_work_in_turns_is_the_same_work(application):
         try:
             yield lambda: int("no number")
         except ValueError:
-            log.append("told")
+            log.append("reported")
         return sum((yield lambda: [1, 2, 3]) or ())
 
     logs, turns, results, faults = ([], []), BackgroundWork(), [], []
     assert run_now(work(logs[0])) == 6
     turns.start(work(logs[1]), results.append, faults.append)
     wait_until(lambda: not turns.busy, 5)
-    assert results == [6] and not faults and logs[0] == logs[1] == [2, None, "told"]
+    assert results == [6] and not faults and logs[0] == logs[1] == [2, None, "reported"]
 
     def bad():
         yield lambda: slicer.util.getNode("nothing of this name")
@@ -366,7 +366,7 @@ def test_no_worker_starts_by_itself_where_packages_are_missing(panel):
 
 
 def test_the_newest_stroke_wins(panel):
-    """Strokes while an image is made that nobody wants any more: it gives way, the last stroke is what is seen."""
+    """Strokes while an outdated image is generated: it is cancelled, the last stroke is what is seen."""
     segmentation = start_from_template(panel)
     panel.ui.seedBox.value, panel.ui.stepsBox.value, panel.ui.autoBox.checked = 5, 50, True
     panel.ui.generateButton.click()

@@ -114,7 +114,7 @@ def test_the_only_segmentation_is_chosen_on_entering(panel, application):
     node = painting.add_segmentation(Volume(small_labels(SCHEME), small_geometry()), SCHEME, "From elsewhere")
     slicer.util.selectModule("MedDPM")
     assert panel.ui.segmentationSelector.currentNode() is node and panel.mask.editor.segmentationNode() is node
-    # Where there are two, nobody chooses for the user.
+    # Where there are two, the user has to choose.
     application.close_scene()
     application.mainWindow().moduleSelector().leave("MedDPM")
     for name in ("A", "B"):
@@ -232,7 +232,7 @@ def test_a_run_that_is_cancelled_leaves_the_views_as_they_were(panel, applicatio
 
 
 def test_names_and_views_begin_with_the_modality(panel):
-    """3D Slicer shortens what is long in the middle: compared volumes have to be told apart."""
+    """3D Slicer shortens what is long in the middle: compared volumes have to be distinguished."""
     node = small_segmentation(panel, name="Ventricles of medium width")
     nodes = a_run(node, seed=12) + a_run(node, seed=13, mask="1", modalities=("t1", "t2"))
     former = slicer.app.layoutManager().layout

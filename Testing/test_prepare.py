@@ -294,7 +294,7 @@ def test_a_resection_cavity_does_not_become_brain(tmp_path, small):
 
 
 @pytest.mark.parametrize(("large", "value"), [(False, 3), (True, 4)])
-def test_a_label_4_is_told_by_its_size_where_3_is_absent(tmp_path, monkeypatch, large, value):
+def test_a_label_4_is_recognized_by_its_size_where_3_is_absent(tmp_path, monkeypatch, large, value):
     """4 is the rest of the brain in Med-DDPM's files and the enhancing tumor in BraTS's."""
     grid = replace(SMALL, spacing=(9.0,) * 3)
     monkeypatch.setitem(STANDARDS, "brats", Standard(grid, MODALITIES, True))

@@ -1,4 +1,4 @@
-"""Broken cases, odd sources, interruptions: what is told, what goes on, and that nothing is lost."""
+"""Broken cases, odd sources, interruptions: what is reported, what continues, and that nothing is lost."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_broken_case_is_told_and_the_rest_goes_on(tmp_path, small, fault):
+def test_a_broken_case_is_reported_and_the_rest_continues(tmp_path, small, fault):
     write_brats(tmp_path / "source", [1, 2])
     folder = tmp_path / "source" / "bad"
     shutil.copytree(tmp_path / "source" / "case2", folder)
@@ -132,7 +132,7 @@ def test_a_broken_case_is_told_and_the_rest_goes_on(tmp_path, small, fault):
     assert nothing_left(tmp_path / "out")
 
 
-def test_a_brain_that_the_grid_cuts_is_refused_or_told(tmp_path, monkeypatch):
+def test_a_brain_that_the_grid_cuts_is_refused_or_reported(tmp_path, monkeypatch):
     write_brats(tmp_path / "source", [1])
     for size, refused in (((28, 24, 8), True), ((28, 24, 13), False)):
         monkeypatch.setitem(STANDARDS, "brats", Standard(replace(SMALL, size=size), MODALITIES, True))
@@ -148,7 +148,7 @@ def test_a_brain_that_the_grid_cuts_is_refused_or_told(tmp_path, monkeypatch):
             assert float(row["cut off (mm^3)"]) == lost * 216 and "outside the model's grid" in row["notes"]
 
 
-def test_an_empty_whole_head_mask_is_told(tmp_path, small):
+def test_an_empty_whole_head_mask_is_reported(tmp_path, small):
     images, labels = phantom()
     save(tmp_path / "image" / "a.nii.gz", images["t1"])
     save(tmp_path / "mask" / "a.nii.gz", np.zeros(SHAPE, np.uint8))
@@ -175,7 +175,7 @@ def test_a_pair_that_does_not_match_names_both_files(tmp_path, small):
         assert all(str(tmp_path / file) in problems[name] for file in files), problems[name]
 
 
-def test_a_file_that_is_there_twice_is_told(tmp_path, small):
+def test_a_file_that_is_there_twice_is_reported(tmp_path, small):
     write_brats(tmp_path / "source", [1])
     save(tmp_path / "source" / "case1" / "case1_t2.nii", phantom(1)[0]["t2"])
     problem = make([tmp_path / "source"], tmp_path / "out")["case1"]
@@ -226,7 +226,7 @@ def test_anatomy_needs_structures(tmp_path, small):
         ),
     ],
 )
-def test_a_source_of_no_known_layout_is_told(tmp_path, write, says):
+def test_a_source_of_no_known_layout_is_reported(tmp_path, write, says):
     write(tmp_path / "source")
     with pytest.raises(MedDPMError, match=says):
         find_cases([tmp_path / "source"], BRATS, MODALITIES)
@@ -244,7 +244,7 @@ def test_names_that_are_there_twice_are_refused_naming_both(tmp_path):
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 10**6), which=st.sampled_from(["a_t1.nii", "a_seg.nii", "dataset.json"]))
 def test_damaged_bytes_make_a_problem_and_never_anything_else(tmp_path_factory, seed, which):
-    """Bytes are changed and the end is cut off: the case is prepared or told, in a sentence."""
+    """Bytes are changed and the end is cut off: the case is prepared or reported, in a sentence."""
     root = tmp_path_factory.getbasetemp() / "damaged"
     shutil.rmtree(root, ignore_errors=True)
     images, labels = phantom()
@@ -366,7 +366,7 @@ def test_a_dataset_is_not_prepared_onto_itself(tmp_path, small):
         (("brats", ("t1",), None, None, "x"), 'no normalization "x"'),
     ],
 )
-def test_settings_that_do_not_fit_are_told(arguments, says):
+def test_settings_that_do_not_fit_are_reported(arguments, says):
     with pytest.raises(MedDPMError, match=says):
         DatasetSettings(*arguments)
 
@@ -404,7 +404,7 @@ def test_a_killed_preparation_goes_on_where_it_was(tmp_path, meddpm_process):
     }
 
 
-def test_a_process_that_dies_is_told(tmp_path):
+def test_a_process_that_dies_is_reported(tmp_path):
     write_heads(tmp_path / "source", 3)
     cases = find_cases([tmp_path / "source"], WHOLE_HEAD, ("t1",))
     chosen, over = DatasetSettings("whole-head", ("t1",)), threading.Event()
@@ -455,6 +455,6 @@ def test_the_command_tells_layout_cases_and_what_it_leaves_out(meddpm, tmp_path,
         (["--scheme", "brats"], "source is not a folder"),
     ],
 )
-def test_mistakes_of_the_command_are_told(meddpm, arguments, says):
+def test_mistakes_of_the_command_are_reported(meddpm, arguments, says):
     result = meddpm("prepare", "source", "--out", "set", *arguments)
     assert result.returncode == 2 and says in result.stderr

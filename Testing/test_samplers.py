@@ -67,7 +67,7 @@ class Gaussian:
 
 
 def draw(denoiser, condition, schedule, *, generator=None, **options) -> torch.Tensor:
-    """One channel for each of the condition's, from seed 0 unless told otherwise."""
+    """One channel for each of the condition's, from seed 0 unless set otherwise."""
     generator = seeded() if generator is None else generator
     return sample(denoiser, condition, schedule, shape=condition.shape, generator=generator, **options)
 

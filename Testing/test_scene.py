@@ -264,7 +264,7 @@ def test_segments_on_another_lattice_are_brought_to_the_reference_geometry():
     assert np.array_equal(read.array, one_by_one(node, table, SCHEME))
 
 
-def test_what_lies_outside_the_reference_geometry_is_told():
+def test_what_lies_outside_the_reference_geometry_is_reported():
     labels = some_labels()
     node = painting.add_segmentation(labels, SCHEME, "Brain")
     table = segmentation.guess_table(node, SCHEME)

@@ -43,7 +43,7 @@ def test_roles():
 
 
 @pytest.mark.parametrize("name", SCHEMES)
-def test_labels_can_be_told_apart(name):
+def test_labels_can_be_distinguished(name):
     labels = load_scheme(name).labels
     for one, other in itertools.combinations(labels, 2):
         assert np.linalg.norm(np.subtract(one.color, other.color)) > 40, (one.name, other.name)

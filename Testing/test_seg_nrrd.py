@@ -90,7 +90,7 @@ def test_overlapping_segments_are_merged_by_priority(tmp_path):
     np.testing.assert_array_equal(labels, np.where(core, 3, np.where(tumor, 2, np.where(whole, 4, 0))))
 
 
-def test_segments_that_cannot_be_told_are_refused(tmp_path):
+def test_segments_without_one_label_are_refused(tmp_path):
     volume = brain()
     path = tmp_path / "a.seg.nrrd"
     named = [{"Name": name, "LabelValue": value} for value, name in NAMES.items()]
@@ -102,7 +102,7 @@ def test_segments_that_cannot_be_told_are_refused(tmp_path):
     ):
         with pytest.raises(MedDPMError, match=match):
             read_mask(save(path, [volume.array], segments, volume.geometry), BRATS)
-    # An empty segment is nobody's: it may be called anything.
+    # An empty segment is ignored: it may be called anything.
     empty = {"Name": "Segment_5", "LabelValue": 9}
     assert read_mask(save(path, [volume.array], [*named, empty], volume.geometry), BRATS).volume.array.any()
 
@@ -146,7 +146,7 @@ def test_every_segment_is_read_whatever_its_number_is(tmp_path_factory, numbers,
     fields = {number: {**named[n], "Layer": n if layered else 0} for n, number in enumerate(sorted(numbers))}
     save(path, layers, fields, volume.geometry)
     np.testing.assert_array_equal(read_mask(path, BRATS).volume.array, volume.array)
-    del fields[sorted(numbers)[order[0] - 1]]  # whose voxels are nobody's then
+    del fields[sorted(numbers)[order[0] - 1]]  # whose voxels belong to no segment then
     save(path, layers, fields, volume.geometry)
     with pytest.raises(MedDPMError, match="holds the value .* none of its segments'"):
         read_mask(path, BRATS)

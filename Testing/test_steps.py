@@ -1,4 +1,4 @@
-"""The study of steps: its settings, what its figures are where they are known, and that it goes on where it stopped."""
+"""The study of steps: its settings, its figures where they are known, and that it resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -229,6 +229,6 @@ def test_the_comparison_has_a_row_for_each_setting(small_model, masks, brats):
     assert rows[0].max() > 0
 
 
-def test_a_guidance_that_is_no_number_is_told(meddpm, small_model, small_mask):
+def test_a_guidance_that_is_no_number_is_reported(meddpm, small_model, small_mask):
     result = meddpm("benchmark", "steps", small_mask, "--model", small_model, "--out", "o", "--guidance", "1;2")
     assert result.returncode == 2 and "is not a list of numbers" in result.stderr

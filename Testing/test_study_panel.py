@@ -23,7 +23,7 @@ from MedDPMLib.study.definition import Sessions
 from MedDPMLib.study.order import PAIR
 from MedDPMLib.study.pack import pack
 
-# The story -------------------------------------------------------------------------------------------
+# First use -------------------------------------------------------------------------------------------
 
 
 def test_a_study_from_start_to_end_with_the_keyboard_alone(module, archive, tmp_path):
@@ -187,7 +187,7 @@ def test_scripts_read_without_the_screen_and_the_self_test_passes(module, archiv
     slicer.modules.MedDPMStudyInstance.runTest()
 
 
-# Other ways ---------------------------------------------------------------------------------------------
+# Other input ---------------------------------------------------------------------------------------------
 
 
 def test_a_scene_with_data_is_closed_only_after_a_question(module, archive):

@@ -308,7 +308,7 @@ def test_a_state_of_another_network_is_refused():
         other.load_state(state)
 
 
-def test_the_average_starts_late_where_it_is_told_to():
+def test_the_average_starts_late_where_the_recipe_says_so():
     recipe = small_recipe("training.ema_start=2", "training.ema=0.5")
     engine, made = Engine(recipe, EXACT), examples(recipe)
     history = []
@@ -330,7 +330,7 @@ def test_a_loss_that_is_not_finite_names_iteration_and_case():
         Engine(recipe, EXACT).step([made.batch([0])])
 
 
-def test_what_processes_cannot_do_is_told():
+def test_what_processes_cannot_do_is_reported():
     with pytest.raises(MedDPMError, match="sharding needs several processes"):
         Engine(small_recipe(), EXACT, shard=True)
 

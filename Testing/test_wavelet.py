@@ -95,7 +95,7 @@ def test_places_are_sines_of_the_middles_of_the_blocks():
             torch.testing.assert_close(features[0, 9 + 3 * octave + axis], angle.cos(), atol=1e-5, rtol=0)
 
 
-def test_a_patch_is_told_of_the_same_places_as_the_whole():
+def test_a_patch_is_given_the_same_places_as_the_whole():
     network = small_network(2)
     whole = torch.from_numpy(voxel_positions((16, 16, 24)))[None]
     with torch.no_grad():
@@ -121,7 +121,7 @@ def test_trust_starts_where_two_estimates_blend_best():
     alpha_bar = torch.tensor([0.999, 0.9, 0.5, 0.01])
     network.start_training(alpha_bar)
     weights = network.trust.detach().sigmoid()
-    assert (weights[:-1] > weights[1:]).all()  # the more noise, the less trust
+    assert (weights[:-1] > weights[1:]).all()  # the more noise, the smaller the skip weight
     assert (weights[:, 0] > weights[:, 1]).all() and (weights[:, 1] > weights[:, 7]).all()
     noise, error = (1 - alpha_bar) / alpha_bar, 0.08**2
     candidates = torch.linspace(0, 1, 10_001)[:, None]

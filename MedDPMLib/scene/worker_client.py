@@ -280,7 +280,7 @@ class WorkerClient:
     # Its end -----------------------------------------------------------------------------------------
 
     def _on_pulse(self) -> None:
-        """Asks whether the worker is alive, and counts unanswered questions: the application may have been suspended."""
+        """Asks whether the worker is alive, and counts unanswered questions, not seconds: the application may sleep."""
         worker = self._worker
         self._on_output(worker)
         if worker is not self._worker:
