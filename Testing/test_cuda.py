@@ -130,7 +130,7 @@ def test_a_volume_is_repeatable_and_near_that_of_the_cpu(small_model, brats):
 
 
 @pytest.mark.parametrize("mode", [MemoryMode.FAST, MemoryMode.LOW])
-def test_the_memory_foretold_is_about_what_is_taken(mode, dtype):
+def test_the_memory_predicted_is_about_what_is_taken(mode, dtype):
     """By a network as wide as the published ones."""
     network = build_network(
         {

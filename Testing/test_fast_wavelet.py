@@ -135,7 +135,7 @@ def test_a_repeated_volume_is_each_voxel_twice():
 
 
 @pytest.mark.parametrize("octaves", [0, 5])
-def test_the_memory_foretold_is_enough(octaves, monkeypatch):
+def test_the_memory_predicted_is_enough(octaves, monkeypatch):
     monkeypatch.setattr(slabs, "_CPU_SLAB", 1)  # of a small grid a slab is a small part, as it is of a large one
     sides, dtype = (48, 48, 48), torch.bfloat16
     network = WaveletUNet3d(4, 24, channels=(48, 72, 96, 120), place_octaves=octaves).requires_grad_(False)

@@ -106,7 +106,7 @@ def test_a_patch_is_given_the_same_places_as_the_whole():
 
 
 @pytest.mark.parametrize("octaves", [0, 5])
-def test_values_alive_are_no_more_than_foretold(octaves):
+def test_values_alive_are_no_more_than_predicted(octaves):
     sides = (16, 32, 32)
     network = WaveletUNet3d(4, 24, channels=(48, 72, 96, 120), place_octaves=octaves).requires_grad_(False)
     x, t, condition = torch.randn(1, 4, *sides), torch.tensor([3]), torch.randn(1, 24, *sides)

@@ -111,8 +111,8 @@ def write_dataset(
     """Writes ``cases`` into the dataset ``out`` and yields a report on each, as it is done.
 
     A case with a problem is reported and skipped. Cases that are done are not done again; those of earlier calls stay.
-    Raises :class:`MedDPMError` if ``out`` holds a dataset with other settings or one of the cases themselves, if it cannot be
-    written, and if a process dies.
+    Raises :class:`MedDPMError` if ``out`` holds a dataset with other settings or one of the cases themselves, if it
+    cannot be written, and if a process dies.
     """
     for case in cases:
         for path in (*case.images.values(), case.segmentation):
