@@ -120,7 +120,7 @@ def test_trust_starts_where_two_estimates_blend_best():
     network = WaveletUNet3d(1, 1, channels=(8,), timesteps=4)
     alpha_bar = torch.tensor([0.999, 0.9, 0.5, 0.01])
     network.start_training(alpha_bar)
-    weights = network.trust.detach().sigmoid()
+    weights = network.skip_weight_logits.detach().sigmoid()
     assert (weights[:-1] > weights[1:]).all()  # the more noise, the smaller the skip weight
     assert (weights[:, 0] > weights[:, 1]).all() and (weights[:, 1] > weights[:, 7]).all()
     noise, error = (1 - alpha_bar) / alpha_bar, 0.08**2
@@ -133,7 +133,7 @@ def test_trust_starts_where_two_estimates_blend_best():
 
 def test_full_trust_returns_the_image():
     network = small_network()
-    torch.nn.init.constant_(network.trust, 60)
+    torch.nn.init.constant_(network.skip_weight_logits, 60)
     x = torch.randn(1, 2, 8, 8, 8)
     with torch.no_grad():
         torch.testing.assert_close(network(x, torch.tensor([3]), torch.rand(1, 3, 8, 8, 8)), x)
@@ -166,7 +166,7 @@ def test_the_last_step_leaves_no_pattern_of_the_blocks():
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.zero_()
-        network.trust.fill_(-60)
+        network.skip_weight_logits.fill_(-60)
         network.out.bias[2 * 1] = 0.5  # sub-band 1 (high-pass along W) of the first channel
         network.out.bias[2 * 7 + 1] = 0.5  # sub-band 7 (high-pass along all axes) of the second
         x, condition, t = torch.zeros(1, 2, 16, 16, 24), torch.zeros(1, 3, 16, 16, 24), torch.tensor([5])
