@@ -75,12 +75,12 @@ class SegmenterCard:
     @property
     def structures(self) -> list[int]:
         """The values of the first output's classes after the background."""
-        return [label.value for label in self.scheme.labels if label.role in ("structure", "rest")]
+        return [label.value for label in self.scheme.labels if label.role != "tumor"]
 
     @property
     def tumor(self) -> list[int]:
         """The values of the second output's classes after the background; empty if it has none."""
-        return [v for v in self.scheme.values if v not in self.structures] if self.modalities else []
+        return [label.value for label in self.scheme.tumor] if self.modalities else []
 
     @property
     def network_description(self) -> dict:
@@ -107,7 +107,7 @@ class SegmenterCard:
             "Measured on": ", ".join(self.dice_cases),
             "Training": self.training,
             "Data": "; ".join(
-                f"{data['name']} ({data['cases'] or 'an unstated number of'} cases; license: {data['licence']})"
+                f"{data['name']} ({data['cases'] or 'an unstated number of'} cases; license: {data['license']})"
                 for data in self.training_data
             ),
             "License": self.license,

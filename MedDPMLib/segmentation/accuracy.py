@@ -107,7 +107,7 @@ def _regions(found: np.ndarray, truth: np.ndarray, scheme: LabelScheme) -> dict[
 
 
 def _tumor(scheme: LabelScheme) -> list[int]:
-    return [label.value for label in scheme.labels if label.role not in ("structure", "rest")]
+    return [label.value for label in scheme.tumor]
 
 
 def _mean(values: Sequence[float]) -> float:
