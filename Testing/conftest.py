@@ -168,3 +168,106 @@ def finish(process: subprocess.Popen) -> subprocess.CompletedProcess:
     """What the ``process`` said and how it ended."""
     out, err = process.communicate(timeout=120)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+#: Of the small segmenter: the intensity, from 0 to 1, that it takes for a label of the anatomy scheme.
+LEVELS = {0: 0.0, 18: 0.35, 1: 0.6, 3: 0.8, 8: 1.0}
+#: Its voxels, in mm.
+COARSE = 4.0
+#: Thresholds on which its answers are built.
+_THRESHOLDS = 12
+
+
+def plain_scheme(name: str = "anatomy") -> LabelScheme:
+    """A scheme without plausible volumes, for phantoms that have a few of its labels."""
+    values = load_scheme(name).to_dict()
+    for label in values["labels"]:
+        label.pop("plausible_ml", None)
+    return LabelScheme.from_dict(values)
+
+
+def small_segmenter_card(**changes):
+    from MedDPMLib.models.segmenter_card import SegmenterCard
+
+    fields = {
+        "name": "small-segmenter",
+        "title": "A small segmenter",
+        "summary": "Takes the intensity of each voxel for its label, for tests.",
+        "network": {"kind": "segmentation-unet", "channels": [8 * _THRESHOLDS, 8]},
+        "scheme": plain_scheme(),
+        "modalities": ("t1", "t2"),
+        "tumor_modalities": 2,
+        "spacing": COARSE,
+        "training": "Not trained: its weights are computed.",
+        "training_data": ({"name": "none", "license": "none", "cases": None},),
+        "training_cases": ("known",),
+        "license": "Apache-2.0",
+        "intended_use": "Tests.",
+        "limitations": "Sees no shapes.",
+    }
+    return SegmenterCard(**{**fields, **changes})
+
+
+def write_small_segmenter(path: Path, card=None) -> Path:
+    """A segmenter that gives each voxel of its unnamed scan the label whose level in :data:`LEVELS` is nearest.
+
+    Each of the eight voxels of a block has features of its own: SiLU of how far its intensity is above each threshold.
+    Of these the outputs are the combination that is nearest to minus the squared distance from the label's level.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    from MedDPMLib.networks import state_shapes
+
+    card = card or small_segmenter_card()
+    state = {name: torch.zeros(shape) for name, shape in state_shapes(card.network_description).items()}
+    thresholds = torch.linspace(-0.1, 1.2, _THRESHOLDS)
+    for voxel in range(8):
+        place = (voxel >> 2 & 1, voxel >> 1 & 1, voxel & 1)
+        for number, threshold in enumerate(thresholds):
+            state["stem.weight"][(8 * number + voxel, 0, *place)] = 6.0
+            state["stem.bias"][8 * number + voxel] = -6.0 * threshold
+    shades = torch.linspace(-0.05, 1.3, 500)[:, None]
+    features = F.silu(F.silu(6.0 * (shades - thresholds)))
+    features = torch.cat([features, torch.ones_like(shades)], dim=1)
+    classes = [0, *card.structures]
+    for number, value in enumerate(classes):
+        wanted = -300 * (shades - LEVELS[value]) ** 2 if value in LEVELS else torch.full_like(shades, -1000.0)
+        fitted = torch.linalg.lstsq(features.double(), wanted.double()).solution[:, 0].float()
+        for voxel in range(8):
+            output = voxel * len(classes) + number
+            state["heads.0.weight"][output, voxel : 8 * _THRESHOLDS : 8, 0, 0, 0] = fitted[:-1]
+            state["heads.0.bias"][output] = fitted[-1]
+    write_bundle(path, card, state)
+    return path
+
+
+def head_phantom(spacing=(COARSE,) * 3, size=None) -> tuple[Volume, Volume]:
+    """The scan of a brain of 0.8 l and its labels: four labels on ``spacing`` (i, j, k) in mm, one of them on the left
+    side alone; in the middle some that are dark and no label."""
+    size = size or tuple(round(mm / step) for mm, step in zip((144, 168, 144), spacing, strict=True))
+    geometry = Grid(size, spacing, "LPS").centered_on([3.0, -2.0, 5.0])
+    k, j, i = np.indices(geometry.shape)
+    ras = geometry.to_ras(np.stack([i, j, k], axis=-1)) - np.array([3.0, -2.0, 5.0])
+
+    def ball(center, radii):
+        return (((ras - np.array(center)) / np.array(radii)) ** 2).sum(axis=-1) < 1
+
+    labels = np.zeros(geometry.shape, np.uint8)
+    brain = ball((0, 0, 0), (56, 66, 54))
+    labels[brain] = 18
+    labels[ball((0, 0, 0), (44, 54, 42))] = 1
+    labels[ball((0, 12, 8), (14, 24, 10))] = 3
+    labels[ball((-26, 20, 0), (14, 16, 14))] = 8
+    labels[ball((0, -30, -4), (16, 14, 12))] = 0
+    shades = np.zeros(256, np.float32)
+    for value, level in LEVELS.items():
+        shades[value] = 100 + 900 * level
+    scan = np.where(brain, shades[labels], 0).astype(np.float32)
+    return Volume(scan, geometry), Volume(labels, geometry)
+
+
+@pytest.fixture(scope="session")
+def small_segmenter(tmp_path_factory) -> Path:
+    """A bundle of a segmenter that is right about :func:`head_phantom`."""
+    return write_small_segmenter(tmp_path_factory.mktemp("segmenter") / "small-segmenter.safetensors")

@@ -18,6 +18,7 @@ from MedDPMLib.masks.numberings import find_numbering, label_named
 from MedDPMLib.masks.schemes import LabelScheme, load_scheme, scheme_names
 from MedDPMLib.models.bundle import read_card
 from MedDPMLib.models.card import Card
+from MedDPMLib.models.segmenter_card import GENERATOR
 from MedDPMLib.prepare import DatasetSettings, find_cases, write_dataset
 from MedDPMLib.recipes.recipe import load_recipe, recipe_from, recipe_names, recipe_values
 from MedDPMLib.study.definition import STUDY_FILE, read_definition
@@ -114,7 +115,7 @@ def test_a_card_with_both_names_of_a_field_is_refused():
 # Recipes, datasets, runs -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", recipe_names(GENERATOR))
 def test_a_recipe_may_call_the_license_as_before(name):
     values = recipe_values(load_recipe(name))
     values["card"]["licence"] = values["card"].pop("license")

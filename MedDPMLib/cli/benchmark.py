@@ -38,9 +38,10 @@ _JsonOption = Annotated[
 
 
 def _recipe_names() -> list[str]:
+    from MedDPMLib.models.segmenter_card import GENERATOR
     from MedDPMLib.recipes.recipe import recipe_names
 
-    return recipe_names()
+    return recipe_names(GENERATOR)
 
 
 _GridOption = Annotated[
@@ -133,7 +134,7 @@ def train(
     from MedDPMLib.benchmark.training import measure_training
     from MedDPMLib.benchmark.workload import scaled_size
     from MedDPMLib.networks import build_network
-    from MedDPMLib.recipes.recipe import load_recipe, recipe_card, recipe_names
+    from MedDPMLib.recipes.recipe import Recipe, load_recipe, recipe_card
     from MedDPMLib.runtime.hardware import describe_machine, load
 
     require("benchmark train", "accelerate", "monai")
@@ -141,7 +142,10 @@ def train(
         check_writable_file(json_file)
     if quick:
         grid, iterations = _QUICK_GRID, 1
-    loaded = [load_recipe(name) for name in recipes or recipe_names()]
+    loaded = [load_recipe(name) for name in recipes or _recipe_names()]
+    for one in loaded:
+        if not isinstance(one, Recipe):
+            raise MedDPMError(f"{one.name} is the recipe of a segmenter: only the training of generators is measured")
     multiples = [build_network(recipe_card(settings).network_description).side_multiple for settings in loaded]
     sizes = [
         scaled_size(settings.stages[-1].example_size, grid, multiple)

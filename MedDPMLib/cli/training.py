@@ -33,7 +33,8 @@ def train(
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="whole-head, brats, brain-anatomy, brats-compact, or a TOML file; by default that of the run.",
+            help="whole-head, brats, brain-anatomy, brats-compact, brain-structures, or a TOML file; by default that of"
+            " the run.",
             autocompletion=_recipe_names,
         ),
     ] = None,
@@ -82,6 +83,7 @@ def train(
     `meddpm models export RUN FILE` exports the model of a run.
     """
     settings = _recipe(recipe, run, changes or [])
+    from MedDPMLib.models.segmenter_card import GENERATOR
     from MedDPMLib.runtime.device import choose_execution
 
     if device in ("auto", "cuda"):
@@ -89,6 +91,8 @@ def train(
     execution = choose_execution(device, precision)
     if estimate_memory:
         require("--estimate-memory", "accelerate", "monai")
+        if settings.kind != GENERATOR:
+            raise MedDPMError(f"{settings.name} is the recipe of a segmenter, whose memory is not estimated")
         _print_memory(settings, execution.device)
         return
     if dataset is None or run is None:
@@ -104,11 +108,14 @@ def train(
             raise MedDPMError(f"--compile needs {needed}: install it, or train without --compile")
     check_writable(run)
 
-    from MedDPMLib.data import read_dataset
+    from MedDPMLib.data import read_dataset, read_label_maps
+    from MedDPMLib.recipes.segmenter import SegmenterRecipe
     from MedDPMLib.train.run import train as train_network
     from MedDPMLib.train.stopping import Stopped, StopRequest
 
     cases = read_dataset(dataset, settings.modalities, scheme=settings.scheme)
+    if isinstance(settings, SegmenterRecipe):
+        cases = [*(cases[index] for index in range(len(cases))), *read_label_maps(dataset, settings.grid)]
     main = os.environ.get("RANK", "0") == "0"
     with StopRequest() as stop, show_progress(settings.iterations, "training") if main else nullcontext() as progress:
         reporter = _Reporter(progress) if main else None

@@ -1,6 +1,6 @@
 """Which cases are used for training, and how are they augmented?"""
 
-from MedDPMLib.data.cases import Case, read_dataset, smoothed_for
+from MedDPMLib.data.cases import Case, read_dataset, read_label_maps, smoothed_for
 from MedDPMLib.data.samples import BALANCE, Sample, VariedCases
 from MedDPMLib.data.variation import Part, Variation, draw_variation
 
@@ -13,5 +13,6 @@ __all__ = [
     "VariedCases",
     "draw_variation",
     "read_dataset",
+    "read_label_maps",
     "smoothed_for",
 ]

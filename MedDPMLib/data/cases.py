@@ -100,6 +100,23 @@ def read_dataset(
     return DecodedCases(decoded)
 
 
+def read_label_maps(folder: str | os.PathLike, grid: Grid) -> list[Case]:
+    """The label maps without images in the folder ``labelMaps`` of a dataset, on its ``grid``: cases whose image has no
+    more than an empty channel. None where there is no such folder."""
+    cases = []
+    for path in sorted((Path(folder) / "labelMaps").glob("*.nii.gz")):
+        labels = read_volume(path)
+        geometry = labels.geometry
+        spacing = tuple(round(float(s), 6) for s in geometry.spacing)
+        found = Grid(geometry.size, spacing, geometry.orientation)
+        if not _same_grid(found, grid):
+            raise MedDPMError(f"{path} has {_grid_text(found)}, the recipe {_grid_text(grid)}: resample it to that")
+        values = torch.from_numpy(labels.array.astype(np.uint8))
+        empty = torch.full((1, 1, 1, 1), -1.0, dtype=torch.float16).expand(1, *values.shape)
+        cases.append(Case(path.name.removesuffix(".nii.gz"), empty, values, spacing))
+    return cases
+
+
 def _same_grid(one: Grid, other: Grid) -> bool:
     same = one.size == other.size and one.orientation == other.orientation
     return same and np.allclose(one.spacing, other.spacing, rtol=_SPACING_TOLERANCE)

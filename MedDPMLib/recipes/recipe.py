@@ -15,11 +15,12 @@ from typing import Any
 
 from MedDPMLib.diffusion.names import PREDICTIONS
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.imaging.geometry import Grid
 from MedDPMLib.masks.schemes import load_scheme
 from MedDPMLib.models.card import QUALITIES, Card
+from MedDPMLib.models.segmenter_card import GENERATOR, SEGMENTER, SegmenterCard
 from MedDPMLib.recipes.former_names import current_path, current_tables
-from MedDPMLib.recipes.standard import standard
+from MedDPMLib.recipes.parts import Augmentation, Monitor, Optimization, Stage, Staged
+from MedDPMLib.recipes.segmenter import FIXED, Randomization, SegmenterRecipe, SegmenterTraining, segmenter_card
 from MedDPMLib.validation import build, field, flag, list_of, number, one_of, table, text, whole
 
 try:
@@ -28,7 +29,6 @@ except ModuleNotFoundError:  # Python 3.10
     import tomli as tomllib  # type: ignore[no-redef]
 
 LOSSES = ("l1", "l2", "huber")
-OPTIMIZERS = ("adam", "adamw")
 
 #: The tables of a recipe that do not affect the trained weights.
 _INDIFFERENT = ("monitor", "card")
@@ -37,33 +37,10 @@ _INDIFFERENT = ("monitor", "card")
 _FIXED = ("scheme", "modalities", "prediction", "mask_encoding", "positions", "network", "schedule", "distillation")
 
 
-#: Sides of a box of voxels, in (i, j, k) order.
-_SIDES = list_of(whole(1), 3, 3)
-
-
 @dataclass(frozen=True)
-class Stage:
-    """``iterations`` on a grid of ``size`` (i, j, k) voxels that spans the dataset's box.
+class Training(Optimization):
+    """Objective and optimization of a generator; see :mod:`MedDPMLib.train.objective` for the terms of the loss."""
 
-    The examples are whole volumes, or patches of ``patch`` (i, j, k) voxels of that grid; ``batch`` of them at a time.
-    """
-
-    size: tuple[int, int, int] = field(_SIDES)
-    iterations: int = field(whole(1))
-    batch: int = field(whole(1))
-    patch: tuple[int, int, int] | None = field(_SIDES, default=None)
-
-    @property
-    def example_size(self) -> tuple[int, int, int]:
-        """The voxels (i, j, k) of one example."""
-        return self.patch or self.size
-
-
-@dataclass(frozen=True)
-class Training:
-    """Objective and optimization; see :mod:`MedDPMLib.train.objective` for the terms of the loss."""
-
-    seed: int = field(whole(0))
     #: One of :data:`LOSSES`, between prediction and truth in ``loss_space``.
     loss: str = field(one_of(*LOSSES))
     loss_space: str = field(one_of(*PREDICTIONS))
@@ -76,22 +53,6 @@ class Training:
     tumor_weight: float = field(number(0))
     #: t / T is drawn as 1 - r^p, r uniform: p above 1 draws high noise more often; 1 draws uniformly.
     high_noise: float = field(number(0, open_low=True))
-    optimizer: str = field(one_of(*OPTIMIZERS))
-    learning_rate: float = field(number(0, open_low=True))
-    #: The learning rate falls along half a cosine to this fraction of itself; 1 keeps it constant.
-    min_lr_ratio: float = field(number(0, 1))
-    #: Number of iterations in which the learning rate rises linearly.
-    warm_up: int = field(whole(0))
-    weight_decay: float = field(number(0))
-    #: The norm of the gradient is clipped to this; 0 disables clipping.
-    max_grad_norm: float = field(number(0))
-    #: Number of batches in one iteration; several processes share them.
-    gradient_accumulation_steps: int = field(whole(1))
-    #: Decay of the moving average of the weights, which becomes the model, and the iteration from which it starts.
-    ema: float = field(number(0, 1, open_high=True))
-    ema_start: int = field(whole(0))
-    #: Share of the cases that is held out for validation; 0 is none.
-    held_out: float = field(number(0, 1, open_high=True))
 
 
 @dataclass(frozen=True)
@@ -106,34 +67,8 @@ class Distillation:
 
 
 @dataclass(frozen=True)
-class Augmentation:
-    """Strength of the augmentation: standard deviations of normal distributions; lengths in mm, angles in degrees."""
-
-    flip: float = field(number(0, 1))
-    rotation: float = field(number(0))
-    scaling: float = field(number(0))
-    translation: float = field(number(0))
-    elastic: float = field(number(0))
-    elastic_points: int = field(whole(2, 64))
-    gamma: float = field(number(0))
-    bias: float = field(number(0))
-    bias_points: int = field(whole(2, 64))
-
-
-@dataclass(frozen=True)
-class Monitor:
-    """What is written how often, in iterations; 0 is never."""
-
-    #: A checkpoint, from which the run can resume; the last ``keep`` of them are kept, and the best.
-    checkpoint_every: int = field(whole(1))
-    keep: int = field(whole(1))
-    #: A picture of generated volumes.
-    montage_every: int = field(whole(0))
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that determines a training run, except the data."""
+class Recipe(Staged):
+    """Everything that determines the training of a generator, except the data."""
 
     name: str
     scheme: str = field(text())
@@ -157,29 +92,23 @@ class Recipe:
     #: None trains on the images alone.
     distillation: Distillation | None = None
 
-    @property
-    def iterations(self) -> int:
-        return sum(stage.iterations for stage in self.stages)
-
-    @property
-    def grid(self) -> Grid:
-        """The grid of the dataset; the grids of all stages span its box."""
-        return standard(self.scheme).grid
-
-    def stage_grid(self, stage: Stage) -> Grid:
-        """The whole grid of ``stage``: the dataset's box in its voxels."""
-        lengths = [n * spacing for n, spacing in zip(self.grid.size, self.grid.spacing, strict=True)]
-        spacing = tuple(length / n for length, n in zip(lengths, stage.size, strict=True))
-        return Grid(stage.size, spacing, self.grid.orientation)
+    kind = GENERATOR
 
 
-def recipe_names() -> list[str]:
-    """Names of the recipes that come with the package."""
+def recipe_names(kind: str | None = None) -> list[str]:
+    """Names of the recipes that come with the package, for models of that ``kind`` (None: of every kind)."""
     folder = files("MedDPMLib") / "resources" / "recipes"
-    return sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".toml"))
+    texts = {
+        Path(entry.name).stem: entry.read_text(encoding="utf-8")
+        for entry in folder.iterdir()
+        if entry.name.endswith(".toml")
+    }
+    return sorted(
+        name for name, text in texts.items() if kind is None or tomllib.loads(text).get("kind", GENERATOR) == kind
+    )
 
 
-def load_recipe(name_or_path: str | os.PathLike, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(name_or_path: str | os.PathLike, overrides: Sequence[str] = ()) -> Recipe | SegmenterRecipe:
     """The recipe of that name, or the one in that TOML file, with the fields of ``overrides`` changed.
 
     An override is ``field=value`` with dots between table and field and a TOML value; text needs no quotes where it is
@@ -211,38 +140,46 @@ def load_recipe(name_or_path: str | os.PathLike, overrides: Sequence[str] = ()) 
         raise MedDPMError(f"{path}: {error}") from None
 
 
-def recipe_from(values: Mapping[str, Any]) -> Recipe:
+def recipe_from(values: Mapping[str, Any]) -> Recipe | SegmenterRecipe:
     """The recipe of the tables ``values``, as read from TOML; :class:`MedDPMError` names an invalid field."""
     made = current_tables(values)
-    for name, kind in (("training", Training), ("augmentation", Augmentation), ("monitor", Monitor)):
+    of_segmenter = made.get("kind") == SEGMENTER
+    training = SegmenterTraining if of_segmenter else Training
+    for name, table_kind in (("training", training), ("augmentation", Augmentation), ("monitor", Monitor)):
         if name in made:
-            made[name] = build(kind, made[name], f"[{name}]")
+            made[name] = build(table_kind, made[name], f"[{name}]")
     if "distillation" in made:
         made["distillation"] = _distillation(made["distillation"], made.get("schedule"))
     if "stages" in made:
         made["stages"] = _stages(made["stages"])
+    if of_segmenter:
+        if "randomization" in made:
+            made["randomization"] = build(Randomization, made["randomization"], "[randomization]")
+        segmenter = build(SegmenterRecipe, made, "the recipe")
+        segmenter_card(segmenter)
+        return segmenter
     recipe = build(Recipe, made, "the recipe")
     recipe_card(recipe)  # what is invalid on the card is invalid in the recipe
     return recipe
 
 
-def recipe_values(recipe: Recipe) -> dict[str, Any]:
+def recipe_values(recipe: Recipe | SegmenterRecipe) -> dict[str, Any]:
     """The tables of ``recipe`` as :func:`recipe_from` takes them."""
     values = {name: _plain(value) for name, value in asdict(recipe).items()}
     values["stages"] = [{name: side for name, side in stage.items() if side is not None} for stage in values["stages"]]
-    if values["distillation"] is None:
+    if values.get("distillation", 0) is None:
         del values["distillation"]
     return values
 
 
-def recipe_toml(recipe: Recipe) -> str:
+def recipe_toml(recipe: Recipe | SegmenterRecipe) -> str:
     """``recipe`` as the text of a TOML file that :func:`load_recipe` reads."""
     import tomli_w  # only training writes recipes
 
     return tomli_w.dumps(recipe_values(recipe), multiline_strings=True)
 
 
-def recipe_changes(old: Recipe, new: Recipe) -> list[str]:
+def recipe_changes(old: Recipe | SegmenterRecipe, new: Recipe | SegmenterRecipe) -> list[str]:
     """The differences of the recipe ``new`` from the recipe ``old`` of a run, a phrase for each field.
 
     Raises :class:`MedDPMError` if they are not recipes of the same model, so that its weights do not fit.
@@ -253,7 +190,7 @@ def recipe_changes(old: Recipe, new: Recipe) -> list[str]:
         if before.get(name) == after.get(name) or name.split(".")[0] in (*_INDIFFERENT, "name"):
             continue
         change = f"{name} {before.get(name, 'unset')} becomes {after.get(name, 'unset')}"
-        if name.split(".")[0] in _FIXED:
+        if name.split(".")[0] in (*_FIXED, *FIXED):
             raise MedDPMError(
                 f"the run was started with another model ({change}): choose another run folder, or start a new"
                 " run from the model of this one with --init"
@@ -262,12 +199,20 @@ def recipe_changes(old: Recipe, new: Recipe) -> list[str]:
     return changes
 
 
-def recipe_card(recipe: Recipe, *, training: str = "", training_data: Sequence[Mapping[str, Any]] = ()) -> Card:
-    """The card of a model trained with ``recipe``, on the grid of the last stage.
+def recipe_card(
+    recipe: Recipe | SegmenterRecipe,
+    *,
+    training: str = "",
+    training_data: Sequence[Mapping[str, Any]] = (),
+    cases: Sequence[str] = (),
+) -> Card | SegmenterCard:
+    """The card of a model trained with ``recipe`` on ``cases``, on the grid of the last stage.
 
     ``training`` describes the run; it is appended to the text of the recipe's own card. ``training_data`` is used
     unless the recipe's card lists its data itself.
     """
+    if isinstance(recipe, SegmenterRecipe):
+        return segmenter_card(recipe, training=training, training_data=training_data, cases=cases)
     given = dict(recipe.card)
     own = text(least=0).read(given.pop("training", ""), '[card]: "training"')
     sentences = [own, training]

@@ -156,8 +156,8 @@ class Segmenter:
     def prepared(self, execution: Execution) -> SegmentationUNet3d:
         """The network for inference on the device and in the precision of ``execution``; kept for the next call."""
         if self._prepared is None or self._prepared[0] != execution:
-            network = copy.deepcopy(self.network).to(execution.device)
-            network.freeze(execution.dtype)
+            network = copy.deepcopy(self.network)
+            network.to(execution.device, execution.dtype, memory_format=torch.channels_last_3d)
             self._prepared = execution, network
         return self._prepared[1]
 

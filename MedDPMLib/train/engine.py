@@ -25,6 +25,7 @@ from MedDPMLib.diffusion.schedule import make_schedule
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.networks import build_network
 from MedDPMLib.recipes.recipe import Recipe, recipe_card
+from MedDPMLib.recipes.segmenter import SegmenterRecipe
 from MedDPMLib.runtime.device import Execution
 from MedDPMLib.train import sharding
 from MedDPMLib.train.blocks import recompute_activations
@@ -46,7 +47,7 @@ class Engine:
 
     def __init__(
         self,
-        recipe: Recipe,
+        recipe: Recipe | SegmenterRecipe,
         execution: Execution,
         *,
         accelerator: Accelerator | None = None,
@@ -61,12 +62,9 @@ class Engine:
         self.sharded = shard
         self._check_processes()
         torch.manual_seed(recipe.training.seed)
-        schedule = make_schedule(**recipe.schedule).to(self.device)
-        self.schedule = schedule
-        self.objective = Objective(recipe.training, recipe.prediction, schedule)
-        self.teacher = Teacher(recipe, schedule, self.device, execution.dtype) if recipe.distillation else None
+        self._set_objective()
         self.network = build_network(recipe_card(recipe).network_description)
-        self.network.start_training(schedule.alpha_bar.cpu())
+        self._start_network()
         # FSDP keeps no memory layout of its own.
         self.network.to(self.device, memory_format=torch.preserve_format if shard else torch.channels_last_3d)
         self.ema = copy.deepcopy(self.network).requires_grad_(False)
@@ -251,6 +249,19 @@ class Engine:
         )
 
     # Setting up -------------------------------------------------------------------------------------------
+
+    def _set_objective(self) -> None:
+        """What :meth:`loss` needs."""
+        recipe = self.recipe
+        self.schedule = make_schedule(**recipe.schedule).to(self.device)
+        self.objective = Objective(recipe.training, recipe.prediction, self.schedule)
+        self.teacher: Teacher | None = None
+        if recipe.distillation:
+            self.teacher = Teacher(recipe, self.schedule, self.device, self.execution.dtype)
+
+    def _start_network(self) -> None:
+        """Initializes what depends on the schedule in a network that has just been built."""
+        self.network.start_training(self.schedule.alpha_bar.cpu())
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         settings = self.recipe.training

@@ -9,7 +9,9 @@ import torch
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.models.bundle import write_bundle
 from MedDPMLib.models.card import Card
+from MedDPMLib.models.segmenter_card import SegmenterCard
 from MedDPMLib.recipes.recipe import Recipe, recipe_card
+from MedDPMLib.recipes.segmenter import SegmenterRecipe
 from MedDPMLib.train.checkpoints import read
 from MedDPMLib.train.folder import RunFolder, RunHistory, spoken_machine, spoken_time
 
@@ -17,7 +19,7 @@ from MedDPMLib.train.folder import RunFolder, RunHistory, spoken_machine, spoken
 _MOST_NAMES = 12
 
 
-def export_run(run: Path, out: Path, *, best: bool = False) -> Card:
+def export_run(run: Path, out: Path, *, best: bool = False) -> Card | SegmenterCard:
     """Writes the averaged weights of the newest checkpoint (or the ``best``) in the folder ``run`` as a bundle.
 
     Weights are stored in float16. An unfinished run may be exported too: the card says so. Returns the card. Raises
@@ -38,7 +40,7 @@ def export_run(run: Path, out: Path, *, best: bool = False) -> Card:
     return card
 
 
-def run_card(recipe: Recipe, history: RunHistory, iteration: int) -> Card:
+def run_card(recipe: Recipe | SegmenterRecipe, history: RunHistory, iteration: int) -> Card | SegmenterCard:
     """The card of the weights after ``iteration`` iterations of the run with that ``history``."""
     data = history.data
     cases = data["cases"]
@@ -54,14 +56,14 @@ def run_card(recipe: Recipe, history: RunHistory, iteration: int) -> Card:
     ]
     if history.init:
         sentences.append(f"It began with the weights of {history.init['model']}.")
-    if recipe.distillation:
+    if isinstance(recipe, Recipe) and recipe.distillation:
         taught = recipe.distillation
         teacher = history.teacher["model"] if history.teacher else taught.teacher
         sentences.append(f"It was distilled to take {taught.teacher_steps} steps of {teacher} in {taught.steps}.")
     names = ", ".join(cases[:_MOST_NAMES]) + (", ..." if len(cases) > _MOST_NAMES else "")
     license = data["license"] or "not stated: that of the images"
     entry = {"name": f"{data['name']}: {names}", "license": license, "cases": len(cases)}
-    return recipe_card(recipe, training=" ".join(sentences), training_data=[entry])
+    return recipe_card(recipe, training=" ".join(sentences), training_data=[entry], cases=cases)
 
 
 def _stage(stage) -> str:

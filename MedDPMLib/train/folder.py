@@ -16,6 +16,7 @@ from typing import Any
 
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.recipes.recipe import Recipe, load_recipe, recipe_toml
+from MedDPMLib.recipes.segmenter import SegmenterRecipe
 from MedDPMLib.runtime.files import atomic_write
 from MedDPMLib.runtime.versions import versions
 from MedDPMLib.train.checkpoints import Checkpoints
@@ -111,7 +112,7 @@ class RunFolder:
     def has_recipe(self) -> bool:
         return (self.path / "recipe.toml").is_file()
 
-    def recipe(self) -> Recipe:
+    def recipe(self) -> Recipe | SegmenterRecipe:
         return load_recipe(self.path / "recipe.toml")
 
     def history(self) -> RunHistory:
@@ -129,11 +130,11 @@ class RunFolder:
                 )
         return RunHistory(**found)
 
-    def write_recipe(self, recipe: Recipe) -> None:
+    def write_recipe(self, recipe: Recipe | SegmenterRecipe) -> None:
         with atomic_write(self.path / "recipe.toml") as temporary:
             temporary.write_text(recipe_toml(recipe), encoding="utf-8")
 
-    def write_history(self, recipe: Recipe, history: RunHistory) -> None:
+    def write_history(self, recipe: Recipe | SegmenterRecipe, history: RunHistory) -> None:
         history.changed = _now()
         with atomic_write(self.path / "run.json") as temporary:
             temporary.write_text(json.dumps(asdict(history), indent=1) + "\n", encoding="utf-8")
@@ -173,7 +174,7 @@ def spoken_time(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def run_page(recipe: Recipe, history: RunHistory, path: Path) -> str:
+def run_page(recipe: Recipe | SegmenterRecipe, history: RunHistory, path: Path) -> str:
     """The README of the run in the folder ``path``, in Markdown."""
     data, done = history.data, history.iteration >= recipe.iterations
     where = f"Iteration {history.iteration:,} of {recipe.iterations:,}, after {spoken_time(history.seconds)}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,12 @@ from torch.utils.data import Dataset
 from MedDPMLib.data import Case
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.models.card import Card
+from MedDPMLib.models.segmenter_card import GENERATOR, SEGMENTER
 from MedDPMLib.models.store import ModelStore, load_card_and_state
 from MedDPMLib.recipes.recipe import Recipe, recipe_card, recipe_changes
+from MedDPMLib.recipes.segmenter import SegmenterRecipe
 from MedDPMLib.runtime.device import Execution
+from MedDPMLib.train import segmenter_examples
 from MedDPMLib.train.convolution_check import check_convolution
 from MedDPMLib.train.engine import Engine
 from MedDPMLib.train.examples import (
@@ -34,8 +37,28 @@ from MedDPMLib.train.examples import (
 from MedDPMLib.train.folder import RunFolder, RunHistory, history_fields, training_machine
 from MedDPMLib.train.memory_estimate import check_memory, memory_explained
 from MedDPMLib.train.monitor import Monitor
+from MedDPMLib.train.segmenter_engine import SegmenterEngine
+from MedDPMLib.train.segmenter_examples import SegmenterExamples
 from MedDPMLib.train.stopping import Stopped, StopRequest
 from MedDPMLib.validation import list_of, number
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What depends on the kind of model that is trained."""
+
+    name: str
+    engine: type[Engine]
+    examples: type[Examples] | type[SegmenterExamples]
+    held_out_batches: Callable[[Any], Any]
+    #: Whether there are pictures of what the network makes.
+    has_pictures: bool
+
+
+_KINDS = {
+    Recipe: _Kind(GENERATOR, Engine, Examples, held_out_batches, True),
+    SegmenterRecipe: _Kind(SEGMENTER, SegmenterEngine, SegmenterExamples, segmenter_examples.held_out_batches, False),
+}
 
 #: What a checkpoint calls the history.
 _HISTORY = "story"
@@ -45,7 +68,7 @@ _NEEDED = ("iteration", "network", "ema", "optimiser", "scaler", "random")
 
 
 def train(
-    recipe: Recipe,
+    recipe: Recipe | SegmenterRecipe,
     cases: Dataset | Sequence[Case],
     run: Path,
     *,
@@ -84,13 +107,14 @@ def train(
         report, tell = lambda iteration, loss: None, lambda sentence: None
     check_data(recipe, cases)
     with memory_explained(recipe, execution, checkpointing):
-        engine = Engine(
+        engine = _KINDS[type(recipe)].engine(
             recipe, execution, accelerator=accelerator, checkpointing=checkpointing, compile=compile, shard=shard
         )
         _check_grids(recipe, engine)
         session = _Session(recipe, cases, RunFolder(run), engine, data or {}, tell)
         session.begin(init)
-        if engine.iteration < recipe.iterations and not shard:  # what shards take is not measured
+        # What shards take is not measured, and segmenters are small.
+        if engine.iteration < recipe.iterations and not shard and isinstance(recipe, Recipe):
             check_memory(recipe, execution, checkpointing, engine.network)
         try:
             session.go_on(workers, report, stop or StopRequest())
@@ -114,7 +138,7 @@ class _Session:
 
     def __init__(
         self,
-        recipe: Recipe,
+        recipe: Recipe | SegmenterRecipe,
         cases: Dataset | Sequence[Case],
         folder: RunFolder,
         engine: Engine,
@@ -122,6 +146,7 @@ class _Session:
         tell: Callable[[str], None],
     ) -> None:
         self.recipe, self.folder, self.engine, self.tell = recipe, folder, engine, tell
+        self.kind = _KINDS[type(recipe)]
         self.main = engine.accelerator.is_main_process
         self.training_cases, self.held_out = split_cases(cases, recipe.training.held_out, recipe.training.seed)
         self.checkpoints = folder.checkpoints(recipe.monitor.keep)
@@ -139,7 +164,7 @@ class _Session:
         self.clock = time.monotonic()
         self.monitor: Monitor | None = None
         #: The examples of the held-out cases, once they are needed.
-        self.measured: Examples | None = None
+        self.measured: Examples | SegmenterExamples | None = None
 
     def begin(self, init: str | None) -> None:
         """Resumes from the newest checkpoint, or starts from scratch or from the weights of ``init``."""
@@ -213,7 +238,7 @@ class _Session:
         for stage, iterations in remaining_stages(recipe, engine.iteration):
             coarsest = [side // engine.network.side_multiple for side in reversed(stage.example_size)]
             check_convolution(engine.device, engine.execution.dtype, coarsest)
-            examples = Examples(recipe, stage, self.training_cases)
+            examples = self.kind.examples(recipe, stage, self.training_cases)
             wanted = (
                 numbers
                 for iteration in iterations
@@ -257,7 +282,11 @@ class _Session:
                 self.checkpoints.save({**state, "losses": self.losses, _HISTORY: vars(self.history)})
                 self.folder.write_history(self.recipe, self.history)
         # After the checkpoint, which matters more; not when the run is asked to stop, but always at its end.
-        if plan.montage_every and (last or (iteration % plan.montage_every == 0 and not stopping)):
+        if (
+            plan.montage_every
+            and self.kind.has_pictures
+            and (last or (iteration % plan.montage_every == 0 and not stopping))
+        ):
             self._draw()
         if due or stopping:
             if self.main:
@@ -272,8 +301,8 @@ class _Session:
         """
         held_out = None
         if len(self.held_out):
-            self.measured = self.measured or Examples(self.recipe, self.recipe.stages[-1], self.held_out)
-            held_out = self.engine.measure(held_out_batches(self.measured))
+            self.measured = self.measured or self.kind.examples(self.recipe, self.recipe.stages[-1], self.held_out)
+            held_out = self.engine.measure(self.kind.held_out_batches(self.measured))
         loss = sum(self.losses) / len(self.losses)
         self.losses = []
         iteration = self.engine.iteration
@@ -300,6 +329,8 @@ class _Session:
     def _tell_differences(self, init: str, card: Card) -> None:
         """Weights of a different kind of model may fit in shape: this is allowed, and reported."""
         ours = recipe_card(self.recipe)
+        if not isinstance(card, Card) or not isinstance(ours, Card):
+            return
         pairs = {
             "prediction": (card.prediction, ours.prediction),
             "label scheme": (card.condition_scheme.name, ours.condition_scheme.name),
@@ -313,7 +344,7 @@ class _Session:
 
     def _initialize(self, init: str) -> dict[str, Any]:
         try:
-            entry = ModelStore().find(init)
+            entry = ModelStore().find(init, self.kind.name)
         except MedDPMError:
             if RunFolder(Path(init)).has_recipe:
                 raise MedDPMError(
@@ -332,7 +363,7 @@ class _Session:
         return {"model": entry.name, "hash": entry.hash, "tensors": count, "fresh": len(fresh)}
 
 
-def check_data(recipe: Recipe, cases: Dataset | Sequence[Case]) -> None:
+def check_data(recipe: Recipe | SegmenterRecipe, cases: Dataset | Sequence[Case]) -> None:
     """Raises :class:`MedDPMError` unless there are cases, and they span the box of the recipe's grid."""
     if not len(cases):
         raise MedDPMError("there are no cases to train on: prepare some with meddpm prepare")
@@ -349,7 +380,7 @@ def check_data(recipe: Recipe, cases: Dataset | Sequence[Case]) -> None:
         )
 
 
-def _check_grids(recipe: Recipe, engine: Engine) -> None:
+def _check_grids(recipe: Recipe | SegmenterRecipe, engine: Engine) -> None:
     multiple = engine.network.side_multiple
     for index, stage in enumerate(recipe.stages):
         for field, box in (("size", stage.size), ("patch", stage.patch)):

@@ -1,0 +1,103 @@
+"""What do the recipes of all kinds of models have in common?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from MedDPMLib.imaging.geometry import Grid
+from MedDPMLib.recipes.standard import standard
+from MedDPMLib.validation import field, list_of, number, one_of, whole
+
+OPTIMIZERS = ("adam", "adamw")
+
+#: Sides of a box of voxels, in (i, j, k) order.
+_SIDES = list_of(whole(1), 3, 3)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """``iterations`` on a grid of ``size`` (i, j, k) voxels that spans the dataset's box.
+
+    The examples are whole volumes, or patches of ``patch`` (i, j, k) voxels of that grid; ``batch`` of them at a time.
+    """
+
+    size: tuple[int, int, int] = field(_SIDES)
+    iterations: int = field(whole(1))
+    batch: int = field(whole(1))
+    patch: tuple[int, int, int] | None = field(_SIDES, default=None)
+
+    @property
+    def example_size(self) -> tuple[int, int, int]:
+        """The voxels (i, j, k) of one example."""
+        return self.patch or self.size
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """How the weights follow the gradient, and which cases they see."""
+
+    seed: int = field(whole(0))
+    optimizer: str = field(one_of(*OPTIMIZERS))
+    learning_rate: float = field(number(0, open_low=True))
+    #: The learning rate falls along half a cosine to this fraction of itself; 1 keeps it constant.
+    min_lr_ratio: float = field(number(0, 1))
+    #: Number of iterations in which the learning rate rises linearly.
+    warm_up: int = field(whole(0))
+    weight_decay: float = field(number(0))
+    #: The norm of the gradient is clipped to this; 0 disables clipping.
+    max_grad_norm: float = field(number(0))
+    #: Number of batches in one iteration; several processes share them.
+    gradient_accumulation_steps: int = field(whole(1))
+    #: Decay of the moving average of the weights, which becomes the model, and the iteration from which it starts.
+    ema: float = field(number(0, 1, open_high=True))
+    ema_start: int = field(whole(0))
+    #: Share of the cases that is held out for validation; 0 is none.
+    held_out: float = field(number(0, 1, open_high=True))
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Strength of the augmentation: standard deviations of normal distributions; lengths in mm, angles in degrees."""
+
+    flip: float = field(number(0, 1))
+    rotation: float = field(number(0))
+    scaling: float = field(number(0))
+    translation: float = field(number(0))
+    elastic: float = field(number(0))
+    elastic_points: int = field(whole(2, 64))
+    gamma: float = field(number(0))
+    bias: float = field(number(0))
+    bias_points: int = field(whole(2, 64))
+
+
+@dataclass(frozen=True)
+class Monitor:
+    """What is written how often, in iterations; 0 is never."""
+
+    #: A checkpoint, from which the run can resume; the last ``keep`` of them are kept, and the best.
+    checkpoint_every: int = field(whole(1))
+    keep: int = field(whole(1))
+    #: A picture of generated volumes.
+    montage_every: int = field(whole(0))
+
+
+class Staged:
+    """A recipe of ``stages`` on the standard grid of its ``scheme``."""
+
+    scheme: str
+    stages: tuple[Stage, ...]
+
+    @property
+    def iterations(self) -> int:
+        return sum(stage.iterations for stage in self.stages)
+
+    @property
+    def grid(self) -> Grid:
+        """The grid of the dataset; the grids of all stages span its box."""
+        return standard(self.scheme).grid
+
+    def stage_grid(self, stage: Stage) -> Grid:
+        """The whole grid of ``stage``: the dataset's box in its voxels."""
+        lengths = [n * spacing for n, spacing in zip(self.grid.size, self.grid.spacing, strict=True)]
+        spacing = tuple(length / n for length, n in zip(lengths, stage.size, strict=True))
+        return Grid(stage.size, spacing, self.grid.orientation)

@@ -1,0 +1,105 @@
+"""With which settings is a segmenter trained? Its examples are real scans and images drawn from label maps alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from MedDPMLib.errors import MedDPMError
+from MedDPMLib.masks.schemes import load_scheme
+from MedDPMLib.models.segmenter_card import SEGMENTER, SegmenterCard
+from MedDPMLib.recipes.parts import Augmentation, Monitor, Optimization, Stage, Staged
+from MedDPMLib.validation import field, list_of, number, one_of, table, text, whole
+
+#: What a run's checkpoints depend on: if one of these changes, it is another model.
+FIXED = ("kind", "scheme", "modalities", "network")
+
+
+@dataclass(frozen=True)
+class SegmenterTraining(Optimization):
+    """Objective and optimization; see :mod:`MedDPMLib.train.segmentation_objective`."""
+
+    #: Weight of the cross-entropy in the background, where nothing is difficult; elsewhere it is 1.
+    background_weight: float = field(number(0))
+    #: At so many of the eight voxels of each block the loss is computed, drawn anew for each example.
+    voxels_of_block: int = field(whole(1, 8))
+
+
+@dataclass(frozen=True)
+class Randomization:
+    """How examples differ from the scans and label maps they come from: shares of the examples, standard deviations of
+    normal distributions and upper limits of uniform ones; after Billot et al. 2023 (SynthSeg, arXiv 2107.09559)."""
+
+    #: Share of the examples whose image is drawn from the labels, with random intensities for each; a case without
+    #: images is always drawn.
+    drawn: float = field(number(0, 1))
+    #: Share of the examples with something around the brain: shells, blobs and noise.
+    surroundings: float = field(number(0, 1))
+    #: Share of the drawn examples with lesions of up to three nested intensities.
+    lesions: float = field(number(0, 1))
+    #: Share of the real scans that are inverted.
+    inverted: float = field(number(0, 1))
+    #: Share of the real examples in which modalities are named, and in these of the ones without an unnamed scan.
+    named: float = field(number(0, 1))
+    named_alone: float = field(number(0, 1))
+    #: At most: bias field (logarithm), slice thickness in mm, noise (share of the intensity range).
+    bias: float = field(number(0))
+    thickness: float = field(number(1))
+    noise: float = field(number(0))
+    #: Of the logarithm of gamma, and of that of the intensities' scale.
+    gamma: float = field(number(0))
+    scale: float = field(number(0))
+
+
+@dataclass(frozen=True)
+class SegmenterRecipe(Staged):
+    """Everything that determines the training of a segmenter, except the data."""
+
+    name: str
+    kind: str = field(one_of(SEGMENTER))
+    scheme: str = field(text())
+    modalities: tuple[str, ...] = field(list_of(text(), 0, 16))
+    tumor_modalities: int = field(whole(1, 16))
+    network: dict[str, Any] = field(table())
+    #: The texts of the model's card; :func:`segmenter_card` adds the rest.
+    card: dict[str, Any] = field(table())
+    training: SegmenterTraining
+    stages: tuple[Stage, ...]
+    augmentation: Augmentation
+    randomization: Randomization
+    monitor: Monitor
+
+    #: Only generators are distilled.
+    distillation = None
+
+
+def segmenter_card(
+    recipe: SegmenterRecipe,
+    *,
+    training: str = "",
+    training_data: Sequence[Mapping[str, Any]] = (),
+    cases: Sequence[str] = (),
+) -> SegmenterCard:
+    """The card of a segmenter trained with ``recipe`` on ``cases``, at the spacing of the last stage."""
+    given = dict(recipe.card)
+    own = text(least=0).read(given.pop("training", ""), '[card]: "training"')
+    data = list_of(table(), 0, 100).read(given.pop("training_data", training_data), '[card]: "training_data"')
+    spacing = recipe.stage_grid(recipe.stages[-1]).spacing
+    if max(spacing) - min(spacing) > 1e-6:
+        raise MedDPMError(f"the voxels of the last stage are {spacing} mm: a segmenter needs the same on all sides")
+    try:
+        return SegmenterCard(
+            name=recipe.name,
+            network=recipe.network,
+            scheme=load_scheme(recipe.scheme),
+            modalities=recipe.modalities,
+            tumor_modalities=recipe.tumor_modalities,
+            spacing=spacing[0],
+            training=" ".join(filter(None, [own, training])) or "Not trained yet.",
+            training_data=data or ({"name": "none", "license": "none", "cases": None},),
+            training_cases=tuple(cases),
+            **given,
+        )
+    except TypeError as error:
+        raise MedDPMError(f"[card] of the recipe {recipe.name} does not fit: {error}") from error
