@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import small_card, small_geometry, small_labels, write_small_model
+from conftest import head_phantom, small_card, small_geometry, small_labels, write_small_model
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -47,6 +47,8 @@ from MedDPMLib.worker.protocol import (
     ProtocolError,
     Ready,
     Result,
+    Segment,
+    Segmented,
     Shutdown,
     State,
     Status,
@@ -446,6 +448,38 @@ def test_a_client_that_does_not_read_is_still_heard(start, small_model, labels):
     assert client.process.wait(60) == 0 and not client.session.folder.exists()
 
 
+def segmentation(client: Client, small_segmenter: Path, scan: Volume) -> Segment:
+    """The request, with its scan written."""
+    return Segment(
+        id=client.id(), model=str(small_segmenter), scan=client.session.write("scan", scan.array),
+        ijk_to_ras=scan.geometry.ijk_to_ras.tolist(), name="this scan",
+    )  # fmt: skip
+
+
+def test_a_scan_becomes_the_mask_that_the_library_makes(worker, small_segmenter):
+    scan, truth = head_phantom()
+    request = segmentation(worker, small_segmenter, scan)
+    worker.send(request)
+    *progress, done = worker.until(Segmented, id=request.id)
+    assert [event.step for event in progress if event.steps] == [1, 2, 3]
+    labels = np.array(worker.session.read(done.files["labels"]))
+    worker.session.remove(done.files["labels"])
+    assert np.array_equal(labels, truth.array) and np.allclose(done.ijk_to_ras, scan.geometry.ijk_to_ras)
+    assert any("no tumor" in note for note in done.notes)
+
+
+def test_a_scan_that_cannot_be_used_is_reported_and_a_cancelled_one_leaves_nothing(worker, small_segmenter):
+    scan, _ = head_phantom()
+    empty = segmentation(worker, small_segmenter, Volume(np.zeros_like(scan.array), scan.geometry))
+    worker.send(empty)
+    error = worker.until(Error, id=empty.id)[-1]
+    assert error.kind == "input" and error.message.startswith("this scan is empty")
+    request = segmentation(worker, small_segmenter, scan)
+    worker.send(request, Cancel(id=request.id))
+    assert worker.until(Cancelled)[-1] == Cancelled(id=request.id, reason="asked")
+    wait_until_idle(worker)
+
+
 def test_cancelling_what_is_over_is_no_fault(worker):
     worker.send(Cancel(id="long ago"))
     assert worker.next() == Cancelled(id="long ago", reason="finished")
@@ -655,6 +689,7 @@ def test_a_worker_without_a_folder_does_not_start(tmp_path):
 EXAMPLES = [
     Load(id="1", model="ü \udc80.safetensors"),
     Generate(id="2", model="m", mask="mask-1.npy", ijk_to_ras=np.eye(4).tolist(), scheme="brats", seeds=[0, 2**63 - 1]),
+    Segment(id="4", model="m", scan="scan-1.npy", ijk_to_ras=np.eye(4).tolist(), name="ü"),
     Cancel(id="3"),
     Status(id="5"),
     Shutdown(id="6"),
@@ -665,6 +700,7 @@ EXAMPLES = [
     Progress(id="2", stage="steps", sample=1, samples=2, step=3, steps=4, seconds_left=1.5),
     Preview(id="2", sample=1, step=1, steps=2, files={"t1": "preview-a.npy"}, ijk_to_ras=np.eye(4).tolist()),
     Result(id="2", sample=1, samples=1, files={}, ijk_to_ras=np.eye(4).tolist(), record={"a": [1, None]}),
+    Segmented(id="4", files={"labels": "result-b.npy"}, ijk_to_ras=np.eye(4).tolist(), notes=["a note"]),
     Error(id=None, kind="memory", message="a line\nand another"),
     Cancelled(id="3", reason="asked"),
     State(id="5", running=None, waiting=["2"], model=None),

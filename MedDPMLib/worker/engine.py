@@ -11,6 +11,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -58,8 +59,8 @@ class Engine:
         self.session = session
         self._model: Model | None = None
         self._file: tuple | None = None
-        #: The segmenter that was used last, beside the model: it takes some megabytes.
         self._segmenter: Segmenter | None = None
+        self._segmenter_file: tuple | None = None
 
     @property
     def model_name(self) -> str | None:
@@ -134,11 +135,8 @@ class Engine:
 
     def segment(self, request: Segment, send: Send) -> Segmented:
         """The mask of a scan; it ends between two passes of the network when it is cancelled."""
-        from MedDPMLib.segmentation.segmenter import load_segmenter
-
         send(Progress(id=request.id, stage="model", sample=1, samples=1))
-        if self._segmenter is None or self._segmenter.card.name != request.model:
-            self._segmenter = load_segmenter(request.model)
+        segmenter = self._ready_segmenter(request.model)
         array = self.session.read(request.scan)
         if array.dtype.kind not in "buif" or array.ndim != 3 or array.size == 0:
             raise MedDPMError(f"{request.name} holds {array.dtype} of shape {array.shape}: a scan has three axes")
@@ -147,7 +145,7 @@ class Engine:
         def report(done: int, total: int) -> None:
             send(Progress(id=request.id, stage="steps", sample=1, samples=1, step=done, steps=total))
 
-        made = self._segmenter.segment({None: scan}, name=request.name, progress=report)
+        made = segmenter.segment({None: scan}, name=request.name, progress=report)
         return Segmented(
             id=request.id, files={"labels": self.session.write("result", made.labels.array)},
             ijk_to_ras=made.labels.geometry.ijk_to_ras.tolist(), notes=list(made.notes),
@@ -163,12 +161,22 @@ class Engine:
         from MedDPMLib.models.store import ModelStore
 
         path = ModelStore().find(name).path
-        status = path.stat()
-        file = (path.resolve(), status.st_size, status.st_mtime_ns)
+        file = _identity(path)
         if self._model is None or file != self._file:
             self.release()  # the old one goes before the new one comes
             self._model, self._file = load_model(path), file
         return self._model
+
+    def _ready_segmenter(self, name: str) -> Segmenter:
+        """The segmenter of that name or path, kept as the model is, and beside it: it takes some megabytes."""
+        from MedDPMLib.models.store import SEGMENTER, ModelStore
+        from MedDPMLib.segmentation.segmenter import load_segmenter
+
+        path = ModelStore().find(name, SEGMENTER).path
+        file = _identity(path)
+        if self._segmenter is None or file != self._segmenter_file:
+            self._segmenter, self._segmenter_file = load_segmenter(path), file
+        return self._segmenter
 
     def _mask(self, request: Generate, model: Model) -> Mask:
         from MedDPMLib.masks.mask import Mask
@@ -248,6 +256,12 @@ class _Report:
     def end(self) -> None:
         """Removes what the client has not fetched."""
         _remove(self._session, self._files)
+
+
+def _identity(path: Path) -> tuple:
+    """Equal for the same file as long as nobody has changed it."""
+    status = path.stat()
+    return path.resolve(), status.st_size, status.st_mtime_ns
 
 
 def _wanted(modalities: list[str] | None, model: Model) -> list[str]:
