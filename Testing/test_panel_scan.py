@@ -21,7 +21,6 @@ from conftest import head_phantom
 
 import slicer  # isort: skip
 
-from MedDPMLib.imaging.geometry import Geometry
 from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.scene import volumes
 from MedDPMLib.scene.segmentation import read_labels
@@ -106,8 +105,7 @@ def test_what_cannot_be_segmented_is_said_and_the_scan_may_go(panel, segmenter):
     assert not panel.scan.busy
 
 
-def test_without_a_segmenter_the_button_says_so(panel):
-    geometry = Geometry((40, 40, 40), np.diag([4.0, 4.0, 4.0, 1.0]))
-    panel.ui.scanSelector.setCurrentNode(add_scan(Volume(np.ones((40, 40, 40), np.float32), geometry)))
-    if panel.scan._entry is None and not panel.ui.scanButton.enabled:
-        assert "No segmenter is installed" in panel.ui.scanButton.toolTip
+def test_without_a_segmenter_the_button_says_so(panel, monkeypatch):
+    monkeypatch.setattr("MedDPMLib.scene.panel.scan._installed", lambda: None)
+    panel.ui.scanSelector.setCurrentNode(add_scan(head_phantom()[0]))
+    assert not panel.ui.scanButton.enabled and "No segmenter is installed" in panel.ui.scanButton.toolTip
