@@ -133,7 +133,7 @@ def test_the_loss_of_a_perfect_prediction_is_zero_and_unknown_voxels_do_not_coun
     target = torch.randint(0, 3, (1, 16, 16, 16), generator=generator)
     scores = 100.0 * torch.nn.functional.one_hot(target, 3).movedim(-1, 1).float()
     perfect = segmentation_loss(Known(scores), torch.zeros(1), [target, None], range(8), 0.5)
-    assert float(perfect) < 1e-3
+    assert perfect.item() < 1e-3
     network = Known(torch.randn(1, 3, 16, 16, 16, generator=generator))
     target[:, :8] = UNKNOWN
     loss = segmentation_loss(network, torch.zeros(1), [target], range(8), 0.5)
@@ -149,7 +149,7 @@ def test_the_loss_of_a_perfect_prediction_is_zero_and_unknown_voxels_do_not_coun
         entropy = -(p.gather(0, t[None])[0].log() * weight).sum() / weight.sum()
         dice = [(2 * p[k][t == k].sum() + 1) / (p[k].sum() + (t == k).sum() + 1) for k in (1, 2)]
         expected.append(entropy + 1 - sum(dice) / 2)
-    assert float(loss) == pytest.approx(float(torch.stack(expected).mean()), rel=1e-5)
+    assert loss.item() == pytest.approx(float(torch.stack(expected).mean()), rel=1e-5)
 
 
 def test_a_run_that_was_interrupted_ends_with_the_same_weights(tmp_path):

@@ -178,6 +178,7 @@ def run_page(recipe: Recipe | SegmenterRecipe, history: RunHistory, path: Path) 
     """The README of the run in the folder ``path``, in Markdown."""
     data, done = history.data, history.iteration >= recipe.iterations
     where = f"Iteration {history.iteration:,} of {recipe.iterations:,}, after {spoken_time(history.seconds)}"
+    predicted = recipe.prediction if isinstance(recipe, Recipe) else "labels"
     lines = [
         f"# A training run of MedDPM: {recipe.name}",
         "",
@@ -187,7 +188,7 @@ def run_page(recipe: Recipe | SegmenterRecipe, history: RunHistory, path: Path) 
         "",
         "| | |",
         "|---|---|",
-        f"| recipe | {recipe.name}: {recipe.network['kind']}, predicts {recipe.prediction}; in full in recipe.toml |",
+        f"| recipe | {recipe.name}: {recipe.network['kind']}, predicts {predicted}; in full in recipe.toml |",
         f"| data | {data['name']}: {len(data['cases'])} training cases, {len(data['held_out'])} held out |",
         f"| started | {history.started}, {_begun_with(history)} |",
         f"| machine | {spoken_machine(history.machine)} |",
