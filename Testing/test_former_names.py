@@ -93,7 +93,7 @@ def test_both_spellings_of_a_label_are_understood(scheme):
 @pytest.mark.parametrize("path", BUNDLED, ids=lambda path: path.stem)
 def test_the_cards_of_bundles_written_before_are_read(path):
     text = stored_card(path)
-    assert '"Oedema"' in text and '"tumour"' in text and '"licence"' in text, "the bundle was written anew"
+    assert '"Oedema"' in text and '"tumour"' in text and '"licence"' in text, "the bundle was written again"
     card = read_card(path)
     assert card.scheme == load_scheme(card.scheme.name) and card.license == json.loads(text)["licence"]
     assert [data["license"] for data in card.training_data] == [

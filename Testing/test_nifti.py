@@ -77,7 +77,7 @@ def test_two_places_are_refused_where_a_voxel_is_half_a_voxel_apart(tmp_path_fac
     for wanted, expected in (("sform", sform), ("qform", qform)):
         volume = read_volume(path, geometry=wanted)
         np.testing.assert_allclose(volume.geometry.ijk_to_ras, expected, atol=1e-3)
-        assert any(f"where its {wanted} says" in note for note in volume.notes)
+        assert any(f"positioned by its {wanted}" in note for note in volume.notes)
 
 
 @settings(max_examples=30, deadline=None)
@@ -160,7 +160,7 @@ def test_freesurfer_and_pairs_of_files(tmp_path, name):
 
 def test_analyze_does_not_say_which_side_is_left(tmp_path):
     nibabel.save(nibabel.AnalyzeImage(ARRAY, np.diag([-2.0, 2, 2, 1])), tmp_path / "a.img")
-    assert "which side is left" in read_volume(tmp_path / "a.img").notes[0]
+    assert "does not define the left side" in read_volume(tmp_path / "a.img").notes[0]
 
 
 @pytest.mark.parametrize(

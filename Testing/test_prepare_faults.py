@@ -96,7 +96,7 @@ FAULTS = {
     ),
     "unknown label": (
         set_array("bad_seg.nii.gz", lambda a: np.where(a == 1, 9, a).astype(np.uint8)),
-        "bad_seg.nii.gz: the values 2, 4, 9 are in no label convention .* look like .* necrosis .9",
+        "bad_seg.nii.gz: the values 2, 4, 9 are in no known label convention .* look like .* necrosis .9",
     ),
     "soft labels": (set_array("bad_seg.nii.gz", lambda a: a.astype(np.float32) / 4), "bad_seg.nii.gz: .*not whole"),
     "not skull-stripped": (
@@ -186,7 +186,7 @@ def test_a_tumor_alone_is_not_taken_for_a_head(tmp_path, small):
     """Values 1 and 2 are head and tumor in one scheme, necrosis and edema in another."""
     write_brats(tmp_path / "source", [1], values={1: 1, 2: 2, 3: 2})
     problem = make([tmp_path / "source"], tmp_path / "out", "whole-head")["case1"]
-    assert "case1_seg.nii.gz: the values 1, 2 are in no label convention" in problem
+    assert "case1_seg.nii.gz: the values 1, 2 are in no known label convention" in problem
     assert "head of 7.78 ml, where 1800 ml are the least" in problem
     problem = make([tmp_path / "source"], tmp_path / "other", "whole-head", numbering="whole-head")["case1"]
     assert "case1_seg.nii.gz has a head (value 1) of only" in problem
@@ -207,7 +207,7 @@ def test_anatomy_needs_structures(tmp_path, small):
         (lambda root: root.mkdir(), "holds no volumes: expected are BraTS cases"),
         (lambda root: root.write_text(""), "is not a folder: expected are"),
         (lambda root: save(root / "a.nii.gz", phantom()[1]), r"masks without images \(a.nii.gz is a map of labels\)"),
-        (lambda root: save(root / "a.nii.gz", phantom()[0]["t1"] * 9.5), "in none of the layouts that are known"),
+        (lambda root: save(root / "a.nii.gz", phantom()[0]["t1"] * 9.5), "has none of the known layouts"),
         (
             lambda root: (nnunet_2(root, [1]), (root / "dataset.json").write_text('{"labels": {}}')),
             "is not nnU-Net's description",

@@ -62,9 +62,9 @@ def _opened(path: Path):
         return _pair(path), ()
     notes: tuple[str, ...] = ()
     if name.endswith((".nii", ".mgh")) and is_gzipped(head):
-        notes = (f"{path.name} is compressed, although its name does not end in .gz",)
+        notes = (f"{path.name} is compressed, although its name does not indicate it",)
     elif name.endswith((".nii.gz", ".mgz")) and not is_gzipped(head):
-        notes = (f"{path.name} is not compressed, although its name says so",)
+        notes = (f"{path.name} is not compressed, although its name indicates it",)
     data = path.read_bytes()
     is_mgh = name.endswith((".mgz", ".mgh"))
     if is_gzipped(head):

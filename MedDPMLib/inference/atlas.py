@@ -45,7 +45,7 @@ _AFFINE_ITERATIONS, _ITERATIONS = 60, 20
 _SMOOTHNESS = 4.0
 
 #: Standard deviation along each axis, in mm, of the random deformation inside a brain, and its scale. It fades out
-#: towards the outline, over the distance above.
+#: toward the outline, over the distance above.
 _BENDING, _BENDING_SCALE = 2.5, 15.0
 
 #: How far a tumor core displaces its surroundings: this share of the radius of a ball of its volume, at most so many
