@@ -304,5 +304,8 @@ def test_accuracy_on_a_known_case(segmenter, phantom):
     assert set(found) == {"t1", "t2", "all"} and found["t1"] == found["all"]
     assert set(found["t1"].values()) == {1.0} and len(found["t1"]) == 3
     assert summary(found["t1"]) == (1.0, 1.0)
+    moved = Known("new", {"t1": scan}, _moved(truth, [1, 0, 0]))
+    with pytest.raises(MedDPMError, match="do not lie on the same voxels"):
+        measure(segmenter, [moved], execution=CPU)
     with pytest.raises(MedDPMError, match="was trained on known"):
         measure(segmenter, [Known("known", {}, truth)], execution=CPU)

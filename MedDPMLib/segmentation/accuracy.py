@@ -52,6 +52,8 @@ def measure(
     results: dict[str, dict[str, list[float]]] = {}
     for case in cases:
         check_unseen(card, case.name)
+        if any(not scan.geometry.is_close(case.labels.geometry) for scan in case.scans.values()):
+            raise MedDPMError(f"{case.name}: scans and labels do not lie on the same voxels, and cannot be compared")
         asked: dict[str, dict[str | None, Volume]] = {name: {None: scan} for name, scan in case.scans.items()}
         named = {name: scan for name, scan in case.scans.items() if name in card.modalities}
         if len(named) > 1:
