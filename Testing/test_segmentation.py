@@ -13,7 +13,7 @@ from conftest import COARSE, LEVELS, head_phantom, plain_scheme, small_segmenter
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.geometry import Geometry
 from MedDPMLib.imaging.io import read_volume, write_nifti
-from MedDPMLib.imaging.resample import resample_labels
+from MedDPMLib.imaging.resample import resample_classes, resample_labels
 from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.masks.seg_nrrd import read_segments
 from MedDPMLib.metrics.overlap import dice_by_label
@@ -97,10 +97,29 @@ def test_a_mirrored_scan_gives_the_mirrored_mask(phantom):
     torch.manual_seed(1)
     segmenter = Segmenter(card, build_network(card.network_description), "")
     x = torch.rand(3, 16, 24, 32).numpy()
-    labels, confidence = segmenter._classify([(x, True)], CPU, lambda done, total: None)
-    other, sure = segmenter._classify([(x[..., ::-1].copy(), True)], CPU, lambda done, total: None)
-    assert len(np.unique(labels)) > 3
-    assert np.mean(labels[..., ::-1] == other) > 0.999 and np.allclose(confidence[..., ::-1], sure, atol=1e-5)
+    shares = segmenter._classify([x], True, CPU, lambda done, total: None)
+    others = segmenter._classify([x[..., ::-1].copy()], True, CPU, lambda done, total: None)
+    assert len(np.unique(shares[0].argmax(axis=0))) > 3
+    for share, other in zip(shares, others, strict=True):
+        assert np.allclose(share[..., ::-1], other, atol=2e-3)
+
+
+def test_classes_are_resampled_by_their_shares():
+    """On the same voxels nothing changes; between two voxels the shares are their means; outside is background."""
+    rng = np.random.default_rng(0)
+    shares = rng.dirichlet([1, 1, 1], (6, 5, 4)).transpose(3, 0, 1, 2).astype(np.float32)
+    source = Geometry((4, 5, 6), np.diag([2.0, 2.0, 2.0, 1.0]))
+    labels, best = resample_classes(shares, [0, 7, 9], source, source)
+    assert np.array_equal(labels, np.array([0, 7, 9])[shares.argmax(axis=0)]) and np.allclose(best, shares.max(axis=0))
+    between = source.ijk_to_ras.copy()
+    between[:3, 3] = [1.0, 0.0, 0.0]
+    labels, best = resample_classes(shares, [0, 7, 9], source, Geometry((3, 5, 6), between))
+    means = (shares[..., :-1] + shares[..., 1:]) / 2
+    assert np.array_equal(labels, np.array([0, 7, 9])[means.argmax(axis=0)]) and np.allclose(best, means.max(axis=0))
+    far = source.ijk_to_ras.copy()
+    far[:3, 3] = [100.5, 0.0, 0.0]
+    labels, best = resample_classes(shares, [0, 7, 9], source, Geometry((4, 5, 6), far))
+    assert not labels.any() and (best == 1).all()
 
 
 # Intensities -----------------------------------------------------------------------------------------

@@ -9,6 +9,9 @@ import numpy as np
 from MedDPMLib.imaging.geometry import Geometry
 from MedDPMLib.imaging.volume import Volume
 
+#: Shares of a class that count as none.
+_LEAST_SHARE = 0.01
+
 #: Points along one axis of a voxel that are averaged at most.
 _MOST_POINTS = 8
 
@@ -58,6 +61,41 @@ def resample_labels(volume: Volume, geometry: Geometry, priority: Sequence[int])
         best[where][wins] = share[wins]
     labels[1.0 - covered > best + 1e-5] = 0
     return Volume(labels, geometry)
+
+
+def resample_classes(
+    shares: np.ndarray, values: Sequence[int], source: Geometry, target: Geometry
+) -> tuple[np.ndarray, np.ndarray]:
+    """The class of largest share at the voxels of ``target``, and that share: labels uint8 and float32, both (k, j, i).
+
+    ``shares`` (K, k, j, i) on ``source``, such as probabilities that add up to 1, are interpolated linearly (averaged
+    where ``target`` is coarser) one by one; ``values`` are the labels of the classes. The first class is the
+    background, and takes the rest.
+    """
+    shift = _integer_shift(source, target)
+    if shift is not None:
+        chosen = np.asarray(values, np.uint8)[shares.argmax(axis=0)]
+        return _shifted(chosen, shift, target), _shifted(shares.max(axis=0).astype(np.float32), shift, target)
+    block = _block(source, target)
+    labels = np.full(target.shape, values[0], np.uint8)
+    best, covered = np.zeros((2, *target.shape), np.float32)
+    for value, share in zip(values[1:], shares[1:], strict=True):
+        share = np.where(share > _LEAST_SHARE, share, 0)
+        if not share.any():
+            continue
+        cut, cut_geometry = _averaged(*_crop(share, source, block), block)
+        where, box = _box_around(cut_geometry, target)
+        if box is None:
+            continue
+        sampled = _sample(cut, cut_geometry, box, 0.0)
+        covered[where] += sampled
+        wins = sampled > best[where]
+        labels[where][wins] = value
+        best[where][wins] = sampled[wins]
+    outside = 1.0 - covered >= best
+    labels[outside] = values[0]
+    best[outside] = (1.0 - covered)[outside]
+    return labels, best
 
 
 def _integer_shift(source: Geometry, target: Geometry) -> np.ndarray | None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.geometry import Geometry
-from MedDPMLib.imaging.resample import resample_image, resample_labels
+from MedDPMLib.imaging.resample import resample_classes
 from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.models.segmenter_card import SegmenterCard
 from MedDPMLib.models.store import SEGMENTER, ModelStore, load_card_and_state
@@ -67,18 +67,20 @@ class Segmenter:
         examined = self._examined(scans, name)
         geometry = network_geometry(examined[0], self.card.spacing, self.network.side_multiple)
         check_same_space(examined, geometry)
-        inputs = self._inputs(examined, geometry)
-        labels, confidence = self._classify(inputs, execution, progress)
+        asked = self._asks_for_tumor(examined)
+        shares = self._classify(self._inputs(examined, geometry), asked, execution, progress)
         target = examined[0].volume.geometry
-        on_scan = resample_labels(Volume(labels, geometry), target, self.card.scheme.priority)
-        sure = resample_image(Volume(confidence, geometry), target, fill=0.0)
-        sure = Volume(np.where(on_scan.array > 0, sure.array, np.float32(0)), target)
+        labels, confidence = self._labels(shares, geometry, geometry)
+        if not target.is_close(geometry):
+            on_scan, sure = (Volume(array, target) for array in self._labels(shares, geometry, target))
+        else:
+            on_scan, sure = Volume(labels, target), Volume(confidence, target)
         values, counts = np.unique(on_scan.array, return_counts=True)
         found = dict(zip(values.tolist(), (counts * target.voxel_volume).tolist(), strict=True))
         volumes = {value: found.get(value, 0.0) for value in (*self.card.structures, *self.card.tumor)}
         notes = [note for scan in examined for note in scan.notes]
         notes += doubts(name, Volume(labels, geometry), confidence, examined[0], self.card.scheme)
-        if self.card.tumor and not self._asks_for_tumor(examined):
+        if self.card.tumor and not asked:
             wanted = ", ".join(self.card.modalities)
             notes.append(
                 f"no tumor was looked for: that takes {self.card.tumor_modalities} or more of {wanted}, named as such"
@@ -101,57 +103,47 @@ class Segmenter:
         named = sum(scan.modality is not None for scan in scans)
         return bool(self.card.tumor) and named >= self.card.tumor_modalities
 
-    def _inputs(self, scans: Sequence[Scan], geometry: Geometry) -> list[tuple[np.ndarray, bool]]:
-        """What the network sees, pass by pass: (inputs, D, H, W), and whether its tumor output counts."""
+    def _inputs(self, scans: Sequence[Scan], geometry: Geometry) -> list[np.ndarray]:
+        """What the network sees, pass by pass: (inputs, D, H, W)."""
         named = {scan.modality: seen_as_named(scan, geometry) for scan in scans if scan.modality is not None}
-        passes = []
-        for scan in scans:
-            planes = [seen(scan, geometry)]
-            for modality in self.card.modalities:
-                planes.append(named.get(modality, np.zeros(geometry.shape, np.float32)))
-            passes.append((np.stack(planes), self._asks_for_tumor(scans)))
-        return passes
+        absent = np.zeros(geometry.shape, np.float32)
+        known = [named.get(modality, absent) for modality in self.card.modalities]
+        return [np.stack([seen(scan, geometry), *known]) for scan in scans]
 
     @torch.inference_mode()
     def _classify(
-        self, passes: Sequence[tuple[np.ndarray, bool]], execution: Execution, progress: Callable[[int, int], None]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Labels (D, H, W), uint8, and their probabilities, float32: means over ``passes`` and their mirror images."""
+        self, passes: Sequence[np.ndarray], asked: bool, execution: Execution, progress: Callable[[int, int], None]
+    ) -> list[np.ndarray]:
+        """The probabilities (classes, D, H, W), float16, of each output, the tumor's if it is ``asked`` for: means over
+        ``passes`` and their mirror images. Beside the largest piece of the brain everything is background."""
         network = self.prepared(execution)
         total = 2 * len(passes) + 1
         features: list[tuple[Tensor, bool]] = []
-        for planes, _ in passes:
+        for planes in passes:
             x = torch.from_numpy(planes)[None].to(execution.device, execution.dtype)
             for mirrored in (False, True):
                 features.append((network(x.flip(-1) if mirrored else x), mirrored))
                 progress(len(features), total)
-        shape = passes[0][0].shape[1:]
-        labels, confidence = np.zeros(shape, np.uint8), np.zeros(shape, np.float32)
-        for voxel in range(BLOCK):
-            structure, sure = self._of_output(network, features, 0, voxel)
-            chosen = np.array([0, *self.card.structures], np.uint8)[structure]
-            if passes[0][1]:
-                region, certain = self._of_output(network, features, 1, voxel)
-                tumor = (region > 0) & (chosen > 0)
-                chosen = np.where(tumor, np.array([0, *self.card.tumor], np.uint8)[region], chosen)
-                sure = np.where(tumor, certain, sure)
-            labels[voxel_of_block(voxel)], confidence[voxel_of_block(voxel)] = chosen, sure
-        labels[~_largest_piece(labels > 0)] = 0
+        shape = passes[0].shape[1:]
+        shares = [np.empty((count, *shape), np.float16) for count in network.classes[: 2 if asked else 1]]
+        for output, share in enumerate(shares):
+            for voxel in range(BLOCK):
+                share[(slice(None), *voxel_of_block(voxel))] = _probabilities(network, features, output, voxel)
+        elsewhere = ~_largest_piece(shares[0].argmax(axis=0) > 0)
+        for share in shares:
+            share[:, elsewhere] = 0
+            share[0, elsewhere] = 1
         progress(total, total)
-        return labels, confidence
+        return shares
 
-    def _of_output(
-        self, network: SegmentationUNet3d, features: Sequence[tuple[Tensor, bool]], output: int, voxel: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Class and its probability at one voxel of each block, from the mean over all passes."""
-        mean: Tensor | None = None
-        for one, mirrored in features:
-            # In a mirrored block left and right voxels have changed places, too.
-            scores = network.scores(one, output, voxel ^ 1 if mirrored else voxel)[0].float().softmax(dim=0)
-            scores = scores.flip(-1) if mirrored else scores
-            mean = scores if mean is None else mean.add_(scores)
-        probability, chosen = mean.max(dim=0)
-        return chosen.cpu().numpy(), (probability / len(features)).cpu().numpy()
+    def _labels(self, shares: list[np.ndarray], source: Geometry, target: Geometry) -> tuple[np.ndarray, np.ndarray]:
+        """Labels and the probability of each, 0 in the background, on ``target``."""
+        labels, confidence = resample_classes(shares[0], [0, *self.card.structures], source, target)
+        if len(shares) > 1:
+            tumor, certain = resample_classes(shares[1], [0, *self.card.tumor], source, target)
+            inside = (tumor > 0) & (labels > 0)
+            labels, confidence = np.where(inside, tumor, labels), np.where(inside, certain, confidence)
+        return labels, np.where(labels > 0, confidence, np.float32(0))
 
     def prepared(self, execution: Execution) -> SegmentationUNet3d:
         """The network for inference on the device and in the precision of ``execution``; kept for the next call."""
@@ -174,6 +166,19 @@ def load_segmenter(model: str | os.PathLike | Segmenter) -> Segmenter:
     network = build_network(card.network_description)
     network.load_state_dict({name: tensor.float() for name, tensor in state.items()})
     return Segmenter(card, network, entry.hash)
+
+
+def _probabilities(
+    network: SegmentationUNet3d, features: Sequence[tuple[Tensor, bool]], output: int, voxel: int
+) -> np.ndarray:
+    """The probabilities (classes, D/2, H/2, W/2) at one voxel of each block: the mean over all passes."""
+    mean: Tensor | None = None
+    for one, mirrored in features:
+        # In a mirrored block left and right voxels have changed places, too.
+        scores = network.scores(one, output, voxel ^ 1 if mirrored else voxel)[0].float().softmax(dim=0)
+        scores = scores.flip(-1) if mirrored else scores
+        mean = scores if mean is None else mean.add_(scores)
+    return (mean / len(features)).cpu().numpy()
 
 
 def _largest_piece(brain: np.ndarray) -> np.ndarray:
