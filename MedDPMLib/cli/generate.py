@@ -153,8 +153,11 @@ class Batch:
         return f"{', '.join(parts)}; results in {self.out}"
 
 
-def find_masks(arguments: Sequence[Path], out: Path) -> list[Path]:
-    """The files in ``arguments``, and the volumes in the folders among them; every mask needs a name of its own."""
+def find_masks(arguments: Sequence[Path], out: Path, what: str = "masks") -> list[Path]:
+    """The files in ``arguments``, and the volumes in the folders among them; every one needs a name of its own.
+
+    ``what`` they are is for messages.
+    """
     from MedDPMLib.imaging.io import check_readable, names_volume, volume_stem
 
     paths = []
@@ -163,7 +166,7 @@ def find_masks(arguments: Sequence[Path], out: Path) -> list[Path]:
         if argument.is_dir():
             if out.resolve() == argument.resolve():
                 raise MedDPMError(
-                    f"{out} contains the masks: choose another folder for the results, which would be read as masks"
+                    f"{out} contains the {what}: choose another folder for the results, which would be read as {what}"
                 )
             found = sorted(
                 path
@@ -176,5 +179,5 @@ def find_masks(arguments: Sequence[Path], out: Path) -> list[Path]:
     names = Counter(volume_stem(path) for path in set(paths))
     twice = [name for name, count in names.items() if count > 1]
     if twice:
-        raise MedDPMError(f'several masks are called "{twice[0]}", and their results would be too: rename them')
+        raise MedDPMError(f'several {what} are called "{twice[0]}", and their results would be too: rename them')
     return list(dict.fromkeys(paths))

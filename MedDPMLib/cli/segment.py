@@ -167,7 +167,7 @@ def find_patients(arguments: Sequence[str], out: Path, modalities: Sequence[str]
             raise MedDPMError(f'"{argument}" names no modality that the model knows ({known}) and no file')
         else:
             plain.append(Path(argument))
-    patients = [Patient(volume_stem(path), {None: path}) for path in find_masks(plain, out)]
+    patients = [Patient(volume_stem(path), {None: path}) for path in find_masks(plain, out, "scans")]
     if named:
         stem = volume_stem(next(iter(named.values())))
         patients.append(Patient(stem, named))
