@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from MedDPMLib.errors import MedDPMError
+from MedDPMLib.imaging.geometry import Geometry
 from MedDPMLib.imaging.io import write_nifti
 from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.masks.schemes import LabelScheme
@@ -56,13 +57,12 @@ def write_segmented(
     _record(folder, stem).unlink(missing_ok=True)  # an old record must not speak for new files
     paths = [_mask_path(folder, stem, run["format"])]
     if run["format"] == "seg.nrrd":
-        try:
-            write_segments(paths[0], made.labels, scheme, description=_DESCRIPTION)
-        except RuntimeError as error:
+        if _is_sheared(made.labels.geometry):
             raise MedDPMError(
-                f"{paths[0]} cannot be written ({error!s:.80}), as for voxels that are no right-angled boxes: use"
+                f"{paths[0]} cannot be written, because the voxels of the scan are no right-angled boxes: use"
                 " --format nifti"
-            ) from error
+            )
+        write_segments(paths[0], made.labels, scheme, description=_DESCRIPTION)
     else:
         write_nifti(paths[0], made.labels, description=_DESCRIPTION)
     paths.append(folder / f"{stem}_volumes.csv")
@@ -107,6 +107,11 @@ def volumes_table(made: Segmented, scheme: LabelScheme) -> str:
         sure = f"{made.confidence.array[where].mean():.3f}" if where.any() else ""
         table.writerow([value, scheme.label_by_value(value).name, f"{volume:.1f}", sure])
     return text.getvalue()
+
+
+def _is_sheared(geometry: Geometry) -> bool:
+    directions = geometry.ijk_to_ras[:3, :3] / geometry.spacing
+    return bool(np.abs(directions.T @ directions - np.eye(3)).max() > 1e-3)
 
 
 def _mask_path(folder: Path, stem: str, form: str) -> Path:
