@@ -104,7 +104,7 @@ class Batch:
         from MedDPMLib.figures.segmentation import draw_segmentation
         from MedDPMLib.imaging.io import read_volume
         from MedDPMLib.runtime.files import atomic_write
-        from MedDPMLib.segmentation.files import describe, is_finished, write_record, write_segmented
+        from MedDPMLib.segmentation.files import check_format, describe, is_finished, write_record, write_segmented
 
         stem, scheme = patient.stem, self.entry.card.scheme
         started = time.perf_counter()
@@ -116,6 +116,7 @@ class Batch:
                 typer.echo(f"{stem}: finished before, skipped")
                 progress.reach(before + 100, stem)
                 return
+            check_format(self.form, next(iter(volumes.values())).geometry, stem)
             made = self.segmenter.segment(
                 volumes,
                 name=stem,

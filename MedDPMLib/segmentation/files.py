@@ -50,6 +50,15 @@ def describe(segmenter: Segmenter, sources: Mapping[str | None, Path], scans: Ma
     }
 
 
+def check_format(form: str, geometry: Geometry, name: str) -> None:
+    """Raises :class:`MedDPMError` if a mask on ``geometry`` cannot be written in the format ``form``."""
+    directions = geometry.ijk_to_ras[:3, :3] / geometry.spacing
+    if form == "seg.nrrd" and np.abs(directions.T @ directions - np.eye(3)).max() > 1e-3:
+        raise MedDPMError(
+            f"the voxels of {name} are no right-angled boxes, which a .seg.nrrd cannot hold: use --format nifti"
+        )
+
+
 def write_segmented(
     folder: Path, stem: str, made: Segmented, scheme: LabelScheme, run: Mapping[str, Any]
 ) -> list[Path]:
@@ -57,11 +66,6 @@ def write_segmented(
     _record(folder, stem).unlink(missing_ok=True)  # an old record must not speak for new files
     paths = [_mask_path(folder, stem, run["format"])]
     if run["format"] == "seg.nrrd":
-        if _is_sheared(made.labels.geometry):
-            raise MedDPMError(
-                f"{paths[0]} cannot be written, because the voxels of the scan are no right-angled boxes: use"
-                " --format nifti"
-            )
         write_segments(paths[0], made.labels, scheme, description=_DESCRIPTION)
     else:
         write_nifti(paths[0], made.labels, description=_DESCRIPTION)
@@ -107,11 +111,6 @@ def volumes_table(made: Segmented, scheme: LabelScheme) -> str:
         sure = f"{made.confidence.array[where].mean():.3f}" if where.any() else ""
         table.writerow([value, scheme.label_by_value(value).name, f"{volume:.1f}", sure])
     return text.getvalue()
-
-
-def _is_sheared(geometry: Geometry) -> bool:
-    directions = geometry.ijk_to_ras[:3, :3] / geometry.spacing
-    return bool(np.abs(directions.T @ directions - np.eye(3)).max() > 1e-3)
 
 
 def _mask_path(folder: Path, stem: str, form: str) -> Path:
