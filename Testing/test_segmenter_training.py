@@ -24,9 +24,9 @@ SCHEME = load_scheme("anatomy")
 #: A quarter of the standard grid's sides, and as little of it as the small network takes.
 SMALL = [
     "network.channels=[8, 16]",
-    "stages.0.size=[48, 48, 36]",
-    "stages.0.patch=[24, 28, 32]",
-    "stages.0.iterations=4",
+    "stages=[{size = [48, 48, 36], patch = [24, 28, 32], iterations = 4, batch = 1}]",
+    "randomization.ramp_start=0",
+    "randomization.ramp_length=1",
     "training.warm_up=1",
     "monitor.checkpoint_every=2",
 ]
@@ -132,11 +132,12 @@ def test_the_loss_of_a_perfect_prediction_is_zero_and_unknown_voxels_do_not_coun
     generator = torch.Generator().manual_seed(0)
     target = torch.randint(0, 3, (1, 16, 16, 16), generator=generator)
     scores = 100.0 * torch.nn.functional.one_hot(target, 3).movedim(-1, 1).float()
-    perfect = segmentation_loss(Known(scores), torch.zeros(1), [target, None], range(8), 0.5)
+    perfect = segmentation_loss(Known(scores), torch.zeros(1), [target, None], range(8), [torch.ones(3)] * 2)
     assert perfect.item() < 1e-3
     network = Known(torch.randn(1, 3, 16, 16, 16, generator=generator))
     target[:, :8] = UNKNOWN
-    loss = segmentation_loss(network, torch.zeros(1), [target], range(8), 0.5)
+    weights = torch.tensor([0.5, 1.0, 3.0])
+    loss = segmentation_loss(network, torch.zeros(1), [target], range(8), [weights])
     loss.backward()
     assert not network.held.grad[:, :, :8].any() and network.held.grad[:, :, 8:].any()
     # Independently: entropy and Dice of the known half, place by place.
@@ -145,7 +146,7 @@ def test_the_loss_of_a_perfect_prediction_is_zero_and_unknown_voxels_do_not_coun
     for z, y, x in np.ndindex(2, 2, 2):
         p = half[:, z::2, y::2, x::2].softmax(dim=0)
         t = truth[z::2, y::2, x::2]
-        weight = torch.where(t == 0, 0.5, 1.0)
+        weight = weights[t]
         entropy = -(p.gather(0, t[None])[0].log() * weight).sum() / weight.sum()
         dice = [(2 * p[k][t == k].sum() + 1) / (p[k].sum() + (t == k).sum() + 1) for k in (1, 2)]
         expected.append(entropy + 1 - sum(dice) / 2)

@@ -29,10 +29,22 @@ _COARSE = 4
 
 
 class Randomizer:
-    """The random images of one example; everything is drawn from ``generator``."""
+    """The random images of one example on voxels of ``spacing`` mm; everything is drawn from ``generator``.
 
-    def __init__(self, settings: Randomization, scheme: LabelScheme, generator: torch.Generator) -> None:
+    ``strength``, from 0 to 1, is how much of what ``settings`` say is done to real scans.
+    """
+
+    def __init__(
+        self,
+        settings: Randomization,
+        scheme: LabelScheme,
+        generator: torch.Generator,
+        *,
+        spacing: float = 1.0,
+        strength: float = 1.0,
+    ) -> None:
         self.settings, self.scheme, self.generator = settings, scheme, generator
+        self.spacing, self.strength = spacing, strength
 
     def happens(self, share: float) -> bool:
         return bool(torch.rand((), generator=self.generator) < share)
@@ -56,18 +68,18 @@ class Randomizer:
 
     def changed(self, scan: Tensor, labels: Tensor) -> Tensor:
         """A real ``scan`` (D, H, W; 0 to 1) with other intensities, maybe in surroundings that are drawn."""
-        image = self._bent(scan) if self.happens(0.6) else scan
-        if self.happens(self.settings.inverted):
+        image = self._bent(scan) if self.happens(0.6 * self.strength) else scan
+        if self.happens(self.settings.inverted * self.strength):
             image = 1 - image
         brain = labels > 0
-        if not self.happens(self.settings.surroundings):
+        if not self.happens(self.settings.surroundings * self.strength):
             return self._finished(torch.where(brain, image, 0.0), brain)
         return self._finished(torch.where(brain, image, self._painted(labels, True)), None)
 
     def known(self, scan: Tensor, labels: Tensor) -> Tensor:
         """A real ``scan`` (D, H, W; 0 to 1) that is named: little is changed, because its contrast is what it tells."""
         image = scan * torch.exp(self._smooth(scan.shape, 60) * self.between(0, 0.12)) if self.happens(0.4) else scan
-        image = _blurred(image, [self.between(0.3, 0.9)] * 3) if self.happens(0.4) else image
+        image = self._blurred(image, [self.between(0.3, 0.9)] * 3) if self.happens(0.4) else image
         image = (image * math.exp(self.normal(0.06)) + self.normal(0.02)).clamp_min(0)
         return torch.where(labels > 0, image ** math.exp(self.normal(0.12)), 0.0)
 
@@ -95,7 +107,7 @@ class Randomizer:
         if not (surrounded and self.happens(0.3)):
             means[0] = spreads[0] = 0
         image = means[parts]
-        image = _blurred(image, [self.between(0.3, 0.8)] * 3) if self.happens(0.5) else image
+        image = self._blurred(image, [self.between(0.3, 0.8)] * 3) if self.happens(0.5) else image
         return image + spreads[parts] * torch.randn(shape, generator=self.generator)
 
     def _as_tissues(self, means: Tensor) -> None:
@@ -117,7 +129,7 @@ class Randomizer:
     def _surrounded(self, parts: Tensor, labels: Tensor, count: int) -> tuple[Tensor, int]:
         """``parts`` with shells around the brain, and blobs beyond them."""
         shape, outside = labels.shape, labels == 0
-        depth = _distance(labels) + self._smooth(shape, self.between(15, 40)) * self.between(0, 3)
+        depth = _distance(labels) * self.spacing + self._smooth(shape, self.between(15, 40)) * self.between(0, 3)
         edge, blobs = self.between(-1, 3), self._smooth(shape, self.between(8, 30))
         for _ in range(self.whole(1, 5)):
             parts, count = torch.where(outside & (depth > edge), count, parts), count + 1
@@ -136,8 +148,8 @@ class Randomizer:
             image = image * torch.exp(
                 self._smooth(image.shape, self.between(35, 90)) * self.between(0, self.settings.bias)
             )
-        image = self._coarser(image)
-        if self.happens(0.5):
+        image = self._coarser(image) if self.happens(self.strength) else image
+        if self.happens(0.5 * self.strength):
             image = image + torch.randn(image.shape, generator=self.generator) * self.between(0, self.settings.noise)
         if inside is not None:
             image = torch.where(inside, image, 0.0)
@@ -153,11 +165,12 @@ class Randomizer:
     def _coarser(self, image: Tensor) -> Tensor:
         """As if scanned in larger voxels, most often in slices, and interpolated."""
         if self.happens(0.35):
-            return image if self.happens(0.5) else _blurred(image, [self.between(0.3, 1)] * 3)
+            return image if self.happens(0.5) else self._blurred(image, [self.between(0.3, 1)] * 3)
         sizes = [self.between(1, 1.6)] * 3
         sizes[self.whole(0, 2)] = self.between(1, self.settings.thickness if self.happens(0.6) else 3)
-        image = _blurred(image, [0.42 * size if size > 1.15 else 0 for size in sizes])
-        coarse = [max(8, round(side / size)) for side, size in zip(image.shape, sizes, strict=True)]
+        sizes = [max(size, self.spacing) for size in sizes]
+        image = self._blurred(image, [0.42 * size if size > 1.15 * self.spacing else 0 for size in sizes])
+        coarse = [max(8, round(side * self.spacing / size)) for side, size in zip(image.shape, sizes, strict=True)]
         if coarse == list(image.shape):
             return image
         small = F.interpolate(image[None, None], size=coarse, mode="trilinear")
@@ -173,10 +186,25 @@ class Randomizer:
         return heights[low] + (heights[low + 1] - heights[low]) * (place - low)
 
     def _smooth(self, shape: Sequence[int], every: float) -> Tensor:
-        """A smooth random field of about unit variance with a point ``every`` so many voxels."""
-        points = [max(2, round(side / every) + 1) for side in shape]
+        """A smooth random field of about unit variance with a point ``every`` so many mm."""
+        points = [max(2, round(side * self.spacing / every) + 1) for side in shape]
         field = torch.randn(1, 1, *points, generator=self.generator)
         return F.interpolate(field, size=tuple(shape), mode="trilinear", align_corners=True)[0, 0]
+
+    def _blurred(self, image: Tensor, deviations: Sequence[float]) -> Tensor:
+        """``image`` (D, H, W) blurred by a Gaussian of these standard deviations, in mm."""
+        for axis, deviation in enumerate(deviations):
+            deviation /= self.spacing
+            if deviation < 0.3:
+                continue
+            reach = math.ceil(2.5 * deviation)
+            kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1.0) / deviation) ** 2)
+            sides, around = [1, 1, 1, 1, 1], [0] * 6
+            sides[2 + axis] = 2 * reach + 1
+            around[4 - 2 * axis] = around[5 - 2 * axis] = reach
+            padded = F.pad(image[None, None], around, mode="replicate")
+            image = F.conv3d(padded, (kernel / kernel.sum()).view(sides))[0, 0]
+        return image
 
     @property
     def _rest(self) -> int:
@@ -186,21 +214,6 @@ class Randomizer:
     def _large(self) -> list[int]:
         """Values of labels of more than 50 ml, as far as the scheme says how large they are."""
         return [one.value for one in self.scheme.labels if one.plausible_ml and one.plausible_ml[1] > 300]
-
-
-def _blurred(image: Tensor, deviations: Sequence[float]) -> Tensor:
-    """``image`` (D, H, W) blurred by a Gaussian of these standard deviations, in voxels."""
-    for axis, deviation in enumerate(deviations):
-        if deviation < 0.3:
-            continue
-        reach = math.ceil(2.5 * deviation)
-        kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1.0) / deviation) ** 2)
-        sides, around = [1, 1, 1, 1, 1], [0] * 6
-        sides[2 + axis] = 2 * reach + 1
-        around[4 - 2 * axis] = around[5 - 2 * axis] = reach
-        padded = F.pad(image[None, None], around, mode="replicate")
-        image = F.conv3d(padded, (kernel / kernel.sum()).view(sides))[0, 0]
-    return image
 
 
 def _distance(labels: Tensor) -> Tensor:

@@ -20,8 +20,10 @@ FIXED = ("kind", "scheme", "modalities", "network")
 class SegmenterTraining(Optimization):
     """Objective and optimization; see :mod:`MedDPMLib.train.segmentation_objective`."""
 
-    #: Weight of the cross-entropy in the background, where nothing is difficult; elsewhere it is 1.
+    #: Weights of the cross-entropy in the background, where nothing is difficult, and in structures that never have
+    #: more than 300 ml; elsewhere it is 1.
     background_weight: float = field(number(0))
+    small_weight: float = field(number(0))
     #: At so many of the eight voxels of each block the loss is computed, drawn anew for each example.
     voxels_of_block: int = field(whole(1, 8))
 
@@ -31,6 +33,10 @@ class Randomization:
     """How examples differ from the scans and label maps they come from: shares of the examples, standard deviations of
     normal distributions and upper limits of uniform ones; after Billot et al. 2023 (SynthSeg, arXiv 2107.09559)."""
 
+    #: Examples before the first that is randomized, and those in which it grows to what the other fields say: a network
+    #: that knows nothing yet learns faster from scans as they are.
+    ramp_start: int = field(whole(0))
+    ramp_length: int = field(whole(1))
     #: Share of the examples whose image is drawn from the labels, with random intensities for each; a case without
     #: images is always drawn.
     drawn: float = field(number(0, 1))

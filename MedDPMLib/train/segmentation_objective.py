@@ -28,30 +28,31 @@ def segmentation_loss(
     x: Tensor,
     targets: Sequence[Tensor | None],
     places: Sequence[int],
-    background_weight: float,
+    weights: Sequence[Tensor],
 ) -> Tensor:
     """One number, float32: the loss of ``network`` on scans ``x`` (B, C, D, H, W) at the ``places`` (0 to 7) of blocks.
 
-    ``targets`` are the classes (B, D, H, W; integer) of each output, None where an output is not asked.
+    ``targets`` are the classes (B, D, H, W; integer) of each output, None where an output is not asked; ``weights``
+    (classes,) of each output are how much the cross-entropy of a voxel counts, by its class.
     """
     features = network(x)
     losses = []
-    for output, target in enumerate(targets):
+    for output, (target, weight) in enumerate(zip(targets, weights, strict=True)):
         if target is not None:
             for place in places:
                 scores = network.scores(features, output, place).float()
-                losses.append(_loss(scores, target[(slice(None), *voxel_of_block(place))].long(), background_weight))
+                losses.append(_loss(scores, target[(slice(None), *voxel_of_block(place))].long(), weight))
     return torch.stack(losses).mean()
 
 
-def _loss(scores: Tensor, target: Tensor, background_weight: float) -> Tensor:
+def _loss(scores: Tensor, target: Tensor, class_weight: Tensor) -> Tensor:
     """Cross-entropy and Dice of ``scores`` (B, K, ...) against ``target`` (B, ...)."""
     count = scores.shape[1]
     known = (target != UNKNOWN).flatten()
     logarithms = F.log_softmax(scores.movedim(1, -1).reshape(-1, count)[known], dim=1)
     classes = target.flatten()[known]
     entropy = F.nll_loss(logarithms, classes, reduction="none")
-    weight = torch.where(classes == 0, background_weight, 1.0)
+    weight = class_weight[classes]
     mean = (entropy * weight).sum() / weight.sum().clamp_min(1e-6)
     probabilities = logarithms.exp()
     common = probabilities.new_zeros(count).index_add_(0, classes, probabilities.gather(1, classes[:, None])[:, 0])

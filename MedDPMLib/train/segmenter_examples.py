@@ -49,6 +49,7 @@ class SegmenterExamples:
     def __init__(self, recipe: SegmenterRecipe, stage: Stage, cases: Dataset | Sequence[Case]) -> None:
         self.recipe, self.scheme = recipe, load_scheme(recipe.scheme)
         size, patch = tuple(reversed(stage.size)), stage.patch and tuple(reversed(stage.patch))
+        self.spacing = recipe.stage_grid(stage).spacing[0]
         self.varied = VariedCases(cases, recipe.augmentation, size, patch, self.scheme, recipe.training.seed)
 
     def batch(self, numbers: Sequence[int]) -> SegmenterExample:
@@ -65,8 +66,10 @@ class SegmenterExamples:
     def _example(self, number: int) -> SegmenterExample:
         recipe, settings = self.recipe, self.recipe.randomization
         sample = self.varied[number]
-        random = Randomizer(settings, self.scheme, seeded(recipe.training.seed, _IMAGE, number))
-        drawn = random.happens(settings.drawn) or not bool((sample.image > -1).any())
+        strength = min(1.0, max(0.0, (number - settings.ramp_start) / settings.ramp_length))
+        generator = seeded(recipe.training.seed, _IMAGE, number)
+        random = Randomizer(settings, self.scheme, generator, spacing=self.spacing, strength=strength)
+        drawn = random.happens(settings.drawn * strength) or not bool((sample.image > -1).any())
         named = torch.zeros(len(recipe.modalities), *sample.labels.shape)
         count = 0
         if drawn:
