@@ -175,7 +175,7 @@ LEVELS = {0: 0.0, 18: 0.35, 1: 0.6, 3: 0.8, 8: 1.0}
 #: Its voxels, in mm.
 COARSE = 4.0
 #: Thresholds on which its answers are built.
-_THRESHOLDS = 12
+_THRESHOLDS = 7
 
 
 def plain_scheme(name: str = "anatomy") -> LabelScheme:
