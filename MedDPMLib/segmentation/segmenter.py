@@ -125,10 +125,12 @@ class Segmenter:
                 features.append((network(x.flip(-1) if mirrored else x), mirrored))
                 progress(len(features), total)
         shape = passes[0].shape[1:]
-        shares = [np.empty((count, *shape), np.float16) for count in network.classes[: 2 if asked else 1]]
-        for output, share in enumerate(shares):
+        shares = []
+        for output, count in enumerate(network.classes[: 2 if asked else 1]):
+            share = torch.empty((*shape, count), dtype=torch.float16)
             for voxel in range(BLOCK):
-                share[(slice(None), *voxel_of_block(voxel))] = _probabilities(network, features, output, voxel)
+                share[voxel_of_block(voxel)] = _probabilities(network, features, output, voxel)
+            shares.append(share.movedim(-1, 0).numpy())
         elsewhere = ~_largest_piece(shares[0].argmax(axis=0) > 0)
         for share in shares:
             share[:, elsewhere] = 0
@@ -170,15 +172,16 @@ def load_segmenter(model: str | os.PathLike | Segmenter) -> Segmenter:
 
 def _probabilities(
     network: SegmentationUNet3d, features: Sequence[tuple[Tensor, bool]], output: int, voxel: int
-) -> np.ndarray:
-    """The probabilities (classes, D/2, H/2, W/2) at one voxel of each block: the mean over all passes."""
+) -> Tensor:
+    """The probabilities (D/2, H/2, W/2, classes), float16, at one voxel of each block: the mean over all passes."""
     mean: Tensor | None = None
     for one, mirrored in features:
         # In a mirrored block left and right voxels have changed places, too.
-        scores = network.scores(one, output, voxel ^ 1 if mirrored else voxel)[0].float().softmax(dim=0)
-        scores = scores.flip(-1) if mirrored else scores
-        mean = scores if mean is None else mean.add_(scores)
-    return (mean / len(features)).cpu().numpy()
+        scores = network.scores(one, output, voxel ^ 1 if mirrored else voxel)[0].movedim(0, -1)
+        found = scores.float().softmax(dim=-1)
+        found = found.flip(2) if mirrored else found
+        mean = found if mean is None else mean.add_(found)
+    return (mean / len(features)).to("cpu", torch.float16)
 
 
 def _largest_piece(brain: np.ndarray) -> np.ndarray:
