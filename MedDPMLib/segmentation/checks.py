@@ -17,6 +17,9 @@ _UNSURE, _UNSURE_LABEL = 0.75, 0.55
 #: Part of the labels that are implausible beyond which nothing is believed.
 _MOST_ODD = 0.5
 
+#: What helps where the scan shows more than a brain.
+_HEAD = "; if the scan shows the whole head, extract the brain first"
+
 #: A border of the scan through so much brain (mm^2) cuts it off.
 _CUT = 400.0
 #: It goes on into the neck: where a scan ends in it, nothing is missing.
@@ -38,21 +41,20 @@ def doubts(name: str, labels: Volume, confidence: np.ndarray, scan: Scan, scheme
         if label.role == "structure" and label.plausible_ml and not _within(counts[label.value], label.plausible_ml)
     ]
     structures = [label for label in scheme.labels if label.role == "structure"]
-    stripped = "" if scan.stripped else "; it is not skull-stripped, which a brain extraction tool can do first"
     if not _within(liters, _NO_BRAIN) or len(odd) > _MOST_ODD * len(structures):
         raise MedDPMError(
             f"no brain is found in {name} ({liters:.2g} l in all, {len(odd)} of {len(structures)} structures have no"
-            f" plausible volume): a scan of a whole brain is needed{stripped}"
+            f" plausible volume): a scan of a whole brain is needed{_HEAD}"
         )
     found = []
     if not _within(liters, _UNUSUAL):
-        found.append(f"the brain in {name} has {liters:.2g} l, unusual for an adult: look at every border{stripped}")
+        found.append(f"the brain in {name} has {liters:.2g} l, unusual for an adult: look at every border{_HEAD}")
     if odd:
         names = ", ".join(f"{label.name.lower()} ({counts[label.value]:.2g} ml)" for label in odd)
         found.append(f"volumes in {name} that are not plausible: {names}")
     sure = float(confidence[brain].mean())
     if sure < _UNSURE:
-        found.append(f"the confidence in {name} is low ({sure:.2f} on average): look at every border{stripped}")
+        found.append(f"the confidence in {name} is low ({sure:.2f} on average): look at every border{_HEAD}")
     unsure = [label for label in structures if _mean(confidence, labels.array == label.value) < _UNSURE_LABEL]
     if unsure:
         found.append(f"least certain in {name}: {', '.join(label.name.lower() for label in unsure)}")

@@ -32,8 +32,8 @@ _FARTHEST, _COARSE = 12.0, 3.5
 #: Room around the foreground in the network's grid, mm.
 _MARGIN = 6.0
 
-#: Part of the faces of a skull-stripped image that is background at least.
-_STRIPPED = 0.5
+#: Part of the faces that is background at least where it is one value, as after skull-stripping.
+_CLEAR = 0.5
 #: Intensities closer to the background than this part of the range are background.
 _TOLERANCE = 1e-3
 
@@ -45,14 +45,14 @@ _COMMON = 0.5
 class Scan:
     """A ``volume`` (k, j, i) called ``name`` for messages, ``modality`` if it is known.
 
-    ``foreground`` (k, j, i) is where it is not background; ``stripped``, whether the background is one value.
+    ``foreground`` (k, j, i) is where it is not background; ``clear``, whether the background is one value.
     """
 
     name: str
     volume: Volume
     modality: str | None
     foreground: np.ndarray
-    stripped: bool
+    clear: bool
     notes: tuple[str, ...]
 
 
@@ -77,15 +77,15 @@ def examine(volume: Volume, name: str, modality: str | None = None) -> Scan:
         raise MedDPMError(
             f"{name} looks like a CT (its air is {background:g} Hounsfield units): only MRI can be segmented"
         )
-    stripped = bool(np.mean(np.abs(faces - background) <= _TOLERANCE * (high - low)) >= _STRIPPED)
+    clear = bool(np.mean(np.abs(faces - background) <= _TOLERANCE * (high - low)) >= _CLEAR)
     notes = list(volume.notes)
-    if not stripped:
+    if not clear:
         background = float(np.percentile(faces, 5))
-    if stripped and background > np.median(array[np.abs(array - background) > _TOLERANCE * (high - low)]):
+    if clear and background > np.median(array[np.abs(array - background) > _TOLERANCE * (high - low)]):
         array, notes = -array, [*notes, f"{name} has a bright background: its intensities were inverted"]
         background = -background
     distance = np.abs(array - background)
-    foreground = distance > (_TOLERANCE if stripped else 0.1) * float(np.percentile(distance, 99.5))
+    foreground = distance > (_TOLERANCE if clear else 0.1) * float(np.percentile(distance, 99.5))
     if np.count_nonzero(foreground) * geometry.voxel_volume < 1e5:
         raise MedDPMError(f"{name} shows less than 100 ml of anything: a scan of a brain is needed")
     if geometry.spacing.max() > _COARSE:
@@ -94,7 +94,7 @@ def examine(volume: Volume, name: str, modality: str | None = None) -> Scan:
             " are estimates"
         )
     shifted = Volume((array - background).astype(np.float32), geometry)
-    return Scan(name, shifted, modality, foreground, stripped, tuple(notes))
+    return Scan(name, shifted, modality, foreground, clear, tuple(notes))
 
 
 def network_geometry(scan: Scan, spacing: float, multiple: int) -> Geometry:
@@ -141,6 +141,6 @@ def seen_as_named(scan: Scan, geometry: Geometry) -> np.ndarray:
 def _scaled(scan: Scan, geometry: Geometry, percentiles: tuple[float, float]) -> np.ndarray:
     low, high = np.percentile(scan.volume.array[scan.foreground], percentiles)
     placed = resample_image(scan.volume, geometry, fill=0.0).array
-    inside = _covered(scan, geometry) if scan.stripped else np.ones(geometry.shape, bool)
+    inside = _covered(scan, geometry) if scan.clear else np.ones(geometry.shape, bool)
     scaled = np.clip((placed - low) / max(high - low, 1e-6), _LOWEST, _HIGHEST, dtype=np.float32)
     return np.where(inside, scaled, np.float32(0))
