@@ -100,7 +100,8 @@ def test_what_cannot_be_segmented_is_said_and_the_scan_may_go(panel, segmenter):
     slicer.mrmlScene.RemoveNode(node)
     wait_until(lambda: not panel.scan.busy)
     segmentation = panel.ui.segmentationSelector.currentNode()
-    assert segmentation is not None and volumes.sheet_of(segmentation) is not None
+    assert segmentation is not None
+    wait_until(lambda: volumes.sheet_of(segmentation) is not None)  # else there were nothing to paint over
     slicer.mrmlScene.Clear(0)
     assert not panel.scan.busy
 
