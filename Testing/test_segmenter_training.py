@@ -96,7 +96,7 @@ def test_examples_are_what_the_network_expects(examples):
         if one.cases == ("labels",):
             assert not one.asked and not one.x[0, 1:].any()
         kinds.add((one.asked, bool(one.x[0, 0].any())))
-    assert kinds == {(False, True), (True, True), (True, False)}
+    assert kinds >= {(False, True), (True, True), (True, False)}  # and, rarely, a single named scan alone
 
 
 def test_a_drawn_image_shows_the_borders_of_the_labels_and_nothing_outside():
