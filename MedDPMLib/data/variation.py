@@ -42,7 +42,7 @@ class Variation:
         With ``part`` only this box of them, and only this box is computed: labels are exactly those of the whole, and
         intensities too, but for the last bit. Both are interpolated once: the image linearly, labels to the nearest.
         """
-        part = part or tuple(slice(0, side) for side in shape)
+        part = part or (slice(0, shape[0]), slice(0, shape[1]), slice(0, shape[2]))
         if self.is_identity and tuple(shape) == case.labels.shape:
             return case.image[(slice(None), *part)].float(), case.labels[part].clone()
         grid = self._source_coordinates(shape, part)[None]

@@ -175,7 +175,7 @@ def _labels(
     if not segmentation.array.any():
         if brain is None:
             raise MedDPMError(f"{case.segmentation} is empty: there is nothing to learn from it")
-        labels = np.where(brain, scheme.rest.value, 0).astype(np.uint8)
+        labels = np.where(brain, scheme.require_rest().value, 0).astype(np.uint8)
         return _with_structures(Volume(labels, segmentation.geometry), scheme), ("no tumour",)
     try:
         mask = Mask.from_volume(
@@ -212,10 +212,11 @@ def _said(case: CaseFiles, segmentation: Volume, scheme: LabelScheme) -> tuple[N
 
 def _check_head(labels: np.ndarray, geometry: Geometry, scheme: LabelScheme, case: CaseFiles) -> None:
     """Refuses a "head" that is no head: values 1 and 2 are the parts of a tumour in many files."""
-    volume = np.count_nonzero(labels == scheme.rest.value) * geometry.voxel_volume
+    rest = scheme.require_rest()
+    volume = np.count_nonzero(labels == rest.value) * geometry.voxel_volume
     if volume < _SMALLEST_HEAD:
         raise MedDPMError(
-            f"{case.segmentation} has a {scheme.rest.name.lower()} (value {scheme.rest.value}) of only"
+            f"{case.segmentation} has a {rest.name.lower()} (value {rest.value}) of only"
             f" {describe_volume(volume)}: these are labels of another scheme, or the spacing in its header is wrong"
         )
 
@@ -270,7 +271,7 @@ def compose_anatomy(
     for volume in (*images, *([segmentation] if segmentation else [])):
         if not volume.geometry.is_close(anatomy.geometry, _ROUNDED):
             raise MedDPMError("images, anatomy and tumor segmentation are not on the same grid: resample them first")
-    labels[_brain(images) & (labels == 0)] = _ANATOMY.rest.value
+    labels[_brain(images) & (labels == 0)] = _ANATOMY.require_rest().value
     if segmentation is not None and segmentation.array.any():
         # The brain is known already: what is asked of the mask here is only what its values mean.
         brats = load_scheme("brats")
@@ -279,5 +280,5 @@ def compose_anatomy(
         )
         notes = tuple(note for note in tumour.notes if "brain area" not in note)
         for label in tumour.scheme.tumour:
-            labels[tumour.volume.array == label.value] = _ANATOMY.label_by_name(label.name).value
+            labels[tumour.volume.array == label.value] = _ANATOMY.require_label(label.name).value
     return Volume(labels, anatomy.geometry, notes)
