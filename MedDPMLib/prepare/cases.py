@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.geometry import Geometry
@@ -38,8 +39,6 @@ _ROUNDED = 0.1
 _SMALLEST_HEAD = 300_000.0
 
 _NO_STRUCTURES = "shows no structures of the brain: give the folder of CASE_anatomy.nii.gz with --anatomy"
-
-_OPPOSITE = dict(zip("RLAPSI", "LRPAIS", strict=True))
 
 
 @dataclass(frozen=True)
@@ -122,19 +121,10 @@ def _check_grid(volume: Volume, grid: Geometry, path: Path, first: Path) -> None
 
 def reoriented(volume: Volume, orientation: str) -> Volume:
     """The same voxels with axes that run as ``orientation`` says, each to the nearest: nothing is interpolated."""
-    letters = volume.geometry.orientation
-    turn, array_axes = np.zeros((4, 4)), [0, 0, 0]
-    turn[3, 3] = 1
-    flipped = []
-    for target, letter in enumerate(orientation):
-        source = next(s for s, other in enumerate(letters) if other in (letter, _OPPOSITE[letter]))
-        array_axes[2 - target] = 2 - source
-        turn[source, target] = 1
-        if letters[source] != letter:
-            turn[source, target], turn[source, 3] = -1, volume.geometry.size[source] - 1
-            flipped.append(2 - target)
-    array = np.flip(volume.array.transpose(array_axes), flipped)
-    geometry = Geometry(array.shape[::-1], volume.geometry.ijk_to_ras @ turn)
+    stored = volume.geometry
+    turn = ornt_transform(axcodes2ornt(stored.orientation), axcodes2ornt(orientation))
+    array = apply_orientation(volume.array.T, turn).T
+    geometry = Geometry(array.shape[::-1], stored.ijk_to_ras @ inv_ornt_aff(turn, stored.size))
     return Volume(np.ascontiguousarray(array), geometry, volume.notes)
 
 
