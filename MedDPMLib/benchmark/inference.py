@@ -286,9 +286,10 @@ def _summary(
         "device": device,
         **settings,
     }
+    if process.problem is not None:
+        return NotMeasured(**about, problem=process.problem)
     found = process.result
-    if found is None:
-        return NotMeasured(**about, problem=process.problem or "its process ended without a result")
+    assert found is not None, "it has ended without a problem"
     first = found["step_seconds"][0]
     # The last step may do more than the others.
     others = slice(_first_steps(device), -1 if found["finished"] else None)
