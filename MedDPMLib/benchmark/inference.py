@@ -159,7 +159,7 @@ def benchmark(
     before = load()
     measurements, peak_throughputs = [], {}
     for device in devices:
-        rates = []
+        rates: list[dict[str, float]] = []
         with _Process(measure_peak_throughput, device) as peak_throughput:
             peak_throughput.begin()
             for one in benchmarked.values():

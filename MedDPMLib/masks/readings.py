@@ -170,7 +170,8 @@ def _judged(
 
 
 def _doubts(numbering: Numbering, parts: Sequence, volumes: Mapping[int, float], scheme: LabelScheme) -> list[str]:
-    doubts, small = [], []
+    doubts: list[str] = []
+    small: list[str] = []
     if any(name in _STRUCTURES for _, name in numbering.meanings):
         scheme = load_scheme("anatomy")  # where the rest of the brain is what its structures leave
     for name, _, volume in parts:
