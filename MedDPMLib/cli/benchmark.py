@@ -132,8 +132,7 @@ def train(
 
     from MedDPMLib.benchmark.training import measure_training
     from MedDPMLib.benchmark.workload import scaled_size
-    from MedDPMLib.networks import build_network
-    from MedDPMLib.recipes.recipe import load_recipe, recipe_card, recipe_names
+    from MedDPMLib.recipes.recipe import load_recipe, recipe_names
     from MedDPMLib.runtime.hardware import describe_machine, load
 
     require("benchmark train", "accelerate", "monai")
@@ -141,8 +140,12 @@ def train(
         check_writable_file(json_file)
     if quick:
         grid, iterations = _QUICK_GRID, 1
-    loaded = [load_recipe(name) for name in recipes or recipe_names()]
-    multiples = [build_network(recipe_card(settings).network_description).side_multiple for settings in loaded]
+    from MedDPMLib.train.tasks import network_of
+
+    loaded = []
+    for settings in map(load_recipe, recipes or recipe_names()):
+        loaded += [settings.at_level(level.name) for level in settings.levels] or [settings]
+    multiples = [network_of(settings).side_multiple for settings in loaded]
     sizes = [
         scaled_size(settings.stages[-1].example_size, grid, multiple)
         for settings, multiple in zip(loaded, multiples, strict=True)

@@ -18,12 +18,8 @@ from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.masks.fit import fit
 from MedDPMLib.masks.mask import Mask
 from MedDPMLib.models.card import Card
-from MedDPMLib.networks.cascade import Cascade
+from MedDPMLib.networks.cascade import APPEARANCE_JITTER, Cascade
 from MedDPMLib.runtime.files import atomic_write
-
-#: A random appearance is that of a training brain with so much of the brains' deviation on top, so that none of them
-#: is met exactly.
-_JITTER = 0.15
 
 
 def chosen_appearance(cascade: Cascade, card: Card, chosen: str, seed: int) -> Tensor:
@@ -37,13 +33,14 @@ def chosen_appearance(cascade: Cascade, card: Card, chosen: str, seed: int) -> T
 
 
 def random_appearance(cascade: Cascade, seed: int) -> Tensor:
-    """That of one of the training brains, varied a little; the same for the same ``seed``."""
+    """That of one of the training brains, varied a little so that none is met exactly; the same for the same
+    ``seed``."""
     # Another stream than the noise of the images, which the same seed starts.
     random = np.random.default_rng((seed, 1))
     table = cascade.appearances.cpu()
     values = table[int(random.integers(len(table)))]
     jitter = torch.from_numpy(random.standard_normal(len(values)).astype(np.float32))
-    return (values + _JITTER * jitter).clamp(-3, 3)
+    return (values + APPEARANCE_JITTER * jitter).clamp(-3, 3)
 
 
 def typical_appearance(cascade: Cascade) -> Tensor:
