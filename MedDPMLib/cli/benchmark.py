@@ -239,7 +239,7 @@ def steps(
     from MedDPMLib.runtime.device import choose_execution
     from MedDPMLib.runtime.files import atomic_write
 
-    total = card.schedule["timesteps"]
+    total = card.qualities["reference"]["steps"] if card.draws_by_levels else card.schedule["timesteps"]
     counts = step_counts.split(",") if step_counts else [*(n for n in STEPS if n < total), total]
     students = {}
     for taught in map(load_model, student or []):

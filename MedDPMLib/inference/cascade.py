@@ -12,8 +12,11 @@ from torch import Tensor
 
 from MedDPMLib.diffusion.noise_levels import noise_levels, sample_levels
 from MedDPMLib.imaging.haar import halve_mask, merge
+from MedDPMLib.inference.appearance import chosen_appearance
+from MedDPMLib.inference.settings import GenerationSettings
 from MedDPMLib.masks.distances import depths
 from MedDPMLib.masks.schemes import LabelScheme
+from MedDPMLib.models.model import Model
 from MedDPMLib.networks.cascade import (
     Cascade,
     CascadeLevel,
@@ -22,6 +25,7 @@ from MedDPMLib.networks.cascade import (
     condition_noise,
     label_fractions,
 )
+from MedDPMLib.runtime.device import Execution
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,24 @@ _COURSES = (
 
 #: Cells of which the labels are encoded at a time, along D: the whole would be the largest array of a run.
 _CELLS_AT_ONCE = 8
+
+
+def sample_by_levels(
+    model: Model,
+    network: Cascade,
+    labels: np.ndarray,
+    execution: Execution,
+    settings: GenerationSettings,
+    seed: int,
+    progress: Callable[[int, int, Tensor], None] | None,
+) -> Tensor:
+    """:func:`draw` in the appearance that ``settings`` name; see :func:`MedDPMLib.inference.sampling.sample_images`."""
+    card = model.card
+    look = chosen_appearance(network, card, settings.appearance, seed)
+    return draw(
+        network, labels, card.condition_scheme, look, seed=seed, steps=settings.steps, dtype=execution.dtype,
+        progress=progress,
+    )  # fmt: skip
 
 
 def draw(

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import torch
 
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.networks.denoiser import Denoiser
+from MedDPMLib.networks.denoiser import Network
 from MedDPMLib.validation import either, list_of, whole
 
 #: How labels enter a network, unless its description specifies it.
@@ -38,7 +38,7 @@ _NUMBER = whole(1, 4096)
 _NUMBERS = either(_NUMBER, list_of(_NUMBER, 0, 16))
 
 
-def build_network(description: Mapping[str, object]) -> Denoiser:
+def build_network(description: Mapping[str, object]) -> Network:
     """A network with fresh float32 weights on the CPU.
 
     Raises :class:`MedDPMError` for an unknown kind, for numbers that make no network, and for a network of more
@@ -87,7 +87,7 @@ def shape_mismatch(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, 
     return "; ".join(parts) or None
 
 
-def _constructor(description: Mapping[str, object]) -> tuple[type[Denoiser], dict[str, object]]:
+def _constructor(description: Mapping[str, object]) -> tuple[type[Network], dict[str, object]]:
     """The class of a description and its keyword arguments, each a whole number or a tuple of such."""
     kind = description.get("kind")
     if not isinstance(kind, str) or kind not in _KINDS:
