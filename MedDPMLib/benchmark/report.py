@@ -51,7 +51,7 @@ def remarks(result: Benchmark) -> list[str]:
         if one.memory
     ]
     found.append(
-        "baseline: float32, channels first, every step of the schedule by ancestral sampling, of a cascade the steps of its"
+        "baseline: float32, channels first, every step of the schedule by ancestral sampling, of a cascade those of its"
         " reference. speedup: for a volume."
     )
     if any(one.extrapolated for one in result.measurements):

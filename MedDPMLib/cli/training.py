@@ -33,8 +33,8 @@ def train(
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="whole-head, brats, brain-anatomy, brain-cascade, brats-compact, or a TOML file; by default that of the"
-            " run.",
+            help="whole-head, brats, brain-anatomy, brain-cascade, brats-compact, or a TOML file; by default that of"
+            " the run.",
             autocompletion=_recipe_names,
         ),
     ] = None,

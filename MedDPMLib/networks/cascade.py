@@ -153,9 +153,7 @@ class CascadeLevel(Network):
         answer = self.network((x * scale).to(dtype), sigma.log() / 4, condition_noise, appearance, encoded).float()
         return keep * x + add * answer, answer
 
-    def forward(
-        self, x: Tensor, sigma: Tensor, condition_noise: Tensor, appearance: Tensor, given: Tensor
-    ) -> Tensor:
+    def forward(self, x: Tensor, sigma: Tensor, condition_noise: Tensor, appearance: Tensor, given: Tensor) -> Tensor:
         """The network's own answer of :meth:`estimate`, float32; ``given`` (B, count, d, h, w) is encoded first, and
         its type is the one that is computed in."""
         return self.estimate(x, sigma, condition_noise, appearance, self.network.encode(given), given.dtype)[1]

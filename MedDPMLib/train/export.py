@@ -72,9 +72,7 @@ def _export_cascade(run: Path, recipe: Recipe, out: Path, best: bool) -> Card:
 
 def run_card(recipe: Recipe, history: RunHistory, iteration: int) -> Card:
     """The card of the weights after ``iteration`` iterations of the run with that ``history``."""
-    return recipe_card(
-        recipe, training=_trained(recipe, history, iteration), training_data=[_data(history.data)]
-    )
+    return recipe_card(recipe, training=_trained(recipe, history, iteration), training_data=[_data(history.data)])
 
 
 def _trained(recipe: Recipe, history: RunHistory, iteration: int) -> str:

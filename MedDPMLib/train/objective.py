@@ -45,7 +45,9 @@ class Objective:
         """
         estimate, truth = self._in_loss_space(predicted.float(), x0, noise, t)
         dimensions = tuple(range(1, x0.ndim))
-        error = (penalty(self.settings.loss, estimate, truth, HUBER_DELTA) * weight).mean(dimensions) / weight.mean(dimensions).clamp(min=1e-6)
+        error = (penalty(self.settings.loss, estimate, truth, HUBER_DELTA) * weight).mean(dimensions) / weight.mean(
+            dimensions
+        ).clamp(min=1e-6)
         return (error * self.timestep_weight[t]).mean()
 
     def _in_loss_space(self, predicted: Tensor, x0: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:

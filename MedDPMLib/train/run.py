@@ -32,8 +32,8 @@ from MedDPMLib.train.examples import (
 from MedDPMLib.train.folder import RunFolder, RunHistory, history_fields, training_machine
 from MedDPMLib.train.memory_estimate import check_memory, memory_explained
 from MedDPMLib.train.monitor import Monitor
-from MedDPMLib.train.stored_tables import TABLES, cascade_tables, for_brains
 from MedDPMLib.train.stopping import Stopped, StopRequest
+from MedDPMLib.train.stored_tables import TABLES, cascade_tables, for_brains
 from MedDPMLib.train.task import BatchesByNumber
 from MedDPMLib.validation import list_of, number
 

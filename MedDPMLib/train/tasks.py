@@ -14,9 +14,7 @@ from MedDPMLib.train.stored_tables import CascadeTables
 from MedDPMLib.train.task import Task, TimestepTask
 
 
-def make_task(
-    recipe: Recipe, device: torch.device, dtype: torch.dtype, tables: CascadeTables | None = None
-) -> Task:
+def make_task(recipe: Recipe, device: torch.device, dtype: torch.dtype, tables: CascadeTables | None = None) -> Task:
     """What ``recipe`` lets a network learn, with fresh weights; ``tables`` are those of a cascade's training brains."""
     if recipe.levels and recipe.level is None:
         names = ", ".join(level.name for level in recipe.levels)
