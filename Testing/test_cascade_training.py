@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -213,6 +214,8 @@ def test_a_level_that_breaks_ends_with_the_same_weights(tmp_path):
 
     recipe = small_recipe("coarse")
     train(recipe, CASES, tmp_path / "whole", execution=EXACT)
+    (tmp_path / "broken").mkdir()
+    shutil.copy(tmp_path / "whole" / TABLES, tmp_path / "broken")
     with pytest.raises(Broken):
         train(recipe, CASES, tmp_path / "broken", execution=EXACT, report=break_at_three)
     train(recipe, CASES, tmp_path / "broken", execution=EXACT)

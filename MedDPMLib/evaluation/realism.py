@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ SPREAD = (10, 90)
 FIGURES = {
     "correlation": "correlation of label means with the real brain's",
     "in_range": "share of label means within the range of the training brains",
-    **{f"band{n}": f"spectrum {low:g} to {high:g} cycles/voxel" for n, (low, high) in enumerate(zip(BANDS, BANDS[1:]))},
+    **{f"band{n}": f"spectrum {low:g} to {high:g} cycles/voxel" for n, (low, high) in enumerate(pairwise(BANDS))},
     "gradient": "gradient energy, over the real brain's",
     "sd": "standard deviation within labels, over the real brain's",
     "ms_ssim": "MS-SSIM between seeds of a mask",
@@ -106,8 +106,8 @@ def compared(one: BrainFigures, real: BrainFigures, training: np.ndarray) -> dic
 
 @dataclass(frozen=True)
 class Summary:
-    """Several ``values``: their ``middle`` (the mean of correlations, shares and MS-SSIM, the median of ratios) and what
-    lies between :data:`SPREAD` of them."""
+    """Several values, ``count`` of them: their ``middle`` (the mean of correlations, shares and MS-SSIM, the median of
+    ratios), and their :data:`SPREAD` from ``low`` to ``high``."""
 
     middle: float
     low: float
@@ -224,9 +224,8 @@ class Realism:
             for one, other in combinations(of_case, 2):
                 self.report(f"comparing seeds {one.seed} and {other.seed} of {case.name}")
                 key = f"ms-ssim {one.key} {other.key}"
-                seeds.append(
-                    self.kept.get(key, lambda one=one, other=other, box=box: _alike(one.load(), other.load(), box))
-                )
+                pair = (one, other)
+                seeds.append(self.kept.get(key, lambda pair=pair, box=box: _alike(*(it.load() for it in pair), box)))
         patients: list[list[float]] = []
         for case, other in zip(self.held_out, (*self.held_out[1:], self.held_out[0]), strict=True):
             if case is other:

@@ -24,8 +24,8 @@ class Model:
 
     One that is asked at noise levels has no schedule: it is None.
 
-    The network of any other is a plain callable ``network(x, t, condition)`` that predicts what ``card.prediction`` says.
-    :attr:`denoiser` predicts the noise, whatever the network does.
+    The network of any other is a plain callable ``network(x, t, condition)`` that predicts what ``card.prediction``
+    says. :attr:`denoiser` predicts the noise, whatever the network does.
     """
 
     def __init__(self, card: Card, network: Network, hash: str) -> None:

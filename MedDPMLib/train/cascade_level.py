@@ -85,8 +85,8 @@ class LevelExample:
 
 
 class LevelTask(Task):
-    """The level of ``recipe`` that is trained, computed on ``device`` in ``dtype``; ``tables`` are what the cascade knows
-    of its training brains (without them it knows nothing, which is enough to measure its speed)."""
+    """The level of ``recipe`` that is trained, computed on ``device`` in ``dtype``; ``tables`` are what the cascade
+    knows of its training brains (without them it knows nothing, which is enough to measure its speed)."""
 
     shardable = False
 
@@ -118,8 +118,8 @@ class LevelTask(Task):
         return (error * weight).sum() / (weight.sum() * level.bands).clamp_min(1e-6)
 
     def see(self, one: LevelExample) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Of a batch of one, by cell: the bands to draw (B, d, h, w), 0 outside, what the network is given (count, d, h,
-        w), where there is brain (1, d, h, w), and how much an error counts there (1, d, h, w)."""
+        """Of a batch of one, by cell: the bands to draw (B, d, h, w), 0 outside, what the network is given (count, d,
+        h, w), where there is brain (1, d, h, w), and how much an error counts there (1, d, h, w)."""
         level, labels = self.network, one.labels[0]
         image, inside = one.image[0], labels > 0
         for _ in range(int(np.log2(level.cell)) - 1):

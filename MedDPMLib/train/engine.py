@@ -40,8 +40,9 @@ class NotFinite(MedDPMError):
 class Engine:
     """The state of a training run and one step of it: ``network`` (float32), ``ema``, optimizer, ``iteration``.
 
-    ``tables`` is what a cascade knows of its training brains. ``checkpointing`` keeps less of the forward pass (:func:`recompute_activations`), ``compile`` fuses the network's
-    kernels, ``shard`` divides the state among the processes. None of them changes what is computed.
+    ``tables`` is what a cascade knows of its training brains. ``checkpointing`` keeps less of the forward pass
+    (:func:`recompute_activations`), ``compile`` fuses the network's kernels, ``shard`` divides the state among the
+    processes. None of these three changes what is computed.
     """
 
     def __init__(

@@ -81,8 +81,9 @@ def _trained(recipe: Recipe, history: RunHistory, iteration: int) -> str:
     cases = data["cases"]
     finished = iteration >= recipe.iterations
     seconds = history.seconds * iteration / max(1, history.iteration)
+    trained = f"Level {recipe.level}: trained" if recipe.level else "Trained"
     sentences = [
-        f"{f'Level {recipe.level}: trained' if recipe.level else 'Trained'} by the recipe {recipe.name} for {iteration:,} iterations"
+        f"{trained} by the recipe {recipe.name} for {iteration:,} iterations"
         + ("" if finished else f" of {recipe.iterations:,}: the run is not finished")
         + f", on {len(cases)} cases"
         + (f" ({len(data['held_out'])} more held out)" if data["held_out"] else "")
