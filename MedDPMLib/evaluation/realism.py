@@ -233,8 +233,10 @@ class Realism:
             self.report(f"comparing {case.name} and {other.name}")
             box = bounding_box((case.labels.numpy() > 0) | (other.labels.numpy() > 0))
             key = f"ms-ssim {case.name} {_stamp(case)} {other.name} {_stamp(other)}"
-            pair = [one.image.float().numpy() for one in (case, other)]
-            patients.append(self.kept.get(key, lambda pair=pair, box=box: _alike(*pair, box)))
+            pair = (case, other)
+            patients.append(
+                self.kept.get(key, lambda pair=pair, box=box: _alike(*(it.image.float().numpy() for it in pair), box))
+            )
         return {
             modality: {
                 "synthetic": summarize([one[channel] for one in seeds], ratio=False),

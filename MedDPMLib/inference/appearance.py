@@ -15,6 +15,7 @@ from MedDPMLib.imaging.appearance import FEATURES, appearance
 from MedDPMLib.imaging.normalize import normalise
 from MedDPMLib.imaging.resample import resample_image
 from MedDPMLib.imaging.volume import Volume
+from MedDPMLib.inference.atlas import network_labels
 from MedDPMLib.masks.fit import fit
 from MedDPMLib.masks.mask import Mask
 from MedDPMLib.models.card import Card
@@ -91,15 +92,16 @@ def read_appearance(path: Path, cascade: Cascade, modalities: Sequence[str]) -> 
 def measure(card: Card, scans: Mapping[str, Volume], mask: Mask) -> dict[str, np.ndarray]:
     """By modality the :data:`FEATURES` of ``scans``, skull-stripped images of the brain whose structures are ``mask``.
 
-    ``mask`` is of the scheme of the condition of the model with ``card``. The scans may lie on any grid that overlaps
-    it. Raises :class:`MedDPMError` for a modality that the model does not draw, for none at all, and for a scan that is
-    constant where the mask is.
+    ``mask`` is of the scheme of the masks of the model with ``card``, whose structures are then those that the model
+    invents for seed 0, or of its condition's scheme. The scans may lie on any grid that overlaps it. Raises
+    :class:`MedDPMError` for a modality that the model does not draw, for none at all, and for a scan that is constant
+    where the mask is.
     """
     strange = [modality for modality in scans if modality not in card.modalities]
     if strange or not scans:
         known = ", ".join(card.modalities)
         raise MedDPMError(f"an appearance is taken from scans of {known}, not of {', '.join(strange) or 'nothing'}")
-    fitted = fit(mask, card.grid)
+    fitted = fit(mask, card.grid) if mask.scheme == card.condition_scheme else network_labels(mask, card, seed=0)
     measured = {}
     for modality, scan in scans.items():
         placed = resample_image(scan, fitted.geometry, fill=float(scan.array.min()))
@@ -108,5 +110,5 @@ def measure(card: Card, scans: Mapping[str, Volume], mask: Mask) -> dict[str, np
                 f"the {modality} scan shows nothing where the mask is", remedy="give a mask that was made on the scan"
             )
         image = normalise(placed, fitted.labels > 0).array
-        measured[modality] = appearance(image, fitted.labels, mask.scheme)
+        measured[modality] = appearance(image, fitted.labels, card.condition_scheme)
     return measured

@@ -186,7 +186,8 @@ def run_page(recipe: Recipe, history: RunHistory, path: Path) -> str:
         "",
         "| | |",
         "|---|---|",
-        f"| recipe | {recipe.name}{level}: {recipe.network['kind']}, predicts {recipe.prediction}; in full in recipe.toml |",
+        f"| recipe | {recipe.name}{level}: {recipe.network['kind']}, predicts {recipe.prediction}; in full in"
+        " recipe.toml |",
         f"| data | {data['name']}: {len(data['cases'])} training cases, {len(data['held_out'])} held out |",
         f"| begun | {history.started}, {_begun_with(history)} |",
         f"| machine | {spoken_machine(history.machine)} |",
