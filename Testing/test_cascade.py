@@ -15,14 +15,9 @@ from MedDPMLib.imaging.geometry import Geometry, Grid
 from MedDPMLib.imaging.haar import halve_mask, merge
 from MedDPMLib.imaging.io import read_volume, write_nifti
 from MedDPMLib.imaging.volume import Volume
-from MedDPMLib.inference.appearance import (
-    measure,
-    random_appearance,
-    read_appearance,
-    typical_appearance,
-    write_appearance,
-)
+from MedDPMLib.inference.appearance import random_appearance, read_appearance, typical_appearance
 from MedDPMLib.inference.cascade import draw
+from MedDPMLib.inference.scan_appearance import measure, write_appearance
 from MedDPMLib.masks.distances import depths
 from MedDPMLib.masks.mask import Mask
 from MedDPMLib.masks.schemes import load_scheme

@@ -30,7 +30,7 @@ def appearance(
     meddpm generate MASK --appearance FILE.json draws brains that look so.
     """
     from MedDPMLib.imaging.io import read_volume
-    from MedDPMLib.inference.appearance import measure, write_appearance
+    from MedDPMLib.inference.scan_appearance import measure, write_appearance
     from MedDPMLib.inference.settings import APPEARANCE_SUFFIX
     from MedDPMLib.masks.mask import read_mask
     from MedDPMLib.models.store import ModelStore

@@ -101,7 +101,7 @@ def _looking_like(
     """``settings`` with the appearance of ``scans``, which is written into ``out``."""
     from MedDPMLib.cli.appearance import scan_files
     from MedDPMLib.imaging.io import read_volume
-    from MedDPMLib.inference.appearance import measure, write_appearance
+    from MedDPMLib.inference.scan_appearance import measure, write_appearance
     from MedDPMLib.inference.settings import APPEARANCE_SUFFIX
     from MedDPMLib.masks.mask import read_mask
 

@@ -123,9 +123,9 @@ def _generated(
     from MedDPMLib import load_model
     from MedDPMLib.evaluation.realism import Synthetic
     from MedDPMLib.imaging.io import read_volume
-    from MedDPMLib.inference.appearance import measure, write_appearance
     from MedDPMLib.inference.generation import plan_run
     from MedDPMLib.inference.record import describe_run, is_finished, write_result
+    from MedDPMLib.inference.scan_appearance import measure, write_appearance
     from MedDPMLib.masks.mask import read_mask
     from MedDPMLib.models.store import ModelStore
     from MedDPMLib.runtime.device import choose_execution
