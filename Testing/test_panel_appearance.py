@@ -47,7 +47,7 @@ def test_a_brain_looks_like_a_volume(panel, models, tmp_path, monkeypatch):
     random = np.random.default_rng(0)
     scan = np.where(labels.array == 1, 900, 400) * (labels.array > 0) + random.integers(0, 50, labels.array.shape)
     scan = np.where(labels.array > 0, scan, 0).astype(np.float32)
-    node = slicer.util.addVolumeFromArray(scan, ijkToRAS=labels.geometry.ijk_to_ras, name="scan")
+    node = slicer.util.addVolumeFromArray(scan, labels.geometry.ijk_to_ras, "scan")
     ui.likeSelector.setCurrentNode(node)
     ui.stepsBox.value = 2
     ui.generateButton.click()
