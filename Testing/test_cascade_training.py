@@ -261,6 +261,8 @@ def test_tables_that_are_damaged_or_of_others_are_refused(tmp_path, tables):
 
 def test_prepared_trained_exported_and_generated(tmp_path):
     """From files to a brain, by commands."""
+    for folder in ("imagesTr", "labelsTr"):
+        (tmp_path / "data" / folder).mkdir(parents=True)
     for case in CASES[:6] + CASES[12:]:
         place = GRID.centered_on(np.zeros(3))
         for index, image in enumerate(case.image):
@@ -293,7 +295,10 @@ def test_prepared_trained_exported_and_generated(tmp_path):
     made = generate(load_model(out), mask, seed=1, device="cpu", precision="float32", steps=2)
     assert set(made) == {"t1", "t2"} and all(np.isfinite(volume.array).all() for volume in made.values())
     assert all(volume.array[labels > 0].std() > 0.01 for volume in made.values())
-    again = invoke(app, [*common, "--level", "fine", "--set", "levels.2.iterations=4", "--init", str(out), *exact])
+    other = [*common[:-1], str(tmp_path / "other"), "--level", "fine", "--init", str(out), *exact]
+    again = invoke(app, other)
     assert again.exit_code == 0, again.output
+    assert "begun" in (tmp_path / "other" / "fine" / "README.md").read_text()
+    assert json.loads((tmp_path / "other" / "fine" / "run.json").read_text())["init"]["fresh"] == 0
     whole = invoke(app, [*common, "--level", "none"])
     assert whole.exit_code == 2 and "use one of coarse, middle, fine" in whole.output

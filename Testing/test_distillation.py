@@ -100,8 +100,9 @@ def test_from_the_teachers_weights_in_as_many_steps_there_is_nothing_to_learn(te
     engine.start_from(load_model(teacher).network.state_dict())
     # The teacher clips its image, the student's training does not.
     batches = [made.batch(numbers) for numbers in batch_numbers(recipe, 0)]
-    told = [engine.task.teacher.x0(engine.task.schedule.add_noise(b.x0, b.t, b.noise), b.t, b.condition) for b in batches]
-    said = [engine.network(engine.task.schedule.add_noise(b.x0, b.t, b.noise), b.t, b.condition) for b in batches]
+    noisy = [(engine.task.schedule.add_noise(b.x0, b.t, b.noise), b.t, b.condition) for b in batches]
+    told = [engine.task.teacher.x0(*seen) for seen in noisy]
+    said = [engine.network(*seen) for seen in noisy]
     torch.testing.assert_close(told[0], said[0].detach().clamp(-1, 1), atol=1e-4, rtol=0)
 
 

@@ -49,9 +49,9 @@ _SMOOTHNESS = 4.0
 #: towards the outline, over the distance above.
 _BENDING, _BENDING_SCALE = 2.5, 15.0
 
-#: How far a tumor, edema included, displaces what is around it, in mm for each ml, at most so many mm: measured as the
-#: shift of the third ventricle in 40 patients with up to 166 ml (docs/ablations.md). In them it hardly depends on the
-#: distance; towards the brain's outline it fades like every displacement.
+#: How far a tumor, edema included, displaces what is around it, away from its center, in mm for each ml, and at most:
+#: measured as the shift of the third ventricle in 40 patients with up to 166 ml (docs/ablations.md). In them it
+#: hardly depends on the distance; towards the brain's outline it fades like every displacement.
 _PUSH, _FARTHEST_PUSH = 0.0275, 4.6
 
 _RAS_TO_LPS = np.array([-1.0, -1.0, 1.0])
@@ -204,8 +204,9 @@ def _bending(shape: tuple[int, ...], generator: np.random.Generator) -> np.ndarr
 
 def _pushed_aside(tumor: Volume, place: Geometry) -> np.ndarray:
     """Where what lies at each point of ``place`` was before ``tumor`` grew, relative to it (LPS, mm): (k, j, i, 3)."""
-    distance = _distance(_thinned(tumor), place)
-    away = np.stack(np.gradient(distance, _SPACING)[::-1], axis=-1)
-    away /= np.maximum(np.linalg.norm(away, axis=-1, keepdims=True), 1e-3)
+    center = tumor.geometry.to_ras(np.argwhere(tumor.array)[:, ::-1]).mean(axis=0)
+    k, j, i = np.indices(place.shape)
+    away = (place.to_ras(np.stack([i, j, k], axis=-1)) - center) * _RAS_TO_LPS
+    away /= np.maximum(np.linalg.norm(away, axis=-1, keepdims=True), _SPACING)
     milliliters = np.count_nonzero(tumor.array) * tumor.geometry.voxel_volume / 1000
     return -min(_PUSH * milliliters, _FARTHEST_PUSH) * away
