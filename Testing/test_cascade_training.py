@@ -287,7 +287,10 @@ def test_prepared_trained_exported_and_generated(tmp_path):
     card, state = read_bundle(out)
     assert card.training_data[0]["cases"] == 6 and card.training_data[0]["licence"] == "CC0"
     assert "case0, case1" in card.training_data[0]["name"] and "kept" not in card.to_json()
-    assert "Level middle: trained by the recipe small for 3 iterations, on 6 cases (1 more held out)" in card.training
+    assert (
+        "Level middle: trained by the recipe brain-cascade for 3 iterations, on 6 cases (1 more held out)"
+        in card.training
+    )
     known = read_tables(run / TABLES).known
     assert all(torch.allclose(state[name].float(), tensor, atol=2e-2) for name, tensor in known.items())
     labels = CASES[12].labels.numpy().copy()

@@ -25,8 +25,8 @@ SHAPE = (32, 40, 40)
 VALUES = (1, 2, 3, 18)
 
 
-def brain(seed: int, sharpness: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-    """Two images of four tissues as an onion with fine grain, blurred with a Gaussian of ``sharpness`` voxels."""
+def brain(seed: int, blur: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """Two images of four tissues as an onion with fine grain, blurred with a Gaussian of ``blur`` voxels."""
     from scipy.ndimage import gaussian_filter
 
     random = np.random.default_rng(seed)
@@ -42,8 +42,8 @@ def brain(seed: int, sharpness: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
     for image, levels in zip(images, ((0.5, 0.1, -0.8, -0.5), (-0.2, 0.1, 0.9, 0.6)), strict=True):
         for value, level in zip(VALUES, levels, strict=True):
             image[labels == value] = level + random.uniform(-0.05, 0.05)
-        grain = 0.1 * random.standard_normal(SHAPE)
-        image += gaussian_filter(grain, sharpness) if sharpness else grain
+        image += 0.1 * random.standard_normal(SHAPE)
+        image[:] = gaussian_filter(image, blur)
         image[labels == 0] = -1
     return images.clip(-1, 1), labels
 

@@ -138,7 +138,7 @@ class CascadeLevel(Network):
         """The deviation (B, d, h, w) that whitened bands have from the painted ones' share, by :meth:`cell_shares` and
         the ``appearance`` (A,)."""
         shares = self.cell_shares(fractions)
-        factor = self.variance_weights[:, :-1] @ appearance + self.variance_weights[:, -1]
+        factor = _regressed(self.variance_weights, appearance)
         factor = factor.clamp(-_MOST_LOG_VARIANCE, _MOST_LOG_VARIANCE).exp()
         variance = torch.einsum("ldhw,lb->bdhw", shares, self.variances) * _column(factor)
         return variance.clamp_min(_LEAST_SPREAD**2).sqrt()
@@ -233,7 +233,13 @@ class Cascade(Network):
 
 def known_colors(color_weights: Tensor, appearance: Tensor) -> Tensor:
     """The mean intensity (labels, C) by a regression ``color_weights`` (labels, C, A + 1), the constant last."""
-    return (color_weights[..., :-1] @ appearance + color_weights[..., -1]).clamp(-1, 1)
+    return _regressed(color_weights, appearance).clamp(-1, 1)
+
+
+def _regressed(weights: Tensor, features: Tensor) -> Tensor:
+    """``weights`` (..., A + 1), the constant last, of ``features`` (A,): a sum, for a matrix product is rounded as its
+    operands happen to lie in memory."""
+    return (weights[..., :-1] * features).sum(dim=-1) + weights[..., -1]
 
 
 def label_fractions(labels: Tensor, count: int, factor: int) -> Tensor:

@@ -77,7 +77,7 @@ def cascade_tables(
     tensors = {**made.known, f"{_TRAINING}appearances": made.appearances, f"{_TRAINING}colors": made.color_weights}
     with atomic_write(path) as temporary:
         save_file({n: t.contiguous() for n, t in tensors.items()}, temporary, {"cases": json.dumps(names)})
-    return made
+    return read_tables(path)  # as every later run reads them
 
 
 def read_tables(path: Path) -> CascadeTables:
