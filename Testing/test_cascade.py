@@ -290,3 +290,28 @@ def test_generate_looks_like_a_scan(tmp_path, meddpm):
     ):
         code, said = run(*common, "--out", tmp_path / "none", *wrong)
         assert code == 2 and message in said
+
+
+def test_a_cascade_is_benchmarked(tmp_path, meddpm):
+    """Its baseline is its reference, unfrozen in float32; and numbers of steps are compared as of any model."""
+    from MedDPMLib.benchmark.timed_process import _sample_baseline, baseline_settings
+    from MedDPMLib.benchmark.workload import load_scaled_model, painted_ball
+    from MedDPMLib.runtime.device import choose_execution
+
+    write_bundle(tmp_path / "small.safetensors", _card(), _cascade().state_dict())
+    model = load_scaled_model(str(tmp_path / "small.safetensors"), 0.5)
+    assert model.card.grid.size == (32, 32, 32) and baseline_settings(model.card)["steps"] == 2
+    told = []
+    exact = choose_execution("cpu", "float32")
+    images = _sample_baseline(model, exact, lambda step, steps, x0: told.append((step, steps)))
+    assert told == [(1, 2), (2, 2)] and images.shape == (2, 32, 32, 32)
+    expected = generate(model, painted_ball(model.card), seed=0, device="cpu", precision="float32", quality="reference")
+    assert np.allclose(expected["t1"].array, images[0].numpy(), atol=1e-5)
+    write_nifti(tmp_path / "mask.nii.gz", _mask().volume)
+    done = meddpm(
+        "benchmark", "steps", tmp_path / "mask.nii.gz", "--model", tmp_path / "small.safetensors", "--steps", "1,2",
+        "--samples", "1", "--labels", ANATOMY.own_numbering, "--device", "cpu", "--precision", "float32", "--out",
+        tmp_path / "steps",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "the reference is 2 dpm-solver++" in done.stdout
