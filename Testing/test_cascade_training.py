@@ -269,7 +269,7 @@ def test_prepared_trained_exported_and_generated(tmp_path):
             phantoms.save(tmp_path / "data" / "imagesTr" / f"{case.name}_{index:04d}.nii.gz", image.numpy(), place)
         phantoms.save(tmp_path / "data" / "labelsTr" / f"{case.name}.nii.gz", case.labels.numpy(), place)
     description = {
-        "channel_names": {"0": "t1", "1": "t2"}, "label_scheme": "anatomy", "name": "balls", "licence": "CC0",
+        "channel_names": {"0": "t1", "1": "t2"}, "label_scheme": "anatomy", "name": "balls", "license": "CC0",
     }  # fmt: skip
     (tmp_path / "data" / "dataset.json").write_text(json.dumps(description))
     (tmp_path / "small.toml").write_text(recipe_toml(small_recipe()))
@@ -285,7 +285,7 @@ def test_prepared_trained_exported_and_generated(tmp_path):
     exported = invoke(app, ["models", "export", str(run), str(out)])
     assert exported.exit_code == 0, exported.output
     card, state = read_bundle(out)
-    assert card.training_data[0]["cases"] == 6 and card.training_data[0]["licence"] == "CC0"
+    assert card.training_data[0]["cases"] == 6 and card.training_data[0]["license"] == "CC0"
     assert "case0, case1" in card.training_data[0]["name"] and "kept" not in card.to_json()
     assert (
         "Level middle: trained by the recipe brain-cascade for 3 iterations, on 6 cases (1 more held out)"

@@ -18,7 +18,7 @@ from scipy.ndimage import binary_erosion
 
 from MedDPMLib.data import Case
 from MedDPMLib.imaging.geometry import Geometry
-from MedDPMLib.imaging.normalize import normalise
+from MedDPMLib.imaging.normalize import normalize
 from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.metrics.discriminator import tell_apart
 from MedDPMLib.metrics.label_moments import correlation, label_moments, median_colors, share_in_range
@@ -88,7 +88,7 @@ def brain_figures(images: Images, labels: np.ndarray, values: Sequence[int]) -> 
 def normalized(image: np.ndarray, inside: np.ndarray) -> np.ndarray:
     """``image`` (D, H, W) with the brain's percentiles at -1 and 1."""
     geometry = Geometry(image.shape[::-1], np.eye(4))
-    return normalise(Volume(image.astype(np.float32), geometry), inside).array
+    return normalize(Volume(image.astype(np.float32), geometry), inside).array
 
 
 def compared(one: BrainFigures, real: BrainFigures, training: np.ndarray) -> dict[str, list[float]]:

@@ -46,12 +46,12 @@ _AFFINE_ITERATIONS, _ITERATIONS = 60, 20
 _SMOOTHNESS = 4.0
 
 #: Standard deviation along each axis, in mm, of the random deformation inside a brain, and its scale. It fades out
-#: towards the outline, over the distance above.
+#: toward the outline, over the distance above.
 _BENDING, _BENDING_SCALE = 2.5, 15.0
 
 #: How far a tumor, edema included, displaces what is around it, away from its center, in mm for each ml, and at most:
 #: measured as the shift of the third ventricle in 40 patients with up to 166 ml (docs/ablations.md). In them it
-#: hardly depends on the distance; towards the brain's outline it fades like every displacement.
+#: hardly depends on the distance; toward the brain's outline it fades like every displacement.
 _PUSH, _FARTHEST_PUSH = 0.0275, 4.6
 
 _RAS_TO_LPS = np.array([-1.0, -1.0, 1.0])
@@ -70,18 +70,18 @@ def complete(fitted: Fitted, scheme: LabelScheme, into: LabelScheme, seed: int) 
     off it is treated as if it ended there. The same labels and seed give the same result. A note names the template.
     """
     generator = np.random.default_rng(seed)
-    anatomies = [template for template in templates() if template.tumour is None]
+    anatomies = [template for template in templates() if template.tumor is None]
     template = anatomies[generator.integers(len(anatomies))]
     mirrored = bool(generator.random() < 0.5)
     structures = _atlas(template.name, into, mirrored)
     brain = fitted.labels > 0
     _check_size(brain, fitted.geometry)
     # Edema swells: it shifts the midline as much as a core of its volume.
-    tumor = np.isin(fitted.labels, [label.value for label in scheme.tumour])
+    tumor = np.isin(fitted.labels, [label.value for label in scheme.tumor])
     inside = _warped(structures, Volume(brain, fitted.geometry), tumor, generator)
     # Where the template does not reach the outline, there is what lies between brain and skull.
     labels = np.where(brain & (inside == 0), np.uint8(into.rest.value), inside) * brain
-    for label in scheme.tumour:
+    for label in scheme.tumor:
         labels[fitted.labels == label.value] = into.label_by_name(label.name).value
     note = (
         f'invented: where the structures of the brain lie (seed {seed}: after the template "{template.title}"'

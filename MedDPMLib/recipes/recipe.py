@@ -18,7 +18,7 @@ from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.geometry import Grid
 from MedDPMLib.masks.schemes import load_scheme
 from MedDPMLib.models.card import QUALITIES, Card
-from MedDPMLib.recipes.former_names import current_path, with_current_names
+from MedDPMLib.recipes.former_names import current_path, current_tables
 from MedDPMLib.recipes.standard import standard
 from MedDPMLib.validation import build, field, flag, list_of, number, one_of, optional, table, text, whole
 
@@ -256,7 +256,7 @@ def load_recipe(name_or_path: str | os.PathLike, overrides: Sequence[str] = ()) 
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise MedDPMError(f"the recipe {path} is not TOML: {error}") from error
     try:
-        values = with_current_names({"name": path.stem, **values})
+        values = current_tables({"name": path.stem, **values})
     except MedDPMError as error:
         raise MedDPMError(f"{path}: {error}") from None
     for override in overrides:
@@ -269,8 +269,8 @@ def load_recipe(name_or_path: str | os.PathLike, overrides: Sequence[str] = ()) 
 
 def recipe_from(values: Mapping[str, Any]) -> Recipe:
     """The recipe of the tables ``values``, as read from TOML; :class:`MedDPMError` names an invalid field."""
-    made = with_current_names(values)
-    if made.get("levels"):
+    made = current_tables(values)
+    if "levels" in made:
         _give_learning_rate(made)
     for name, kind in (("training", Training), ("augmentation", Augmentation), ("monitor", Monitor)):
         if name in made:
@@ -288,7 +288,7 @@ def recipe_from(values: Mapping[str, Any]) -> Recipe:
 
 def recipe_values(recipe: Recipe) -> dict[str, Any]:
     """The tables of ``recipe`` as :func:`recipe_from` takes them."""
-    values = {name: _plain(value) for name, value in asdict(recipe).items()}
+    values: dict[str, Any] = {name: _plain(value) for name, value in asdict(recipe).items()}
     values["stages"] = [{name: side for name, side in stage.items() if side is not None} for stage in values["stages"]]
     for name in ("distillation", "level"):
         if values[name] is None:
@@ -340,7 +340,7 @@ def recipe_card(recipe: Recipe, *, training: str = "", training_data: Sequence[M
     own = text(least=0).read(given.pop("training", ""), '[card]: "training"')
     sentences = [own, training]
     data = list_of(table(), 0, 100).read(given.pop("training_data", training_data), '[card]: "training_data"')
-    data = data or ({"name": "none", "licence": "none", "cases": None},)
+    data = data or ({"name": "none", "license": "none", "cases": None},)
     if recipe.distillation:  # it was trained for these steps only
         steps = {"sampler": "ddim", "steps": recipe.distillation.steps}
         given["qualities"] = dict.fromkeys(QUALITIES, steps)
@@ -397,7 +397,7 @@ def _stages(values: Any) -> tuple[Stage, ...]:
 def _give_learning_rate(made: dict[str, Any]) -> None:
     """Puts that of the level, of a cascade the first one's, among the settings of the training."""
     levels, training = made["levels"], made.get("training")
-    if not isinstance(levels, (list, tuple)) or not all(isinstance(level, Mapping) for level in levels):
+    if not levels or not isinstance(levels, (list, tuple)) or not all(isinstance(one, Mapping) for one in levels):
         raise MedDPMError("[[levels]] must be tables, one for each level of the cascade")
     if isinstance(training, Mapping):
         if "learning_rate" in training:

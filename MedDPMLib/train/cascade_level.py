@@ -102,7 +102,7 @@ class LevelTask(Task):
         self.network.start_training()
         scheme = load_scheme(recipe.scheme)
         #: Where the tumor's labels are among all.
-        self.tumor = [index for index, label in enumerate(scheme.labels) if label in scheme.tumour]
+        self.tumor = [index for index, label in enumerate(scheme.labels) if label in scheme.tumor]
 
     def loss(self, network: nn.Module, batch: LevelExample) -> Tensor:
         batch = batch.to(self.device)

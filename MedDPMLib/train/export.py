@@ -103,8 +103,8 @@ def _data(data: dict[str, Any]) -> dict[str, Any]:
     """An entry of the card's training data."""
     cases = data["cases"]
     names = ", ".join(cases[:_MOST_NAMES]) + (", ..." if len(cases) > _MOST_NAMES else "")
-    licence = data["licence"] or "not stated: that of the images"
-    return {"name": f"{data['name']}: {names}", "licence": licence, "cases": len(cases)}
+    license = data["license"] or "not stated: that of the images"
+    return {"name": f"{data['name']}: {names}", "license": license, "cases": len(cases)}
 
 
 def _stage(stage) -> str:
