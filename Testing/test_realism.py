@@ -7,6 +7,10 @@ import json
 import numpy as np
 import pytest
 import torch
+from test_cascade import GRID as CASCADE_GRID
+from test_cascade import _card as cascade_card
+from test_cascade import _cascade as small_cascade
+from test_cascade import _labels as cascade_labels
 
 from MedDPMLib.data import Case
 from MedDPMLib.evaluation.realism import (
@@ -20,6 +24,9 @@ from MedDPMLib.evaluation.realism import (
     rows,
     summarize,
 )
+from MedDPMLib.imaging.io import write_nifti
+from MedDPMLib.imaging.volume import Volume
+from MedDPMLib.models.bundle import write_bundle
 
 SHAPE = (32, 40, 40)
 VALUES = (1, 2, 3, 18)
@@ -128,3 +135,37 @@ def test_summaries_leave_out_what_is_undefined():
     assert summarize([], ratio=True) is None and summarize([float("nan")], ratio=False) is None
     found = summarize([1.0, 2.0, 6.0, float("nan")], ratio=False)
     assert (found.middle, found.count) == (3.0, 3) and summarize([1.0, 2.0, 6.0], ratio=True).middle == 2.0
+
+
+def test_the_command_measures_a_dataset_and_computes_nothing_twice(tmp_path, meddpm):
+    for folder in ("imagesTr", "labelsTr"):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+    place = CASCADE_GRID.centered_on(np.zeros(3))
+    for seed, name in enumerate(("a", "b", "c", "x", "y_2")):
+        random = np.random.default_rng(seed)
+        labels = np.roll(cascade_labels(), random.integers(-2, 3, 3), (0, 1, 2))
+        write_nifti(tmp_path / "data" / "labelsTr" / f"{name}.nii.gz", Volume(labels, place))
+        for channel in (0, 1):
+            image = np.where(labels > 0, np.clip(labels / 11 - 1 + random.normal(0, 0.1, labels.shape), -1, 1), -1)
+            path = tmp_path / "data" / "imagesTr" / f"{name}_{channel:04d}.nii.gz"
+            write_nifti(path, Volume(image.astype(np.float32), place))
+    description = {"channel_names": {"0": "t1", "1": "t2"}, "label_scheme": "anatomy"}
+    (tmp_path / "data" / "dataset.json").write_text(json.dumps(description))
+    write_bundle(tmp_path / "small.safetensors", cascade_card(), small_cascade().state_dict())
+    command = [
+        "realism", tmp_path / "data", "--model", tmp_path / "small.safetensors", "--out", tmp_path / "out", "--held-out",
+        "x,y", "--samples", "2", "--own-appearance", "--device", "cpu", "--precision", "float32", "--json",
+        tmp_path / "table.json",
+    ]  # fmt: skip
+    first = meddpm(*command)
+    assert first.returncode == 0, first.stderr
+    assert "2 held-out brains, 2 seeds, 3 training brains" in first.stdout and "real against real" in first.stdout
+    table = json.loads((tmp_path / "table.json").read_text())
+    assert table["held_out"] == ["x", "y_2"] and table["figures"]["sd"]["t2"]["synthetic"]["count"] == 4
+    assert table["figures"]["sd"]["t2"]["floor"]["count"] == 6
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert sum(path.name.endswith(".nii.gz") for path in written) == 8
+    assert meddpm(*command).stdout == first.stdout
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+    refused = meddpm(*command[:2], *command[2:7], "none", *command[8:])
+    assert refused.returncode == 2 and "0 held-out brains" in refused.stderr
