@@ -153,8 +153,8 @@ def test_the_command_measures_a_dataset_and_computes_nothing_twice(tmp_path, med
     (tmp_path / "data" / "dataset.json").write_text(json.dumps(description))
     write_bundle(tmp_path / "small.safetensors", cascade_card(), small_cascade().state_dict())
     command = [
-        "realism", tmp_path / "data", "--model", tmp_path / "small.safetensors", "--out", tmp_path / "out", "--held-out",
-        "x,y", "--samples", "2", "--own-appearance", "--device", "cpu", "--precision", "float32", "--json",
+        "realism", tmp_path / "data", "--model", tmp_path / "small.safetensors", "--out", tmp_path / "out",
+        "--held-out", "x,y", "--samples", "2", "--own-appearance", "--device", "cpu", "--precision", "float32", "--json",
         tmp_path / "table.json",
     ]  # fmt: skip
     first = meddpm(*command)
