@@ -152,11 +152,10 @@ def test_the_command_measures_a_dataset_and_computes_nothing_twice(tmp_path, med
     description = {"channel_names": {"0": "t1", "1": "t2"}, "label_scheme": "anatomy"}
     (tmp_path / "data" / "dataset.json").write_text(json.dumps(description))
     write_bundle(tmp_path / "small.safetensors", cascade_card(), small_cascade().state_dict())
-    command = [
-        "realism", tmp_path / "data", "--model", tmp_path / "small.safetensors", "--out", tmp_path / "out",
-        "--held-out", "x,y", "--samples", "2", "--own-appearance", "--device", "cpu", "--precision", "float32", "--json",
-        tmp_path / "table.json",
-    ]  # fmt: skip
+    exact = ["--device", "cpu", "--precision", "float32"]
+    model, out, held_out = tmp_path / "small.safetensors", tmp_path / "out", ["--held-out", "x,y"]
+    common = ["realism", tmp_path / "data", "--model", model, "--out", out, "--samples", "2", *exact]
+    command = [*common, *held_out, "--own-appearance", "--json", tmp_path / "table.json"]
     first = meddpm(*command)
     assert first.returncode == 0, first.stderr
     assert "2 held-out brains, 2 seeds, 3 training brains" in first.stdout and "real against real" in first.stdout
@@ -167,5 +166,5 @@ def test_the_command_measures_a_dataset_and_computes_nothing_twice(tmp_path, med
     assert sum(path.name.endswith(".nii.gz") for path in written) == 8
     assert meddpm(*command).stdout == first.stdout
     assert {path: path.stat().st_mtime_ns for path in written} == written
-    refused = meddpm(*command[:2], *command[2:7], "none", *command[8:])
+    refused = meddpm(*common, "--held-out", "none")
     assert refused.returncode == 2 and "0 held-out brains" in refused.stderr

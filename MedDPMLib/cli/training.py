@@ -102,6 +102,8 @@ def train(
     if estimate_memory:
         require("--estimate-memory", "accelerate", "monai")
         for part in parts:
+            if part.level:
+                typer.echo(f"level {part.level}:")
             _print_memory(part, execution.device)
         return
     if dataset is None or run is None:
