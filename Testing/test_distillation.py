@@ -87,7 +87,8 @@ def test_a_student_learns_from_its_teacher_and_not_from_the_image(teacher, space
     x0 = engine.task.teacher.x0(x_t, batch.t, batch.condition)
     taught = replace(batch, x0=x0, noise=engine.task.schedule.noise_from(x0, x_t, batch.t, "x0"))
     found, expected, untaught = (
-        one.loss(one.network, example).item() for one, example in ((engine, batch), (alone, taught), (alone, batch))
+        one.task.loss(one.network, example).item()
+        for one, example in ((engine, batch), (alone, taught), (alone, batch))
     )
     assert found == pytest.approx(expected, rel=1e-3)
     assert abs(found - untaught) > 0.1 * untaught

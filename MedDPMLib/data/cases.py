@@ -10,11 +10,11 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -244,16 +244,20 @@ def smoothed_for(case: Case, shape: Sequence[int]) -> Case:
     return replace(case, image=torch.from_numpy(image).to(case.image.dtype))
 
 
-class DerivedCases(Dataset):
-    """The ``cases`` with the images that ``derive`` makes of each, computed once, when it is first used.
+class DerivedCases(Dataset, ABC):
+    """The ``cases`` with the images that :meth:`derive` makes of each, computed once, when it is first used.
 
     What is derived of a decoded case is kept beside it under ``name`` and mapped, as the case itself is: a dataset may
     be larger than the memory, and all processes share the pages.
     """
 
-    def __init__(self, cases: Sequence[Case] | Dataset, name: str, derive: Callable[[Case], Case]) -> None:
-        self.cases, self.name, self.derive = cases, name, derive
+    def __init__(self, cases: Sequence[Case] | Dataset, name: str) -> None:
+        self.cases, self.name = cases, name
         self._in_memory: dict[int, Case] = {}
+
+    @abstractmethod
+    def derive(self, case: Case) -> Case:
+        """``case`` with other images."""
 
     def __len__(self) -> int:
         return len(self.cases)
@@ -279,8 +283,11 @@ class SmoothedCases(DerivedCases):
     """The ``cases`` as :func:`smoothed_for` makes them for ``shape``."""
 
     def __init__(self, cases: Sequence[Case] | Dataset, shape: Sequence[int]) -> None:
-        name = f"smoothed-{'x'.join(map(str, reversed(shape)))}"
-        super().__init__(cases, name, partial(smoothed_for, shape=tuple(shape)))
+        super().__init__(cases, f"smoothed-{'x'.join(map(str, reversed(shape)))}")
+        self.shape = tuple(shape)
+
+    def derive(self, case: Case) -> Case:
+        return smoothed_for(case, self.shape)
 
 
 def with_depths(case: Case, scheme: LabelScheme) -> Case:
@@ -297,4 +304,8 @@ class CasesWithDepths(DerivedCases):
     """The ``cases`` as :func:`with_depths` makes them."""
 
     def __init__(self, cases: Sequence[Case] | Dataset, scheme: LabelScheme) -> None:
-        super().__init__(cases, f"depths-{scheme.name}", partial(with_depths, scheme=scheme))
+        super().__init__(cases, f"depths-{scheme.name}")
+        self.scheme = scheme
+
+    def derive(self, case: Case) -> Case:
+        return with_depths(case, self.scheme)
