@@ -60,7 +60,7 @@ def case(name: str, seed: int) -> Case:
     return Case(name, torch.from_numpy(images), torch.from_numpy(labels), (1.0, 1.0, 1.0))
 
 
-TRAINING = [case(f"training{n}", n) for n in range(5)]
+TRAINING = [case(f"training{n}", n) for n in range(3)]
 HELD_OUT = [case(f"held-out{n}", 50 + n) for n in range(2)]
 
 
