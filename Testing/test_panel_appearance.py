@@ -56,7 +56,7 @@ def test_a_brain_looks_like_a_volume(panel, models, tmp_path, monkeypatch):
     generate(panel)
     record = volumes.record_of(volumes.results()[0])
     assert set(record["appearance"]) == {"file", "hash"}
-    (path,) = (tmp_path / "cache").rglob("*.json")
+    (path,) = (tmp_path / "cache").rglob("appearances/*.json")
     assert path.name == record["appearance"]["file"] and path == Path(record["settings"]["appearance"])
     assert set(json.loads(path.read_text())["appearance"]) == {"t2"}
     ui.likeSelector.setCurrentNode(None)
