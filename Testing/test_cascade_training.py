@@ -297,8 +297,9 @@ def test_prepared_trained_exported_and_generated(tmp_path):
     mask = read_mask(tmp_path / "data" / "labelsTr" / "case5.nii.gz", ANATOMY, numbering=ANATOMY.own_numbering)
     made = generate(load_model(out), mask, seed=1, device="cpu", precision="float32", steps=2)
     assert set(made) == {"t1", "t1ce", "t2", "flair"}
-    inside = mask.volume.array > 0
-    assert all(np.isfinite(volume.array).all() and volume.array[inside].std() > 0.01 for volume in made.values())
+    for volume in made.values():
+        brain = volume.array[volume.array > volume.array.min()]
+        assert np.isfinite(volume.array).all() and brain.size > 1000 and brain.std() > 0.01
     other = [*common[:-1], str(tmp_path / "other"), "--level", "fine", "--init", str(out), *exact]
     again = invoke(app, other)
     assert again.exit_code == 0, again.output
