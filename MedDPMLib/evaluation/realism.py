@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
@@ -205,7 +206,7 @@ class Realism:
         return BrainFigures.from_dict(
             self.kept.get(
                 f"real {case.name} {_stamp(case)}",
-                lambda: brain_figures(case.image.float().numpy(), case.labels.numpy(), self.values).to_dict(),
+                lambda: brain_figures(_images(case), case.labels.numpy(), self.values).to_dict(),
             )
         )
 
@@ -224,19 +225,15 @@ class Realism:
             for one, other in combinations(of_case, 2):
                 self.report(f"comparing seeds {one.seed} and {other.seed} of {case.name}")
                 key = f"ms-ssim {one.key} {other.key}"
-                pair = (one, other)
-                seeds.append(self.kept.get(key, lambda pair=pair, box=box: _alike(*(it.load() for it in pair), box)))
+                seeds.append(self._alike(key, one.load, other.load, box))
         patients: list[list[float]] = []
-        for case, other in zip(self.held_out, (*self.held_out[1:], self.held_out[0]), strict=True):
-            if case is other:
+        for case, following in zip(self.held_out, (*self.held_out[1:], self.held_out[0]), strict=True):
+            if case is following:
                 continue
-            self.report(f"comparing {case.name} and {other.name}")
-            box = bounding_box((case.labels.numpy() > 0) | (other.labels.numpy() > 0))
-            key = f"ms-ssim {case.name} {_stamp(case)} {other.name} {_stamp(other)}"
-            pair = (case, other)
-            patients.append(
-                self.kept.get(key, lambda pair=pair, box=box: _alike(*(it.image.float().numpy() for it in pair), box))
-            )
+            self.report(f"comparing {case.name} and {following.name}")
+            box = bounding_box((case.labels.numpy() > 0) | (following.labels.numpy() > 0))
+            key = f"ms-ssim {case.name} {_stamp(case)} {following.name} {_stamp(following)}"
+            patients.append(self._alike(key, partial(_images, case), partial(_images, following), box))
         return {
             modality: {
                 "synthetic": summarize([one[channel] for one in seeds], ratio=False),
@@ -246,13 +243,21 @@ class Realism:
             for channel, modality in enumerate(self.modalities)
         }
 
+    def _alike(
+        self, key: str, first: Callable[[], Images], second: Callable[[], Images], box: tuple[slice, ...]
+    ) -> list[float]:
+        """MS-SSIM of two brains in ``box``, by modality."""
+        return self.kept.get(
+            key, lambda: [ms_ssim(one[box], other[box]) for one, other in zip(first(), second(), strict=True)]
+        )
+
     def _nearest(self) -> dict[str, Summary | None]:
         """How far the nearest training brain of a synthetic brain is, and that of a real one that was held out."""
         names = ",".join(sorted(f"{case.name}-{_stamp(case)}" for case in self.training))
 
         def distance(load: Callable[[], Images]) -> float:
             if not self._coarse:
-                self._coarse = [coarse(case.image.float().numpy()) for case in self.training]
+                self._coarse = [coarse(_images(case)) for case in self.training]
             return nearest(coarse(load()), self._coarse).distance
 
         made, real = [], []
@@ -262,7 +267,7 @@ class Realism:
         for case in self.held_out:
             self.report(f"looking for the nearest brain of {case.name}")
             key = f"nearest {case.name} {_stamp(case)} among {names}"
-            real.append(self.kept.get(key, lambda case=case: distance(lambda: case.image.float().numpy())))
+            real.append(self.kept.get(key, lambda case=case: distance(partial(_images, case))))
         return {
             "synthetic": summarize(made, ratio=False), "floor": summarize(real, ratio=False), "colored": None,
         }  # fmt: skip
@@ -282,7 +287,7 @@ class Realism:
 
     def _volumes(self, cases: Sequence[Case]) -> tuple[list[np.ndarray], list[np.ndarray]]:
         names = {case.name for case in cases}
-        real = [case.image.float().numpy() for case in cases]
+        real = [_images(case) for case in cases]
         return real, [one.load() for one in self.synthetic if one.case in names]
 
     def _case(self, name: str) -> Case:
@@ -308,8 +313,8 @@ def _spoken(summary: Summary | None) -> str:
     return f"{summary.middle:.2f} ({summary.low:.2f} to {summary.high:.2f})" if summary else ""
 
 
-def _alike(first: Images, second: Images, box: tuple[slice, ...]) -> list[float]:
-    return [ms_ssim(one[box], other[box]) for one, other in zip(first, second, strict=True)]
+def _images(case: Case) -> Images:
+    return case.image.float().numpy()
 
 
 def _stamp(case: Case) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -38,8 +39,8 @@ _NUMBER = whole(1, 4096)
 _NUMBERS = either(_NUMBER, list_of(_NUMBER, 0, 16))
 
 
-def build_network(description: Mapping[str, object]) -> Network:
-    """A network with fresh float32 weights on the CPU.
+def build_network(description: Mapping[str, object]) -> Any:
+    """A :class:`Network` of the described kind with fresh float32 weights on the CPU.
 
     Raises :class:`MedDPMError` for an unknown kind, for numbers that make no network, and for a network of more
     than :data:`MAX_PARAMETERS` parameters, before any memory is taken.

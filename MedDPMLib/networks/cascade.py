@@ -189,6 +189,11 @@ class Cascade(Network):
     values_per_voxel = 45
     draws_by_levels = True
 
+    appearances: Tensor
+    appearance_mean: Tensor
+    appearance_deviation: Tensor
+    color_weights: Tensor
+
     def __init__(
         self, image_channels: int, condition_channels: int, widths: Sequence[int], depths: Sequence[int],
         given: Sequence[int], heads: int, brains: int = 1,

@@ -39,7 +39,7 @@ _FIXED = (
 )  # fmt: skip
 
 #: What the fields of a cascade's recipe say that mean something for networks of timesteps only: nothing.
-_UNUSED_BY_LEVELS = {
+_UNUSED_BY_LEVELS: dict[str, dict[str, Any]] = {
     "training": {"loss_space": "v", "min_snr": 0, "sigma_floor": 1, "high_noise": 1, "background_weight": 0},
     "augmentation": {"gamma": 0, "bias": 0},
     "monitor": {"montage_every": 0},

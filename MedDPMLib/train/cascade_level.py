@@ -94,7 +94,7 @@ class LevelTask(Task):
         self, recipe: Recipe, device: torch.device, dtype: torch.dtype, tables: CascadeTables | None = None
     ) -> None:
         self.recipe, self.device, self.dtype, self.tables = recipe, device, dtype, tables
-        self.cascade: Cascade = build_network(recipe_card(recipe).network_description)  # type: ignore[assignment]
+        self.cascade: Cascade = build_network(recipe_card(recipe).network_description)
         if tables is not None:
             self.cascade.load_state_dict(tables.known, strict=False)
         #: On the CPU, for the examples.
