@@ -51,6 +51,8 @@ class CascadeLevel(Network):
 
     keeps_float32 = True
 
+    painted_share: Tensor
+
     def __init__(
         self, cell: int, channels: int, labels: int, widths: Sequence[int], depths: Sequence[int], given: int,
         heads: int, *, first: bool,

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from MedDPMLib.data import Case
 from MedDPMLib.diffusion.schedule import make_schedule
 from MedDPMLib.networks import build_network
-from MedDPMLib.networks.denoiser import Network
+from MedDPMLib.networks.denoiser import Denoiser, Network
 from MedDPMLib.recipes.recipe import Recipe, Stage, recipe_card
 from MedDPMLib.train.distillation import Teacher
 from MedDPMLib.train.examples import Example, Examples
@@ -71,8 +71,9 @@ class TimestepTask(Task):
         self.schedule = make_schedule(**recipe.schedule).to(device)
         self.objective = Objective(recipe.training, recipe.prediction, self.schedule)
         self.teacher = Teacher(recipe, self.schedule, device, dtype) if recipe.distillation else None
-        self.network = build_network(recipe_card(recipe).network_description)
-        self.network.start_training(self.schedule.alpha_bar.cpu())
+        network: Denoiser = build_network(recipe_card(recipe).network_description)
+        network.start_training(self.schedule.alpha_bar.cpu())
+        self.network = network
 
     def loss(self, network: nn.Module, batch: Example) -> Tensor:
         batch = batch.to(self.device)
