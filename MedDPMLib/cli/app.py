@@ -18,6 +18,7 @@ from MedDPMLib.cli import (
     generate,
     models,
     prepare,
+    realism,
     study,
     training,
 )
@@ -86,5 +87,6 @@ app.add_typer(models.app, name="models")
 app.command()(prepare.prepare)
 app.command()(training.train)
 app.command()(fidelity.fidelity)
+app.command()(realism.realism)
 app.add_typer(benchmark.app, name="benchmark")
 app.add_typer(study.app, name="study")
