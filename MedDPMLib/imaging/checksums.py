@@ -58,6 +58,9 @@ def check_itk_file(path: Path) -> None:
         named = fields.get("elementdatafile", "LOCAL")
         files = [] if named.upper() == "LOCAL" else [path.parent / named]
         check = _ZLIB_WINDOW if compressed else None
+    for file in files:
+        if not file.is_file():  # a device or a pipe would be read for ever
+            raise Damaged(f"its voxels are to be in {file}, which is missing or not a file")
     if check is None:
         return
     for file in files or [path]:

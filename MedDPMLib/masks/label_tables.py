@@ -87,10 +87,15 @@ def read_table(path: Path) -> dict[int, str]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, csv.Error) as error:
         raise MedDPMError(f"{path} does not say what labels are called ({error!r:.100})") from error
     named = {value: name.strip() for value, name in named.items() if 0 < value < 65_536}
-    named = {value: name for value, name in named.items() if not _UNNAMED.fullmatch(name) and name != "ignore"}
+    named = {value: name for value, name in named.items() if not is_unnamed(name) and name != "ignore"}
     if not named:
         raise MedDPMError(f"{path} names no labels: a color table, a label file of ITK-SNAP or dataset.json does")
     return named
+
+
+def is_unnamed(name: str) -> bool:
+    """Whether ``name`` is what programs call a label that nobody has named, such as "Segment_4"."""
+    return _UNNAMED.fullmatch(name.strip()) is not None
 
 
 def nnunet_labels(said: Mapping) -> dict[int, str]:

@@ -24,7 +24,7 @@ from pathlib import Path
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.io import write_nifti
 from MedDPMLib.imaging.normalize import NORMALISATIONS
-from MedDPMLib.masks.said import asked_numbering
+from MedDPMLib.masks.said import check_said
 from MedDPMLib.masks.schemes import load_scheme
 from MedDPMLib.prepare.cases import prepare_case
 from MedDPMLib.prepare.sources import CaseFiles
@@ -69,7 +69,7 @@ class DatasetSettings:
         if self.anatomy is not None and self.scheme != "anatomy":
             raise MedDPMError(f'the scheme "{self.scheme}" has no structures: leave out --anatomy')
         if self.numbering is not None:
-            asked_numbering(load_scheme("brats" if self.anatomy else self.scheme), self.numbering)
+            check_said(load_scheme("brats" if self.anatomy else self.scheme), self.numbering)
 
     @property
     def standard(self) -> Standard:
