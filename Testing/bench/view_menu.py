@@ -29,10 +29,11 @@ class _PluginLogic:
 
     def __init__(self, application) -> None:
         self._menu = qt.QMenu()
+        self._plugin = qt.QObject()  # owns the actions: a menu deletes its own when it is cleared
         self._actions = []
         self._allowed: tuple[str, ...] = ()
         for name, text in _ACTIONS:
-            action = qt.QAction(text, self._menu)
+            action = qt.QAction(text, self._plugin)
             action.objectName = name
             self._actions.append(action)
         self._build()

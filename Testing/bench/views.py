@@ -163,6 +163,7 @@ class qMRMLSliceView(VTKView):
         self._style.SetSliceLogic(sliceLogic)
         self._style.SetDisplayableManagers(self._group)
         self._style.SetInteractor(self._interactor)
+        self._interactor.SetInteractorStyle(vtk.vtkInteractorStyleUser())  # VTK's own would take the events first
         self._fit_node()
 
     def _on_logic_modified(self):
