@@ -71,8 +71,25 @@ _NUMBERS = st.one_of(
 )
 _WORDS = st.one_of(
     st.text(max_size=12),
-    st.sampled_from(["", " ", "none", "nan", "true", "../../../etc/passwd", "LIST", "LOCAL", "\0", "é\n", "x" * 5000, "0x10", "1e5", "1,2"]),
-)  # fmt: skip
+    st.sampled_from(
+        [
+            "",
+            " ",
+            "none",
+            "nan",
+            "true",
+            "../../../etc/passwd",
+            "LIST",
+            "LOCAL",
+            "\0",
+            "é\n",
+            "x" * 5000,
+            "0x10",
+            "1e5",
+            "1,2",
+        ]
+    ),
+)
 
 
 def _json_values() -> st.SearchStrategy:
@@ -124,8 +141,17 @@ def _json_text(draw, tree) -> bytes:
     text = json.dumps(changed, ensure_ascii=draw(st.booleans()))
     content = text.encode("utf-8", "surrogatepass")
     if draw(st.integers(0, 7)) == 0:
-        odd = [b"[" * 100_000, b'{"a":' * 50_000, b"\xff\xfe" + text.encode("utf-16-le", "surrogatepass"), b"NaN", b"", b"1" * 5000,
-               b"\xef\xbb\xbf" + content, content[: len(content) // 2], b'{"labels": {"a": 1}, "labels": 2}']  # fmt: skip
+        odd = [
+            b"[" * 100_000,
+            b'{"a":' * 50_000,
+            b"\xff\xfe" + text.encode("utf-16-le", "surrogatepass"),
+            b"NaN",
+            b"",
+            b"1" * 5000,
+            b"\xef\xbb\xbf" + content,
+            content[: len(content) // 2],
+            b'{"labels": {"a": 1}, "labels": 2}',
+        ]
         content = draw(st.sampled_from(odd))
     return content
 
@@ -199,10 +225,28 @@ _NRRD_VALUES = {
     "endian": ["little", "big", "middle"],
     "space": ["left-posterior-superior", "RAS", "scanner-xyz", "3D-right-handed", "LPST", "nowhere"],
     "kinds": ["domain domain domain", "list domain domain domain", "domain domain", "vector 3-color complex"],
-    "space directions": ["none (1,0,0) (0,1,0) (0,0,1)", "(1,0,0) (0,1,0)", "(1,0,0) (1,0,0) (0,0,1)", "(0,0,0) (0,0,0) (0,0,0)",
-                         "(nan,0,0) (0,1,0) (0,0,1)", "(1,0,0) (0,1,0) (0,0,1e300)", "1 2 3", "(1,0) (0,1) (0,0)"],
+    "space directions": [
+        "none (1,0,0) (0,1,0) (0,0,1)",
+        "(1,0,0) (0,1,0)",
+        "(1,0,0) (1,0,0) (0,0,1)",
+        "(0,0,0) (0,0,0) (0,0,0)",
+        "(nan,0,0) (0,1,0) (0,0,1)",
+        "(1,0,0) (0,1,0) (0,0,1e300)",
+        "1 2 3",
+        "(1,0) (0,1) (0,0)",
+    ],
     "space origin": ["(0,0,0)", "(nan,0,0)", "(1e308,1e308,1e308)", "(0,0)", "0 0 0", ""],
-    "sizes": ["10 10 10", "10 10", "0 10 10", "-1 10 10", "99999 99999 99999", "1 10 10 10", "10 10 10 2", "2 10 10 5", "1.5 10 10"],
+    "sizes": [
+        "10 10 10",
+        "10 10",
+        "0 10 10",
+        "-1 10 10",
+        "99999 99999 99999",
+        "1 10 10 10",
+        "10 10 10 2",
+        "2 10 10 5",
+        "1.5 10 10",
+    ],
     "dimension": ["3", "4", "2", "0", "-1", "17", "three", "99999999999999999999"],
     "spacings": ["1 1 1", "nan nan nan", "0 0 0", "-1 1 1", "1 1"],
     "space units": ['"mm" "mm" "mm"', '"m"', "mm", '"km" "km" "km"'],
@@ -211,7 +255,7 @@ _NRRD_VALUES = {
     "byte skip": ["0", "-1", "-5", "99999999999", "x"],
     "measurement frame": ["(1,0,0) (0,1,0) (0,0,1)", "(1,0)", "none"],
     "content": ["", "\xe9", "x" * 10_000],
-}  # fmt: skip
+}
 
 _META_VALUES = {
     "ObjectType": ["Image", "Scene", ""],
@@ -220,7 +264,14 @@ _META_VALUES = {
     "BinaryDataByteOrderMSB": ["True", "False", "x"],
     "CompressedData": ["True", "False", "1"],
     "CompressedDataSize": ["0", "-1", "5", "99999999999999", "x"],
-    "TransformMatrix": ["1 0 0 0 1 0 0 0 1", "0 0 0 0 0 0 0 0 0", "1 0 0 0", "nan 0 0 0 1 0 0 0 1", "1 1 0 1 1 0 0 0 1", "x"],
+    "TransformMatrix": [
+        "1 0 0 0 1 0 0 0 1",
+        "0 0 0 0 0 0 0 0 0",
+        "1 0 0 0",
+        "nan 0 0 0 1 0 0 0 1",
+        "1 1 0 1 1 0 0 0 1",
+        "x",
+    ],
     "Offset": ["0 0 0", "nan 0 0", "1e308 0 0", "0 0", ""],
     "ElementSpacing": ["1 1 1", "0 0 0", "-1 1 1", "nan 1 1", "1", "1e-300 1 1"],
     "ElementSize": ["1 1 1", "0 0 0"],
@@ -231,7 +282,7 @@ _META_VALUES = {
     "HeaderSize": ["0", "-1", "10", "99999999999"],
     "AnatomicalOrientation": ["RAI", "LPS", "???", "RAIX"],
     "Comment": ["", "\xe9", "a = b", "x" * 10_000],
-}  # fmt: skip
+}
 
 
 @st.composite
@@ -315,9 +366,37 @@ def safetensors_file(draw, original: bytes) -> bytes:
     return draw(_cut(size.to_bytes(8, "little") + text + tensors))
 
 
-_TOML_VALUES = ["-1", "0", "1.5", "nan", "inf", "-inf", "true", '""', '"x"', "[]", "[1, 2, 3]", "[[1], 2]", "{}", "{ a = 1 }", "1979-05-27",
-                "99999999999999999999", "1e400", "[nan]", '"../../x"', '["t1", "t1"]', "07:32:00", "'''\n'''", "0x10", "[" * 3000,
-                '"' + "x" * 5000 + '"', "[-1, 0, 1]", '"\\u0000"', "= 1", ""]  # fmt: skip
+_TOML_VALUES = [
+    "-1",
+    "0",
+    "1.5",
+    "nan",
+    "inf",
+    "-inf",
+    "true",
+    '""',
+    '"x"',
+    "[]",
+    "[1, 2, 3]",
+    "[[1], 2]",
+    "{}",
+    "{ a = 1 }",
+    "1979-05-27",
+    "99999999999999999999",
+    "1e400",
+    "[nan]",
+    '"../../x"',
+    '["t1", "t1"]',
+    "07:32:00",
+    "'''\n'''",
+    "0x10",
+    "[" * 3000,
+    '"' + "x" * 5000 + '"',
+    "[-1, 0, 1]",
+    '"\\u0000"',
+    "= 1",
+    "",
+]
 
 
 @st.composite
@@ -370,21 +449,49 @@ class Originals:
     def strategies(self) -> dict[str, st.SearchStrategy[bytes]]:
         """By the path of the file that the bytes are written to."""
         found, study = self.found, self.study
-        dataset = {"labels": {"background": 0, "whole tumor": [1, 2, 3], "core": [2, 3], "enhancing tumor": 3},
-                   "channel_names": {"0": "T1", "1": "T1CE", "2": "T2", "3": "FLAIR"}, "numTraining": 1,
-                   "file_ending": ".nii.gz", "regions_class_order": [1, 2, 3]}  # fmt: skip
+        dataset = {
+            "labels": {"background": 0, "whole tumor": [1, 2, 3], "core": [2, 3], "enhancing tumor": 3},
+            "channel_names": {"0": "T1", "1": "T1CE", "2": "T2", "3": "FLAIR"},
+            "numTraining": 1,
+            "file_ending": ".nii.gz",
+            "regions_class_order": [1, 2, 3],
+        }
         run = {
             "data": {"dataset": "x", "cases": 3, "hash": "0"},
             "machine": {"device": "cpu"},
             "seconds": 1.5,
             "rows": [{"iteration": 1}],
         }
-        record = {"description": SYNTHETIC, "seed": 0, "modality": "t1", "settings": {"steps": 2}, "stored": {"scale": 1.0, "offset": 0.0},
-                  "model": {"name": "a", "hash": "0"}, "notes": []}  # fmt: skip
-        request = {"type": "generate", "protocol": 2, "id": "a", "model": "b", "mask": "mask-1.npy", "scheme": "brats", "seeds": [1],
-                   "ijk_to_ras": np.eye(4).tolist(), "settings": {"steps": 2}, "modalities": ["t1"]}  # fmt: skip
-        result = {"type": "result", "id": "a", "sample": 1, "samples": 1, "files": {"t1": "result-1.npy"},
-                  "ijk_to_ras": np.eye(4).tolist(), "record": record}  # fmt: skip
+        record = {
+            "description": SYNTHETIC,
+            "seed": 0,
+            "modality": "t1",
+            "settings": {"steps": 2},
+            "stored": {"scale": 1.0, "offset": 0.0},
+            "model": {"name": "a", "hash": "0"},
+            "notes": [],
+        }
+        request = {
+            "type": "generate",
+            "protocol": 2,
+            "id": "a",
+            "model": "b",
+            "mask": "mask-1.npy",
+            "scheme": "brats",
+            "seeds": [1],
+            "ijk_to_ras": np.eye(4).tolist(),
+            "settings": {"steps": 2},
+            "modalities": ["t1"],
+        }
+        result = {
+            "type": "result",
+            "id": "a",
+            "sample": 1,
+            "samples": 1,
+            "files": {"t1": "result-1.npy"},
+            "ijk_to_ras": np.eye(4).tolist(),
+            "record": record,
+        }
         return {
             "masks/a.nii": nifti(),
             "masks/a.nii.gz": nifti().map(lambda content: gzip.compress(content, 1, mtime=0)),
@@ -466,9 +573,12 @@ def draw_files(originals: Originals, folder: Path, count: int, number: int) -> C
 def _draw_one_kind(originals, path: Path, name: str, strategy, count: int, number: int, tried: Counter, places: set):
     @seed(number)
     @settings(
-        max_examples=count, deadline=None, database=None, phases=(Phase.generate,),
+        max_examples=count,
+        deadline=None,
+        database=None,
+        phases=(Phase.generate,),
         suppress_health_check=list(HealthCheck),
-    )  # fmt: skip
+    )
     @given(strategy)
     def read(content):
         tried[name] += 1

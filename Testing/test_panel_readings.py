@@ -1,5 +1,4 @@
-"""A segmentation that was a label map has numbers, no names: the panel reads them as a file's are read, or shows a table
-of what they can mean."""
+"""The segments of a label map have numbers, no names: the panel reads them as a file's, or shows what they can mean."""
 
 # ruff: noqa: F811 (fixtures are imported by their names)
 
@@ -107,7 +106,7 @@ def test_the_table_shows_what_the_numbers_can_mean_and_the_choice_is_taken_and_r
     generate(panel)  # what was chosen is not asked again
     assert len(dialogs.shown) == 1
     panel.mask.labels._ui.labelTable.cellWidget(0, 1).currentIndex = 0
-    assert all("as chosen" not in note for note in panel.mask.labels and read_notes(panel, node))
+    assert all("as chosen" not in note for note in read_notes(panel, node))
 
 
 def read_notes(panel, node):

@@ -132,7 +132,7 @@ def is_finished(folder: str | os.PathLike, stem: str, modalities: Sequence[str],
         path = volume_path(folder, stem, modality)
         try:
             record = json.loads(sidecar(path).read_text())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return False
         if not isinstance(record, dict) or any(record.get(key) != value for key, value in run.items()):
             return False

@@ -212,7 +212,7 @@ def _done(record: Path, labels: Path) -> dict | None:
     try:
         said = json.loads(record.read_text(encoding="utf-8"))
         return said if labels.is_file() and {"key", "found"} <= said.keys() else None
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return None
 
 
@@ -225,7 +225,7 @@ def _begin(out: Path, settings: DatasetSettings) -> None:
     if path.exists():
         try:
             said = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             said = {}
         for name, value in settings.description().items():
             if not isinstance(said, dict) or said.get(name) != value:
@@ -243,7 +243,7 @@ def _describe(out: Path, settings: DatasetSettings) -> None:
     description = settings.description() | {"numTraining": len(list((out / "labelsTr").glob("*.nii.gz")))}
     try:
         description = json.loads(path.read_text(encoding="utf-8")) | description
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         pass
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(description, indent=2, ensure_ascii=False), encoding="utf-8")
