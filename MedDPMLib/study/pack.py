@@ -46,7 +46,9 @@ def _check_order(path: Path, definition: Definition) -> None:
         if stored["study"] == definition.hash:
             return
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise MedDPMError(f"{path} cannot be read ({error!s:.80}): take it from a backup of the study folder") from error
+        raise MedDPMError(
+            f"{path} cannot be read ({error!s:.80}): take it from a backup of the study folder"
+        ) from error
     raise MedDPMError(f"{path} belongs to another study, or the study was edited: make the study again")
 
 
