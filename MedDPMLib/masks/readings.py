@@ -143,7 +143,7 @@ def read_as(numbering: Numbering, volumes: Mapping[int, float], scheme: LabelSch
 
 
 def compare_readings(readings: Sequence[Reading], scheme: LabelScheme) -> list[tuple[str, list[str]]]:
-    """A row for each label that any of ``readings`` finds: its name, and for each reading "4.94 ml (1)" or "".
+    """A row for each label that any of ``readings`` finds: its name, and for each reading "1,160 ml (1)" or "".
 
     Labels come in the order of ``scheme``, then what it has no label for.
     """
@@ -151,7 +151,10 @@ def compare_readings(readings: Sequence[Reading], scheme: LabelScheme) -> list[t
     found = {name: None for reading in readings for name, _, _ in reading.volumes}
     names = [name for name in known if name in found] + [name for name in found if name not in known]
     cells = [
-        {name: f"{describe_volume(volume)} ({', '.join(map(str, values))})" for name, values, volume in reading.volumes}
+        {
+            name: f"{float(f'{volume / _ML:.3g}'):,.10g} ml ({', '.join(map(str, values))})"
+            for name, values, volume in reading.volumes
+        }
         for reading in readings
     ]
     return [(name, [column.get(name, "") for column in cells]) for name in names]

@@ -11,8 +11,8 @@ from slicer.i18n import tr as _
 from MedDPMLib.masks.readings import Reading, compare_readings
 from MedDPMLib.masks.schemes import LabelScheme
 
-#: Pixels that the table takes at most; beyond it scrolls.
-_WIDEST, _HIGHEST = 900, 500
+#: Pixels of the table: the most that it takes without scrolling, and of what is around its cells.
+_WIDEST, _HIGHEST, _FRAME = 1000, 600, 8
 
 
 def ask_reading(name: str, readings: Sequence[Reading], scheme: LabelScheme) -> tuple[bool, Reading | None]:
@@ -56,28 +56,37 @@ def ask_reading(name: str, readings: Sequence[Reading], scheme: LabelScheme) -> 
 
 
 def _table(readings: Sequence[Reading], scheme: LabelScheme, group: qt.QButtonGroup) -> qt.QTableWidget:
+    """A row for each label and a column for each reading; ``group`` gets the buttons of the first row."""
     rows = compare_readings(readings, scheme)
-    table = qt.QTableWidget(len(rows) + 1, len(readings))
+    table = qt.QTableWidget(len(rows) + 1, len(readings) + 1)
     table.setObjectName("readings")
     table.setEditTriggers(qt.QAbstractItemView.NoEditTriggers)
     table.setSelectionMode(qt.QAbstractItemView.NoSelection)
-    table.setHorizontalHeaderLabels([reading.numbering.name for reading in readings])
-    table.setVerticalHeaderLabels(["", *(label for label, _cells in rows)])
-    for column, reading in enumerate(readings):
+    table.setHorizontalHeaderLabels([_("Label"), *map(_heading, readings)])
+    table.verticalHeader().hide()
+    for number, reading in enumerate(readings):
         button = qt.QRadioButton(_("this one"))
         button.setObjectName(reading.numbering.name)
         button.enabled = not reading.doubts
         button.toolTip = "; ".join(reading.doubts) or reading.numbering.title
-        group.addButton(button, column)
-        table.setCellWidget(0, column, button)
-        table.horizontalHeaderItem(column).setToolTip(reading.numbering.title)
-        for row, (_label, cells) in enumerate(rows, start=1):
-            item = qt.QTableWidgetItem(cells[column])
+        group.addButton(button, number)
+        table.setCellWidget(0, number + 1, button)
+        table.horizontalHeaderItem(number + 1).setToolTip(f"{reading.numbering.name}: {reading.numbering.title}")
+    for row, (label, cells) in enumerate(rows, start=1):
+        table.setItem(row, 0, qt.QTableWidgetItem(label))
+        for column, cell in enumerate(cells, start=1):
+            item = qt.QTableWidgetItem(cell)
             item.setTextAlignment(qt.Qt.AlignRight | qt.Qt.AlignVCenter)
             table.setItem(row, column, item)
     table.resizeColumnsToContents()
     table.resizeRowsToContents()
-    width = table.verticalHeader().sizeHint.width() + table.horizontalHeader().length() + 2 * table.frameWidth
-    height = table.horizontalHeader().sizeHint.height() + table.verticalHeader().length() + 2 * table.frameWidth
+    width = sum(map(table.columnWidth, range(table.columnCount))) + _FRAME
+    height = sum(map(table.rowHeight, range(table.rowCount))) + table.rowHeight(0) + _FRAME
     table.setMinimumSize(min(width, _WIDEST), min(height, _HIGHEST))
     return table
+
+
+def _heading(reading: Reading) -> str:
+    """The name of the convention, or where it is written out value by value, what it is."""
+    name = reading.numbering.name
+    return _("in this order") if "=" in name else name
