@@ -63,6 +63,7 @@ def _table(readings: Sequence[Reading], scheme: LabelScheme, group: qt.QButtonGr
     table.setEditTriggers(qt.QAbstractItemView.NoEditTriggers)
     table.setSelectionMode(qt.QAbstractItemView.NoSelection)
     table.setHorizontalHeaderLabels([_("Label"), *map(_heading, readings)])
+    table.setFocusPolicy(qt.Qt.NoFocus)
     table.verticalHeader().hide()
     for number, reading in enumerate(readings):
         button = qt.QRadioButton(_("this one"))
@@ -82,7 +83,8 @@ def _table(readings: Sequence[Reading], scheme: LabelScheme, group: qt.QButtonGr
     table.resizeRowsToContents()
     width = sum(map(table.columnWidth, range(table.columnCount))) + _FRAME
     height = sum(map(table.rowHeight, range(table.rowCount))) + table.rowHeight(0) + _FRAME
-    table.setMinimumSize(min(width, _WIDEST), min(height, _HIGHEST))
+    table.setMinimumWidth(min(width, _WIDEST))
+    table.setFixedHeight(min(height, _HIGHEST))
     return table
 
 
