@@ -106,8 +106,7 @@ def test_the_table_shows_what_the_numbers_can_mean_and_the_choice_is_taken_and_r
         notes = volumes.record_of(made)["notes"]
         assert "as chosen in the panel" in notes[0] and SCHEME.rest.name.lower() in notes[0].lower()
     assert "as chosen in the panel" in panel.ui.messageLabel.text
-    generate(panel)  # what was chosen is not asked again
-    assert len(dialogs.shown) == 1
+    assert panel.mask.labels.ask() and len(dialogs.shown) == 1  # what was chosen is not asked again
     panel.mask.labels._ui.labelTable.cellWidget(0, 1).currentIndex = 0
     assert all("as chosen" not in note for note in read_notes(panel, node))
 
@@ -142,10 +141,9 @@ def test_without_a_choice_nothing_is_generated_and_none_of_these_asks_for_each(p
 def test_what_can_mean_one_thing_alone_is_read_as_a_file_is_and_said(panel):
     right = four_labels()
     node = label_map(panel, right.array, right.geometry)
-    generate(panel)
+    assert panel.mask.labels.ask()
     assert dialogs.shown == [] and labels_of(panel, node) == VALUES
-    note = volumes.record_of(next(iter(panel.logic.generator.made.values())))["notes"][0]
-    assert 'segments read as "med-ddpm", by ' in note and note in panel.ui.messageLabel.text
+    assert 'segments read as "med-ddpm", by ' in read_notes(panel, node)[0]
 
 
 def test_the_panel_and_the_files_reader_read_the_same_numbers_alike(panel):
@@ -218,5 +216,6 @@ def test_a_file_that_says_in_two_ways_where_it_lies_is_refused_until_it_is_saved
     assert "in two ways where it lies" in said and "save it as .seg.nrrd" in said and "--geometry" not in said
     assert panel.ui.generateButton.text == "Generate"
     node.GetStorageNode().SetFileName(str(tmp_path / "case_7.seg.nrrd"))
-    generate(panel)
-    assert panel.logic.generator.made
+    panel.ui.generateButton.click()
+    assert panel.ui.generateButton.text == "Cancel", panel.ui.messageLabel.text
+    panel.ui.generateButton.click()

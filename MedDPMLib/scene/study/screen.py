@@ -89,11 +89,15 @@ class StudyScreen:
         self._panel.removeEventFilter(self._guard)
         self._guard.deleteLater()
         _view_menu().allowedViewContextMenuActionNames = self._actions
-        there = slicer.app.topLevelWidgets()
-        for widget in (*self._hidden, *(other for other in self._windows if other in there)):
-            widget.show()
+        # What has gone meanwhile, as the actions of a menu that was closed, does not come back.
+        there = {*self._panel.findChildren(qt.QWidget), *slicer.app.topLevelWidgets()}
+        for widget in (*self._hidden, *self._windows):
+            if widget in there:
+                widget.show()
+        actions = {*self._panel.findChildren(qt.QAction), *self._panel.findChildren(qt.QShortcut)}
         for action in self._disabled:
-            action.enabled = True
+            if action in actions:
+                action.enabled = True
         self._hidden, self._disabled, self._windows, self._panel, self._guard = [], [], [], None, None
 
     @staticmethod
