@@ -168,7 +168,7 @@ def test_a_table_of_readings_has_a_row_for_each_label_of_any():
     readings.append(read_as(one, {1: 5e3, 2: 40e3, 4: 15e3}, ANATOMY))
     rows = dict(compare_readings(readings, ANATOMY))
     assert rows["Resection cavity"] == ["", "15 ml (4)"] and list(rows)[-1] == "Resection cavity"
-    tissue = {label.tissue: label.name for label in ANATOMY.tumour}
+    tissue = {label.tissue: label.name for label in ANATOMY.tumor}
     assert rows[tissue["edema"]] == ["40 ml (2)", "40 ml (2)"] and rows[tissue["rim"]] == ["15 ml (4)", ""]
 
 
@@ -213,7 +213,7 @@ def test_a_file_that_says_in_two_ways_where_it_lies_is_refused_until_it_is_saved
     node.GetStorageNode().SetFileName(str(tmp_path / "case_7.nii.gz"))
     panel.ui.generateButton.click()
     said = panel.ui.messageLabel.text
-    assert "in two ways where it lies" in said and "save it as .seg.nrrd" in said and "--geometry" not in said
+    assert "gives two positions" in said and "save it as .seg.nrrd" in said and "--geometry" not in said
     assert panel.ui.generateButton.text == "Generate"
     node.GetStorageNode().SetFileName(str(tmp_path / "case_7.seg.nrrd"))
     panel.ui.generateButton.click()

@@ -22,7 +22,7 @@ from MedDPMLib.prepare.cases import prepare_case
 from MedDPMLib.prepare.sources import CaseFiles
 from MedDPMLib.recipes.standard import STANDARDS
 
-PARTS = {label.tissue: label for label in BRATS.tumour}
+PARTS = {label.tissue: label for label in BRATS.tumor}
 CORE, EDEMA, RIM = (PARTS[tissue].value for tissue in ("core", "edema", "rim"))
 REST = BRATS.rest.value
 
@@ -46,11 +46,11 @@ def test_a_region_alone_is_refused_and_every_answer_is_taken(tmp_path, name):
         read_mask(path, BRATS)
     said = worded(caught.value)
     assert str(path) in said and f'"{name}"' in said and f'--labels "{name}=' in said
-    for label in BRATS.tumour:
+    for label in BRATS.tumor:
         assert label.name.lower() in said
         mask = read_mask(path, BRATS, numbering=f"{name.upper()}={label.name}")
         np.testing.assert_array_equal(mask.volume.array == label.value, tumor)
-        assert any("as asked for" in note for note in mask.notes)
+        assert any("as requested" in note for note in mask.notes)
     assert not (read_mask(path, BRATS, numbering=f"{name}=none").volume.array[tumor]).any()
 
 
@@ -109,7 +109,7 @@ def test_what_is_said_has_to_be_clear(tmp_path):
         with pytest.raises(MedDPMError, match=match):
             read_mask(path, BRATS, numbering=said)
     write_nifti(tmp_path / "plain.nii.gz", brain())
-    with pytest.raises(MedDPMError, match="does not say what one value is"):
+    with pytest.raises(MedDPMError, match="does not define a value"):
         read_mask(tmp_path / "plain.nii.gz", BRATS, numbering="tumor core=necrosis")
 
 
@@ -120,7 +120,7 @@ def test_a_segment_that_no_label_is_called_after_can_be_named_or_left_out(tmp_pa
     assert '--labels "GTV 1=' in worded(caught.value)
     assert (read_mask(path, BRATS, numbering="gtv 1=enhancing tumor").volume.array[tumor] == RIM).all()
     mask = read_mask(path, BRATS, numbering="GTV 1=none")
-    assert "left out, as asked for" in " ".join(mask.notes)
+    assert "left out, as requested" in " ".join(mask.notes)
 
 
 def test_the_command_line_ends_with_2_and_says_how_to_answer(tmp_path, meddpm, small_model):
@@ -131,7 +131,7 @@ def test_the_command_line_ends_with_2_and_says_how_to_answer(tmp_path, meddpm, s
     read = meddpm(*arguments, "--labels", "whole tumor=edema")
     assert read.returncode == 0, read.stderr
     record = json.loads(next((tmp_path / "out").glob("*.json")).read_text())
-    assert "by the names of its segments and as asked for" in " ".join(record["notes"])
+    assert "by the names of its segments and as requested" in " ".join(record["notes"])
     assert meddpm(*arguments, "--labels", "whole tumor=liver").returncode == 2
 
 
@@ -149,10 +149,10 @@ def test_preparing_reads_segments_as_generating_does(tmp_path):
     write_nifti(image, Volume(noise.astype(np.float32), volume.geometry))
     standard = replace(STANDARDS["brats"], grid=Grid((24, 24, 24), (6.0, 6.0, 6.0), "LPS"))
     case = CaseFiles("case", "pairs", tmp_path, {"t1": image}, path)
-    options = {"anatomy": None, "normalisation": "percentiles"}
+    options = {"anatomy": None, "normalization": "percentiles"}
     made = prepare_case(case, standard, load_scheme("brats"), numbering=None, **options)
     right = read_mask(path, BRATS).volume
-    for label in BRATS.tumour:
+    for label in BRATS.tumor:
         size = (made.labels.array == label.value).sum() * made.labels.geometry.voxel_volume
         assert size == pytest.approx((right.array == label.value).sum() * right.geometry.voxel_volume, rel=0.1)
     assert "by the names of its segments" in made.found["notes"]

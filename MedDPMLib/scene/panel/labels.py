@@ -45,7 +45,7 @@ class LabelTable:
         return table_of(self._segmentation, self._scheme)
 
     def show(self, segmentation: slicer.vtkMRMLSegmentationNode | None, scheme: LabelScheme | None) -> None:
-        """Fills the table; of another segmentation or scheme it is unfolded if there is something to look at."""
+        """Fills the table; of another segmentation or scheme it is expanded if something needs attention."""
         other = segmentation is not self._segmentation or scheme is not self._scheme
         self._segmentation, self._scheme = segmentation, scheme
         table, values = self._ui.labelTable, self.values
@@ -75,7 +75,7 @@ class LabelTable:
         return box
 
     def _show_assigned(self, values: dict[str, int]) -> None:
-        """How far the labels are assigned, in the section's title, and what is missing."""
+        """Shows in the section's title how many labels are assigned, and which are missing."""
         ui, section = self._ui, self._ui.labelsSection
         if self._segmentation is None or self._scheme is None:
             ui.addMissingButton.visible = ui.missingLabel.visible = False
@@ -100,9 +100,9 @@ class LabelTable:
         self._ui.labelsSection.collapsed = not unused and not missing_labels(values, self._scheme)
 
     def ask(self) -> bool:
-        """Asks which labels the painted segments are that have none, if there are any; whether to go on.
+        """Asks which labels the painted segments are that have none, if there are any; whether to continue.
 
-        Raises :class:`MedDPMError` for a segmentation whose file leaves open where it lies, or that is no brain.
+        Raises :class:`MedDPMError` for a segmentation whose file gives two positions, or that is no brain.
         """
         if self._segmentation is None or self._scheme is None:
             return True
@@ -150,7 +150,7 @@ class LabelTable:
 
 
 def _check_place(segmentation: slicer.vtkMRMLSegmentationNode) -> None:
-    """Refuses what was loaded from a NIfTI file that says in two ways where it lies: 3D Slicer takes one of them."""
+    """Refuses what was loaded from a NIfTI file that gives two positions: 3D Slicer takes one of them."""
     storage = segmentation.GetStorageNode()
     path = Path(storage.GetFileName() or "") if storage is not None else Path()
     if path.name.lower().endswith(NIFTI_SUFFIXES) and path.is_file():
@@ -162,7 +162,7 @@ def _label_choices(scheme: LabelScheme) -> qt.QComboBox:
     box = qt.QComboBox()
     box.setSizeAdjustPolicy(qt.QComboBox.AdjustToMinimumContentsLengthWithIcon)
     box.addItem(_("(not used)"), 0)
-    for label in (*scheme.tumour, *(label for label in scheme.labels if label not in scheme.tumour)):
+    for label in (*scheme.tumor, *(label for label in scheme.labels if label not in scheme.tumor)):
         box.addItem(label.name, label.value)
     return box
 

@@ -1,4 +1,4 @@
-"""How does the application become a screen for one task? All else is hidden and switched off, and comes back."""
+"""How does the application become a screen for one task? Everything else is hidden and disabled, and restored later."""
 
 from __future__ import annotations
 
