@@ -121,7 +121,7 @@ class LabelTable:
         return True
 
     def _read_numbers(self) -> bool:
-        """Reads the numbers of a segmentation that was a label map, as a file's are read; whether to go on."""
+        """Reads the numbers of a segmentation that was a label map, as those of a file; whether to continue."""
         values = numbered_segments(self._segmentation, self.values, self._scheme)
         if not values:
             return True
@@ -130,9 +130,9 @@ class LabelTable:
         except AmbiguousLabels as error:
             if not any(not one.doubts for one in error.readings):
                 return True  # nothing to choose from: each segment is asked about
-            goes_on, reading = ask_reading(self._segmentation.GetName(), error.readings, self._scheme)
-            if not goes_on or reading is None:
-                return goes_on
+            continues, reading = ask_reading(self._segmentation.GetName(), error.readings, self._scheme)
+            if not continues or reading is None:
+                return continues
             why = "as chosen in the panel"
         except MedDPMError as error:
             raise error.at(f'"{self._segmentation.GetName()}"') from error
