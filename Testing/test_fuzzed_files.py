@@ -17,7 +17,7 @@ from MedDPMLib.study.pack import pack, unpack
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory):
     folder = tmp_path_factory.mktemp("originals")
-    archive = pack(make_study(folder / "made", real=2, synthetic=2, readers=("Ada",)), folder)[0]
+    archive = pack(make_study(folder / "made", real=3, synthetic=3, readers=("Ada",)), folder)[0]
     unpack(archive, folder / "study")
     logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
     return Originals(folder, folder / "study")
