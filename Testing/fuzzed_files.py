@@ -467,7 +467,7 @@ class Originals:
             "seed": 0,
             "modality": "t1",
             "settings": {"steps": 2},
-            "stored": {"scale": 1.0, "offset": 0.0},
+            "intensities": {"type": "int16", "slope": 0.002, "intercept": -1.0},
             "model": {"name": "a", "hash": "0"},
             "notes": [],
         }

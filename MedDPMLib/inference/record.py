@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.io import SYNTHETIC, read_volume, write_nifti
 from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.inference.settings import GenerationSettings
@@ -109,7 +110,11 @@ def write_result(folder: str | os.PathLike, stem: str, generated: Generated) -> 
 def read_result(path: str | os.PathLike) -> Volume:
     """The intensities, float32 in the card's range, of a volume that :func:`write_result` wrote; raises as it does."""
     path = Path(path)
-    return from_stored(read_volume(path), read_record(path) or {})
+    volume = read_volume(path)
+    try:
+        return from_stored(volume, read_record(path) or {})
+    except MedDPMError as error:
+        raise error.at(str(path)) from error
 
 
 def read_record(path: str | os.PathLike) -> dict[str, Any] | None:

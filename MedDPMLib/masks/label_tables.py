@@ -84,7 +84,7 @@ def read_table(path: Path) -> dict[int, str]:
         text = raw.decode("latin-1")
     try:
         named = _of_a_dataset(text) if path.suffix.lower() == ".json" else _of_lines(text)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, csv.Error) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError, csv.Error) as error:
         raise MedDPMError(f"{path} does not name its labels ({error!r:.100})") from error
     named = {value: name.strip() for value, name in named.items() if 0 < value < 65_536}
     named = {value: name for value, name in named.items() if not is_unnamed(name) and name != "ignore"}

@@ -16,7 +16,7 @@ _WIDEST, _HIGHEST, _FRAME = 1000, 600, 8
 
 
 def ask_reading(name: str, readings: Sequence[Reading], scheme: LabelScheme) -> tuple[bool, Reading | None]:
-    """Whether the user continues, and which of ``readings`` is right for the segmentation ``name`` (None: none of them).
+    """Whether the user continues, and which of ``readings`` is right for ``name``, a segmentation (None: none).
 
     A reading that is not plausible is shown and cannot be chosen.
     """
