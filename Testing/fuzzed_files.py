@@ -445,6 +445,8 @@ class Originals:
         write_small_model(folder / "a.safetensors", small_card(BRATS))
         found["a.safetensors"] = (folder / "a.safetensors").read_bytes()
         self.found, self.study = found, study
+        #: How many files were refused, by at least one of their readers.
+        self.refused = 0
 
     def strategies(self) -> dict[str, st.SearchStrategy[bytes]]:
         """By the path of the file that the bytes are written to."""
@@ -526,12 +528,15 @@ class Originals:
             "results": (lambda: self._read_result(path),),
             "protocol": (lambda: (decode_request if path.stem == "request" else decode_event)(path.read_bytes()),),
         }
+        refused = False
         for read in readers[path.parent.name]:
             try:
                 read()
             except MedDPMError as error:
+                refused = True
                 said = str(error)
                 assert "\n" not in said.strip() and len(said) < 4000, f"not a sentence: {said[:300]!r}"
+        self.refused += refused
 
     def _read_order(self, path: Path) -> None:
         for name in ("study.toml", "cases"):
@@ -561,10 +566,11 @@ def draw_files(originals: Originals, folder: Path, count: int, number: int) -> C
     for name, strategy in strategies.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        started = time.monotonic()
+        started, before = time.monotonic(), originals.refused
         _draw_one_kind(originals, path, name, strategy, -(-count // len(strategies)), number, tried, places)
         print(
-            f"{name}: {tried[name]} files, {time.monotonic() - started:.0f} s, {tried['failures']} failures so far",
+            f"{name}: {tried[name]} files, {originals.refused - before} refused, {time.monotonic() - started:.0f} s,"
+            f" {tried['failures']} failures so far",
             flush=True,
         )
     return tried
