@@ -150,6 +150,21 @@ def test_voxels_are_read_from_files_alone(tmp_path):
         read_volume(tmp_path / "b.nhdr")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [("NDims = 3", "NDims = 1e5"), ("NDims = 3", "NDims = 0"), ("DimSize = 6 6 6", "DimSize = -1 6 6"),
+     ("DimSize = 6 6 6", "DimSize = 6 6"), ("NDims = 3\n", "")],
+)  # fmt: skip
+def test_a_header_that_ends_the_parser_is_refused_before_it(tmp_path, change):
+    """ITK takes axes of any number at their word, and its process ends with a segmentation fault."""
+    path = save(tmp_path / "a.mha", glioma(6), compressed=False)
+    content = path.read_bytes()
+    assert change[0].encode() in content and read_volume(path).array.any()
+    path.write_bytes(content.replace(change[0].encode(), change[1].encode(), 1))
+    with pytest.raises(MedDPMError, match="its header says that it"):
+        read_volume(path)
+
+
 @pytest.mark.parametrize("line", [5, [], {"slope": "x", "intercept": 0}, {"slope": float("nan"), "intercept": 0}])
 def test_a_damaged_record_gives_no_intensities(tmp_path, line):
     path = tmp_path / "a.nii.gz"

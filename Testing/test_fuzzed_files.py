@@ -23,7 +23,7 @@ def originals(tmp_path_factory):
     return Originals(folder, folder / "study")
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_whatever_a_header_says_is_read_or_refused_in_a_sentence(originals, tmp_path_factory, data):
     strategies = originals.strategies()

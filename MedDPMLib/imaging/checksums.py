@@ -9,7 +9,7 @@ from __future__ import annotations
 import bz2
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 _GZIP = b"\x1f\x8b"
@@ -19,6 +19,9 @@ _GZIP_WINDOW, _ZLIB_WINDOW = 31, 15
 
 #: How much is read, and decompressed, at a time.
 _CHUNK, _LARGEST_PART = 1 << 20, 1 << 24
+
+#: The most axes that MetaImage, and more than any image, can have.
+_MOST_AXES = 10
 
 #: The longest header of text that is looked through.
 _LONGEST_HEADER = 1 << 24
@@ -49,6 +52,7 @@ def check_itk_file(path: Path) -> None:
     if head is None:
         return
     fields = _fields(head)
+    _check_size(fields, is_nrrd=head.startswith("NRRD"))
     if head.startswith("NRRD"):
         encoding = fields.get("encoding", "raw").lower()
         files = _data_files(path, fields.get("data file") or fields.get("datafile"))
@@ -70,6 +74,17 @@ def check_itk_file(path: Path) -> None:
             data = data[data.index(b"\n") + 1 :]
         data = data[max(int(fields.get("byte skip", "0") or 0), 0) :]
         _check(data, check)
+
+
+def _check_size(fields: Mapping[str, str], *, is_nrrd: bool) -> None:
+    """Refuses a number of axes or voxels that is none: parsers believe it, and the process ends with them."""
+    said, sizes = (
+        fields.get(name, "").split() for name in (("dimension", "sizes") if is_nrrd else ("ndims", "dimsize"))
+    )
+    if len(said) != 1 or not re.fullmatch(r"\d{1,2}", said[0]) or not 1 <= int(said[0]) <= _MOST_AXES:
+        raise Damaged(f"its header says that it has {' '.join(said)[:20] or 'no'} axes")
+    if len(sizes) != int(said[0]) or not all(re.fullmatch(r"\d{1,9}", size) and int(size) for size in sizes):
+        raise Damaged(f"its header says that it measures {' x '.join(sizes)[:40] or 'nothing'} in {said[0]} axes")
 
 
 def _check(data: bytes, kind: int | str) -> None:
