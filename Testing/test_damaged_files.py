@@ -165,6 +165,14 @@ def test_a_header_that_ends_the_parser_is_refused_before_it(tmp_path, change):
         read_volume(path)
 
 
+@pytest.mark.parametrize("line", ["x" * 5000, "x" * 5000 + ": 1", "no field"])
+def test_a_line_that_is_no_field_is_refused_before_the_parser(tmp_path, line):
+    path = save(tmp_path / "a.nrrd", glioma(6))
+    path.write_bytes(path.read_bytes().replace(b"\nencoding", b"\n" + line.encode() + b"\nencoding", 1))
+    with pytest.raises(MedDPMError, match="which is no field"):
+        read_volume(path)
+
+
 @pytest.mark.parametrize("line", [5, [], {"slope": "x", "intercept": 0}, {"slope": float("nan"), "intercept": 0}])
 def test_a_damaged_record_gives_no_intensities(tmp_path, line):
     path = tmp_path / "a.nii.gz"

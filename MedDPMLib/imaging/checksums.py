@@ -23,6 +23,9 @@ _CHUNK, _LARGEST_PART = 1 << 20, 1 << 24
 #: The most axes that MetaImage, and more than any image, can have.
 _MOST_AXES = 10
 
+#: The longest name of a field or key.
+_LONGEST_NAME = 200
+
 #: The longest header of text that is looked through.
 _LONGEST_HEADER = 1 << 24
 
@@ -54,6 +57,7 @@ def check_itk_file(path: Path) -> None:
     fields = _fields(head)
     _check_size(fields, is_nrrd=head.startswith("NRRD"))
     if head.startswith("NRRD"):
+        _check_lines(head)
         encoding = fields.get("encoding", "raw").lower()
         files = _data_files(path, fields.get("data file") or fields.get("datafile"))
         check = {"gzip": _GZIP_WINDOW, "gz": _GZIP_WINDOW, "bzip2": "bzip2", "bz2": "bzip2"}.get(encoding)
@@ -85,6 +89,16 @@ def _check_size(fields: Mapping[str, str], *, is_nrrd: bool) -> None:
         raise Damaged(f"its header says that it has {' '.join(said)[:20] or 'no'} axes")
     if len(sizes) != int(said[0]) or not all(re.fullmatch(r"\d{1,9}", size) and int(size) for size in sizes):
         raise Damaged(f"its header says that it measures {' x '.join(sizes)[:40] or 'nothing'} in {said[0]} axes")
+
+
+def _check_lines(head: str) -> None:
+    """Refuses a line of a NRRD header that is no field: a long one overruns what the parser reports it with."""
+    for line in head.splitlines()[1:]:
+        name, mark, value = line.partition(":")
+        if line and not line.startswith("#") and (not mark or len(name) > _LONGEST_NAME):
+            raise Damaged(f'its header has the line "{line[:40]}", which is no field')
+        if name.strip().lower() in ("data file", "datafile") and value.strip().upper().startswith("LIST"):
+            return  # names of files follow
 
 
 def _check(data: bytes, kind: int | str) -> None:
