@@ -479,6 +479,8 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             if chosen.segmentation is None:
                 raise MedDPMError(_("no segmentation is chosen: choose one, or start from a template"))
             dependencies.ensure(torch=False)
+            if not self.mask.labels.ask():
+                return
             self.completion.start(chosen.segmentation, self.mask.table, self.models.card, chosen.seed)
         except MedDPMError as error:
             say(message, error)

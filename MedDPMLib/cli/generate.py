@@ -71,14 +71,14 @@ def generate(
     skipped, the others are processed; the exit code is then 2.
     """
     from MedDPMLib.imaging.io import check_readable
-    from MedDPMLib.masks.said import asked_numbering
+    from MedDPMLib.masks.said import check_said
     from MedDPMLib.models.store import ModelStore
 
     paths = find_masks(masks, out)
     entry = ModelStore().find(model)
     settings = settings.for_card(entry.card)
     if labels is not None:
-        asked_numbering(entry.card.scheme, labels)
+        check_said(entry.card.scheme, labels)
     if brain_from is not None:
         check_readable(brain_from)
     check_writable(out)

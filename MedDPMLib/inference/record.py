@@ -122,7 +122,11 @@ def write_result(folder: str | os.PathLike, stem: str, generated: Generated) -> 
 def read_result(path: str | os.PathLike) -> Volume:
     """The intensities, float32 in the card's range, of a volume that :func:`write_result` wrote; raises as it does."""
     path = Path(path)
-    return from_stored(read_volume(path), read_record(path) or {})
+    volume = read_volume(path)
+    try:
+        return from_stored(volume, read_record(path) or {})
+    except MedDPMError as error:
+        raise error.at(str(path)) from error
 
 
 def read_record(path: str | os.PathLike) -> dict[str, Any] | None:
@@ -145,7 +149,7 @@ def is_finished(folder: str | os.PathLike, stem: str, modalities: Sequence[str],
         path = volume_path(folder, stem, modality)
         try:
             record = json.loads(sidecar(path).read_text())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return False
         if not isinstance(record, dict) or any(record.get(key) != value for key, value in run.items()):
             return False
