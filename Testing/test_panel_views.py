@@ -25,11 +25,10 @@ import slicer  # isort: skip
 import vtk  # isort: skip
 
 from MedDPMLib.imaging.volume import Volume
-from MedDPMLib.inference.record import write_result
+from MedDPMLib.inference.record import write_stored
 from MedDPMLib.masks.templates import find_template
 from MedDPMLib.scene import painting, surface, views, volumes
 from MedDPMLib.scene.background_work import run_now
-from MedDPMLib.scene.panel.results import _Export
 from MedDPMLib.scene.recognition import recognize
 from MedDPMLib.scene.segmentation import read_labels
 
@@ -266,7 +265,7 @@ def test_an_exported_volume_is_known_when_it_is_loaded_again(panel, tmp_path, be
     node = small_segmentation(panel)
     (result,) = a_run(node, modalities=("flair",))
     record = volumes.record_of(result)
-    write_result(tmp_path, "case", _Export("flair", volumes.result_volume(result), record))
+    write_stored(tmp_path, "case", {"flair": volumes.result_volume(result)}, record)
     volumes.remove_result(result)
     if not beside:
         (tmp_path / "case_flair.json").unlink()

@@ -24,7 +24,7 @@ from MedDPMLib.inference.record import make_record
 from MedDPMLib.inference.result import Generated, volumes_of
 from MedDPMLib.inference.settings import GenerationSettings, check_whole
 from MedDPMLib.masks.condition import condition, voxel_positions
-from MedDPMLib.masks.fit import Fitted
+from MedDPMLib.masks.fit import Fitted, fit
 from MedDPMLib.masks.mask import Mask, read_mask
 from MedDPMLib.models.card import Card
 from MedDPMLib.models.model import Model
@@ -105,8 +105,9 @@ class PlannedRun:
             model=model, mask=mask, fitted=fitted, execution=execution, settings=settings, seed=seed,
             memory=self.plan.computation, seconds=time.perf_counter() - started,
         )  # fmt: skip
-        geometry = mask.volume.geometry if settings.space == "mask" else fitted.geometry
-        return Generated(volumes_of(model.card, images, fitted.geometry, geometry), record)
+        # Where the volumes lie; what a network that needs structures sees instead has the same outline.
+        place = mask.volume if settings.space == "mask" else Volume(fit(mask, model.card.grid).labels, fitted.geometry)
+        return Generated(volumes_of(model.card, images, fitted.geometry, place.geometry), record, place.array)
 
 
 def plan_run(model: Model, settings: GenerationSettings, execution: Execution | None = None) -> PlannedRun:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 import numpy as np
 import qt
@@ -15,8 +13,7 @@ from slicer.i18n import tr as _
 from vtk.util.numpy_support import numpy_to_vtk
 
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.imaging.volume import Volume
-from MedDPMLib.inference.record import volume_path, write_result
+from MedDPMLib.inference.record import volume_path, write_stored
 from MedDPMLib.runtime.paths import reachable
 from MedDPMLib.scene import volumes
 from MedDPMLib.scene.background_work import BackgroundWork, Work
@@ -29,18 +26,6 @@ _SIDE = 48
 
 #: How many views beside each other can still be looked at.
 _MOST_COMPARED = 9
-
-
-@dataclass(frozen=True)
-class _Export:
-    """What :func:`MedDPMLib.inference.record.write_result` writes: the volume of one modality with its record."""
-
-    modality: str
-    volume: Volume
-    record: dict[str, Any]
-
-    def items(self):
-        return [(self.modality, self.volume)]
 
 
 class ResultsSection:
@@ -259,7 +244,7 @@ class ResultsSection:
                 record = dict(volumes.record_of(node))
                 modality = record.pop("modality")
                 stem = _free_stem(folder, f"{_file_stem(record['mask']['name'])}_seed{record['seed']}", modality)
-                written += write_result(folder, stem, _Export(modality, volumes.result_volume(node), record))
+                written += write_stored(folder, stem, {modality: volumes.result_volume(node)}, record)
         except MedDPMError as error:
             say(self._ui.resultMessage, error)
         except OSError as error:
