@@ -56,6 +56,15 @@ class MedDPM(ScriptedLoadableModule):
             " step."
         )
         slicer.app.connect("startupCompleted()", registerSampleData)
+        slicer.app.connect("startupCompleted()", watchVolumes)
+
+
+def watchVolumes():
+    """An exported volume that is loaded is marked as synthetic in the views, also before the panel is opened."""
+    from MedDPMLib.scene.watch import watch
+
+    watch.start()
+    slicer.app.connect("aboutToQuit()", watch.stop)
 
 
 def registerSampleData():
@@ -162,8 +171,8 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         from MedDPMLib.scene.panel.results import ResultsSection
         from MedDPMLib.scene.panel.run import RunSection
         from MedDPMLib.scene.panel.settings_form import add_rows
-        from MedDPMLib.scene.recognition import Recognition
-        from MedDPMLib.scene.views import OUTLINES, SyntheticMarks
+        from MedDPMLib.scene.views import OUTLINES
+        from MedDPMLib.scene.watch import watch
 
         ScriptedLoadableModuleWidget.setup(self)
         # Here a wait is expected: while a library is loaded the application stands still.
@@ -180,8 +189,6 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.mask = MaskSection(self.ui)
         self.run = RunSection(self.ui, self.logic.generator, self.logic.client, self.makeOrder, self.mask.labels.ask)
         self.results = ResultsSection(self.ui)
-        self.marks = SyntheticMarks()
-        self.recognition = Recognition()
         self._surfaces = BackgroundWork()
         self.completion = Completion()
         self.completion.ended.connect(self.onCompleted)
@@ -223,14 +230,15 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         for style, button in self._outlines.items():
             button.clicked.connect(self.outliner(style))
         slicer.app.connect("aboutToQuit()", self.logic.stop)
-        self.recognition.recognized.connect(self.onRecognized)
-        self.recognition.start()
-        self.marks.start()
+        watch.start()  # where the module was loaded after the start of the application
+        watch.recognition.recognized.connect(self.onRecognized)
         self.initializeParameterNode()
 
     # Life cycle
 
     def cleanup(self):
+        from MedDPMLib.scene.watch import watch
+
         slicer.app.disconnect("aboutToQuit()", self.logic.stop)
         self.setParameterNode(None)
         self.logic.stop()
@@ -246,10 +254,9 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.models.stop()
         self.results.stop()
         self.mask.stop()
-        self.recognition.stop()
+        watch.recognition.recognized.disconnect(self.onRecognized)
         self._surfaces.stop()
         self.completion.stop()
-        self.marks.stop()
 
     def enter(self):
         self.models.fill()
@@ -299,7 +306,6 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.mask.enter()
             self.mask.settle()
         self._imported = False
-        self.marks.update()
 
     def onNodeRemoved(self, caller, event):
         self.results.refresh()
@@ -317,7 +323,6 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.ui.segmentationSelector.setCurrentNode(segmentations[0])
 
     def onRecognized(self):
-        self.marks.update()
         self.results.refresh()
 
     # Keys and outlines

@@ -282,6 +282,24 @@ def test_the_table_of_labels_opens_where_something_is_missing(panel):
     assert not panel.ui.missingLabel.isHidden() and not panel.ui.addMissingButton.isHidden()
 
 
+def test_structures_that_are_one_label_of_the_model_share_a_row(panel):
+    node, table = small_segmentation(panel), panel.ui.labelTable
+    assert table.rowCount == len(SCHEME.labels)  # each is a label of this model
+    brats = load_scheme("brats")
+    panel.mask.set_scheme(brats)
+    values = panel.mask.table
+    parts = [id_ for id_ in node.GetSegmentation().GetSegmentIDs() if values.get(id_) == brats.rest.value]
+    assert len(parts) > 10 and table.rowCount == len(SCHEME.labels) - len(parts) + 1
+    assert [table.item(row, 0).text() for row in range(table.rowCount)][-1] == f"{len(parts)} segments"
+    table.cellWidget(table.rowCount - 1, 1).click()
+    slicer.app.processEvents()
+    assert table.rowCount == len(SCHEME.labels) and panel.mask.table == values
+    names = [table.item(row, 0).text() for row in range(table.rowCount)]
+    box = table.cellWidget(names.index("Thalamus"), 1)
+    box.currentIndex = box.findData(0)
+    assert node.GetSegmentation().GetSegmentIdBySegmentName("Thalamus") not in panel.mask.table
+
+
 def test_messages_name_what_is_in_the_panel():
     """No option of the command line in what a mask from the panel can meet, and each face words what to do itself."""
     scheme = load_scheme("brats")
@@ -404,6 +422,8 @@ def test_the_panel_opens_without_the_packages_that_it_installs():
         import qt, slicer
         packages.hidden.update({"torch", "nibabel", "safetensors", "platformdirs", "psutil"})
         app.moduleManager().load(Path("../MedDPM/MedDPM.py"))
+        app.emit("startupCompleted()")  # the application's start waits for nothing heavy
+        assert "SimpleITK" not in sys.modules
         slicer.util.selectModule("MedDPM")
         ui = slicer.util.getModuleWidget("MedDPM").ui
         assert ui.modelBox.count == 2 and "T1" in ui.modelSummary.text, ui.modelSummary.text

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from bench import dialogs
 from bench.driver import (  # noqa: F401
+    MODULE,
     SCHEME,
     application,
     click_effect,
@@ -31,6 +32,7 @@ from MedDPMLib.scene import painting, surface, views, volumes
 from MedDPMLib.scene.background_work import run_now
 from MedDPMLib.scene.recognition import recognize
 from MedDPMLib.scene.segmentation import read_labels
+from MedDPMLib.scene.watch import watch
 
 REST = SCHEME.rest.value
 RECORD = {
@@ -285,6 +287,21 @@ def test_an_exported_volume_is_known_when_it_is_loaded_again(panel, tmp_path, be
     assert not volumes.is_synthetic(plain) and not recognize(plain)
 
 
+def test_an_exported_volume_is_marked_before_the_panel_is_opened(application, tmp_path):
+    application.moduleManager().load(MODULE)
+    application.emit("startupCompleted()")
+    write_stored(tmp_path, "case", {"t2": Volume(np.ones((16, 16, 16), np.int16), small_geometry())}, RECORD)
+    loaded = slicer.util.loadVolume(str(tmp_path / "case_t2.nii.gz"))
+    views.show_background(loaded, fit=True)
+    annotation = slicer.app.layoutManager().sliceWidget("Red").sliceView().cornerAnnotation()
+    wait_until(lambda: annotation.GetText(vtk.vtkCornerAnnotation.UpperEdge) == f"T2, seed 0\n{views.MARK}", 5)
+    application.close_scene()
+    slicer.app.processEvents()
+    assert not annotation.GetText(vtk.vtkCornerAnnotation.UpperEdge)
+    application.moduleManager().unload("MedDPM")
+    watch.stop()
+
+
 # Side by side ----------------------------------------------------------------------------------------
 
 
@@ -377,31 +394,36 @@ def test_the_segment_editor_module_shows_the_image_and_not_the_blank(panel):
 # The panel -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [(1366, 768), (1920, 1080)], ids="{0[0]} x {0[1]}".format)
+@pytest.mark.parametrize("size", [(1366, 700), (1366, 768), (1920, 1080)], ids="{0[0]} x {0[1]}".format)
 def test_generate_is_in_sight_at_any_scroll_position(panel, application, size):
-    small_segmentation(panel)
+    """3D Slicer scrolls the whole module where it is as high as its text wants, and widens the dock to its content."""
     ui, window = panel.ui, application.mainWindow()
     window.resize(*size)
     window.show()
     application.processEvents()
-    width = window.panel().widget().width
+    outer = window.panel()
+    assert size[1] != 700 or outer.viewport().height == 380  # as measured in 3D Slicer
+    width = window.panel().width
+    small_segmentation(panel)
     for section in (ui.modelSection, ui.labelsSection, ui.generateSection, ui.advancedSection, ui.resultsSection):
         section.collapsed = False
     ui.messageLabel.text = "a long message " * 20
     ui.messageLabel.visible = True
     ui.resultMessage.text = "Written: " + "a_very_long_file_name_without_any_space_" * 12
     ui.resultMessage.visible = True
-    application.processEvents()
+    for _ in range(3):
+        application.processEvents()
+    assert outer.verticalScrollBar().maximum == 0 and outer.width == width
     bar = ui.sections.verticalScrollBar()
     assert bar.maximum > 0  # else there is nothing to scroll
     for position in (0, bar.maximum // 2, bar.maximum):
         bar.value = position
         application.processEvents()
         for widget in (ui.generateButton, ui.messageLabel):
-            corner = widget.mapTo(window, qt.QPoint(0, widget.height))
-            assert widget.isVisible() and 0 < corner.y() <= window.height
-    assert window.panel().widget().width == width
+            corner = widget.mapTo(outer.viewport(), qt.QPoint(0, widget.height))
+            assert widget.isVisible() and 0 < corner.y() <= outer.viewport().height
     assert ui.sections.horizontalScrollBar().maximum == 0
+    assert panel.mask.editor.width >= 413  # what it needs
 
 
 def test_messages_go_with_the_mask_that_they_are_about(panel):

@@ -1,0 +1,265 @@
+"""How long does each action of the panel hold up the event loop, with the views shown?
+
+``python -m bench.gaps`` in Testing prints for each action the longest gap between two rounds of the event loop, how much
+of it the application itself computed (the rest it waited for a processor), and how long the action took. Beside the
+bundled models it needs nothing. ``--where`` prints what the longest gap was spent on, ``--only NAME`` does one action with
+those that it needs, ``--worker NAME=VALUE`` sets a variable of the worker's environment, ``--runs`` repeats each action
+(the median and the largest gap are printed).
+
+Compare gaps within one run only: the views are drawn by Mesa on the processors that compute the image, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+MODULE = Path(__file__).parents[2] / "MedDPM" / "MedDPM.py"
+
+#: Milliseconds between two beats of the timer that is held up, and seconds between two looks at what runs.
+_BEAT, _LOOK = 5, 0.01
+
+#: Seconds after which an action has failed.
+_LONGEST = 1200.0
+
+#: So many calls are printed of each line of the code.
+_DEPTH = 6
+
+
+class Loop:
+    """Runs the event loop and measures its gaps."""
+
+    def __init__(self, qt, where: bool) -> None:
+        self._qt, self._where = qt, where
+        self._beat = qt.QTimer()
+        self._beat.interval = _BEAT
+        self._beat.timeout.connect(self._on_beat)
+        self._loop = qt.QEventLoop()
+        self._condition = None
+        self._last = (0.0, 0.0)
+        self.longest, self.own = 0.0, 0.0
+        self._looks: Counter[str] = Counter()
+        #: What ran during the longest gap: lines of the code by the milliseconds spent there.
+        self.spent: Counter[str] = Counter()
+        self._looked = 0.0
+        if where:
+            signal.signal(signal.SIGALRM, self._on_look)
+            signal.setitimer(signal.ITIMER_REAL, _LOOK)
+
+    def run(self, action, condition) -> float:
+        """Does ``action`` in the event loop and lets it run until ``condition``; the seconds that it took."""
+        self.longest, self.own, self.spent = 0.0, 0.0, Counter()
+        self._condition, started = condition, time.monotonic()
+        self._last = self._now()
+        self._looks.clear()
+        self._beat.start()
+        self._qt.QTimer.singleShot(0, action)
+        self._end = started + _LONGEST
+        self._done = False
+        self._loop.exec()
+        self._beat.stop()
+        if not self._done:
+            raise SystemExit("nothing came in time")
+        return time.monotonic() - started
+
+    def _on_beat(self) -> None:
+        now = self._now()
+        gap = 1000 * (now[0] - self._last[0]) - _BEAT
+        if gap > self.longest:
+            self.longest = gap
+            self.own = max(0.0, gap - 1000 * (now[1] - self._last[1]))
+            self.spent = Counter(self._looks)
+        self._looks.clear()
+        self._last = self._now()
+        self._done = bool(self._condition())
+        if self._done or now[0] > self._end:
+            self._loop.quit()
+
+    def _on_look(self, _signal, frame) -> None:
+        """Python sees the signal when a call into C++ has ended: all the time since the last look was spent there."""
+        now, lines = time.monotonic(), []
+        while frame is not None and len(lines) < _DEPTH:
+            code = frame.f_code
+            if code.co_filename != __file__:
+                lines.append(f"{os.path.basename(code.co_filename)}:{frame.f_lineno} {code.co_name}")
+            frame = frame.f_back
+        self._looks[" < ".join(lines)] += 1000 * (now - self._looked)
+        self._looked = time.monotonic()
+        signal.setitimer(signal.ITIMER_REAL, _LOOK)
+
+    @staticmethod
+    def _now() -> tuple[float, float]:
+        """Seconds, and seconds that this thread has waited for a processor."""
+        return time.monotonic(), int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+
+
+class Actions:
+    """What a user does, each with the condition that ends it; in the order in which they need each other."""
+
+    def __init__(self, application, slicer, quality: str) -> None:
+        self.app, self.slicer, self.quality = application, slicer, quality
+        self.panel = None
+        self.folder = tempfile.mkdtemp()
+
+    def names(self) -> list[str]:
+        return [name for name in vars(type(self)) if name not in ("names",) and not name.startswith("_")]
+
+    @property
+    def _ui(self):
+        return self.panel.ui
+
+    def _painted(self) -> bool:
+        return not self.panel.mask.busy
+
+    def _generated(self) -> bool:
+        return self.panel.logic.generator.order is None and not self.panel._surfaces.busy
+
+    def open_the_panel(self):
+        def act():
+            self.slicer.util.selectModule("MedDPM")
+            self.panel = self.slicer.util.getModuleWidget("MedDPM")
+            self.panel.models.choose("brain-anatomy")
+            self.panel._warmUp.stop()
+
+        return act, lambda: self.panel is not None
+
+    def start_the_worker(self):
+        def act():
+            self.panel.onWarmUp()
+
+        return act, lambda: not self.panel.logic.client.busy
+
+    def template(self):
+        def act():
+            self._ui.templateBox.currentIndex = self._ui.templateBox.findData("glioma")
+            self._ui.templateButton.click()
+
+        return act, self._painted
+
+    def stroke(self):
+        from bench.driver import click_effect, stroke
+
+        if self.panel.mask.editor.activeEffect() != "Paint":
+            click_effect(self.panel, "Paint")
+        return lambda: stroke(self.panel, (-28, 10, 30), 8.0), lambda: True
+
+    def stamp_40_mm(self):
+        def act():
+            self._ui.stampSlider.value = 40
+            node = self.slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLCrosshairNode")
+            node.SetCrosshairRAS(25.0, -5.0, 25.0)
+            self._ui.stampButton.click()
+
+        return act, self._painted
+
+    def generate(self):
+        def act():
+            node = self.panel.logic.getParameterNode()
+            node.quality = type(node.quality)(self.quality)
+            node.samples = 1
+            self._ui.generateButton.click()
+
+        return act, self._generated
+
+    def three_drafts(self):
+        def act():
+            node = self.panel.logic.getParameterNode()
+            node.samples, node.seed = 3, 10
+            self._ui.generateButton.click()
+
+        return act, self._generated
+
+    def next_modality(self):
+        return self.panel.results.next_modality, lambda: True
+
+    def compare(self):
+        def act():
+            tree = self._ui.resultsTree
+            runs = [tree.topLevelItem(row) for row in range(min(2, tree.topLevelItemCount))]
+            tree.clearSelection()
+            for run in runs:
+                run.setSelected(True)
+            self._ui.compareButton.click()
+
+        return act, lambda: True
+
+    def end_comparison(self):
+        return lambda: self._ui.endCompareButton.click(), lambda: True
+
+    def export(self):
+        import qt
+        from bench import dialogs
+
+        dialogs.reply_with(self.folder)
+        assert qt is not None
+        return lambda: self._ui.exportButton.click(), lambda: "Written" in self._ui.resultMessage.text
+
+    def sample_data(self):
+        import SampleData
+
+        sources = SampleData.SampleDataLogic.sources["MedDPM"]
+        return lambda: sources[0]["customDownloader"](sources[0]), lambda: True
+
+    def stroke_with_show_3d(self):
+        self.panel.ui.segmentationSelector.currentNode().CreateClosedSurfaceRepresentation()
+        return self.stroke()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.gaps", description="Gaps of the event loop by action.")
+    parser.add_argument("--where", action="store_true", help="print what the longest gap was spent on")
+    parser.add_argument("--only", action="append", help="an action, instead of all")
+    parser.add_argument("--runs", type=int, default=1, help="how often each action is done")
+    parser.add_argument("--quality", default="draft", help="of the images: draft, standard or reference")
+    parser.add_argument("--worker", action="append", default=[], help="NAME=VALUE for the worker's environment")
+    options = parser.parse_args()
+    sys.path[:0] = [str(MODULE.parents[1])]
+    os.environ.update(dict(pair.split("=", 1) for pair in options.worker))
+    from bench import start_application
+
+    app = start_application()
+    import qt
+    import slicer
+
+    window = app.mainWindow()
+    window.resize(1366, 768)
+    window.show()
+    app.moduleManager().load(MODULE)
+    app.emit("startupCompleted()")
+    app.processEvents()
+    loop, actions = Loop(qt, options.where), Actions(app, slicer, options.quality)
+    needed = ("open_the_panel", "template", *(options.only or ()))
+    print(f"{'action':22}{'longest gap':>13}{'of it own':>12}{'takes':>10}")
+    for name in actions.names():
+        if options.only and name not in needed:
+            continue
+        gaps = []
+        for _ in range(1 if name in ("open_the_panel", "start_the_worker") else options.runs):
+            seconds = loop.run(*getattr(actions, name)())
+            # What it has set off goes on for a moment: lists are filled, views are drawn.
+            gap, own, spent = loop.longest, loop.own, loop.spent
+            until = time.monotonic() + 0.3
+            loop.run(lambda: None, lambda until=until: time.monotonic() > until)
+            if loop.longest > gap:
+                gap, own, spent = loop.longest, loop.own, loop.spent
+            gaps.append((gap, own, seconds, spent))
+        gap, own, seconds, spent = max(gaps, key=lambda found: found[0])
+        median = f" (median {statistics.median(found[0] for found in gaps):.0f})" if len(gaps) > 1 else ""
+        print(f"{name.replace('_', ' '):22}{gap:10.0f} ms{own:9.0f} ms{seconds:8.1f} s{median}", flush=True)
+        if options.where:
+            for line, milliseconds in spent.most_common(4):
+                print(f"    {milliseconds:6.0f} ms  {line}", flush=True)
+    if options.where:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    app.quit()
+
+
+if __name__ == "__main__":
+    main()
