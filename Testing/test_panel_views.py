@@ -137,14 +137,14 @@ def test_the_outlines_are_those_of_the_tumor_of_all_or_of_none(panel):
     assert outlined(node) == everything
     panel.ui.outlinesNone.click()
     assert outlined(node) == set() and not node.GetDisplayNode().GetVisibility2DFill()
-    panel.nextOutlines()  # the key
+    panel.display.next_outlines()  # the key
     assert outlined(node) == {*tumor, "Thalamus"} and panel.ui.outlinesTumor.checked
     panel.ui.outlinesNone.click()
     small_segmentation(panel, name="Other")
     assert panel.ui.outlinesTumor.checked
     panel.ui.segmentationSelector.setCurrentNode(node)
     assert panel.ui.outlinesNone.checked
-    panel.toggleMask()
+    panel.display.swap_mask()
     assert node.GetDisplayNode().GetVisibility2DFill() and outlined(node) == everything
 
 
@@ -318,6 +318,7 @@ def test_a_comparison_keeps_the_place(panel, application):
     layout.sliceWidget("Green").sliceLogic().SetSliceOffset(-9)
     panel.results.select_newest()
     ui.compareButton.click()
+    wait_until(lambda: not panel.results.busy)
     application.processEvents()
     assert [offset("Compare1"), offset("Compare2")] == pytest.approx([13, 13])
     # One click turns it; the place in the other orientation is the one that was looked at there.
@@ -345,11 +346,13 @@ def test_a_comparison_ends_with_another_layout_and_with_the_scene(panel, applica
     a_run(small_segmentation(panel))
     panel.results.select_newest()
     ui.compareButton.click()
+    wait_until(lambda: not panel.results.busy)
     assert ui.endCompareButton.enabled
     layout.setLayout(slicer.vtkMRMLLayoutNode.SlicerLayoutOneUpRedSliceView)
     assert not ui.endCompareButton.enabled
     layout.setLayout(former)
     ui.compareButton.click()
+    wait_until(lambda: not panel.results.busy)
     application.close_scene()
     assert layout.layout == former and not ui.endCompareButton.enabled
 
@@ -506,7 +509,7 @@ def bounds_of(surface):
 def test_the_3d_view_shows_the_tumor_in_its_brain(panel):
     node = small_segmentation(panel)
     labels = read_labels(node, panel.mask.table, SCHEME)
-    run_now(surface.showing(node, labels, SCHEME))
+    run_now(surface.showing(node))
     shown = {model.GetName(): model for model in surface.surfaces()}
     assert set(shown) == {"Brain surface", "Oedema surface", "Enhancing tumour surface"}
     geometry = labels.geometry
@@ -518,15 +521,39 @@ def test_the_3d_view_shows_the_tumor_in_its_brain(panel):
     assert shown["Brain surface"].GetDisplayNode().GetOpacity() < 0.5
     # Again: the same nodes, and nothing of a part that is gone.
     before = {model.GetID() for model in surface.surfaces()}
-    run_now(surface.showing(node, Volume(np.where(labels.array == REST, REST, 0), geometry), SCHEME))
+    oedema = node.GetSegmentation().GetSegmentIdBySegmentName("Oedema")
+    rest = node.GetSegmentation().GetSegmentIdBySegmentName(SCHEME.rest.name)
+    painting.paint(node, rest, np.ones(geometry.shape, bool), over=[oedema])
+    run_now(surface.showing(node, brain=False))
     assert {model.GetID() for model in surface.surfaces()} == before
     assert shown["Oedema surface"].GetMesh().GetNumberOfPoints() == 0
     # They go with the mask: another is chosen, it is deleted.
     small_segmentation(panel, name="Other")
     slicer.app.processEvents()
-    assert not any(model.GetDisplayNode().GetVisibility() for model in surface.surfaces())
+    visible = [model for model in surface.surfaces() if model.GetDisplayNode().GetVisibility()]
+    assert not set(visible) & set(shown.values())
     slicer.mrmlScene.RemoveNode(node)
-    wait_until(lambda: surface.surfaces() == [], 5)
+    wait_until(lambda: not set(surface.surfaces()) & set(shown.values()), 5)
+
+
+def test_a_stroke_makes_no_surface_again_and_those_of_the_tumor_follow(panel):
+    """3D Slicer's own surfaces of a segmentation are all made again with each stroke, which takes seconds."""
+    node = small_segmentation(panel)
+    core = node.GetSegmentation()
+    node.CreateClosedSurfaceRepresentation()  # "Show 3D" in the Segment Editor
+    converted = []
+    core.AddObserver(slicer.vtkSegmentation.RepresentationModified, lambda *_: converted.append(1))
+    wait_until(lambda: not panel._surfaces.busy and surface.surfaces(), 10)
+    assert not core.ContainsRepresentation("Closed surface") and panel.ui.surfaceBox.checked
+    assert "Show 3D" in panel.ui.maskMessage.text
+    enhancing = core.GetSegmentIdBySegmentName("Enhancing tumour")
+    (model,) = (model for model in surface.surfaces() if model.GetName() == "Enhancing tumour surface")
+    before = bounds_of(model)
+    voxels = np.zeros(small_geometry().shape, bool)
+    voxels[3:13, 3:13, 3:13] = True
+    painting.paint(node, enhancing, voxels, over=list(core.GetSegmentIDs()))
+    assert not core.ContainsRepresentation("Closed surface")
+    wait_until(lambda: np.ptp(bounds_of(model), axis=1).min() > np.ptp(before, axis=1).max(), 10)
 
 
 # Completion ------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from MedDPMLib.masks.schemes import Label, LabelScheme
 from MedDPMLib.masks.seg_nrrd import REGIONS, TYPES
 from MedDPMLib.masks.tumor import paint_tumour
 from MedDPMLib.scene.background_work import Work, run_now
-from MedDPMLib.scene.images import oriented_image, volume_from_node
+from MedDPMLib.scene.images import empty_image, oriented_image, volume_from_node
 from MedDPMLib.scene.segmentation import is_painted_at, painted, painted_geometry, read_labels, reference_geometry
 
 _BINARY_LABELMAP = slicer.vtkSegmentationConverter.GetBinaryLabelmapRepresentationName()
@@ -34,26 +34,48 @@ def add_segmentation(labels: Volume, scheme: LabelScheme, name: str) -> slicer.v
     their own: a stroke has Slicer make the surfaces of all segments of an image again. The reference geometry is that
     of ``labels`` (values of the scheme).
     """
-    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", slicer.mrmlScene.GenerateUniqueName(name))
+    return run_now(adding_segmentation(labels, scheme, name))
+
+
+def adding_segmentation(labels: Volume, scheme: LabelScheme, name: str) -> Work:
+    """The work of :func:`add_segmentation`, step by step; the node comes into the scene when it is complete."""
+    node = slicer.mrmlScene.CreateNodeByClass("vtkMRMLSegmentationNode")
+    node.UnRegister(None)
+    node.SetName(slicer.mrmlScene.GenerateUniqueName(name))
     core = node.GetSegmentation()
     core.SetSourceRepresentationName(_BINARY_LABELMAP)
-    array = labels.array.astype(np.uint8, copy=False)
     rest = [label for label in scheme.labels if label not in scheme.tumour]
     for group in (scheme.tumour, rest):
-        lookup = np.zeros(256, np.uint8)
-        values = [label.value for label in group]
-        lookup[values] = values
-        image = oriented_image(lookup[array], labels.geometry)
-        core.SetConversionParameter(
-            _CONVERTER.GetReferenceImageGeometryParameterName(), _CONVERTER.SerializeImageGeometry(image)
-        )
+        voxels, first = yield partial(_cut_out, labels.array, [label.value for label in group])
+        image = oriented_image(voxels, labels.geometry, first)
         for label in group:
             segment = _segment(label)
             segment.SetLabelValue(label.value)
             segment.AddRepresentation(_BINARY_LABELMAP, image)
             core.AddSegment(segment, label.name)
+        yield
+    core.SetConversionParameter(
+        _CONVERTER.GetReferenceImageGeometryParameterName(),
+        _CONVERTER.SerializeImageGeometry(empty_image(labels.geometry)),
+    )
+    node = slicer.mrmlScene.AddNode(node)
     node.CreateDefaultDisplayNodes()
     return node
+
+
+def _cut_out(array: np.ndarray, values: list[int]) -> tuple[np.ndarray, tuple[int, ...]]:
+    """The ``values`` alone of ``array`` (k, j, i), cut to where they are, and the index (i, j, k) of the first voxel.
+
+    Slicer copies and searches the whole image with each stroke.
+    """
+    lookup = np.zeros(256, np.uint8)
+    lookup[values] = values
+    kept = lookup[array.astype(np.uint8, copy=False)]
+    box = []
+    for axis in range(3):
+        found = np.flatnonzero(kept.any(axis=tuple(other for other in range(3) if other != axis)))
+        box.append(slice(found[0], found[-1] + 1) if found.size else slice(0, 1))
+    return np.ascontiguousarray(kept[tuple(box)]), tuple(int(part.start) for part in reversed(box))
 
 
 def add_segments(segmentation: slicer.vtkMRMLSegmentationNode, labels: Iterable[Label]) -> dict[str, int]:

@@ -10,6 +10,7 @@ import slicer
 import vtk
 from slicer.i18n import tr as _
 
+from MedDPMLib.scene.background_work import Work, run_now
 from MedDPMLib.scene.segmentation import tumor_segments
 from MedDPMLib.scene.volumes import caption_of, is_synthetic, sheet_of
 
@@ -119,6 +120,13 @@ def shown_background() -> slicer.vtkMRMLVolumeNode | None:
     """The background of the first slice view."""
     for composite in _own_composites():
         return slicer.mrmlScene.GetNodeByID(composite.GetBackgroundVolumeID() or "")
+    return None
+
+
+def shown_foreground() -> slicer.vtkMRMLVolumeNode | None:
+    """What is laid over the background of the first slice view."""
+    for composite in _own_composites():
+        return slicer.mrmlScene.GetNodeByID(composite.GetForegroundVolumeID() or "")
     return None
 
 
@@ -253,14 +261,14 @@ class Comparison:
         """Whether the views are those of a comparison; another layout chosen in the application ends it, too."""
         return self._former is not None and _comparison_shown()
 
-    def show(self, nodes: Sequence[slicer.vtkMRMLVolumeNode], orientation: str = ORIENTATIONS[0]) -> None:
-        """``orientation`` is one of :data:`ORIENTATIONS`."""
+    def showing(self, nodes: Sequence[slicer.vtkMRMLVolumeNode], orientation: str = ORIENTATIONS[0]) -> Work:
+        """The work of showing ``nodes``, one view after the other; ``orientation`` is one of :data:`ORIENTATIONS`."""
         if not _comparison_shown():
             self._former = slicer.app.layoutManager().layout
             self._poses = [_Pose.of(node) for node in _shown_slice_nodes()]
         elif self._former is None:  # a scene was saved in a comparison
             self._former = slicer.vtkMRMLLayoutNode.SlicerLayoutFourUpView
-        compare(nodes, orientation)
+        yield from comparing(nodes, orientation)
 
     def turn(self, orientation: str) -> None:
         """Shows the compared volumes in another ``orientation``, through the same point."""
@@ -282,23 +290,39 @@ class Comparison:
 
 def compare(nodes: Sequence[slicer.vtkMRMLVolumeNode], orientation: str = ORIENTATIONS[0]) -> None:
     """Shows two to nine volumes in linked views of one ``orientation`` side by side, where the views are now."""
+    run_now(comparing(nodes, orientation))
+
+
+def comparing(nodes: Sequence[slicer.vtkMRMLVolumeNode], orientation: str = ORIENTATIONS[0]) -> Work:
+    """The work of :func:`compare`, step by step: a view that is not there yet takes a tenth of a second to make."""
     layout = slicer.app.layoutManager()
     names = [f"{_COMPARED}{number}" for number in range(1, len(nodes) + 1)]
+    ids = [node.GetID() for node in nodes]
     place = _looked_at(orientation)
+    for count in range(2, len(names) + 1):
+        if count == len(names) or layout.sliceWidget(names[count - 1]) is None:
+            _set_layout(names[:count])
+            for name, id_ in zip(names[:count], ids, strict=False):
+                composite = layout.sliceWidget(name).mrmlSliceCompositeNode()
+                # One at a time: with linked control what is done to one view would go to all of them.
+                composite.SetLinkedControl(False)
+                composite.SetBackgroundVolumeID(id_ if slicer.mrmlScene.GetNodeByID(id_) is not None else None)
+                composite.SetForegroundVolumeID(None)
+            yield
+            if not _comparison_shown():  # another layout was chosen meanwhile
+                return
+    _orient(names, orientation, place)
+    # The layout gives the views their sizes first.
+    qt.QTimer.singleShot(0, lambda: _fit(names, place))
+
+
+def _set_layout(names: Sequence[str]) -> None:
+    layout = slicer.app.layoutManager()
     layout_node = layout.layoutLogic().GetLayoutNode()
     identifier = _FIRST_LAYOUT + len(names)
     if not layout_node.IsLayoutDescription(identifier):
         layout_node.AddLayoutDescription(identifier, _side_by_side(names))
     layout.setLayout(identifier)
-    for name, node in zip(names, nodes, strict=True):
-        composite = layout.sliceWidget(name).mrmlSliceCompositeNode()
-        # One at a time: with linked control what is done to one view would go to all of them.
-        composite.SetLinkedControl(False)
-        composite.SetBackgroundVolumeID(node.GetID())
-        composite.SetForegroundVolumeID(None)
-    _orient(names, orientation, place)
-    # The layout gives the views their sizes first.
-    qt.QTimer.singleShot(0, lambda: _fit(names, place))
 
 
 def _orient(names: Sequence[str], orientation: str, place: Sequence[float]) -> None:

@@ -1,12 +1,10 @@
 """How long does each action of the panel hold up the event loop, with the views shown?
 
-``python -m bench.gaps`` in Testing prints for each action the longest gap between two rounds of the event loop, how much
-of it the application itself computed (the rest it waited for a processor), and how long the action took. Beside the
-bundled models it needs nothing. ``--where`` prints what the longest gap was spent on, ``--only NAME`` does one action with
-those that it needs, ``--worker NAME=VALUE`` sets a variable of the worker's environment, ``--runs`` repeats each action
-(the median and the largest gap are printed).
+``python -m bench.gaps`` in Testing prints for each action the longest gap between two rounds of the event loop, how
+much of it the application computed itself (else it waited for a processor), and how long the action took. Beside the
+bundled models it needs nothing.
 
-Compare gaps within one run only: the views are drawn by Mesa on the processors that compute the image, too.
+Compare gaps within one run only: the views are drawn by Mesa, on the processors that compute the image.
 """
 
 from __future__ import annotations
@@ -25,6 +23,9 @@ MODULE = Path(__file__).parents[2] / "MedDPM" / "MedDPM.py"
 
 #: Milliseconds between two beats of the timer that is held up, and seconds between two looks at what runs.
 _BEAT, _LOOK = 5, 0.01
+
+#: Where strokes and stamps go (RAS, mm): in the white matter of the right frontal lobe.
+_PLACE = (24.0, 30.0, 25.0)
 
 #: Seconds after which an action has failed.
 _LONGEST = 1200.0
@@ -107,6 +108,7 @@ class Actions:
         self.app, self.slicer, self.quality = application, slicer, quality
         self.panel = None
         self.folder = tempfile.mkdtemp()
+        self._moved = 0
 
     def names(self) -> list[str]:
         return [name for name in vars(type(self)) if name not in ("names",) and not name.startswith("_")]
@@ -144,17 +146,30 @@ class Actions:
         return act, self._painted
 
     def stroke(self):
-        from bench.driver import click_effect, stroke
+        """A ball of 8 mm, as the brush leaves it."""
+        import numpy as np
 
-        if self.panel.mask.editor.activeEffect() != "Paint":
-            click_effect(self.panel, "Paint")
-        return lambda: stroke(self.panel, (-28, 10, 30), 8.0), lambda: True
+        from MedDPMLib.scene.painting import paint
+        from MedDPMLib.scene.segmentation import painted_geometry
+
+        node = self._ui.segmentationSelector.currentNode()
+        ids = list(node.GetSegmentation().GetSegmentIDs())
+        geometry = painted_geometry(node)
+        first = np.round(geometry.to_ijk(np.array(_PLACE)) - 8 / geometry.spacing).astype(int)
+        size = np.ceil(16 / geometry.spacing).astype(int)
+        grid = np.stack(np.meshgrid(*map(np.arange, size), indexing="ij"), axis=-1) + first
+        ball = (np.linalg.norm(geometry.to_ras(grid) - np.array(_PLACE), axis=-1) < 8).transpose(2, 1, 0)
+        self._moved += 1
+        first = first + [0, self._moved, 0]  # each somewhere else
+        return lambda: paint(node, self.panel.mask.editor.currentSegmentID(), ball, first=first, over=ids), lambda: True
 
     def stamp_40_mm(self):
         def act():
             self._ui.stampSlider.value = 40
-            node = self.slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLCrosshairNode")
-            node.SetCrosshairRAS(25.0, -5.0, 25.0)
+            scene = self.slicer.mrmlScene
+            node = scene.GetFirstNodeByClass("vtkMRMLCrosshairNode")
+            node = node or scene.AddNewNodeByClass("vtkMRMLCrosshairNode")
+            node.SetCrosshairRAS(*_PLACE)
             self._ui.stampButton.click()
 
         return act, self._painted
@@ -176,6 +191,27 @@ class Actions:
 
         return act, self._generated
 
+    def generate_while_painting(self):
+        """A stroke each half second; the gaps are those of painting while the worker computes."""
+        import qt
+
+        begin, ended = self.generate()
+        strokes = qt.QTimer()
+        strokes.interval = 500
+        strokes.timeout.connect(lambda: self.stroke()[0]())
+
+        def act():
+            begin()
+            strokes.start()
+
+        def condition():
+            done = ended()
+            if done:
+                strokes.stop()
+            return done
+
+        return act, condition
+
     def next_modality(self):
         return self.panel.results.next_modality, lambda: True
 
@@ -188,17 +224,15 @@ class Actions:
                 run.setSelected(True)
             self._ui.compareButton.click()
 
-        return act, lambda: True
+        return act, lambda: not self.panel.results.busy
 
     def end_comparison(self):
         return lambda: self._ui.endCompareButton.click(), lambda: True
 
     def export(self):
-        import qt
         from bench import dialogs
 
         dialogs.reply_with(self.folder)
-        assert qt is not None
         return lambda: self._ui.exportButton.click(), lambda: "Written" in self._ui.resultMessage.text
 
     def sample_data(self):
@@ -222,8 +256,9 @@ def main() -> None:
     options = parser.parse_args()
     sys.path[:0] = [str(MODULE.parents[1])]
     os.environ.update(dict(pair.split("=", 1) for pair in options.worker))
-    from bench import start_application
+    from bench import start_application, views
 
+    views.VTKView.paintEvent = lambda view, event: None  # copies the picture, as no window of the application does
     app = start_application()
     import qt
     import slicer
@@ -252,6 +287,9 @@ def main() -> None:
             gaps.append((gap, own, seconds, spent))
         gap, own, seconds, spent = max(gaps, key=lambda found: found[0])
         median = f" (median {statistics.median(found[0] for found in gaps):.0f})" if len(gaps) > 1 else ""
+        for line in (actions._ui.maskMessage, actions._ui.messageLabel, actions._ui.resultMessage):
+            if line.text:
+                print(f"({line.text})")
         print(f"{name.replace('_', ' '):22}{gap:10.0f} ms{own:9.0f} ms{seconds:8.1f} s{median}", flush=True)
         if options.where:
             for line, milliseconds in spent.most_common(4):

@@ -8,6 +8,7 @@ import numpy as np
 import qt
 import slicer
 import vtk
+from slicer.i18n import tr as _
 
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.masks.schemes import LabelScheme
@@ -17,6 +18,7 @@ from MedDPMLib.scene.background_work import BackgroundWork, Work
 from MedDPMLib.scene.panel.labels import LabelTable
 from MedDPMLib.scene.panel.messages import say
 from MedDPMLib.scene.segmentation import fingerprint, missing_labels, tumor_center
+from MedDPMLib.scene.surface import replace_slow_surfaces
 from MedDPMLib.scene.views import (
     is_outlined,
     show_background,
@@ -42,11 +44,12 @@ _EDITOR_TAG = "MedDPM"
 
 
 class MaskSection:
-    """Signals: ``edited`` (a moment after the last edit), ``started`` (the segmentation made from a template)."""
+    """Signals: ``edited`` (a moment after the last edit), ``started`` (the segmentation made from a template),
+    ``surfaced`` (Slicer's own surfaces, which slow each stroke down, have been removed)."""
 
     def __init__(self, ui) -> None:
         self._ui = ui
-        self.edited, self.started = Signal(), Signal()
+        self.edited, self.started, self.surfaced = Signal(), Signal(), Signal()
         self._scheme: LabelScheme | None = None
         self._segmentation: slicer.vtkMRMLSegmentationNode | None = None
         self._observed: list[tuple[vtk.vtkObject, int]] = []
@@ -75,6 +78,10 @@ class MaskSection:
         self._refresh.setSingleShot(True)
         self._refresh.interval = 0
         self._refresh.timeout.connect(self._fill_table)
+        self._slow = qt.QTimer()
+        self._slow.setSingleShot(True)
+        self._slow.interval = 0
+        self._slow.timeout.connect(self._replace_surfaces)
         self._source = qt.QTimer()
         self._source.setSingleShot(True)
         self._source.interval = 0
@@ -127,6 +134,10 @@ class MaskSection:
             # Undo and redo send SegmentModified alone, as a change of name does: what changed is found out later.
             for event in (events.SegmentModified, events.SegmentRemoved, events.SourceRepresentationModified):
                 self._observe(segmentation.GetSegmentation(), event, self._on_edit)
+            self._observe(
+                segmentation.GetSegmentation(), events.ContainedRepresentationNamesModified, self._on_surfaces
+            )
+            self._slow.start()
             self._painted = fingerprint(segmentation)
             show_only(segmentation)
         self._ui.editorPlace.visible = segmentation is not None
@@ -143,6 +154,7 @@ class MaskSection:
         self._segmentation = None
         self._rest.stop()
         self._refresh.stop()
+        self._slow.stop()
         self._source.stop()
         self._work.stop()
         self._show_busy()
@@ -198,6 +210,18 @@ class MaskSection:
 
     def _on_segments(self, *_arguments) -> None:
         self._refresh.start()
+
+    def _on_surfaces(self, *_arguments) -> None:
+        self._slow.start()
+
+    def _replace_surfaces(self) -> None:
+        if self._segmentation is not None and replace_slow_surfaces(self._segmentation):
+            text = _(
+                'with "Show 3D", each stroke makes the surfaces of all segments again: the tumor in the brain is shown'
+                " instead, and follows when you pause"
+            )
+            say(self._ui.maskMessage, text)
+            self.surfaced.emit()
 
     def _on_edit(self, *_arguments) -> None:
         self._rest.start()
@@ -300,10 +324,17 @@ class MaskSection:
     def _show_started(self, started: tuple[slicer.vtkMRMLSegmentationNode, np.ndarray | None]) -> None:
         segmentation, center = started
         self.started.emit(segmentation)
+        self._begin(self._showing(segmentation, center), lambda _nothing: None)
+
+    def _showing(self, segmentation: slicer.vtkMRMLSegmentationNode, center: np.ndarray | None) -> Work:
+        """The work of opening the views at what was started, a little at a time."""
+        yield
         show_background(volumes.sheet_of(segmentation), fit=True)
+        yield
         show_crosshair()
         if center is not None:
             show_place(center)
+        yield
         tumour = next(iter((*self._scheme.of_tissue("rim"), *self._scheme.tumour)), None)
         if tumour is not None:  # what most will paint first
             self.editor.setCurrentSegmentID(tumour.name)
@@ -336,7 +367,7 @@ class MaskSection:
 def _start(name: str, scheme: LabelScheme) -> Work:
     """A segmentation of the template called ``name``, with a blank volume to paint over, and where its tumor is."""
     mask = yield partial(load_template, name, scheme)
-    segmentation = painting.add_segmentation(mask.volume, scheme, find_template(name).title)
+    segmentation = yield from painting.adding_segmentation(mask.volume, scheme, find_template(name).title)
     yield
     volumes.add_sheet(segmentation)
     center = yield partial(tumor_center, mask.volume, scheme)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from datetime import datetime
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import qt
@@ -35,7 +37,7 @@ class ResultsSection:
         self._ui = ui
         self.again = Signal()
         self._comparison = Comparison()
-        self._work = BackgroundWork()
+        self._work, self._export, self._opening = BackgroundWork(), BackgroundWork(), BackgroundWork()
         self._doomed: deque[str] = deque()
         #: Thumbnails by node ID, with the time when the voxels that they show were changed.
         self._thumbnails: dict[str, tuple[int, qt.QIcon]] = {}
@@ -70,18 +72,26 @@ class ResultsSection:
 
     def stop(self) -> None:
         self._refresh.stop()
-        self._work.stop()
-        self._doomed.clear()
+        self._stop_work()
         self._comparison.end()
         if self._layout is not None:
             self._layout.layoutChanged.disconnect(self._on_layout)
             self._layout = None
 
+    @property
+    def busy(self) -> bool:
+        """Whether volumes are being deleted or written, or the views of a comparison made."""
+        return any(work.busy for work in (self._work, self._export, self._opening))
+
+    def _stop_work(self) -> None:
+        for work in (self._work, self._export, self._opening):
+            work.stop()
+        self._doomed.clear()
+
     def close_scene(self) -> None:
         """The volumes are about to go, and the views of a comparison would be empty."""
+        self._stop_work()
         self._comparison.end()
-        self._work.stop()
-        self._doomed.clear()
         self._thumbnails.clear()
         say(self._ui.resultMessage, "")
 
@@ -154,7 +164,8 @@ class ResultsSection:
         ui, count = self._ui, len(self.chosen())
         ui.showButton.enabled = ui.regenerateButton.enabled = bool(self._chosen_run())
         ui.compareButton.enabled = 2 <= count <= _MOST_COMPARED
-        ui.deleteButton.enabled = ui.exportButton.enabled = count > 0
+        ui.deleteButton.enabled = count > 0
+        ui.exportButton.enabled = count > 0 and not self._export.busy
         ui.endCompareButton.enabled = self._comparison.shown
 
     def _on_layout(self, _layout=None) -> None:
@@ -198,13 +209,17 @@ class ResultsSection:
         for segmentation in {node.GetNodeReference(volumes.SEGMENTATION_ROLE) for node in nodes}:
             if segmentation is not None:
                 show_outline(segmentation, True)
-        self._comparison.show(nodes, self._ui.orientationBox.currentData)
-        self._on_selection()
+        work = self._comparison.showing(nodes, self._ui.orientationBox.currentData)
+        self._opening.start(work, lambda _nothing: self._on_selection(), self._on_not_opened)
+
+    def _on_not_opened(self, error: Exception) -> None:
+        raise error
 
     def _on_orientation(self, _index=None) -> None:
         self._comparison.turn(self._ui.orientationBox.currentData)
 
     def _on_end_compare(self) -> None:
+        self._opening.stop()
         self._comparison.end()
         self._on_selection()
 
@@ -238,21 +253,39 @@ class ResultsSection:
         folder = qt.QFileDialog.getExistingDirectory(slicer.util.mainWindow(), _("Export to"))
         if not folder:
             return
-        written = []
-        try:
-            for node in self.chosen():
-                record = dict(volumes.record_of(node))
-                modality = record.pop("modality")
-                stem = _free_stem(folder, f"{_file_stem(record['mask']['name'])}_seed{record['seed']}", modality)
-                written += write_stored(folder, stem, {modality: volumes.result_volume(node)}, record)
-        except MedDPMError as error:
+        self._ui.exportButton.enabled = False
+        say(self._ui.resultMessage, _("The volumes are being written ..."))
+        ids = [node.GetID() for node in self.chosen()]
+        self._export.start(_writing(folder, ids), self._on_exported, partial(self._on_not_exported, folder))
+
+    def _on_exported(self, written: list[Path]) -> None:
+        self._on_selection()
+        names = ", ".join(path.name for path in written)
+        say(self._ui.resultMessage, _("Written: {files}").format(files=names))
+
+    def _on_not_exported(self, folder: str, error: Exception) -> None:
+        self._on_selection()
+        if isinstance(error, MedDPMError):
             say(self._ui.resultMessage, error)
-        except OSError as error:
+        elif isinstance(error, OSError):
             text = _("{folder} cannot be written to ({reason}): choose another folder")
             say(self._ui.resultMessage, text.format(folder=folder, reason=error.strerror))
         else:
-            names = ", ".join(path.name for path in written)
-            say(self._ui.resultMessage, _("Written: {files}").format(files=names))
+            raise error
+
+
+def _writing(folder: str, ids: list[str]) -> Work:
+    """The work of writing the results ``ids`` into ``folder``, one file at a time; returns the volumes' paths."""
+    written = []
+    for id_ in ids:
+        node = slicer.mrmlScene.GetNodeByID(id_)
+        if node is None:  # deleted meanwhile
+            continue
+        record = dict(volumes.record_of(node))
+        modality = record.pop("modality")
+        stem = _free_stem(folder, f"{_file_stem(record['mask']['name'])}_seed{record['seed']}", modality)
+        written += yield partial(write_stored, folder, stem, {modality: volumes.result_volume(node)}, record)
+    return written
 
 
 def _describe(nodes: list[slicer.vtkMRMLScalarVolumeNode]) -> str:
