@@ -1,4 +1,4 @@
-"""What does the 3-D view show? The tumor of a mask in its translucent brain: small surfaces that are made in a moment.
+"""What does the 3-D view show? The tumor of a mask in its translucent brain: small surfaces that are computed quickly.
 
 Slicer's own surfaces of a segmentation ("Show 3D") are all made again with every stroke, which takes seconds. These
 follow when painting pauses.
@@ -41,7 +41,7 @@ def showing(segmentation: slicer.vtkMRMLSegmentationNode, *, brain: bool = True)
     new = not surfaces()
     for id_ in tumor_segments(segmentation):
         if not _in_scene(segmentation):
-            return  # it has gone meanwhile
+            return  # it was removed in the meantime
         segment = segmentation.GetSegmentation().GetSegment(id_)
         if segment is None:
             continue
@@ -90,7 +90,7 @@ def surfaces() -> list[slicer.vtkMRMLModelNode]:
 
 
 def show_surfaces_of(segmentation: slicer.vtkMRMLSegmentationNode | None) -> None:
-    """Shows the surfaces of ``segmentation`` (None: of no segmentation) alone; removes those whose mask has gone."""
+    """Shows the surfaces of ``segmentation`` (None: of no segmentation) alone; removes those whose mask was removed."""
     for node in surfaces():
         owner = slicer.mrmlScene.GetNodeByID(node.GetAttribute(_SURFACE_ATTRIBUTE))
         if owner is None:
