@@ -148,6 +148,62 @@ def test_the_outlines_are_those_of_the_tumor_of_all_or_of_none(panel):
     assert node.GetDisplayNode().GetVisibility2DFill() and outlined(node) == everything
 
 
+def test_mask_image_and_scan_are_one_click_apart(panel):
+    ui, scan = panel.ui, a_scan()
+    node = small_segmentation(panel)
+    slicer.app.processEvents()
+    ui.showImageButton.click()
+    assert "no image" in ui.messageLabel.text
+    _t1, flair = a_run(node)
+    older = a_run(small_segmentation(panel, name="Other"))
+    ui.segmentationSelector.setCurrentNode(node)
+    slicer.app.processEvents()
+    views.show_background(flair, fit=False)
+    views.show_outline(node, True)
+    panel.display.swap_mask()
+    assert not views.is_outlined(node) and backgrounds() == {flair}
+    ui.showScanButton.click()
+    assert backgrounds() == {scan} and views.is_outlined(node)
+    panel.display.swap_scan()  # back to the modality that was looked at, of this mask
+    assert backgrounds() == {flair} and not backgrounds() & set(older)
+    panel.display.swap_scan()
+    assert backgrounds() == {scan}
+    ui.showMaskButton.click()
+    assert backgrounds() == {scan} and not views.is_outlined(node)
+    ui.showImageButton.click()
+    assert backgrounds() == {flair} and views.is_outlined(node)
+    # Of two scans it is the one that is laid over the image; which of two that are not shown, nobody knows.
+    other = a_scan("other")
+    panel.display.swap_scan()
+    assert backgrounds() == {flair} and "several" in ui.messageLabel.text
+    slicer.util.setSliceViewerLayers(foreground=other, foregroundOpacity=0.3)
+    panel.display.swap_scan()
+    assert backgrounds() == {other}
+
+
+def test_windows_suit_the_modality_and_stay_with_it(panel):
+    node = small_segmentation(panel)
+    t1, flair = a_run(node)
+    views.show_background(flair, fit=False)
+    menu = panel.ui.windowButton.menu()
+    menu.aboutToShow.emit()
+    titles = [action.text for action in menu.actions()]
+    assert titles == ["FLAIR: Standard", "FLAIR: Edema", "FLAIR: Gray and white matter", "FLAIR: Full range"]
+    before = t1.GetDisplayNode().GetWindowLevelMin(), t1.GetDisplayNode().GetWindowLevelMax()
+    menu.actions()[1].trigger()
+    display, array = flair.GetDisplayNode(), slicer.util.arrayFromVolume(flair)
+    # The brighter half of what is no background spans the window.
+    shown = [np.mean(array[array > 0] < bound) for bound in (display.GetWindowLevelMin(), display.GetWindowLevelMax())]
+    assert shown == pytest.approx([0.5, 1.0], abs=0.15)
+    assert (t1.GetDisplayNode().GetWindowLevelMin(), t1.GetDisplayNode().GetWindowLevelMax()) == before
+    later = a_run(node, seed=5)[1]
+    panel.display.dress([later])
+    assert later.GetDisplayNode().GetWindowLevelMin() > 0
+    menu.aboutToShow.emit()
+    menu.actions()[0].trigger()
+    assert display.GetWindowLevelMin() == 0
+
+
 def test_a_template_opens_at_its_tumor(panel):
     segmentation = start_from_template(panel, "glioma")
     ids = list(segmentation.GetSegmentation().GetSegmentIDs())

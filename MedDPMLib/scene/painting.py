@@ -18,7 +18,7 @@ from MedDPMLib.masks.seg_nrrd import REGIONS, TYPES
 from MedDPMLib.masks.tumor import paint_tumor
 from MedDPMLib.scene.background_work import Work, run_now
 from MedDPMLib.scene.images import empty_image, oriented_image, volume_from_node
-from MedDPMLib.scene.segmentation import is_painted_at, painted, painted_geometry, read_labels, reference_geometry
+from MedDPMLib.scene.segmentation import painted, painted_at, painted_geometry, read_labels, reference_geometry
 
 _BINARY_LABELMAP = slicer.vtkSegmentationConverter.GetBinaryLabelmapRepresentationName()
 _CONVERTER = slicer.vtkSegmentationConverter
@@ -125,14 +125,14 @@ def painting(
     # Segments in the same image were overwritten; those in other images are erased where they overlap.
     layer = segmentation.GetBinaryLabelmapInternalRepresentation(segment_id)
     rest = oriented_image(np.where(voxels, 0, 255).astype(np.uint8), lattice, first)
-    for other in over:
-        if other == segment_id or segmentation.GetBinaryLabelmapInternalRepresentation(other) is layer:
-            continue
-        if is_painted_at(segmentation, other, voxels, lattice, first):
-            yield
-            logic.SetBinaryLabelmapToSegment(
-                rest, segmentation, other, logic.MODE_MERGE_MIN, rest.GetExtent(), False, over
-            )
+    others = [
+        other
+        for other in over
+        if other != segment_id and segmentation.GetBinaryLabelmapInternalRepresentation(other) is not layer
+    ]
+    for other in painted_at(segmentation, others, voxels, lattice, first):
+        yield
+        logic.SetBinaryLabelmapToSegment(rest, segmentation, other, logic.MODE_MERGE_MIN, rest.GetExtent(), False, over)
 
 
 def fill_brain(
