@@ -453,6 +453,17 @@ def test_the_segment_editor_module_shows_the_image_and_not_the_blank(panel):
 # The panel -------------------------------------------------------------------------------------------
 
 
+def test_after_a_template_the_editor_is_in_sight(panel, application):
+    window = application.mainWindow()
+    window.resize(1366, 700)
+    window.show()
+    start_from_template(panel)
+    application.processEvents()
+    sections, editor = panel.ui.sections, panel.mask.editor
+    top = editor.mapTo(sections.viewport(), qt.QPoint(0, 0)).y()
+    assert 0 <= top <= 20 and sections.verticalScrollBar().value > 0
+
+
 @pytest.mark.parametrize("size", [(1366, 700), (1366, 768), (1920, 1080)], ids="{0[0]} x {0[1]}".format)
 def test_generate_is_in_sight_at_any_scroll_position(panel, application, size):
     """3D Slicer scrolls the whole module where it is as high as its text wants, and widens the dock to its content."""

@@ -338,6 +338,10 @@ class MaskSection:
         tumor = next(iter((*self._scheme.of_tissue("rim"), *self._scheme.tumor)), None)
         if tumor is not None:  # what most users paint first
             self.editor.setCurrentSegmentID(tumor.name)
+        # The next step is to paint.
+        self._ui.sections.verticalScrollBar().setValue(
+            self._ui.editorPlace.mapTo(self._ui.sectionsPlace, qt.QPoint(0, 0)).y()
+        )
 
     def _on_add_missing(self) -> None:
         self.editor.saveStateForUndo()
