@@ -91,21 +91,20 @@ def addTemplate(name):
 
     None, after a message, if it cannot be read."""
     from MedDPMLib.errors import MedDPMError
-    from MedDPMLib.masks.templates import find_template, load_template
     from MedDPMLib.scene import dependencies
-    from MedDPMLib.scene.painting import add_segmentation
+    from MedDPMLib.scene.background_work import run_responsive
+    from MedDPMLib.scene.painting import starting
     from MedDPMLib.scene.views import show_background, show_only
-    from MedDPMLib.scene.volumes import add_sheet
+    from MedDPMLib.scene.volumes import sheet_of
 
     try:
         dependencies.ensure(torch=False)
-        mask = load_template(name)
+        segmentation, _center = run_responsive(starting(name))
     except MedDPMError as error:
         slicer.util.errorDisplay(str(error))
         return None
-    segmentation = add_segmentation(mask.volume, mask.scheme, find_template(name).title)
     show_only(segmentation)
-    show_background(add_sheet(segmentation), fit=True)
+    show_background(sheet_of(segmentation), fit=True)
     return segmentation
 
 

@@ -9,7 +9,9 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +43,7 @@ from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.masks.mask import Mask
 from MedDPMLib.masks.schemes import load_scheme
 from MedDPMLib.scene import painting, volumes
-from MedDPMLib.scene.background_work import BackgroundWork, run_now
+from MedDPMLib.scene.background_work import BackgroundWork, run_now, run_responsive
 from MedDPMLib.scene.panel.messages import say
 from MedDPMLib.scene.segmentation import read_labels, set_label
 
@@ -222,6 +224,34 @@ def test_work_in_turns_is_the_same_work(application):
     turns.start(bad(), results.append, faults.append)
     wait_until(lambda: not turns.busy, 5)
     assert isinstance(faults[0], slicer.util.MRMLNodeNotFoundException) and results == [6]
+
+
+def test_work_that_has_to_end_at_once_lets_the_application_draw(application):
+    rounds, threads = [], set()
+    timer = qt.QTimer()
+    timer.interval = 1
+    timer.timeout.connect(lambda: rounds.append(1))
+    timer.start()
+
+    def aside():
+        threads.add(threading.current_thread())
+        time.sleep(0.2)
+        return 7
+
+    def work():
+        found = yield aside
+        yield
+        with pytest.raises(ValueError, match="of the thread"):
+            yield partial(_raise, ValueError("of the thread"))
+        return found + 1
+
+    assert run_responsive(work()) == 8
+    timer.stop()
+    assert len(rounds) > 5 and threading.main_thread() not in threads
+
+
+def _raise(error):
+    raise error
 
 
 def test_dropped_work_is_heard_of_no_more(application):

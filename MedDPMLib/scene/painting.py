@@ -15,10 +15,19 @@ from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.masks.brain_area import brain_area
 from MedDPMLib.masks.schemes import Label, LabelScheme
 from MedDPMLib.masks.seg_nrrd import REGIONS, TYPES
+from MedDPMLib.masks.templates import find_template, load_template
 from MedDPMLib.masks.tumor import paint_tumor
 from MedDPMLib.scene.background_work import Work, run_now
 from MedDPMLib.scene.images import empty_image, oriented_image, volume_from_node
-from MedDPMLib.scene.segmentation import painted, painted_at, painted_geometry, read_labels, reference_geometry
+from MedDPMLib.scene.segmentation import (
+    painted,
+    painted_at,
+    painted_geometry,
+    read_labels,
+    reference_geometry,
+    tumor_center,
+)
+from MedDPMLib.scene.volumes import add_sheet
 
 _BINARY_LABELMAP = slicer.vtkSegmentationConverter.GetBinaryLabelmapRepresentationName()
 _CONVERTER = slicer.vtkSegmentationConverter
@@ -76,6 +85,17 @@ def _cut_out(array: np.ndarray, values: list[int]) -> tuple[np.ndarray, tuple[in
         found = np.flatnonzero(kept.any(axis=tuple(other for other in range(3) if other != axis)))
         box.append(slice(found[0], found[-1] + 1) if found.size else slice(0, 1))
     return np.ascontiguousarray(kept[tuple(box)]), tuple(int(part.start) for part in reversed(box))
+
+
+def starting(name: str, scheme: LabelScheme | None = None) -> Work:
+    """The work of starting from the template called ``name``, with the labels of ``scheme`` (None: its own): a
+    segmentation with a blank volume to paint over, and a point (RAS, mm) in its tumor, None if it has none."""
+    mask = yield partial(load_template, name, scheme)
+    segmentation = yield from adding_segmentation(mask.volume, mask.scheme, find_template(name).title)
+    yield
+    add_sheet(segmentation)
+    center = yield partial(tumor_center, mask.volume, mask.scheme)
+    return segmentation, center
 
 
 def add_segments(segmentation: slicer.vtkMRMLSegmentationNode, labels: Iterable[Label]) -> dict[str, int]:

@@ -238,7 +238,7 @@ class Actions:
     def sample_data(self):
         import SampleData
 
-        sources = SampleData.SampleDataLogic.sources["MedDPM"]
+        sources = SampleData.SampleDataLogic.sources
         return lambda: sources[0]["customDownloader"](sources[0]), lambda: True
 
     def stroke_with_show_3d(self):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 import qt
 import slicer
@@ -12,12 +10,12 @@ from slicer.i18n import tr as _
 
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.masks.schemes import LabelScheme
-from MedDPMLib.masks.templates import find_template, load_template, templates
+from MedDPMLib.masks.templates import templates
 from MedDPMLib.scene import dependencies, painting, volumes
 from MedDPMLib.scene.background_work import BackgroundWork, Work
 from MedDPMLib.scene.panel.labels import LabelTable
 from MedDPMLib.scene.panel.messages import say
-from MedDPMLib.scene.segmentation import fingerprint, missing_labels, tumor_center
+from MedDPMLib.scene.segmentation import fingerprint, missing_labels
 from MedDPMLib.scene.surface import replace_slow_surfaces
 from MedDPMLib.scene.views import (
     is_outlined,
@@ -319,7 +317,7 @@ class MaskSection:
         except MedDPMError as error:
             say(self._ui.maskMessage, error)
             return
-        self._begin(_start(self._ui.templateBox.currentData, self._scheme), self._show_started)
+        self._begin(painting.starting(self._ui.templateBox.currentData, self._scheme), self._show_started)
 
     def _show_started(self, started: tuple[slicer.vtkMRMLSegmentationNode, np.ndarray | None]) -> None:
         segmentation, center = started
@@ -366,16 +364,6 @@ class MaskSection:
 
     def _count_stamp(self, _nothing) -> None:
         self._stamps += 1  # each has its own outline
-
-
-def _start(name: str, scheme: LabelScheme) -> Work:
-    """A segmentation of the template called ``name``, with a blank volume to paint over, and where its tumor is."""
-    mask = yield partial(load_template, name, scheme)
-    segmentation = yield from painting.adding_segmentation(mask.volume, scheme, find_template(name).title)
-    yield
-    volumes.add_sheet(segmentation)
-    center = yield partial(tumor_center, mask.volume, scheme)
-    return segmentation, center
 
 
 def _crosshair() -> tuple[float, float, float]:
