@@ -28,7 +28,7 @@ import vtk  # isort: skip
 from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.inference.record import write_stored
 from MedDPMLib.masks.templates import find_template
-from MedDPMLib.scene import painting, surface, views, volumes
+from MedDPMLib.scene import comparison, painting, surface, views, volumes
 from MedDPMLib.scene.background_work import run_now
 from MedDPMLib.scene.recognition import recognize
 from MedDPMLib.scene.segmentation import read_labels
@@ -293,7 +293,7 @@ def test_names_and_views_begin_with_the_modality(panel):
     node = small_segmentation(panel, name="Ventricles of medium width")
     nodes = a_run(node, seed=12) + a_run(node, seed=13, mask="1", modalities=("t1", "t2"))
     former = slicer.app.layoutManager().layout
-    views.compare(nodes)
+    comparison.compare(nodes)
     widgets = [slicer.app.layoutManager().sliceWidget(f"Compare{n}") for n in range(1, 5)]
     for widget in widgets:
         widget.sliceLogic().Modified()

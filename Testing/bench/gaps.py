@@ -10,6 +10,7 @@ Compare gaps within one run only: the views are drawn by Mesa, on the processors
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import signal
 import statistics
@@ -104,8 +105,8 @@ class Loop:
 class Actions:
     """What a user does, each with the condition that ends it; in the order in which they need each other."""
 
-    def __init__(self, application, slicer, quality: str) -> None:
-        self.app, self.slicer, self.quality = application, slicer, quality
+    def __init__(self, application, slicer, model: str, quality: str) -> None:
+        self.app, self.slicer, self.model, self.quality = application, slicer, model, quality
         self.panel = None
         self.folder = tempfile.mkdtemp()
         self._moved = 0
@@ -127,7 +128,7 @@ class Actions:
         def act():
             self.slicer.util.selectModule("MedDPM")
             self.panel = self.slicer.util.getModuleWidget("MedDPM")
-            self.panel.models.choose("brain-anatomy")
+            self.panel.models.choose(self.model)
             self.panel._warmUp.stop()
 
         return act, lambda: self.panel is not None
@@ -246,16 +247,35 @@ class Actions:
         return self.stroke()
 
 
+def _small_model() -> str:
+    """A folder with the model "small": four modalities on the grid of brain-anatomy, hardly any weights."""
+    from conftest import small_card, write_small_model
+
+    from MedDPMLib.imaging.geometry import Grid
+    from MedDPMLib.masks.schemes import load_scheme
+
+    folder = tempfile.mkdtemp()
+    card = small_card(load_scheme("anatomy"), grid=Grid((192, 192, 144), (1.0, 1.0, 1.0), "LPS"))
+    card = dataclasses.replace(card, modalities=("t1", "t1ce", "t2", "flair"))
+    write_small_model(Path(folder) / "small.safetensors", card)
+    return folder
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.gaps", description="Gaps of the event loop by action.")
     parser.add_argument("--where", action="store_true", help="print what the longest gap was spent on")
     parser.add_argument("--only", action="append", help="an action, instead of all")
     parser.add_argument("--runs", type=int, default=1, help="how often each action is done")
     parser.add_argument("--quality", default="draft", help="of the images: draft, standard or reference")
+    parser.add_argument(
+        "--small", action="store_true", help="a tiny network on the grid of brain-anatomy: what the application takes"
+    )
     parser.add_argument("--worker", action="append", default=[], help="NAME=VALUE for the worker's environment")
     options = parser.parse_args()
     sys.path[:0] = [str(MODULE.parents[1])]
     os.environ.update(dict(pair.split("=", 1) for pair in options.worker))
+    if options.small:
+        os.environ["MEDDPM_MODELS"] = _small_model()
     from bench import start_application, views
 
     views.VTKView.paintEvent = lambda view, event: None  # copies the picture, as no window of the application does
@@ -269,7 +289,10 @@ def main() -> None:
     app.moduleManager().load(MODULE)
     app.emit("startupCompleted()")
     app.processEvents()
-    loop, actions = Loop(qt, options.where), Actions(app, slicer, options.quality)
+    loop, actions = (
+        Loop(qt, options.where),
+        Actions(app, slicer, "small" if options.small else "brain-anatomy", options.quality),
+    )
     needed = ("open_the_panel", "template", *(options.only or ()))
     print(f"{'action':22}{'longest gap':>13}{'of it own':>12}{'takes':>10}")
     for name in actions.names():

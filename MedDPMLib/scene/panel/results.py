@@ -19,8 +19,9 @@ from MedDPMLib.inference.record import volume_path, write_stored
 from MedDPMLib.runtime.paths import reachable
 from MedDPMLib.scene import volumes
 from MedDPMLib.scene.background_work import BackgroundWork, Work
+from MedDPMLib.scene.comparison import ORIENTATIONS, Comparison
 from MedDPMLib.scene.panel.messages import say
-from MedDPMLib.scene.views import ORIENTATIONS, Comparison, show_background, show_only, show_outline, shown_background
+from MedDPMLib.scene.views import show_background, show_only, show_outline, shown_background
 from MedDPMLib.scene.worker_client import Signal
 
 #: Pixels along a side of a thumbnail.
