@@ -29,6 +29,7 @@ from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.inference.settings import SETTINGS
 from MedDPMLib.masks.mask import Mask
+from MedDPMLib.runtime.device import choose_execution
 from MedDPMLib.worker import protocol
 from MedDPMLib.worker.engine import Engine
 from MedDPMLib.worker.faults import describe_fault
@@ -388,6 +389,14 @@ def test_load(worker, small_model):
     loaded = worker.until(Loaded)[-1]
     assert (loaded.id, loaded.model) == ("load", "small")
     assert worker.state().model == "small"
+
+
+def test_a_loaded_model_is_ready_to_run(tmp_path, small_model, monkeypatch):
+    """The first step of the first request does not wait until the network has been converted."""
+    engine = Engine(Session(tmp_path))
+    engine.load(Load(id="load", model=str(small_model)))
+    monkeypatch.setattr("MedDPMLib.models.model.optimize", lambda *_: pytest.fail("converted again"))
+    engine._model.prepared(choose_execution())
 
 
 def test_a_model_that_was_replaced_is_read_again(worker, tmp_path, brats, labels):

@@ -11,6 +11,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -69,8 +70,13 @@ class Engine:
         return Ready(device=str(execution.device), precision=execution.precision, reason=execution.reason)
 
     def load(self, request: Load) -> Loaded:
+        from MedDPMLib.inference.generation import plan_run
+
         started = time.perf_counter()
         model = self._ready_model(request.model)
+        with suppress(MedDPMError):  # what keeps it from running is reported when it is asked to
+            run = plan_run(model, GenerationSettings())
+            model.prepared(run.execution, run.plan.mode)
         return Loaded(id=request.id, model=model.card.name, seconds=round(time.perf_counter() - started, 3))
 
     def release(self) -> None:
