@@ -49,6 +49,9 @@ class LabelTable:
             self._unfolded = set()
         table, values = self._ui.labelTable, self.values
         rows = self._rows(values)
+        for row in range(table.rowCount):  # deleted when the event loop comes round
+            if table.cellWidget(row, 1) is not None:
+                table.cellWidget(row, 1).hide()
         table.setRowCount(len(rows))
         for row, ids in enumerate(rows):
             segments = [segmentation.GetSegmentation().GetSegment(id_) for id_ in ids]
