@@ -727,8 +727,8 @@ def test_output_without_end_of_line_is_not_collected_for_ever():
 
 
 def test_a_worker_of_another_protocol_is_recognized_by_its_hello():
-    with pytest.raises(ProtocolError, match="speaks protocol 3"):
-        decode_event(b'{"type": "hello", "protocol": 3, "greeting": "hi"}')
+    with pytest.raises(ProtocolError, match="speaks protocol 4"):
+        decode_event(b'{"type": "hello", "protocol": 4, "greeting": "hi"}')
 
 
 def test_what_a_newer_worker_adds_is_passed_over():
