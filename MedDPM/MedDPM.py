@@ -185,11 +185,11 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         add_rows(slicer.util.childWidgetVariables(uiWidget).advancedSection.layout(), ADVANCED)
         self.ui = slicer.util.childWidgetVariables(uiWidget)
         self.logic = MedDPMLogic()
-        self.guide = Guide(self.ui)
         self.models = ModelSection(self.ui)
         self.mask = MaskSection(self.ui)
         self.run = RunSection(self.ui, self.logic.generator, self.logic.client, self.makeOrder, self.mask.labels.ask)
         self.results = ResultsSection(self.ui)
+        self.guide = Guide(self.ui)  # folds sections: what is hidden in them is so before
         self._surfaces = BackgroundWork()
         self.completion = Completion()
         self.completion.ended.connect(self.onCompleted)

@@ -492,6 +492,7 @@ def test_nothing_of_the_panel_is_cut_off(panel, application):
     window.show()
     wait_until(lambda: panel.ui.resultsTree.isVisible(), 5)
     application.processEvents()
+    assert ui.modelProgress.isHidden() and ui.addMissingButton.isHidden()  # unfolding shows nothing that was hidden
     column = window.panel()
     assert column.widget().width == column.viewport().width <= 480
     for name, widget in vars(panel.ui).items():
