@@ -31,7 +31,7 @@ except ModuleNotFoundError:  # run from the source tree: the library lies beside
 from MedDPMLib.inference.settings import SETTINGS, GenerationSettings  # needs no PyTorch
 
 #: The settings of the section Advanced, in the order of its rows.
-ADVANCED = ("appearance", "sampler", "steps", "device", "precision", "memory", "guidance", "space")
+ADVANCED = ("sampler", "steps", "device", "precision", "memory", "guidance", "space", "appearance")
 
 #: The brain of medium width, for the module's test.
 _SAMPLE = "ventricles-medium"
@@ -56,6 +56,15 @@ class MedDPM(ScriptedLoadableModule):
             " step."
         )
         slicer.app.connect("startupCompleted()", registerSampleData)
+        slicer.app.connect("startupCompleted()", watchVolumes)
+
+
+def watchVolumes():
+    """An exported volume that is loaded is marked as synthetic in the views, also before the panel is opened."""
+    from MedDPMLib.scene.watch import watch
+
+    watch.start()
+    slicer.app.connect("aboutToQuit()", watch.stop)
 
 
 def registerSampleData():
@@ -82,21 +91,20 @@ def addTemplate(name):
 
     None, after a message, if it cannot be read."""
     from MedDPMLib.errors import MedDPMError
-    from MedDPMLib.masks.templates import find_template, load_template
     from MedDPMLib.scene import dependencies
-    from MedDPMLib.scene.painting import add_segmentation
+    from MedDPMLib.scene.background_work import run_responsive
+    from MedDPMLib.scene.painting import starting
     from MedDPMLib.scene.views import show_background, show_only
-    from MedDPMLib.scene.volumes import add_sheet
+    from MedDPMLib.scene.volumes import sheet_of
 
     try:
         dependencies.ensure(torch=False)
-        mask = load_template(name)
+        segmentation, _center = run_responsive(starting(name))
     except MedDPMError as error:
         slicer.util.errorDisplay(str(error))
         return None
-    segmentation = add_segmentation(mask.volume, mask.scheme, find_template(name).title)
     show_only(segmentation)
-    show_background(add_sheet(segmentation), fit=True)
+    show_background(sheet_of(segmentation), fit=True)
     return segmentation
 
 
@@ -137,6 +145,7 @@ class MedDPMParameterNode:
     sampler: Sampler = Sampler(DEFAULTS.sampler)
     steps: Annotated[int, WithinRange(0, SETTINGS["steps"].high)] = 0
     appearance: Appearance = Appearance(DEFAULTS.appearance)
+    likeVolume: slicer.vtkMRMLScalarVolumeNode
     device: Device = Device(DEFAULTS.device)
     precision: Precision = Precision(DEFAULTS.precision)
     memory: Memory = Memory(DEFAULTS.memory)
@@ -157,7 +166,9 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def setup(self):
         from MedDPMLib.scene.background_work import BackgroundWork
+        from MedDPMLib.scene.panel.appearance import AppearanceRows
         from MedDPMLib.scene.panel.completion import Completion
+        from MedDPMLib.scene.panel.display import DisplayRows
         from MedDPMLib.scene.panel.guide import Guide
         from MedDPMLib.scene.panel.mask import MaskSection
         from MedDPMLib.scene.panel.models import ModelSection
@@ -165,8 +176,7 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         from MedDPMLib.scene.panel.run import RunSection
         from MedDPMLib.scene.panel.scan import ScanSection
         from MedDPMLib.scene.panel.settings_form import add_rows
-        from MedDPMLib.scene.recognition import Recognition
-        from MedDPMLib.scene.views import OUTLINES, SyntheticMarks
+        from MedDPMLib.scene.watch import watch
 
         ScriptedLoadableModuleWidget.setup(self)
         # Here a wait is expected: while a library is loaded the application stands still.
@@ -178,20 +188,18 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         add_rows(slicer.util.childWidgetVariables(uiWidget).advancedSection.layout(), ADVANCED)
         self.ui = slicer.util.childWidgetVariables(uiWidget)
         self.logic = MedDPMLogic()
-        self.guide = Guide(self.ui)
         self.models = ModelSection(self.ui)
         self.mask = MaskSection(self.ui)
         self.scan = ScanSection(self.ui, self.logic.client)
         self.run = RunSection(self.ui, self.logic.generator, self.logic.client, self.makeOrder, self.mask.labels.ask)
+        self.appearance = AppearanceRows(self.ui)
         self.results = ResultsSection(self.ui)
-        self.marks = SyntheticMarks()
-        self.recognition = Recognition()
+        self.guide = Guide(self.ui)  # folds sections: what is hidden in them is so before
         self._surfaces = BackgroundWork()
         self.completion = Completion()
         self.completion.ended.connect(self.onCompleted)
         self.ui.completeButton.clicked.connect(self.onComplete)
-        buttons = (self.ui.outlinesTumor, self.ui.outlinesAll, self.ui.outlinesNone)
-        self._outlines = dict(zip(OUTLINES, buttons, strict=True))
+        self.display = DisplayRows(self.ui)
         self._keys = self.makeKeys(uiWidget)
         # Slicer continues with a scene after its last event: the segment editor forgets its segmentation.
         self._settle = qt.QTimer()
@@ -214,6 +222,7 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.mask.started.connect(self.onStartedFromTemplate)
         self.scan.started.connect(self.onStartedFromScan)
         self.mask.edited.connect(self.onMaskEdited)
+        self.mask.surfaced.connect(self.onSlowSurfaces)
         self.results.again.connect(self.onAgain)
         self.ui.undoButton.clicked.connect(self.onUndo)
         self.ui.surfaceBox.toggled.connect(self.onSurface)
@@ -226,17 +235,16 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.addObserver(scene, scene.EndImportEvent, self.onSceneImported)
         self.addObserver(scene, scene.EndBatchProcessEvent, self.onSceneChanged)
         self.addObserver(scene, scene.NodeRemovedEvent, self.onNodeRemoved)
-        for style, button in self._outlines.items():
-            button.clicked.connect(self.outliner(style))
         slicer.app.connect("aboutToQuit()", self.logic.stop)
-        self.recognition.recognized.connect(self.onRecognized)
-        self.recognition.start()
-        self.marks.start()
+        watch.start()  # where the module was loaded after the start of the application
+        watch.recognition.recognized.connect(self.onRecognized)
         self.initializeParameterNode()
 
     # Life cycle
 
     def cleanup(self):
+        from MedDPMLib.scene.watch import watch
+
         slicer.app.disconnect("aboutToQuit()", self.logic.stop)
         self.setParameterNode(None)
         self.logic.stop()
@@ -253,10 +261,9 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.results.stop()
         self.mask.stop()
         self.scan.stop()
-        self.recognition.stop()
+        watch.recognition.recognized.disconnect(self.onRecognized)
         self._surfaces.stop()
         self.completion.stop()
-        self.marks.stop()
 
     def enter(self):
         self.models.fill()
@@ -308,7 +315,6 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.mask.enter()
             self.mask.settle()
         self._imported = False
-        self.marks.update()
 
     def onNodeRemoved(self, caller, event):
         self.results.refresh()
@@ -326,18 +332,18 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.ui.segmentationSelector.setCurrentNode(segmentations[0])
 
     def onRecognized(self):
-        self.marks.update()
         self.results.refresh()
 
-    # Keys and outlines
+    # Keys and surfaces
 
     def makeKeys(self, place):
         """Shortcuts, which work while the panel is open."""
         actions = {
             "Ctrl+Return": self.run.toggle,
             "Ctrl+M": self.results.next_modality,
-            "Ctrl+L": self.nextOutlines,
-            "Ctrl+B": self.toggleMask,
+            "Ctrl+L": self.display.next_outlines,
+            "Ctrl+B": self.display.swap_mask,
+            "Ctrl+J": self.display.swap_scan,
         }
         keys = []
         for key, action in actions.items():
@@ -351,52 +357,32 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         for shortcut in self._keys:
             shortcut.setEnabled(enabled)
 
-    def outliner(self, style):
-        def choose(checked=None):
-            self.setOutlines(style)
-
-        return choose
-
-    def setOutlines(self, style):
-        from MedDPMLib.scene.views import set_outlines
-
-        segmentation = self.ui.segmentationSelector.currentNode()
-        if segmentation is not None:
-            set_outlines(segmentation, style)
-        self._outlines[style].checked = True
-
-    def nextOutlines(self):
-        from MedDPMLib.scene.views import OUTLINES
-
-        now = next((style for style, button in self._outlines.items() if button.checked), OUTLINES[0])
-        self.setOutlines(OUTLINES[(OUTLINES.index(now) + 1) % len(OUTLINES)])
-
-    def toggleMask(self):
-        """From the filled mask to the image under it, and back."""
-        from MedDPMLib.scene.views import is_outlined, show_outline
-
-        segmentation = self.ui.segmentationSelector.currentNode()
-        if segmentation is not None:
-            show_outline(segmentation, not is_outlined(segmentation))
-
     def onSurface(self, shown=None):
+        self.makeSurfaces()
         self.showSurfaces()
 
     def showSurfaces(self):
-        """The surfaces of the chosen mask, if they are wanted; they are made when an image has been generated."""
+        """The surfaces of the chosen mask, if they are wanted."""
         from MedDPMLib.scene.surface import show_surfaces_of
 
         if not slicer.mrmlScene.IsClosing():
             shown = self.ui.surfaceBox.checked
             show_surfaces_of(self.ui.segmentationSelector.currentNode() if shown else None)
 
-    def makeSurfaces(self):
-        from MedDPMLib.scene.surface import showing
+    def makeSurfaces(self, brain=True):
+        """Makes the surfaces of the chosen mask, as it is now; ``brain``: that of the brain anew, if there is one."""
+        from MedDPMLib.scene.surface import has_brain, showing
 
-        order, labels = self.logic.generator.latest, self.logic.generator.labels
-        if self.ui.surfaceBox.checked and order is not None and labels is not None:
-            work = showing(order.segmentation, labels, order.card.scheme)
+        segmentation = self.ui.segmentationSelector.currentNode()
+        if self.ui.surfaceBox.checked and segmentation is not None:
+            brain = brain or not has_brain(segmentation)
+            work = showing(segmentation, brain=brain)
             self._surfaces.start(work, lambda _nothing: self.showSurfaces(), self.onSurfacesFailed)
+
+    def onSlowSurfaces(self):
+        """Slicer's own surfaces have been removed from the mask: these take their place."""
+        self.ui.surfaceBox.checked = True
+        self.makeSurfaces()
 
     def onSurfacesFailed(self, error):
         raise error
@@ -429,6 +415,7 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         leftOut = list(self._parameterNode.leftOut) if self._parameterNode is not None else []
         self.run.show_modalities(card, leftOut, self.onModalitiesChanged)
         self.run.show_guidance(card)
+        self.appearance.show(card)
         self.ui.completeButton.visible = card is not None and card.completion is not None
         self.ui.completeLabel.visible = self.ui.completeButton.visible
         if self._parameterNode is not None and self.models.entry is not None:
@@ -454,15 +441,12 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self._parameterNode.leftOut = leftOut
 
     def onSegmentationChanged(self, node=None):
-        from MedDPMLib.scene.views import outlines_of
-
         segmentation = self.ui.segmentationSelector.currentNode()
         if segmentation is not self._segmentation:  # the message refers to another mask
             self._segmentation = segmentation
             self.run.clear()
         self.mask.set_segmentation(segmentation)
-        if segmentation is not None:
-            self._outlines[outlines_of(segmentation)].checked = True
+        self.display.show_mask(segmentation)
         self._sweep.start()
         self.showGuide()
 
@@ -488,6 +472,8 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             if chosen.segmentation is None:
                 raise MedDPMError(_("no segmentation is chosen: choose one, or start from a template"))
             dependencies.ensure(torch=False)
+            if not self.mask.labels.ask():
+                return
             self.completion.start(chosen.segmentation, self.mask.table, self.models.card, chosen.seed)
         except MedDPMError as error:
             say(message, error)
@@ -519,12 +505,14 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             if chosen.newSeed:
                 chosen.seed = new_seed()
             seeds = range(chosen.seed, chosen.seed + chosen.samples)
-        return self.logic.makeOrder(chosen, self.models.card, self.mask.table, seeds, into or {})
+        order = self.logic.makeOrder(chosen, self.models.card, self.mask.table, seeds, into or {})
+        return self.appearance.applied(order, chosen.likeVolume)
 
     def onMaskEdited(self):
         """The newest edit wins: an order in progress is cancelled."""
         self.guide.painted()
         self.showGuide()
+        self.makeSurfaces(brain=False)
         if self._parameterNode is None or not self._parameterNode.autoRegenerate or self.models.card is None:
             return
         if self.mask.labels.unlabeled_names():  # no question comes up while the user paints
@@ -565,6 +553,7 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         made = list(self.logic.generator.made.values())
         if made and message is None:
             self.makeSurfaces()
+            self.display.dress(made)
             self.results.select_newest()
             shown = shown_background() if shown_background() in made else made[0]
             if shown.GetNodeReference(SEGMENTATION_ROLE) is self.ui.segmentationSelector.currentNode():

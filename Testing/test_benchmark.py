@@ -21,7 +21,6 @@ from MedDPMLib.imaging.geometry import Grid
 from MedDPMLib.masks.fit import fit
 from MedDPMLib.models.card import official_cards
 from MedDPMLib.models.model import load_model
-from MedDPMLib.models.segmenter_card import GENERATOR
 from MedDPMLib.recipes.recipe import load_recipe, recipe_names
 from MedDPMLib.runtime.hardware import describe_machine, load, peak_memory
 from MedDPMLib.train.iteration_cost import IterationCost
@@ -258,9 +257,7 @@ def test_what_does_not_fit_is_a_row_that_says_so(meddpm, monkeypatch):
     reported = meddpm("benchmark", "train", "--device", "cpu", "--quick")
     assert reported.returncode == 0, reported.stderr
     rows = [line for line in reported.stdout.splitlines() if " x " in line]
-    assert len(rows) == 3 * len(recipe_names(GENERATOR)) and all(
-        any(name in row for row in rows) for name in recipe_names(GENERATOR)
-    )
+    assert len(rows) == 3 * len(recipe_names()) and all(any(name in row for row in rows) for name in recipe_names())
     assert all(("does not fit" in row) == (" baseline " in row) for row in rows)
     assert all("0.5" in row and "1.00 GiB" in row for row in rows if " baseline " not in row)
 

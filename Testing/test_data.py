@@ -25,7 +25,7 @@ from MedDPMLib.imaging.io import write_nifti
 from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.masks.condition import voxel_positions
 from MedDPMLib.masks.schemes import load_scheme
-from MedDPMLib.recipes.recipe import Augmentation
+from MedDPMLib.recipes.parts import Augmentation
 
 STILL = Augmentation(
     flip=0, rotation=0, scaling=0, translation=0, elastic=0, elastic_points=3, gamma=0, bias=0, bias_points=2

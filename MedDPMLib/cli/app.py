@@ -19,6 +19,7 @@ from MedDPMLib.cli import (
     generate,
     models,
     prepare,
+    realism,
     segment,
     study,
     training,
@@ -90,5 +91,6 @@ app.add_typer(models.app, name="models")
 app.command()(prepare.prepare)
 app.command()(training.train)
 app.command()(fidelity.fidelity)
+app.command()(realism.realism)
 app.add_typer(benchmark.app, name="benchmark")
 app.add_typer(study.app, name="study")

@@ -47,7 +47,7 @@ def complete(
     if out.resolve() == mask.resolve():
         raise MedDPMError(f"{out} is the mask itself: choose another file for the completed one")
     check_writable_file(out)
-    card = ModelStore().find(model).card
+    card = ModelStore().find(model).generator_card
     if card.completion is None:
         raise MedDPMError(f"the model {card.name} adds no structures to a mask: use {_COMPLETED}")
     read = read_mask(mask, card.scheme, numbering=labels, brain_from=brain_from, geometry=geometry)

@@ -14,7 +14,7 @@ from MedDPMLib.data.cases import Case, SmoothedCases
 from MedDPMLib.data.variation import Part, Variation, centers, draw_variation, whole_box
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.masks.schemes import LabelScheme
-from MedDPMLib.recipes.recipe import Augmentation
+from MedDPMLib.recipes.parts import Augmentation
 
 #: How often a patch is centered on a voxel of a tumor, of the brain, and of the brain's bounding box. In a case without
 #: a tumor its share is divided between the other two.

@@ -65,7 +65,8 @@ def _cut(
         if label.role != "rest":
             where = painted == label.value
             colored[where] += _OPACITY * (np.array(label.color, float) - colored[where])
-    return tuple(Image.fromarray(np.round(one).astype(np.uint8)) for one in (pixels, colored))
+    seen, labeled = (Image.fromarray(np.round(one).astype(np.uint8)) for one in (pixels, colored))
+    return seen, labeled
 
 
 def _page(rows: list[list[Image.Image]], caption: str) -> Image.Image:

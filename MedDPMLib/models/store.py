@@ -58,6 +58,13 @@ class ModelEntry:
         """The model's card; :class:`MedDPMError` if the file is broken."""
         return _card(self.path)
 
+    @property
+    def generator_card(self) -> Card:
+        """:attr:`card`, of a model that makes volumes; :class:`MedDPMError` for a segmenter, too."""
+        if not isinstance(self.card, Card):
+            raise MedDPMError(f"{self.name} {_OTHER_KIND[GENERATOR]}")
+        return self.card
+
     @cached_property
     def kind(self) -> str:
         """:data:`GENERATOR` or :data:`SEGMENTER`; what cannot be read, and every checkpoint, counts as the former."""

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from MedDPMLib.errors import MedDPMError
+from MedDPMLib.networks.denoiser import Network
 
 #: Voxels of a block.
 BLOCK = 8
@@ -36,13 +37,16 @@ class _Block(nn.Module):
         return F.silu(x + self.norm_second(self.second(F.silu(self.norm_first(self.first(x))))))
 
 
-class SegmentationUNet3d(nn.Module):
+class SegmentationUNet3d(Network):
     """Features of a scan, and from them the scores of the ``classes`` of each output.
 
     ``channels`` are those at 1/2, 1/4, 1/8, ... of the scan's grid, multiples of 8; ``inputs`` the channels of the
     scan. There is one output for each number of ``classes``, such as (19, 4) for structures and tumor, each with the
     background first.
     """
+
+    #: In float32, with the scan and the scores of one voxel of each block.
+    values_per_voxel = 23
 
     def __init__(self, channels: Sequence[int], inputs: int, classes: Sequence[int]) -> None:
         super().__init__()

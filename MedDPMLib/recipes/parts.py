@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+from MedDPMLib.diffusion.names import CASCADE_LEVELS
+from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.geometry import Grid
 from MedDPMLib.recipes.standard import standard
-from MedDPMLib.validation import field, list_of, number, one_of, whole
+from MedDPMLib.validation import field, flag, list_of, number, one_of, whole
 
 OPTIMIZERS = ("adam", "adamw")
 
@@ -33,6 +36,27 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Level:
+    """How one level of a cascade is trained: the network on cells of 8, 4 or 2 voxels.
+
+    Each iteration takes ``batch`` whole brains, or patches of ``patch`` (i, j, k) voxels.
+    """
+
+    name: str = field(one_of(*CASCADE_LEVELS))
+    iterations: int = field(whole(1))
+    batch: int = field(whole(1))
+    learning_rate: float = field(number(0, open_low=True))
+    #: Mean and standard deviation of the logarithm of the noise, in units of what is drawn.
+    noise: tuple[float, float] = field(list_of(number(), 2, 2))
+    #: The coarser image gets noise of r^2 times this, r uniform, in its own deviations: so that the level copes with
+    #: the faults of the one that draws it.
+    coarser_noise: float = field(number(0))
+    #: Whether examples are rotated, scaled, moved and bent, which interpolates; mirrored they are in any case.
+    varied: bool = field(flag())
+    patch: tuple[int, int, int] | None = field(_SIDES, default=None)
+
+
+@dataclass(frozen=True)
 class Optimization:
     """How the weights follow the gradient, and which cases they see."""
 
@@ -41,6 +65,11 @@ class Optimization:
     learning_rate: float = field(number(0, open_low=True))
     #: The learning rate falls along half a cosine to this fraction of itself; 1 keeps it constant.
     min_lr_ratio: float = field(number(0, 1))
+    #: From this iteration it falls as the inverse square root of the iteration instead, down to the same fraction, so
+    #: that a run may be made longer; 0 is the cosine.
+    inverse_sqrt_from: int = field(whole(0), default=0, kw_only=True)
+    #: Decay of the mean square of the gradients in the optimizer.
+    beta2: float = field(number(0, 1, open_high=True), default=0.999, kw_only=True)
     #: Number of iterations in which the learning rate rises linearly.
     warm_up: int = field(whole(0))
     weight_decay: float = field(number(0))
@@ -48,7 +77,8 @@ class Optimization:
     max_grad_norm: float = field(number(0))
     #: Number of batches in one iteration; several processes share them.
     gradient_accumulation_steps: int = field(whole(1))
-    #: Decay of the moving average of the weights, which becomes the model, and the iteration from which it starts.
+    #: Decay of the moving average of the weights, which becomes the model, at most; over n iterations it is 1 - 9/n at
+    #: most, so that a decay near 1 averages over a fixed share of them. And the iteration from which it starts.
     ema: float = field(number(0, 1, open_high=True))
     ema_start: int = field(whole(0))
     #: Share of the cases that is held out for validation; 0 is none.
@@ -84,8 +114,16 @@ class Monitor:
 class Staged:
     """A recipe of ``stages`` on the standard grid of its ``scheme``."""
 
+    name: str
     scheme: str
     stages: tuple[Stage, ...]
+    #: The levels of a cascade, and which of them is trained: one by one.
+    levels: tuple[Level, ...] = ()
+    level: str | None = None
+
+    def at_level(self, name: str) -> Any:
+        """The recipe of one level of the cascade; :class:`MedDPMError` where there is none of this name."""
+        raise MedDPMError(f'the recipe {self.name} has no level "{name}": it is not that of a cascade')
 
     @property
     def iterations(self) -> int:

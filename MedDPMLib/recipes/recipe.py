@@ -13,15 +13,16 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from MedDPMLib.diffusion.names import PREDICTIONS
+from MedDPMLib.diffusion.names import CASCADE_LEVELS, NOISE_LEVELS, PREDICTIONS
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.masks.schemes import load_scheme
 from MedDPMLib.models.card import QUALITIES, Card
 from MedDPMLib.models.segmenter_card import GENERATOR, SEGMENTER, SegmenterCard
 from MedDPMLib.recipes.former_names import current_path, current_tables
-from MedDPMLib.recipes.parts import Augmentation, Monitor, Optimization, Stage, Staged
+from MedDPMLib.recipes.parts import Augmentation, Level, Monitor, Optimization, Stage, Staged
 from MedDPMLib.recipes.segmenter import FIXED, Randomization, SegmenterRecipe, SegmenterTraining, segmenter_card
-from MedDPMLib.validation import build, field, flag, list_of, number, one_of, table, text, whole
+from MedDPMLib.recipes.standard import standard
+from MedDPMLib.validation import build, field, flag, list_of, number, one_of, optional, table, text, whole
 
 try:
     import tomllib
@@ -34,7 +35,16 @@ LOSSES = ("l1", "l2", "huber")
 _INDIFFERENT = ("monitor", "card")
 
 #: What a run's checkpoints depend on: if one of these changes, it is another model.
-_FIXED = ("scheme", "modalities", "prediction", "mask_encoding", "positions", "network", "schedule", "distillation")
+_FIXED = (
+    "scheme", "modalities", "prediction", "mask_encoding", "positions", "network", "schedule", "distillation", "level",
+)  # fmt: skip
+
+#: What the fields of a cascade's recipe say that mean something for networks of timesteps only: nothing.
+_UNUSED_BY_LEVELS: dict[str, dict[str, Any]] = {
+    "training": {"loss_space": "v", "min_snr": 0, "sigma_floor": 1, "high_noise": 1, "background_weight": 0},
+    "augmentation": {"gamma": 0, "bias": 0},
+    "monitor": {"montage_every": 0},
+}
 
 
 @dataclass(frozen=True)
@@ -91,6 +101,24 @@ class Recipe(Staged):
     monitor: Monitor
     #: None trains on the images alone.
     distillation: Distillation | None = None
+    #: Names of cases that are never trained on, whatever share of the others is held out: they are for validation.
+    validation: tuple[str, ...] = field(list_of(text(), 0, 1000), default=())
+    #: The levels of a cascade, and which of them is trained: one by one.
+    levels: tuple[Level, ...] = ()
+    level: str | None = field(optional(one_of(*CASCADE_LEVELS)), default=None)
+
+    def at_level(self, name: str) -> Any:
+        if not self.levels:
+            super().at_level(name)
+        if name not in {level.name for level in self.levels}:
+            known = ", ".join(level.name for level in self.levels)
+            raise MedDPMError(f'the recipe {self.name} has no level "{name}": use one of {known}')
+        return recipe_from({**recipe_values(self), "level": name})
+
+    @property
+    def trained_level(self) -> Level:
+        """The level of a cascade that is trained, of a recipe :meth:`at_level`."""
+        return next(level for level in self.levels if level.name == self.level)
 
     kind = GENERATOR
 
@@ -144,18 +172,25 @@ def recipe_from(values: Mapping[str, Any]) -> Recipe | SegmenterRecipe:
     """The recipe of the tables ``values``, as read from TOML; :class:`MedDPMError` names an invalid field."""
     made = current_tables(values)
     of_segmenter = made.get("kind") == SEGMENTER
+    of_cascade = "levels" in made and not of_segmenter
+    if of_cascade:
+        _give_learning_rate(made)
     training = SegmenterTraining if of_segmenter else Training
     for name, table_kind in (("training", training), ("augmentation", Augmentation), ("monitor", Monitor)):
         if name in made:
             made[name] = build(table_kind, made[name], f"[{name}]")
     if "distillation" in made:
         made["distillation"] = _distillation(made["distillation"], made.get("schedule"))
-    if "stages" in made:
+    if of_cascade:
+        _take_levels(made)
+    elif "stages" in made:
         made["stages"] = _stages(made["stages"])
     if of_segmenter:
         if "randomization" in made:
             made["randomization"] = build(Randomization, made["randomization"], "[randomization]")
         segmenter = build(SegmenterRecipe, made, "the recipe")
+        if segmenter.monitor.montage_every:
+            raise MedDPMError('[monitor]: "montage_every" must be 0 for a segmenter, which draws no images')
         segmenter_card(segmenter)
         return segmenter
     recipe = build(Recipe, made, "the recipe")
@@ -165,10 +200,18 @@ def recipe_from(values: Mapping[str, Any]) -> Recipe | SegmenterRecipe:
 
 def recipe_values(recipe: Recipe | SegmenterRecipe) -> dict[str, Any]:
     """The tables of ``recipe`` as :func:`recipe_from` takes them."""
-    values = {name: _plain(value) for name, value in asdict(recipe).items()}
+    values: dict[str, Any] = {name: _plain(value) for name, value in asdict(recipe).items()}
     values["stages"] = [{name: side for name, side in stage.items() if side is not None} for stage in values["stages"]]
-    if values.get("distillation", 0) is None:
-        del values["distillation"]
+    for name in ("distillation", "level"):
+        if values.get(name, "") is None:
+            del values[name]
+    if not values["validation"]:
+        del values["validation"]
+    if values.get("levels"):  # which say what the stages are, and the learning rates
+        del values["stages"], values["training"]["learning_rate"]
+        values["levels"] = [{name: v for name, v in level.items() if v is not None} for level in values["levels"]]
+    else:
+        values.pop("levels", None)
     return values
 
 
@@ -211,8 +254,18 @@ def recipe_card(
     ``training`` describes the run; it is appended to the text of the recipe's own card. ``training_data`` is used
     unless the recipe's card lists its data itself.
     """
-    if isinstance(recipe, SegmenterRecipe):
-        return segmenter_card(recipe, training=training, training_data=training_data, cases=cases)
+    make = segmenter_card if isinstance(recipe, SegmenterRecipe) else generator_card
+    return make(recipe, training=training, training_data=training_data, cases=cases)
+
+
+def generator_card(
+    recipe: Recipe,
+    *,
+    training: str = "",
+    training_data: Sequence[Mapping[str, Any]] = (),
+    cases: Sequence[str] = (),
+) -> Card:
+    """:func:`recipe_card` of a generator, whose card does not name its ``cases``."""
     given = dict(recipe.card)
     own = text(least=0).read(given.pop("training", ""), '[card]: "training"')
     sentences = [own, training]
@@ -269,6 +322,44 @@ def _stages(values: Any) -> tuple[Stage, ...]:
                 " make it smaller"
             )
     return stages
+
+
+def _give_learning_rate(made: dict[str, Any]) -> None:
+    """Puts that of the level, of a cascade the first one's, among the settings of the training."""
+    levels, training = made["levels"], made.get("training")
+    if not levels or not isinstance(levels, (list, tuple)) or not all(isinstance(one, Mapping) for one in levels):
+        raise MedDPMError("[[levels]] must be tables, one for each level of the cascade")
+    if isinstance(training, Mapping):
+        if "learning_rate" in training:
+            raise MedDPMError('[training]: "learning_rate" is given for each of the [[levels]]: remove it here')
+        own = next((level for level in levels if level.get("name") == made.get("level")), levels[0])
+        made["training"] = {**training, "learning_rate": own.get("learning_rate")}
+
+
+def _take_levels(made: dict[str, Any]) -> None:
+    """Checks the levels of a cascade, and makes stages of them: of all, or of the one that is trained."""
+    if "stages" in made:
+        raise MedDPMError("a recipe has [[stages]] or, for a cascade, [[levels]]: remove one of them")
+    levels = tuple(build(Level, level, "[[levels]]") for level in made["levels"])
+    if tuple(level.name for level in levels) != CASCADE_LEVELS:
+        raise MedDPMError(f"[[levels]] must be {', '.join(CASCADE_LEVELS)}, in this order")
+    schedule = made.get("schedule")
+    if not isinstance(schedule, Mapping) or schedule.get("name") != NOISE_LEVELS:
+        raise MedDPMError(f'[schedule]: "name" must be "{NOISE_LEVELS}" for a cascade')
+    for section, wanted in _UNUSED_BY_LEVELS.items():
+        for name, value in wanted.items():
+            if getattr(made.get(section), name, value) != value:
+                raise MedDPMError(f'[{section}]: "{name}" must be {value!r} for a cascade, which does not use it')
+    made["levels"] = levels
+    if not isinstance(made.get("scheme"), str):  # reported with the rest
+        return
+    chosen = [level for level in levels if made.get("level") in (None, level.name)]
+    stages = [
+        {"size": standard(made["scheme"]).grid.size, "iterations": level.iterations, "batch": level.batch}
+        | ({} if level.patch is None else {"patch": level.patch})
+        for level in chosen or levels
+    ]
+    made["stages"] = _stages(stages)
 
 
 def _override(values: dict[str, Any], override: str) -> None:

@@ -75,6 +75,8 @@ class SegmenterRecipe(Staged):
     augmentation: Augmentation
     randomization: Randomization
     monitor: Monitor
+    #: Names of cases that are never trained on, whatever share of the others is held out: they are for validation.
+    validation: tuple[str, ...] = field(list_of(text(), 0, 1000), default=())
 
     #: Only generators are distilled.
     distillation = None

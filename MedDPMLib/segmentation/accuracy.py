@@ -55,9 +55,9 @@ def measure(
         if any(not scan.geometry.is_close(case.labels.geometry) for scan in case.scans.values()):
             raise MedDPMError(f"{case.name}: scans and labels do not lie on the same voxels, and cannot be compared")
         asked: dict[str, dict[str | None, Volume]] = {name: {None: scan} for name, scan in case.scans.items()}
-        named = {name: scan for name, scan in case.scans.items() if name in card.modalities}
+        named: dict[str | None, Volume] = {name: case.scans[name] for name in case.scans if name in card.modalities}
         if len(named) > 1:
-            asked[ALL] = dict(named)
+            asked[ALL] = named
         for scan, given in asked.items():
             report(f"{case.name}, {scan}")
             found = segmenter.segment(given, name=case.name, execution=execution).labels.array

@@ -132,9 +132,9 @@ class Segmenter:
                 share[voxel_of_block(voxel)] = _probabilities(network, features, output, voxel)
             shares.append(share.movedim(-1, 0).numpy())
         elsewhere = ~_largest_piece(shares[0].argmax(axis=0) > 0)
-        for share in shares:
-            share[:, elsewhere] = 0
-            share[0, elsewhere] = 1
+        for found in shares:
+            found[:, elsewhere] = 0
+            found[0, elsewhere] = 1
         progress(total, total)
         return shares
 
@@ -174,14 +174,14 @@ def _probabilities(
     network: SegmentationUNet3d, features: Sequence[tuple[Tensor, bool]], output: int, voxel: int
 ) -> Tensor:
     """The probabilities (D/2, H/2, W/2, classes), float16, at one voxel of each block: the mean over all passes."""
-    mean: Tensor | None = None
+    total = torch.zeros(())
     for one, mirrored in features:
         # In a mirrored block left and right voxels have changed places, too.
         scores = network.scores(one, output, voxel ^ 1 if mirrored else voxel)[0].movedim(0, -1)
         found = scores.float().softmax(dim=-1)
         found = found.flip(2) if mirrored else found
-        mean = found if mean is None else mean.add_(found)
-    return (mean / len(features)).to("cpu", torch.float16)
+        total = found if total.dim() == 0 else total.add_(found)
+    return (total / len(features)).to("cpu", torch.float16)
 
 
 def _largest_piece(brain: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ from MedDPMLib.errors import MedDPMError
 from MedDPMLib.models.card import Card
 from MedDPMLib.models.model import load_model
 from MedDPMLib.networks.optimized import optimize
-from MedDPMLib.recipes.recipe import Recipe, recipe_card
+from MedDPMLib.recipes.recipe import Recipe, generator_card
 
 
 class Teacher:
@@ -31,7 +31,7 @@ class Teacher:
         settings = recipe.distillation
         assert settings is not None, "only a student has a teacher"
         model = load_model(settings.teacher)
-        _check_same(model.card, recipe_card(recipe))
+        _check_same(model.card, generator_card(recipe))
         #: For the run's history.
         self.identity = {"model": model.card.name, "hash": model.hash}
         self.prediction, self.schedule, self.dtype = model.card.prediction, schedule, dtype

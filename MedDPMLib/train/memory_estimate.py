@@ -16,11 +16,13 @@ from dataclasses import dataclass
 import torch
 
 from MedDPMLib.errors import MedDPMError, OutOfMemory
-from MedDPMLib.networks import build_network
-from MedDPMLib.networks.denoiser import Denoiser
-from MedDPMLib.recipes.recipe import Recipe, Stage, recipe_card, recipe_values
+from MedDPMLib.networks.denoiser import Network
+from MedDPMLib.recipes.parts import Stage
+from MedDPMLib.recipes.recipe import Recipe, recipe_values
+from MedDPMLib.recipes.segmenter import SegmenterRecipe
 from MedDPMLib.runtime.device import Execution, free_memory
 from MedDPMLib.train.iteration_cost import Job, measure
+from MedDPMLib.train.tasks import network_of
 
 #: Bytes that the larger of two cubes takes about, on which is measured: what the memory of every grid has in common,
 #: and the gaps of the heap, come to some hundred megabytes. And between which sides it lies.
@@ -47,10 +49,10 @@ class Need:
 
 
 def needs(
-    recipe: Recipe, stages: Sequence[Stage], device: torch.device, precision: str, checkpointing: bool
+    recipe: Recipe | SegmenterRecipe, stages: Sequence[Stage], device: torch.device, precision: str, checkpointing: bool
 ) -> list[Need]:
     """What each of ``stages`` takes; each call measures for some seconds."""
-    cubes = _cubes(build_network(recipe_card(recipe).network_description), stages)
+    cubes = _cubes(network_of(recipe), stages)
     job = Job(recipe_values(recipe), cubes, 1, 1, str(device), precision, checkpointing, baseline=False)
     small, large = measure(job)
     voxels = [math.prod(cube) for cube in cubes]
@@ -65,7 +67,7 @@ def needs(
     ]  # fmt: skip
 
 
-def _cubes(network: Denoiser, stages: Sequence[Stage]) -> list[tuple[int, int, int]]:
+def _cubes(network: Network, stages: Sequence[Stage]) -> list[tuple[int, int, int]]:
     """The two cubes to measure on, (i, j, k), the smaller one first: no larger than the largest of ``stages``, if that
     has room."""
     multiple = network.side_multiple
@@ -77,7 +79,7 @@ def _cubes(network: Denoiser, stages: Sequence[Stage]) -> list[tuple[int, int, i
     return [(side * multiple,) * 3 for side in (max(1, units * 2 // 3), units)]
 
 
-def memory_table(recipe: Recipe, device: torch.device) -> Iterator[Need]:
+def memory_table(recipe: Recipe | SegmenterRecipe, device: torch.device) -> Iterator[Need]:
     """For each stage what training takes in each precision, with and without recomputed activations, where that can be
     measured."""
     stages = list({(stage.example_size, stage.batch): stage for stage in recipe.stages}.values())
@@ -88,7 +90,7 @@ def memory_table(recipe: Recipe, device: torch.device) -> Iterator[Need]:
 
 
 def _measurable(
-    recipe: Recipe, stages: Sequence[Stage], device: torch.device, precision: str, checkpointing: bool
+    recipe: Recipe | SegmenterRecipe, stages: Sequence[Stage], device: torch.device, precision: str, checkpointing: bool
 ) -> list[Need]:
     """What :func:`needs` finds, or nothing where it cannot be measured: the other figures are worth having."""
     try:
@@ -97,7 +99,7 @@ def _measurable(
         return []
 
 
-def check_memory(recipe: Recipe, execution: Execution, checkpointing: bool, network: Denoiser) -> None:
+def check_memory(recipe: Recipe | SegmenterRecipe, execution: Execution, checkpointing: bool, network: Network) -> None:
     """Raises :class:`OutOfMemory` if the largest stage will not fit into what is free; with what would."""
     free = free_memory(execution.device)
     if execution.device.type == "cpu":  # which the processes of torchrun share
@@ -134,7 +136,7 @@ def check_memory(recipe: Recipe, execution: Execution, checkpointing: bool, netw
 
 
 @contextmanager
-def memory_explained(recipe: Recipe, execution: Execution, checkpointing: bool):
+def memory_explained(recipe: Recipe | SegmenterRecipe, execution: Execution, checkpointing: bool):
     """Says what can be done when memory runs out after all."""
     try:
         yield
@@ -146,7 +148,7 @@ def memory_explained(recipe: Recipe, execution: Execution, checkpointing: bool):
         raise OutOfMemory(_ran_out(recipe, execution, checkpointing)) from error
 
 
-def _ran_out(recipe: Recipe, execution: Execution, checkpointing: bool) -> str:
+def _ran_out(recipe: Recipe | SegmenterRecipe, execution: Execution, checkpointing: bool) -> str:
     remedies = [] if checkpointing else ["--checkpointing"]
     remedies += ["--precision bfloat16"] if execution.dtype == torch.float32 else []
     remedies += ["smaller patches (--set stages.0.patch=[...])"]

@@ -18,7 +18,7 @@ from MedDPMLib.masks.mask import Mask
 from MedDPMLib.masks.schemes import load_scheme
 from MedDPMLib.models.model import Model
 from MedDPMLib.networks import build_network
-from MedDPMLib.recipes.recipe import Recipe, recipe_card
+from MedDPMLib.recipes.recipe import Recipe, generator_card
 from MedDPMLib.runtime.device import Execution
 from MedDPMLib.runtime.files import atomic_write
 
@@ -38,7 +38,7 @@ class Monitor:
         self, recipe: Recipe, weights: Mapping[str, Tensor], case: Case, execution: Execution, iteration: int
     ) -> Path:
         """A picture of what the averaged ``weights`` make of the labels of ``case``, with seed 0 in draft quality."""
-        card = recipe_card(recipe)
+        card = generator_card(recipe)
         scheme = load_scheme(recipe.scheme)
         network = build_network(card.network_description)
         network.load_state_dict(weights)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,18 +18,14 @@ from torch.utils.data import Dataset
 from MedDPMLib.data import Case
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.models.card import Card
-from MedDPMLib.models.segmenter_card import GENERATOR, SEGMENTER
 from MedDPMLib.models.store import ModelStore, load_card_and_state
 from MedDPMLib.recipes.recipe import Recipe, recipe_card, recipe_changes
 from MedDPMLib.recipes.segmenter import SegmenterRecipe
 from MedDPMLib.runtime.device import Execution
-from MedDPMLib.train import segmenter_examples
 from MedDPMLib.train.convolution_check import check_convolution
 from MedDPMLib.train.engine import Engine
 from MedDPMLib.train.examples import (
-    Examples,
     batch_numbers,
-    held_out_batches,
     made_ahead,
     remaining_stages,
     split_cases,
@@ -37,28 +33,10 @@ from MedDPMLib.train.examples import (
 from MedDPMLib.train.folder import RunFolder, RunHistory, history_fields, training_machine
 from MedDPMLib.train.memory_estimate import check_memory, memory_explained
 from MedDPMLib.train.monitor import Monitor
-from MedDPMLib.train.segmenter_engine import SegmenterEngine
-from MedDPMLib.train.segmenter_examples import SegmenterExamples
 from MedDPMLib.train.stopping import Stopped, StopRequest
+from MedDPMLib.train.stored_tables import TABLES, cascade_tables, for_brains
+from MedDPMLib.train.task import BatchesByNumber
 from MedDPMLib.validation import list_of, number
-
-
-@dataclass(frozen=True)
-class _Kind:
-    """What depends on the kind of model that is trained."""
-
-    name: str
-    engine: type[Engine]
-    examples: type[Examples] | type[SegmenterExamples]
-    held_out_batches: Callable[[Any], Any]
-    #: Whether there are pictures of what the network makes.
-    has_pictures: bool
-
-
-_KINDS = {
-    Recipe: _Kind(GENERATOR, Engine, Examples, held_out_batches, True),
-    SegmenterRecipe: _Kind(SEGMENTER, SegmenterEngine, SegmenterExamples, segmenter_examples.held_out_batches, False),
-}
 
 #: What a checkpoint calls the history.
 _HISTORY = "story"
@@ -85,6 +63,8 @@ def train(
 ) -> RunHistory:
     """Trains with ``recipe`` on ``cases`` in the folder ``run``, or resumes from its newest checkpoint.
 
+    A level of a cascade is trained in a folder of its own in ``run``, beside the tables that all levels share.
+
     Args:
         execution: where, and in which precision forward and backward run.
         data: ``name`` and ``license`` of the data, for the run's README and the model's card.
@@ -106,15 +86,25 @@ def train(
     if not accelerator.is_main_process:
         report, tell = lambda iteration, loss: None, lambda sentence: None
     check_data(recipe, cases)
+    training = recipe.training
+    training_cases, held_out = split_cases(cases, training.held_out, training.seed, recipe.validation)
+    if not len(training_cases):
+        raise MedDPMError(f"every case is for validation by the recipe {recipe.name}: prepare others to train on")
+    tables = None
+    if isinstance(recipe, Recipe) and recipe.level:
+        recipe = for_brains(recipe, len(training_cases))
+        with accelerator.main_process_first():
+            tables = cascade_tables(recipe, training_cases, run / TABLES, tell)
+        run = run / recipe.trained_level.name
     with memory_explained(recipe, execution, checkpointing):
-        engine = _KINDS[type(recipe)].engine(
-            recipe, execution, accelerator=accelerator, checkpointing=checkpointing, compile=compile, shard=shard
-        )
+        engine = Engine(
+            recipe, execution, accelerator=accelerator, tables=tables, checkpointing=checkpointing, compile=compile,
+            shard=shard,
+        )  # fmt: skip
         _check_grids(recipe, engine)
-        session = _Session(recipe, cases, RunFolder(run), engine, data or {}, tell)
+        session = _Session(recipe, (training_cases, held_out), RunFolder(run), engine, data or {}, tell)
         session.begin(init)
-        # What shards take is not measured, and segmenters are small.
-        if engine.iteration < recipe.iterations and not shard and isinstance(recipe, Recipe):
+        if engine.iteration < recipe.iterations and not shard:  # what shards take is not measured
             check_memory(recipe, execution, checkpointing, engine.network)
         try:
             session.go_on(workers, report, stop or StopRequest())
@@ -139,16 +129,15 @@ class _Session:
     def __init__(
         self,
         recipe: Recipe | SegmenterRecipe,
-        cases: Dataset | Sequence[Case],
+        split: tuple[Dataset, Dataset],
         folder: RunFolder,
         engine: Engine,
         data: Mapping[str, Any],
         tell: Callable[[str], None],
     ) -> None:
         self.recipe, self.folder, self.engine, self.tell = recipe, folder, engine, tell
-        self.kind = _KINDS[type(recipe)]
         self.main = engine.accelerator.is_main_process
-        self.training_cases, self.held_out = split_cases(cases, recipe.training.held_out, recipe.training.seed)
+        self.training_cases, self.held_out = split
         self.checkpoints = folder.checkpoints(recipe.monitor.keep)
         self.history = RunHistory(
             data={
@@ -164,7 +153,7 @@ class _Session:
         self.clock = time.monotonic()
         self.monitor: Monitor | None = None
         #: The examples of the held-out cases, once they are needed.
-        self.measured: Examples | SegmenterExamples | None = None
+        self.measured: BatchesByNumber | None = None
 
     def begin(self, init: str | None) -> None:
         """Resumes from the newest checkpoint, or starts from scratch or from the weights of ``init``."""
@@ -172,7 +161,7 @@ class _Session:
         if state is None:
             if init is not None:
                 self.history.init = self._initialize(init)
-            self.history.teacher = self.engine.teacher.identity if self.engine.teacher else None
+            self.history.teacher = self.engine.task.teacher.identity if self.engine.task.teacher else None
         else:
             changes = recipe_changes(self.folder.recipe(), self.recipe) if self.folder.has_recipe else []
             self._load(state)
@@ -210,7 +199,7 @@ class _Session:
         self.losses = losses if list_of(number(), 0, 10**6).fits(losses) else []
 
     def _check_teacher(self) -> None:
-        teacher = self.engine.teacher
+        teacher = self.engine.task.teacher
         if teacher and teacher.identity != self.history.teacher:
             raise MedDPMError(
                 f"the teacher {teacher.identity['model']} has changed since the run was started: restore it, or"
@@ -238,7 +227,7 @@ class _Session:
         for stage, iterations in remaining_stages(recipe, engine.iteration):
             coarsest = [side // engine.network.side_multiple for side in reversed(stage.example_size)]
             check_convolution(engine.device, engine.execution.dtype, coarsest)
-            examples = self.kind.examples(recipe, stage, self.training_cases)
+            examples = engine.task.examples(stage, self.training_cases)
             wanted = (
                 numbers
                 for iteration in iterations
@@ -282,11 +271,7 @@ class _Session:
                 self.checkpoints.save({**state, "losses": self.losses, _HISTORY: vars(self.history)})
                 self.folder.write_history(self.recipe, self.history)
         # After the checkpoint, which matters more; not when the run is asked to stop, but always at its end.
-        if (
-            plan.montage_every
-            and self.kind.has_pictures
-            and (last or (iteration % plan.montage_every == 0 and not stopping))
-        ):
+        if plan.montage_every and (last or (iteration % plan.montage_every == 0 and not stopping)):
             self._draw()
         if due or stopping:
             if self.monitor is not None:
@@ -301,8 +286,8 @@ class _Session:
         """
         held_out = None
         if len(self.held_out):
-            self.measured = self.measured or self.kind.examples(self.recipe, self.recipe.stages[-1], self.held_out)
-            held_out = self.engine.measure(self.kind.held_out_batches(self.measured))
+            self.measured = self.measured or self.engine.task.examples(self.recipe.stages[-1], self.held_out)
+            held_out = self.engine.measure(self.measured.held_out())
         loss = sum(self.losses) / len(self.losses)
         self.losses = []
         iteration = self.engine.iteration
@@ -344,7 +329,7 @@ class _Session:
 
     def _initialize(self, init: str) -> dict[str, Any]:
         try:
-            entry = ModelStore().find(init, self.kind.name)
+            entry = ModelStore().find(init, self.recipe.kind)
         except MedDPMError:
             if RunFolder(Path(init)).has_recipe:
                 raise MedDPMError(
@@ -353,7 +338,7 @@ class _Session:
             raise
         card, weights = load_card_and_state(entry.path)
         self._tell_differences(init, card)
-        fresh = self.engine.start_from(weights)
+        fresh = self.engine.start_from(self.engine.task.own_weights(weights))
         count = len(self.engine.network.state_dict())
         if len(fresh) == count:
             raise MedDPMError(f"no tensor of {init} fits the network of the recipe {self.recipe.name}: choose another")

@@ -55,13 +55,18 @@ class SegmenterExamples:
     def batch(self, numbers: Sequence[int]) -> SegmenterExample:
         """The examples of these ``numbers`` together. The tumor is asked for where it can be seen in all of them."""
         made = [self._example(number) for number in numbers]
-        first = made[0]
+        joined = {name: torch.cat([getattr(one, name) for one in made]) for name in ("x", "structures", "tumor")}
         return SegmenterExample(
-            *(torch.cat([getattr(one, name) for one in made]) for name in ("x", "structures", "tumor")),
-            all(one.asked for one in made),
-            first.places,
-            tuple(name for one in made for name in one.cases),
+            **joined,
+            asked=all(one.asked for one in made),
+            places=made[0].places,
+            cases=tuple(name for one in made for name in one.cases),
         )
+
+    def held_out(self) -> Iterator[SegmenterExample]:
+        """The fixed examples to measure on, if the cases are held out: two of each."""
+        for number in range(2 * len(self.varied)):
+            yield self.batch([number])
 
     def _example(self, number: int) -> SegmenterExample:
         recipe, settings = self.recipe, self.recipe.randomization
@@ -102,9 +107,3 @@ class SegmenterExamples:
             for number, value in enumerate(values, start=1):
                 lookup[output, value] = number
         return tuple(lookup[:, sample.labels.long()])  # type: ignore[return-value]
-
-
-def held_out_batches(examples: SegmenterExamples) -> Iterator[SegmenterExample]:
-    """The fixed ``examples`` of held-out cases to measure on: two of each."""
-    for number in range(2 * len(examples.varied)):
-        yield examples.batch([number])

@@ -16,11 +16,13 @@ import vtk
 from bench import (
     ctk_widgets,
     dialogs,
+    main_window,
     mrml_widgets,
     packages,
     parameter_node,
     scripted_module,
     segment_editor,
+    view_menu,
     views,
 )  # fmt: skip
 from bench.pythonqt import qt_module
@@ -75,56 +77,6 @@ class ModuleManager(Signals):
         self._modules.pop(name).discard()
 
 
-class _ModuleSelector:
-    """Which module's panel is shown; a change leaves one and enters the other."""
-
-    def __init__(self, place):
-        self._place = place
-        self.selectedModule = ""
-
-    def selectModule(self, name):
-        if name == self.selectedModule:
-            return
-        self.leave(self.selectedModule)
-        module = slicer.app.moduleManager().module(name)
-        widget = module.widgetRepresentation()
-        self._place.setWidget(widget)
-        widget.show()
-        self.selectedModule = name
-        widget.enter()
-
-    def leave(self, name):
-        if name and name == self.selectedModule:
-            self._place.takeWidget().exit()
-            self.selectedModule = ""
-
-
-class MainWindow(qt.QMainWindow):
-    """The module panel on the left, the views on the right. Hidden until ``show`` is called: drawing takes time."""
-
-    def __init__(self):
-        super().__init__()
-        self.objectName = "qSlicerMainWindow"
-        split = qt.QSplitter(self)
-        self._panel = qt.QScrollArea(split)
-        self._panel.widgetResizable = True
-        self._panel.setHorizontalScrollBarPolicy(qt.Qt.ScrollBarAlwaysOff)
-        self.viewport = qt.QWidget(split)
-        grid = qt.QGridLayout(self.viewport)
-        grid.setContentsMargins(0, 0, 0, 0)
-        grid.setSpacing(2)
-        split.setSizes([520, 900])
-        self.setCentralWidget(split)
-        self.resize(1420, 900)
-        self._selector = _ModuleSelector(self._panel)
-
-    def moduleSelector(self):
-        return self._selector
-
-    def panel(self):
-        return self._panel
-
-
 class Application(Signals):
     """qSlicerApplication: one for the process, see :func:`start_application`."""
 
@@ -159,9 +111,10 @@ class Application(Signals):
         slicer.app = self
         self._offer_modules()
         self._set_up_logics()
-        self._window = MainWindow()
+        self._window = main_window.MainWindow()
         self._layout = views.LayoutManager(self._scene, self._logic, self._window.viewport)
         self._follow_nodes()
+        view_menu.qSlicerSubjectHierarchyPluginHandler(self)
 
     # What modules call
 
@@ -264,7 +217,7 @@ class Application(Signals):
             sys.modules[name] = module
             if name.startswith("slicer."):
                 setattr(slicer, name.partition(".")[2], module)
-        for source in (mrml_widgets, segment_editor, views, scripted_module):
+        for source in (mrml_widgets, segment_editor, view_menu, views, scripted_module):
             for name, value in vars(source).items():
                 if name.startswith(("qMRML", "qSlicer")):
                     setattr(slicer, name, value)

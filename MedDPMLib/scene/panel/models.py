@@ -58,7 +58,7 @@ class ModelSection:
     def card(self) -> Card | None:
         """The chosen model's card; None if there is no model, or if its file is broken."""
         entry = self.entry
-        return entry.card if entry is not None and entry.problem is None else None
+        return entry.generator_card if entry is not None and entry.problem is None else None
 
     def fill(self, chosen: str | None = None) -> None:
         """Looks for what is installed, and chooses the model called ``chosen`` (None: the one before)."""
@@ -71,7 +71,7 @@ class ModelSection:
         self._entries = list({entry.name: entry for entry in _installed()}.values())
         for index, entry in enumerate(self._entries):
             box.addItem(entry.card.title if entry.problem is None else _("{name} (broken)").format(name=entry.name))
-            box.setItemData(index, entry.problem or summary(entry.card), qt.Qt.ToolTipRole)
+            box.setItemData(index, entry.problem or summary(entry.generator_card), qt.Qt.ToolTipRole)
         names = [entry.name for entry in self._entries]
         box.currentIndex = names.index(chosen) if chosen in names else 0 if names else -1
         box.blockSignals(blocked)
@@ -93,7 +93,10 @@ class ModelSection:
     def choose_for(self, scheme: LabelScheme) -> None:
         """Chooses a model whose masks have the labels of ``scheme``, if there is one."""
         for entry in self._entries:
-            if entry.problem is None and entry.card.scheme == scheme and entry.card.completion is None:
+            if entry.problem is not None:
+                continue
+            card = entry.generator_card
+            if card.scheme == scheme and card.completion is None:
                 self.choose(entry.name)
                 return
 
@@ -117,7 +120,7 @@ class ModelSection:
         if entry is None:
             ui.modelSummary.text = _("No model is installed yet: add one.")
         else:
-            ui.modelSummary.text = before + (entry.problem or summary(entry.card))
+            ui.modelSummary.text = before + (entry.problem or summary(entry.generator_card))
         usable = self.card is not None
         ui.modelSection.text = _("Model: {title}").format(title=self.card.title) if usable else _("Model")
 
