@@ -16,6 +16,7 @@ from MedDPMLib.cli import (
     demo,
     fidelity,
     generate,
+    masks,
     models,
     prepare,
     study,
@@ -81,6 +82,7 @@ def options(
 app.command()(demo.demo)
 app.command()(generate.generate)
 app.command()(complete.complete)
+app.command()(masks.masks)
 app.command()(appearance.appearance)
 app.add_typer(models.app, name="models")
 app.command()(prepare.prepare)

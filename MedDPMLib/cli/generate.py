@@ -24,7 +24,7 @@ from MedDPMLib.cli.options import (
 )
 from MedDPMLib.cli.output import Progress, complain, show_progress
 from MedDPMLib.cli.remedies import worded
-from MedDPMLib.cli.shards import Shard, find_shard
+from MedDPMLib.cli.shards import Shard, ShardOption, find_shard
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.inference.settings import SETTINGS, GenerationSettings
 
@@ -53,15 +53,7 @@ def generate(
     labels: LabelsOption = None,
     brain_from: BrainFromOption = None,
     geometry: GeometryOption = None,
-    shard: Annotated[
-        str | None,
-        typer.Option(
-            "--shard",
-            metavar="I/N",
-            help="Only share I of N of the volumes, for N processes or jobs that share one folder: --shard 1/4 to 4/4."
-            " Under torchrun each process has its own share.",
-        ),
-    ] = None,
+    shard: ShardOption = None,
     write_as: Annotated[
         str,
         typer.Option(

@@ -6,11 +6,23 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Annotated, TypeVar
+
+import typer
 
 from MedDPMLib.errors import MedDPMError
 
 _Job = TypeVar("_Job")
+
+ShardOption = Annotated[
+    str | None,
+    typer.Option(
+        "--shard",
+        metavar="I/N",
+        help="Only share I of N of the work, for N processes or jobs that share one folder: --shard 1/4 to 4/4. Under"
+        " torchrun each process has its own share.",
+    ),
+]
 
 
 @dataclass(frozen=True)
