@@ -14,6 +14,7 @@ from MedDPMLib.cli import (
     benchmark,
     complete,
     demo,
+    evaluate,
     fidelity,
     generate,
     masks,
@@ -88,5 +89,6 @@ app.add_typer(models.app, name="models")
 app.command()(prepare.prepare)
 app.command()(training.train)
 app.command()(fidelity.fidelity)
+app.command()(evaluate.evaluate)
 app.add_typer(benchmark.app, name="benchmark")
 app.add_typer(study.app, name="study")
