@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from scipy.stats import wasserstein_distance
@@ -125,47 +126,48 @@ def _floor(mean) -> dict:
 def compare_intensities(
     real: Sequence[Measured], synthetic: Sequence[Measured], modality: str, labels: Sequence[str]
 ) -> list[Figure]:
-    """Distance of the distributions by label, and the share of labels whose mean is one that real patients have."""
-    pooled = _pooled(real, modality, labels)
-    if not pooled:
-        return []
-    distances = [_distance(one, pooled, modality) for one in synthetic]
-    # Each real case against the others: what a case of another patient has.
-    others = [
-        _distance(one, _pooled([other for other in real if other.group != one.group], modality, labels), modality)
-        for one in real
-    ]
-    floor = mean_over_groups(others, [one.group for one in real])
-    found = [
-        of_mean(mean_over_groups(distances, [one.group for one in synthetic]), "synthetic volumes", group=INTENSITIES,
-                name="Wasserstein distance by label", subject=modality, better="lower",
-                range="0 to 2 (intensities from -1 to 1), each label counted once", **_floor(floor)),
-    ]  # fmt: skip
-    means = {name: [_mean(one.quantiles[modality, name]) for one in real if (modality, name) in one.quantiles]
-             for name in labels}  # fmt: skip
-    known = {name: (min(values), max(values)) for name, values in means.items() if len(values) > 1}
-    if known:
-        shares = [_share(one, modality, known) for one in synthetic]
-        left_out = []
-        for one in real:
-            others = [other for other in real if other.group != one.group]
-            rest = {
-                name: [
-                    _mean(other.quantiles[modality, name]) for other in others if (modality, name) in other.quantiles
-                ]
-                for name in labels
-            }
-            left_out.append(_share(one, modality, {k: (min(v), max(v)) for k, v in rest.items() if len(v) > 1}))
+    """Distance of the distributions by label, and the share of labels whose mean is one that real patients have.
+
+    A case, real or synthetic, is compared with the real cases of other groups: of two copies neither is nearer.
+    """
+
+    @cache
+    def others(group: str) -> tuple[dict[str, np.ndarray], dict[str, tuple[float, float]]]:
+        cases = [one for one in real if one.group != group]
+        means = {
+            name: [_mean(one.quantiles[modality, name]) for one in cases if (modality, name) in one.quantiles]
+            for name in labels
+        }
+        ranges = {name: (min(values), max(values)) for name, values in means.items() if len(values) > 1}
+        return _pooled(cases, modality, labels), ranges
+
+    titles = (
+        ("Wasserstein distance by label", "lower", "0 to 2 (intensities from -1 to 1), each label counted once"),
+        (
+            "share of label means within the range of real patients",
+            "like real",
+            f"0 to 1; range of {len(real)} real cases",
+        ),
+    )
+    found = []
+    for index, ((name, better, scale), measure) in enumerate(zip(titles, (_distance, _share), strict=True)):
+        means = [
+            mean_over_groups(
+                [measure(one, others(one.group)[index], modality) for one in cases], [one.group for one in cases]
+            )
+            for cases in (real, synthetic)
+        ]
         found.append(
             of_mean(
-                mean_over_groups(shares, [one.group for one in synthetic]),
+                means[1],
                 "synthetic volumes",
                 group=INTENSITIES,
-                name="share of label means within the range of real patients",
+                name=name,
                 subject=modality,
-                better="like real",
-                range=f"0 to 1; range of {len(real)} real cases",
-                **_floor(mean_over_groups(left_out, [one.group for one in real])),
+                better=better,
+                range=scale,
+                note="" if means[1] else "too few real cases of other patients",
+                **_floor(means[0]),
             )  # fmt: skip
         )
     return found
@@ -190,14 +192,17 @@ def _distance(one: Measured, pooled: Mapping[str, np.ndarray], modality: str) ->
     return float(np.mean(distances)) if distances else float("nan")
 
 
+def _share(one: Measured, ranges: Mapping[str, tuple[float, float]], modality: str) -> float:
+    within = [
+        low <= _mean(one.quantiles[modality, name]) <= high
+        for name, (low, high) in ranges.items()
+        if (modality, name) in one.quantiles
+    ]
+    return float(np.mean(within)) if within else float("nan")
+
+
 def _mean(quantiles: np.ndarray) -> float:
     return float((quantiles[1:] + quantiles[:-1]).mean() / 2)
-
-
-def _share(one: Measured, modality: str, known: Mapping[str, tuple[float, float]]) -> float:
-    there = [(_mean(one.quantiles[modality, name]), limits) for name, limits in known.items()
-             if (modality, name) in one.quantiles]  # fmt: skip
-    return float(np.mean([low <= value <= high for value, (low, high) in there])) if there else float("nan")
 
 
 def compare_detail(real: Sequence[Measured], synthetic: Sequence[Measured], modality: str) -> list[Figure]:
