@@ -12,11 +12,11 @@ from MedDPMLib.imaging.geometry import brain_center
 from MedDPMLib.imaging.volume import Volume
 
 #: Voxels of the brain that are reflected.
-_POINTS = 4000
+_POINTS = 6000
 
 #: How far (mm, degrees) the plane is looked for from that through the brain's middle, and in which steps: each round
 #: looks around the best of the round before.
-_ROUNDS = ((9.0, 3.0, 8.0, 4.0), (2.0, 1.0, 3.0, 1.5), (0.75, 0.375, 1.0, 0.5))
+_ROUNDS = ((9.0, 1.5, 8.0, 4.0), (1.5, 0.75, 4.0, 2.0), (0.75, 0.375, 1.0, 0.5))
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,11 @@ def find_midline(labels: Volume) -> Midline:
         raise MedDPMError("the mask is empty: it has no midline")
     center = brain_center(inside, labels.geometry)
     filled = np.flatnonzero(inside)
-    chosen = filled[np.random.default_rng(0).integers(len(filled), size=_POINTS)]
-    ras = labels.geometry.to_ras(np.stack(np.unravel_index(chosen, inside.shape)[::-1], axis=1))
+    random = np.random.default_rng(0)
+    chosen = filled[random.integers(len(filled), size=_POINTS)]
+    # Not the middles of voxels, which a plane along the axes would map onto each other: it would score too well.
+    ijk = np.stack(np.unravel_index(chosen, inside.shape)[::-1], axis=1) + random.uniform(-0.5, 0.5, (_POINTS, 3))
+    ras = labels.geometry.to_ras(ijk)
     values = labels.array.ravel()[chosen]
     best = (-1.0, (0.0, 0.0, 0.0))
     for reach, step, turn, turn_step in _ROUNDS:

@@ -119,8 +119,9 @@ def new_mask(
         "changes": [change for change in CHANGES if change in changes],
         "across_midline": across_midline,
         "drawn": asdict(drawn),
+        "midline": {"normal_ras": [round(float(n), 5) for n in midline.normal], "offset_mm": round(midline.offset, 3)},
         "center_ras_mm": [round(float(c), 2) for c in center],
-        "kept": round(kept, 4),
+        "kept": round(float(kept), 4),
         "ml": {label.name: round(float(counts[label.value]), 3) for label in scheme.labels if counts[label.value]},
     }
     return NewMask(labels, anatomy, record)
