@@ -17,7 +17,7 @@ import numpy as np
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.geometry import Grid, brain_center
 from MedDPMLib.imaging.io import names_volume, read_volume, volume_stem
-from MedDPMLib.imaging.normalize import normalise
+from MedDPMLib.imaging.normalize import normalize
 from MedDPMLib.imaging.resample import resample_image
 from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.inference.record import read_record
@@ -200,7 +200,7 @@ def load_case(
     for channel, (modality, volume) in zip(images, volumes.items(), strict=True):
         placed = resample_image(volume, geometry, fill=float(volume.array.min()))
         try:
-            channel[:] = normalise(placed, inside).array
+            channel[:] = normalize(placed, inside).array
         except (MedDPMError, IndexError) as error:
             raise MedDPMError(f"{case.images[modality]}: {error}") from error
     return LoadedCase(case.name, case.group, images, inside, labels)

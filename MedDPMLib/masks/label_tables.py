@@ -1,4 +1,4 @@
-"""What are a file's values called? Colour tables, label files and nnU-Net's ``dataset.json`` that lie beside it.
+"""What are a file's values called? Color tables, label files and nnU-Net's ``dataset.json`` that lie beside it.
 
 Read are the color tables of 3D Slicer (``.ctbl``, ``.txt``, ``.csv``), the label descriptions of ITK-SNAP and
 FreeSurfer's lookup table.
@@ -36,7 +36,7 @@ _OF_A_FOLDER = (
 #: Folders of masks that ``dataset.json`` lies above.
 _MASKS_BELOW = re.compile(r"(labels|pred|val|test|seg|mask).*", re.IGNORECASE)
 
-#: What programs call a label that nobody has named.
+#: What programs call a label that has no name of its own.
 _UNNAMED = re.compile(r"(label|segment|region|value)?[ _-]*\d*|\(none\)|invalid|clear label|undefined", re.IGNORECASE)
 
 #: A table is a short text.
@@ -85,7 +85,7 @@ def read_table(path: Path) -> dict[int, str]:
     try:
         named = _of_a_dataset(text) if path.suffix.lower() == ".json" else _of_lines(text)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, csv.Error) as error:
-        raise MedDPMError(f"{path} does not say what labels are called ({error!r:.100})") from error
+        raise MedDPMError(f"{path} does not name its labels ({error!r:.100})") from error
     named = {value: name.strip() for value, name in named.items() if 0 < value < 65_536}
     named = {value: name for value, name in named.items() if not _UNNAMED.fullmatch(name) and name != "ignore"}
     if not named:

@@ -142,7 +142,7 @@ def _made(change: str, changes: Sequence[str], value: float, otherwise: float) -
 
 
 def _tumor(labels: np.ndarray, scheme: LabelScheme) -> np.ndarray:
-    return np.isin(labels, [label.value for label in scheme.tumour])
+    return np.isin(labels, [label.value for label in scheme.tumor])
 
 
 # The anatomy ------------------------------------------------------------------------------------------
@@ -156,7 +156,7 @@ def _without_tumor(mask: Mask) -> Volume:
     tumor = _tumor(labels, scheme)
     if not tumor.any():
         return mask.volume
-    spared = [0, *(label.value for label in (*scheme.tumour, *scheme.of_tissue("fluid")))]
+    spared = [0, *(label.value for label in (*scheme.tumor, *scheme.of_tissue("fluid")))]
     filled = labels.copy()
     for margin in (15, max(labels.shape)):
         box = _box(tumor, margin)
@@ -288,14 +288,14 @@ class _Tumor:
 def _layers(scheme: LabelScheme) -> list[int]:
     """The values of edema, rim and core, if the scheme has them all and no other part of a tumor; else fewer."""
     values = [scheme.of_tissue(tissue)[0].value for tissue in _LAYERS if scheme.of_tissue(tissue)]
-    return values if len(values) == len(scheme.tumour) == 3 else values[:0]
+    return values if len(values) == len(scheme.tumor) == 3 else values[:0]
 
 
 def _nested(labels: np.ndarray, scheme: LabelScheme) -> list[tuple[int, np.ndarray]]:
     """The regions of a tumor from the outside in, each with the value of what is no part of the next."""
     values = _layers(scheme)
     if not values:
-        return [(scheme.tumour[0].value, _tumor(labels, scheme))]
+        return [(scheme.tumor[0].value, _tumor(labels, scheme))]
     return [(value, np.isin(labels, values[index:])) for index, value in enumerate(values)]
 
 

@@ -20,7 +20,7 @@ from MedDPMLib.runtime.paths import RESOURCES
 
 _FILE = RESOURCES / "numberings.json"
 
-#: The scheme whose labels have the names of all parts of brain and tumour.
+#: The scheme whose labels have the names of all parts of brain and tumor.
 _ALL_PARTS = "anatomy"
 
 #: What stands beside a name and says nothing about which structure it is: FreeSurfer's and others' prefixes.
@@ -111,7 +111,7 @@ def find_numbering(scheme: LabelScheme, name: str) -> Numbering:
             return numbering
     known = "; ".join(f'"{numbering.name}" ({numbering.title})' for numbering in numberings(scheme))
     raise MedDPMError(
-        f'there is no numbering "{name}" for the scheme "{scheme.name}": use {known}; or say what each value is,'
+        f'there is no label convention "{name}" for the scheme "{scheme.name}": use {known}; or define each value,'
         f' as in "1={scheme.labels[0].name.lower()}"'
     )
 
@@ -132,7 +132,7 @@ def _written_out(scheme: LabelScheme, text: str) -> Numbering:
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d{1,5})\s*=\s*(.+?)\s*", part)
         if match is None or not 0 < int(match[1]) < 65_536 or int(match[1]) in meanings:
-            raise MedDPMError(f'"{part}" in "{text}" does not say what one value is: write 1=necrosis,2=edema')
+            raise MedDPMError(f'"{part}" in "{text}" does not define a value: write 1=necrosis,2=edema')
         value, name = int(match[1]), match[2]
         label = label_named(name, scheme)
         if label is None and name.casefold() not in _NOTHING:
@@ -140,7 +140,7 @@ def _written_out(scheme: LabelScheme, text: str) -> Numbering:
                 f'"{name}" in "{text}" is no label of the scheme "{scheme.name}" ({scheme.describe_labels()})'
             )
         values[value], meanings[value] = (label.value, label.name) if label else (0, "nothing")
-    return Numbering(text, "as it was said", tuple(values.items()), tuple(meanings.items()))
+    return Numbering(text, "as specified", tuple(values.items()), tuple(meanings.items()))
 
 
 # Names -----------------------------------------------------------------------------------------------
@@ -173,7 +173,7 @@ def label_for(part: str, scheme: LabelScheme) -> Label | None:
     if label is None and scheme.rest is not None:
         known = load_scheme(_ALL_PARTS)
         wanted = known.label_by_name(part)
-        if wanted is not None and wanted.role != "tumour" and scheme.rest.name == known.rest.name:
+        if wanted is not None and wanted.role != "tumor" and scheme.rest.name == known.rest.name:
             return scheme.rest
     return label
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from MedDPMLib.imaging.geometry import Geometry, extent
 
-#: Longest side, in millimetres, that a brain or head can have; outside of this the spacing is doubted.
+#: Longest side, in millimeters, that a brain or head can have; outside of this the spacing is doubted.
 _PLAUSIBLE_EXTENT = (60.0, 300.0)
 _SMALLEST = 2.0
 
@@ -14,12 +14,12 @@ _SMALLEST = 2.0
 _BRAIN_EXTENT = (120.0, 240.0)
 _USUAL_EXTENT = 170.0
 
-#: What a length was measured in that counts as so many millimetres.
+#: What a length was measured in that counts as so many millimeters.
 _UNITS = {1000.0: "meters", 10.0: "centimeters", 0.001: "micrometers"}
 
 
 def odd_size(labels: np.ndarray, geometry: Geometry) -> str | None:
-    """What is odd about the size of all that is labelled (k, j, i), and what would explain it; None if nothing is."""
+    """What is odd about the size of all that is labeled (k, j, i), and what would explain it; None if nothing is."""
     low, high = extent(labels != 0, geometry)
     sides = high - low
     if _PLAUSIBLE_EXTENT[0] <= max(sides) <= _PLAUSIBLE_EXTENT[1]:
@@ -29,7 +29,7 @@ def odd_size(labels: np.ndarray, geometry: Geometry) -> str | None:
 
 
 def is_absurd(labels: np.ndarray, geometry: Geometry) -> bool:
-    """Whether nothing in a head, not even a small tumour, has the size of what is labelled."""
+    """Whether nothing in a head, not even a small tumor, has the size of what is labeled."""
     low, high = extent(labels != 0, geometry)
     return not _SMALLEST <= max(high - low) <= _PLAUSIBLE_EXTENT[1]
 
