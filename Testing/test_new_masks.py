@@ -182,6 +182,11 @@ def test_a_seed_is_a_mask_and_says_where_it_is_from(given, made):
         again = new_mask(given, seed)
         np.testing.assert_array_equal(again.labels.array, made[seed].labels.array)
         assert json.loads(json.dumps(again.record)) == made[seed].record
+        alone = new_mask(given, seed, changes=["transplant", "scale"], across_midline=True).record
+        assert alone["drawn"]["scale"] == made[seed].record["drawn"]["scale"], (
+            "one change draws what it draws among all"
+        )
+        assert (alone["host"], alone["donor"]) == (made[seed].record["host"], made[seed].record["donor"])
     hosts = {new.record["host"]["name"] for new in made}
     assert hosts == {"right", "left", "healthy"}
     for new in made:

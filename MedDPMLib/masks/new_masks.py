@@ -76,17 +76,18 @@ def new_mask(
     scheme = masks[0].scheme
     if any(mask.scheme != scheme for mask in masks):
         raise MedDPMError("new masks need masks of one scheme")
-    random = np.random.default_rng(seed)
-    host = masks[int(random.integers(len(masks)))]
     donors = [mask for mask in masks if _tumor(mask.volume.array, scheme).any()]
     if not donors:
         raise MedDPMError(f"none of the {len(masks)} masks has a tumor: new masks need at least one")
+    random = np.random.default_rng(seed)
+    first, second = random.random(2)
+    host = masks[int(first * len(masks))]
     donor = host
     if "transplant" in changes:
         others = [mask for mask in donors if mask is not host] or donors
-        donor = others[int(random.integers(len(others)))]
+        donor = others[int(second * len(others))]
     elif not any(mask is host for mask in donors):
-        host = donor = donors[int(random.integers(len(donors)))]
+        host = donor = donors[int(second * len(donors))]
     # Every change draws its numbers, made or not: the same seed with fewer changes differs in nothing else.
     drawn = _Drawn(
         mirrored=bool(random.random() < 0.5) and "mirror" in changes,
