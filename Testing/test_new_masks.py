@@ -182,7 +182,7 @@ def test_a_seed_is_a_mask_and_says_where_it_is_from(given, made):
         again = new_mask(given, seed)
         np.testing.assert_array_equal(again.labels.array, made[seed].labels.array)
         assert json.loads(json.dumps(again.record)) == made[seed].record
-        alone = new_mask(given, seed, changes=["transplant", "scale"], across_midline=True).record
+        alone = new_mask(given, seed, changes=["transplant", "scale", "move"]).record
         assert alone["drawn"]["scale"] == made[seed].record["drawn"]["scale"], (
             "one change draws what it draws among all"
         )
