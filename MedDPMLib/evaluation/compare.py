@@ -47,7 +47,7 @@ def compare_sets(real: Sequence[Measured], synthetic: Sequence[Measured], modali
                 value=frechet.distance,
                 range="0 and above",
                 note=note,
-                **_interval(first, second, groups, statistic),
+                **_interval(first, second, groups, statistic, least=0.0),
                 **common,
             )  # fmt: skip
         )
@@ -73,7 +73,7 @@ def compare_sets(real: Sequence[Measured], synthetic: Sequence[Measured], modali
     return found
 
 
-def _interval(first: np.ndarray, second: np.ndarray, groups, statistic) -> dict:
+def _interval(first: np.ndarray, second: np.ndarray, groups, statistic, least: float = -np.inf) -> dict:
     try:
         ci = sets.jackknife(first, second, groups, statistic)
     except MedDPMError:
@@ -82,6 +82,7 @@ def _interval(first: np.ndarray, second: np.ndarray, groups, statistic) -> dict:
         floor = sets.floor(first, groups[0], statistic)
     except MedDPMError:
         floor = None
+    ci = (max(least, ci[0]), ci[1]) if ci else None
     return {"ci": ci, "method": "jackknife" if ci else "", "floor": floor}
 
 

@@ -150,7 +150,7 @@ def _tumor(labels: np.ndarray, scheme: LabelScheme) -> np.ndarray:
 
 
 def _without_tumor(mask: Mask) -> Volume:
-    """The mask's labels with those nearest to each voxel in place of its tumor; fluid is none of them."""
+    """The mask's labels with the tissue nearest to each voxel in place of its tumor."""
     from scipy.ndimage import distance_transform_edt
 
     labels, scheme = mask.volume.array, mask.scheme
@@ -158,6 +158,10 @@ def _without_tumor(mask: Mask) -> Volume:
     if not tumor.any():
         return mask.volume
     spared = [0, *(label.value for label in (*scheme.tumor, *scheme.of_tissue("fluid")))]
+    tissue = np.isin(labels, [label.value for label in scheme.labels if label.role == "structure"])
+    if scheme.rest and (tissue & ~np.isin(labels, spared)).any():
+        # Under a tumor at the surface there is tissue, not what surrounds it.
+        spared.append(scheme.rest.value)
     filled = labels.copy()
     for margin in (15, max(labels.shape)):
         box = _box(tumor, margin)
