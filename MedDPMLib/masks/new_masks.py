@@ -39,7 +39,7 @@ _NO_FOLD = 0.39
 
 #: This share of a tumor has to find room inside the brain; of :data:`_TRIES` places the first where it does is taken.
 _LEAST_KEPT = 0.85
-_TRIES = 60
+_TRIES = 200
 
 #: Pieces of a tumor with less than this share of it, cut off by the surface of brain or ventricles, are left out.
 _LEAST_PIECE = 0.02
@@ -322,9 +322,9 @@ class _Room:
         self.starts = np.flatnonzero(white if white.any() else self.free)
 
     def draw(self, random: np.random.Generator) -> np.ndarray:
-        """A random place (RAS) for the middle of a tumor."""
+        """A random voxel (i, j, k) for the middle of a tumor."""
         voxel = self.starts[int(random.integers(len(self.starts)))]
-        return self.anatomy.geometry.to_ras(np.array(np.unravel_index(voxel, self.free.shape))[::-1])
+        return np.array(np.unravel_index(voxel, self.free.shape))[::-1]
 
     def within(self, place: Geometry, low: np.ndarray, center: np.ndarray) -> tuple[np.ndarray, tuple, tuple]:
         """What is free of the box ``place``, which begins at index ``low``; and the slices of both that overlap."""
@@ -351,20 +351,22 @@ def _placed(
 
     Tried is ``start``, or with ``places`` random ones instead.
     """
-    best = 0.0
-    for _ in range(1 if places is None else _TRIES):
-        center = start if places is None else room.draw(places)
-        found, place, low = tumor.at(center, room.anatomy.geometry)
-        total = np.count_nonzero(found)
-        free, here, there = room.within(place, low, center)
-        found[~free] = 0
-        kept = np.count_nonzero(found) / total if total else 0.0
+    geometry, best = room.anatomy.geometry, 0.0
+    # The same voxels at every place: each is a whole number of them away from the first.
+    shape, place, first = tumor.at(start, geometry)
+    total = np.count_nonzero(shape)
+    for _ in range(1 if places is None or not total else _TRIES):
+        shift = np.zeros(3, int) if places is None else room.draw(places) - np.rint(geometry.to_ijk(start)).astype(int)
+        low = first + shift
+        center = geometry.to_ras(geometry.to_ijk(start) + shift)
+        free, here, there = room.within(geometry.cut(low, low + place.size), low, center)
+        kept = np.count_nonzero(free & (shape > 0)) / total if total else 0.0
         best = max(best, kept)
         if kept >= _LEAST_KEPT:
             labels = room.anatomy.array.copy()
-            part = _without_crumbs(found)[there]
+            part = _without_crumbs(np.where(free, shape, 0))[there]
             labels[here][part > 0] = part[part > 0]
-            return Volume(labels, room.anatomy.geometry), center, kept
+            return Volume(labels, geometry), center, kept
     return None, start, best
 
 
