@@ -129,7 +129,9 @@ def test_a_shift_of_intensities_and_grain_are_seen_where_they_are(tmp_path):
             path = tmp_path / "made" / f"case{seed}_seed0_{modality}.nii.gz"
             save(path, np.where(labels > 0, np.maximum(image, 1), 0).astype(np.int16))
     found = evaluate(request(tmp_path))
-    assert figure(found, "0.35 to 0.5", "t1").value > 3
+    # Normalization gives grain room, so that all else loses contrast: grain shows in fine against coarse detail.
+    assert figure(found, "0.35 to 0.5", "t1").value > 3 * figure(found, "0.02 to 0.08", "t1").value
+    assert figure(found, "0.35 to 0.5", "t1").value > 1.1
     assert figure(found, "share of label means", "t1ce").value <= 0.75
     wasserstein = figure(found, "Wasserstein", "t1ce")
     assert wasserstein.value > 3 * wasserstein.floor
