@@ -12,7 +12,7 @@ from MedDPMLib.imaging.geometry import brain_center
 from MedDPMLib.imaging.volume import Volume
 
 #: Voxels of the brain that are reflected.
-_POINTS = 6000
+_POINTS = 4000
 
 #: How far (mm, degrees) the plane is looked for from that through the brain's middle, and in which steps: each round
 #: looks around the best of the round before.
@@ -61,7 +61,7 @@ def find_midline(labels: Volume) -> Midline:
         ]
         for place in product(*axes):
             plane = _plane(center, *place)
-            score = float((_looked_up(labels, plane.reflected(ras)) == values).mean())
+            score = float((labels_at(labels, plane.reflected(ras)) == values).mean())
             # Of equal planes the one least turned and moved.
             best = max(best, (score, place), key=lambda one: (one[0], -sum(map(abs, one[1]))))
     return _plane(center, *best[1])
@@ -74,7 +74,7 @@ def _plane(center: np.ndarray, distance: float, yaw: float, roll: float) -> Midl
     return Midline(normal, float(normal @ center + distance))
 
 
-def _looked_up(labels: Volume, ras: np.ndarray) -> np.ndarray:
+def labels_at(labels: Volume, ras: np.ndarray) -> np.ndarray:
     """The labels at the voxels nearest to ``ras`` (n, 3); 0 outside."""
     ijk = np.rint(labels.geometry.to_ijk(ras)).astype(int)
     within = ((ijk >= 0) & (ijk < labels.geometry.size)).all(axis=1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from MedDPMLib.imaging.geometry import Geometry, brain_center, extent
 from MedDPMLib.imaging.io import itk_array, itk_image
 from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.masks.mask import Mask
-from MedDPMLib.masks.midline import Midline, find_midline
+from MedDPMLib.masks.midline import Midline, find_midline, labels_at
 from MedDPMLib.masks.schemes import LabelScheme
 from MedDPMLib.runtime.packages import require
 
@@ -40,6 +41,9 @@ _NO_FOLD = 0.39
 #: This share of a tumor has to find room inside the brain; of :data:`_TRIES` places the first where it does is taken.
 _LEAST_KEPT = 0.85
 _TRIES = 200
+
+#: Where a tumor is moved to, at most this share of it lies over fluid, which it would enclose.
+_MOST_FLUID = 0.03
 
 #: Pieces of a tumor with less than this share of it, cut off by the surface of brain or ventricles, are left out.
 _LEAST_PIECE = 0.02
@@ -149,8 +153,9 @@ def _tumor(labels: np.ndarray, scheme: LabelScheme) -> np.ndarray:
 # The anatomy ------------------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=16)
 def _without_tumor(mask: Mask) -> Volume:
-    """The mask's labels with the tissue nearest to each voxel in place of its tumor."""
+    """The mask's labels without its tumor: in its place is the tissue of the other side, or else the nearest."""
     from scipy.ndimage import distance_transform_edt
 
     labels, scheme = mask.volume.array, mask.scheme
@@ -163,6 +168,13 @@ def _without_tumor(mask: Mask) -> Volume:
         # Under a tumor at the surface there is tissue, not what surrounds it.
         spared.append(scheme.rest.value)
     filled = labels.copy()
+    ijk = np.argwhere(tumor)[:, ::-1]
+    mirrored = labels_at(mask.volume, find_midline(mask.volume).reflected(mask.volume.geometry.to_ras(ijk)))
+    found = ~np.isin(mirrored, spared)
+    i, j, k = ijk[found].T
+    filled[k, j, i] = mirrored[found]
+    left = tumor.copy()
+    left[k, j, i] = False
     for margin in (15, max(labels.shape)):
         box = _box(tumor, margin)
         known = ~np.isin(labels[box], spared)
@@ -173,7 +185,7 @@ def _without_tumor(mask: Mask) -> Volume:
     nearest = distance_transform_edt(
         ~known, sampling=mask.volume.geometry.spacing[::-1], return_distances=False, return_indices=True
     )
-    filled[box][tumor[box]] = labels[box][tuple(nearest)][tumor[box]]
+    filled[box][left[box]] = labels[box][tuple(nearest)][left[box]]
     return Volume(filled, mask.volume.geometry)
 
 
@@ -316,8 +328,8 @@ class _Room:
 
     def __init__(self, anatomy: Volume, scheme: LabelScheme, midline: Midline | None) -> None:
         self.anatomy, self.midline = anatomy, midline
-        fluid = [label.value for label in scheme.of_tissue("fluid")]
-        self.free = (anatomy.array > 0) & ~np.isin(anatomy.array, fluid)
+        self.fluid = np.isin(anatomy.array, [label.value for label in scheme.of_tissue("fluid")])
+        self.free = (anatomy.array > 0) & ~self.fluid
         white = np.isin(anatomy.array, [label.value for label in scheme.of_tissue("white matter")])
         self.starts = np.flatnonzero(white if white.any() else self.free)
 
@@ -362,7 +374,8 @@ def _placed(
         free, here, there = room.within(geometry.cut(low, low + place.size), low, center)
         kept = np.count_nonzero(free & (shape > 0)) / total if total else 0.0
         best = max(best, kept)
-        if kept >= _LEAST_KEPT:
+        enclosed = np.count_nonzero((shape[there] > 0) & room.fluid[here]) if places is not None else 0
+        if kept >= _LEAST_KEPT and enclosed <= _MOST_FLUID * total:
             labels = room.anatomy.array.copy()
             part = _without_crumbs(np.where(free, shape, 0))[there]
             labels[here][part > 0] = part[part > 0]
