@@ -12,7 +12,7 @@ from MedDPMLib.imaging.geometry import brain_center
 from MedDPMLib.imaging.volume import Volume
 
 #: Voxels of the brain that are reflected.
-_POINTS = 4000
+_POINTS = 6000
 
 #: How far (mm, degrees) the plane is looked for from that through the brain's middle, and in which steps: each round
 #: looks around the best of the round before.
