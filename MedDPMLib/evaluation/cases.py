@@ -26,6 +26,7 @@ from MedDPMLib.masks.mask import Mask, read_mask
 from MedDPMLib.masks.schemes import LabelScheme
 from MedDPMLib.prepare.cases import reoriented
 from MedDPMLib.prepare.sources import modality_named
+from MedDPMLib.recipes.standard import standard
 
 #: How deep in a folder its files are looked for.
 _DEEPEST = 5
@@ -148,14 +149,15 @@ def _volumes(folder: Path, depth: int) -> Iterator[Path]:
 
 
 def common_modalities(real: Sequence[CaseFiles], synthetic: Sequence[CaseFiles]) -> list[str]:
-    """The modalities that a real and a synthetic case have, in the order of the first synthetic one."""
+    """The modalities that a real and a synthetic case have, in the usual order, others last."""
+    usual = standard("anatomy").modalities
     ours = [modality for modality in synthetic[0].images if any(modality in case.images for case in real)]
     if not ours:
         raise MedDPMError(
             f"the synthetic volumes are {', '.join(synthetic[0].images)}, the real ones"
             f" {', '.join(real[0].images)}: there is no common modality"
         )
-    return ours
+    return sorted(ours, key=lambda modality: usual.index(modality) if modality in usual else len(usual))
 
 
 def scheme_of(cases: Sequence[CaseFiles]) -> str | None:
