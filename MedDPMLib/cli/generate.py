@@ -88,7 +88,7 @@ def generate(
     check_writable(out)
     batch = Batch(entry, settings, _results(write_as, out, entry.card), share, labels, brain_from, geometry)
     jobs = share.share_of(list(product(paths, range(seed, seed + samples))))
-    with show_progress(len(jobs) * settings.steps, "starting") as progress:
+    with show_progress(len(jobs) * batch.steps, "starting") as progress:
         for path, of_mask in groupby(jobs, key=itemgetter(0)):
             batch.make(path, [seed for _, seed in of_mask], progress)
     batch.results.close()
@@ -143,7 +143,9 @@ class Batch:
         """``settings`` are complete, as :meth:`GenerationSettings.for_card` returns them."""
         from MedDPMLib.runtime.device import choose_execution
 
-        self.entry, self.settings, self.results, self.shard = entry, settings, results, shard
+        assert settings.steps is not None, "a model's card fills them in"
+        self.entry, self.settings, self.steps = entry, settings, settings.steps
+        self.results, self.shard = results, shard
         self.reading = {"numbering": numbering, "brain_from": brain_from, "geometry": geometry}
         self.execution = choose_execution(settings.device, settings.precision)
         self.made = self.skipped = self.failed = 0
@@ -182,7 +184,7 @@ class Batch:
             )  # fmt: skip
             if self.results.is_finished(stem, run):
                 self.skipped += 1
-                progress.drop(settings.steps)
+                progress.drop(self.steps)
                 typer.echo(f"{doing}: finished before, skipped")
                 continue
             try:
@@ -199,7 +201,7 @@ class Batch:
 
     def _fail(self, error: MedDPMError, samples: int, progress: Progress) -> None:
         self.failed += 1
-        progress.drop(samples * self.settings.steps)
+        progress.drop(samples * self.steps)
         complain(worded(error))
 
     def summary(self) -> str:

@@ -123,7 +123,7 @@ def named_numbering(scheme: LabelScheme, names: Mapping[int, str], name: str, ti
     """
     labels = {value: label_named(text, scheme) for value, text in names.items()}
     known = tuple((value, label.value) for value, label in sorted(labels.items()) if label)
-    meanings = tuple((value, labels[value].name if labels[value] else text) for value, text in sorted(names.items()))
+    meanings = tuple((value, label.name if (label := labels[value]) else text) for value, text in sorted(names.items()))
     return Numbering(name, title, known, meanings)
 
 
@@ -172,8 +172,8 @@ def label_for(part: str, scheme: LabelScheme) -> Label | None:
     label = scheme.label_by_name(part)
     if label is None and scheme.rest is not None:
         known = load_scheme(_ALL_PARTS)
-        wanted = known.label_by_name(part)
-        if wanted is not None and wanted.role != "tumor" and scheme.rest.name == known.rest.name:
+        wanted, rest = known.label_by_name(part), known.rest
+        if wanted and rest and wanted.role != "tumor" and scheme.rest.name == rest.name:
             return scheme.rest
     return label
 
