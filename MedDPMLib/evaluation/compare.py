@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -64,7 +64,7 @@ def compare_sets(real: Sequence[Measured], synthetic: Sequence[Measured], modali
                     name=name,
                     value=value,
                     range="unbiased, so that it can be below 0",
-                    **_interval(*standard, groups, statistic),
+                    **_interval(standard[0], standard[1], groups, statistic),
                     **common,
                 )  # fmt: skip
             )
@@ -151,7 +151,8 @@ def compare_intensities(
         ),
     )
     found = []
-    for index, ((name, better, scale), measure) in enumerate(zip(titles, (_distance, _share), strict=True)):
+    measures: tuple[Callable[..., float], ...] = (_distance, _share)
+    for index, ((name, better, scale), measure) in enumerate(zip(titles, measures, strict=True)):
         means = [
             mean_over_groups(
                 [measure(one, others(one.group)[index], modality) for one in cases], [one.group for one in cases]
@@ -216,6 +217,7 @@ def compare_detail(real: Sequence[Measured], synthetic: Sequence[Measured], moda
         reference = np.log(np.maximum(power[0], 1e-12)).mean()
         logs = [np.log(np.maximum(values, 1e-12)) - reference for values in power]
         mean = mean_over_groups(logs[1].tolist(), [one.group for one in synthetic])
+        assert mean is not None, "there are synthetic cases"
         spread = np.exp([logs[0].min(), logs[0].max()])
         found.append(
             Figure(

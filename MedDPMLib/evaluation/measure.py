@@ -104,7 +104,8 @@ def _slices(image: np.ndarray, inside: np.ndarray) -> tuple[np.ndarray, ...]:
 
 def vessel_threshold(real: Sequence[Measured]) -> float:
     """The vesselness that two percent of the voxels of real brains that look like a tube at all exceed."""
-    values = np.concatenate([one.vesselness[one.vesselness > 0][::7] for one in real]).astype(np.float32)
+    found = [one.vesselness for one in real if one.vesselness is not None]
+    values = np.concatenate([array[array > 0][::7] for array in found]).astype(np.float32)
     return float(np.quantile(values, 0.98)) if len(values) else np.inf
 
 

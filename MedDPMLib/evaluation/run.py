@@ -227,9 +227,9 @@ def _likeness(first: LoadedCase, second: LoadedCase, modalities: Sequence[str]):
 def _dice(found: np.ndarray, case: LoadedCase, scheme: LabelScheme) -> dict[str, float]:
     dice = {}
     for label in scheme.labels:
-        pair = [array == label.value for array in (found, case.labels)]
-        if pair[1].any():
-            dice[label.name] = float(2 * (pair[0] & pair[1]).sum() / (pair[0].sum() + pair[1].sum()))
+        ours, theirs = np.equal(found, label.value), np.equal(case.labels, label.value)
+        if theirs.any():
+            dice[label.name] = float(2 * (ours & theirs).sum() / (ours.sum() + theirs.sum()))
     return dice
 
 

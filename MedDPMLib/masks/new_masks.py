@@ -267,7 +267,7 @@ class _Tumor:
         reference = itk_image(np.zeros(place.shape, np.uint8), place)
         affine = sitk.AffineTransform(3)
         affine.SetMatrix(
-            np.diag([-1 if self.drawn.mirrored else 1, 1, 1] / np.float64(self.drawn.scale)).ravel().tolist()
+            np.diag(np.array([-1.0 if self.drawn.mirrored else 1.0, 1.0, 1.0]) / self.drawn.scale).ravel().tolist()
         )
         affine.SetCenter(_lps(center))
         affine.SetTranslation((np.array(_lps(self.center)) - _lps(center)).tolist())
