@@ -20,6 +20,7 @@ from MedDPMLib.cli import (
     masks,
     models,
     prepare,
+    realism,
     study,
     training,
 )
@@ -90,5 +91,6 @@ app.command()(prepare.prepare)
 app.command()(training.train)
 app.command()(fidelity.fidelity)
 app.command()(evaluate.evaluate)
+app.command()(realism.realism)
 app.add_typer(benchmark.app, name="benchmark")
 app.add_typer(study.app, name="study")

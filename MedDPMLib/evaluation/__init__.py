@@ -1,1 +1,1 @@
-"""How good are synthetic volumes? Two folders compared: figures with intervals, and one report."""
+"""How good is what a model generates, compared with real brains?"""

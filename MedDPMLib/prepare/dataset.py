@@ -25,7 +25,7 @@ from typing import Any
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.io import write_nifti
 from MedDPMLib.imaging.normalize import NORMALIZATIONS
-from MedDPMLib.masks.said import asked_numbering
+from MedDPMLib.masks.said import check_said
 from MedDPMLib.masks.schemes import FORMER_NAMES, load_scheme
 from MedDPMLib.moved import former_attribute
 from MedDPMLib.prepare.cases import prepare_case
@@ -75,7 +75,7 @@ class DatasetSettings:
         if self.anatomy is not None and self.scheme != "anatomy":
             raise MedDPMError(f'the scheme "{self.scheme}" has no structures: leave out --anatomy')
         if self.numbering is not None:
-            asked_numbering(load_scheme("brats" if self.anatomy else self.scheme), self.numbering)
+            check_said(load_scheme("brats" if self.anatomy else self.scheme), self.numbering)
 
     @property
     def standard(self) -> Standard:
@@ -223,7 +223,7 @@ def _done(record: Path, labels: Path) -> dict | None:
         if not labels.is_file() or not {"key", "found"} <= said.keys():
             return None
         return {**said, "found": {_current_heading(heading): text for heading, text in said["found"].items()}}
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return None
 
 
@@ -242,7 +242,7 @@ def _begin(out: Path, settings: DatasetSettings) -> None:
     if path.exists():
         try:
             said = _with_current_names(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             said = {}
         for name, value in settings.description().items():
             if not isinstance(said, dict) or said.get(name) != value:
@@ -277,7 +277,7 @@ def _describe(out: Path, settings: DatasetSettings) -> None:
     description = settings.description() | {"numTraining": len(list((out / "labelsTr").glob("*.nii.gz")))}
     try:
         description = _with_current_names(json.loads(path.read_text(encoding="utf-8"))) | description
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         pass
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(description, indent=2, ensure_ascii=False), encoding="utf-8")
