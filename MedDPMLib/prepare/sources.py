@@ -135,7 +135,7 @@ def _brats_cases(source: Path, modalities: Sequence[str]) -> Iterator[CaseFiles]
                 if name.upper().startswith("VSD"):  # one folder for each case, and in it one for each file
                     folder = folder.parent if folder.name.upper().startswith("VSD") else folder
                     name = folder.name
-                content = _modality(match["content"]) or "seg"
+                content = modality_named(match["content"]) or "seg"
                 groups.setdefault((folder, name), {}).setdefault(content, []).append(path)
                 processed[path] = bool(match.groupdict().get("processed"))
                 break
@@ -184,7 +184,7 @@ def _nnunet_cases(
         ) from error
     numbers: dict[str, int] = {}
     for number, name in channels.items():
-        if modality := _modality(name):
+        if modality := modality_named(name):
             numbers.setdefault(modality, number)
     if len(channels) == len(modalities) == 1:
         numbers = {modalities[0]: next(iter(channels))}
@@ -233,7 +233,7 @@ def _modality_folders(folder: Path) -> dict[str, Path] | None:
     """The folders of ``folder`` by modality, and "seg", if it has a folder for each modality."""
     folders = {}
     for path in _entries(folder):
-        content = "seg" if path.name.casefold() in _MASK_FOLDERS else _modality(path.name)
+        content = "seg" if path.name.casefold() in _MASK_FOLDERS else modality_named(path.name)
         if path.is_dir() and content:
             folders[content] = path
     return folders if "seg" in folders and len(folders) > 1 else None
@@ -268,7 +268,7 @@ def _paired_cases(source: Path, images: Path, masks: Path, modalities: Sequence[
     for path in _volumes_below(images, 1):
         name, modality = _PAIR_ENDING.sub("", volume_stem(path)), None
         match = re.fullmatch(r"(.+)[_-]([^_-]+)", name)
-        if match and (modality := _modality(match[2])):
+        if match and (modality := modality_named(match[2])):
             name = match[1]
         if modality is None and len(modalities) == 1:
             modality = modalities[0]
@@ -310,7 +310,8 @@ def _case(
     return CaseFiles(name, layout, source, images, segmentation, problem=problem)
 
 
-def _modality(name: str) -> str | None:
+def modality_named(name: str) -> str | None:
+    """The modality that ``name`` means in file names and lists of channels ("T1Gd" is t1ce), if any."""
     wanted = name.strip().casefold().replace(" ", "")
     return next((modality for modality, names in _MODALITY_NAMES.items() if wanted in names), None)
 
