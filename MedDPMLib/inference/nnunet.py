@@ -23,7 +23,6 @@ from MedDPMLib.imaging.resample import resample_image
 from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.inference.record import same_run
 from MedDPMLib.inference.result import Generated
-from MedDPMLib.inference.stored import to_stored
 from MedDPMLib.masks.fit import fit
 from MedDPMLib.masks.mask import Mask
 from MedDPMLib.masks.schemes import LabelScheme
@@ -73,11 +72,8 @@ class NnunetDataset:
     def write(self, stem: str, generated: Generated, mask: Mask) -> list[Path]:
         """Writes the case ``stem``; returns the paths of its images."""
         self._record(stem).unlink(missing_ok=True)
-        line = generated.record["intensities"]
         labels = self._on(next(iter(generated.values())), mask)
-        parts = [
-            (path, to_stored(volume, line)) for path, volume in zip(self._images(stem), generated.values(), strict=True)
-        ]
+        parts = list(zip(self._images(stem), generated.stored().values(), strict=True))
         staged = []
         for path, volume in (*parts, (self._labels(stem), labels)):
             temporary = self.folder / _WRITING / path.name
