@@ -19,9 +19,8 @@ from MedDPMLib.benchmark.workload import load_scaled_model, painted_ball
 from MedDPMLib.diffusion.samplers import sample
 from MedDPMLib.errors import MedDPMError, OutOfMemory
 from MedDPMLib.inference.atlas import network_labels
-from MedDPMLib.inference.generation import Progress, plan_run
+from MedDPMLib.inference.generation import Progress, as_network, condition_tensor, plan_run
 from MedDPMLib.inference.settings import GenerationSettings
-from MedDPMLib.masks.condition import condition
 from MedDPMLib.models.model import Model
 from MedDPMLib.runtime.allocator import keep_freed_memory
 from MedDPMLib.runtime.device import choose_execution, free_memory
@@ -149,12 +148,12 @@ def _sample_baseline(model: Model, device: torch.device, progress: Progress) -> 
     """Samples like the published code: every step of the schedule, the whole network in float32, channels first."""
     card = model.card
     fitted = network_labels(painted_ball(card), card, seed=0)
-    labels = condition(fitted.labels, card.condition_scheme, card.mask_encoding, positions=card.positions)
+    execution = choose_execution(str(device), "float32")
     return sample(
         model.network,
-        torch.from_numpy(labels)[None].to(device),
+        condition_tensor(card, as_network(card, fitted.labels), execution),
         model.schedule,
-        shape=(1, len(card.modalities), *fitted.labels.shape),
+        shape=(1, len(card.modalities), *card.array_shape),
         method="ddpm",
         steps=model.schedule.timesteps,
         generator=torch.Generator().manual_seed(0),

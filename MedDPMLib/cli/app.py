@@ -16,6 +16,7 @@ from MedDPMLib.cli import (
     demo,
     fidelity,
     generate,
+    labels,
     models,
     prepare,
     study,
@@ -83,6 +84,7 @@ app.command()(generate.generate)
 app.command()(complete.complete)
 app.command()(appearance.appearance)
 app.add_typer(models.app, name="models")
+app.add_typer(labels.app, name="labels")
 app.command()(prepare.prepare)
 app.command()(training.train)
 app.command()(fidelity.fidelity)

@@ -17,7 +17,14 @@ from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.geometry import Geometry
 from MedDPMLib.masks.brain_area import describe_volume
 from MedDPMLib.masks.nesting import NECROSIS, OEDEMA, OTHER, RIM, Nesting, judge_nesting
-from MedDPMLib.masks.numberings import Numbering, find_numbering, label_for, numberings, plausible_ml
+from MedDPMLib.masks.numberings import (
+    Numbering,
+    brain_parts,
+    find_numbering,
+    label_for,
+    numberings,
+    plausible_ml,
+)
 from MedDPMLib.masks.schemes import LabelScheme, load_scheme
 from MedDPMLib.masks.size import is_absurd, odd_size
 
@@ -220,8 +227,12 @@ def _roles(reading: Reading, array: np.ndarray) -> np.ndarray:
 
 
 def _brain_parts(parts: Sequence) -> list[str]:
-    known = load_scheme("anatomy")
-    return [name for name, _, _ in parts if (label := known.label_by_name(name)) and label.role != "tumour"]
+    known, others = load_scheme("anatomy"), brain_parts()
+    return [
+        name
+        for name, _, _ in parts
+        if name in others or ((label := known.label_by_name(name)) and label.role != "tumour")
+    ]
 
 
 def _is_sure(reading: Reading, volumes: Mapping[int, float]) -> bool:

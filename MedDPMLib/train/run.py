@@ -305,6 +305,8 @@ class _Session:
             "label scheme": (card.condition_scheme.name, ours.condition_scheme.name),
             "modalities": (", ".join(card.modalities), ", ".join(ours.modalities)),
             "mask encoding": (card.mask_encoding, ours.mask_encoding),
+            "order of axes": (card.axes, ours.axes),
+            "intensities": (card.image_range, ours.image_range),
             "schedule": (card.schedule["name"], ours.schedule["name"]),
         }
         differences = [f"{what} {theirs} instead of {own}" for what, (theirs, own) in pairs.items() if theirs != own]
