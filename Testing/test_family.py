@@ -99,7 +99,7 @@ def weights(network: dict, seed: int = 0) -> dict[str, torch.Tensor]:
     """Random weights of ``network``, so scaled that the output depends on all of its inputs."""
     torch.manual_seed(seed)
     state = build_network(network).state_dict()
-    for name, tensor in state.items():
+    for tensor in state.values():
         if not tensor.any() and tensor.ndim > 1:  # the branches that begin as nothing
             tensor.normal_(std=0.02)
     return state
@@ -141,7 +141,10 @@ WILD = {
     # ADNI: the whole brain, diagnosis and age as channels of constant value.
     "adni": (
         unet(1, 4),
-        {"modalities": ["t1"], "scheme": "whole-head", "channels": ["Head", 0.5, "Tumour", -0.25], "mask_encoding": [-1, 1]},
+        {
+            "modalities": ["t1"], "scheme": "whole-head", "channels": ["Head", 0.5, "Tumour", -0.25],
+            "mask_encoding": [-1, 1],
+        },
     ),
     # Longitudinal: four channels of an earlier image, here without one.
     "longitudinal": (
@@ -200,7 +203,9 @@ def test_each_variant_imports_generates_and_is_as_fast_as_plain(tmp_path, monkey
     assert card.network_description == network and card.schedule == {"name": "cosine", "timesteps": 100}
     mask = mask_for(card)
     steps = []
-    made = generate(model, mask, seed=3, steps=2, device="cpu", precision="float32", progress=lambda *s: steps.append(s))
+    made = generate(
+        model, mask, seed=3, steps=2, device="cpu", precision="float32", progress=lambda *s: steps.append(s)
+    )
     assert list(made) == list(WILD[who][1]["modalities"])
     for volume in made.values():
         assert volume.array.shape == card.grid.shape and np.isfinite(volume.array).all()

@@ -61,9 +61,16 @@ def check(file: Annotated[Path, typer.Argument(help="A label scheme, .toml or .j
     if scheme is None:
         raise typer.Exit(2)
     rows = [
-        [str(one.value), one.name, one.role or "", str(one.priority), ", ".join(one.aliases), one.type.meaning if one.type else ""]
+        [
+            str(one.value),
+            one.name,
+            one.role or "",
+            str(one.priority),
+            ", ".join(one.aliases),
+            one.type.meaning if one.type else "",
+        ]
         for one in scheme.labels
-    ]  # fmt: skip
+    ]
     print_table(["value", "name", "role", "priority", "aliases", "terminology"], rows, numeric=[0, 3])
     known = ", ".join([scheme.own_numbering, *(one.name for one in scheme.conventions)])
     typer.echo(f'{file} is valid: the scheme "{scheme.name}", {len(scheme.labels)} labels, numberings {known}')

@@ -46,9 +46,7 @@ def show_model(model: ModelArgument) -> None:
 
 @app.command("import")
 def import_model(
-    file: Annotated[
-        Path, typer.Argument(help="A bundle, or a checkpoint of Med-DDPM's family, which is converted.")
-    ],
+    file: Annotated[Path, typer.Argument(help="A bundle, or a checkpoint of Med-DDPM's family, which is converted.")],
     name: Annotated[
         str | None, typer.Option("--name", help="Name of the installed model; by default the one on its card.")
     ] = None,

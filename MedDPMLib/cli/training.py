@@ -108,7 +108,7 @@ def train(
     from MedDPMLib.train.run import train as train_network
     from MedDPMLib.train.stopping import Stopped, StopRequest
 
-    cases = read_dataset(dataset, settings.modalities, scheme=settings.scheme)
+    cases = read_dataset(dataset, settings.modalities, scheme=settings.label_scheme)
     main = os.environ.get("RANK", "0") == "0"
     with StopRequest() as stop, show_progress(settings.iterations, "training") if main else nullcontext() as progress:
         reporter = _Reporter(progress) if main else None

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.imaging.geometry import Geometry, brain_center
+from MedDPMLib.imaging.geometry import Geometry, center_of
 from MedDPMLib.imaging.resample import resample_image
 from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.masks.schemes import Label, LabelScheme
@@ -128,7 +128,7 @@ def _point_of_interest(labels: Volume, scheme: LabelScheme, image: Geometry) -> 
     if tumour.any():
         ras = labels.geometry.to_ras(np.argwhere(tumour)[:, ::-1].mean(axis=0))
     else:
-        ras = brain_center(labels.array > 0, labels.geometry)
+        ras = center_of(labels.array > 0, labels.geometry)
     return image.to_ras(np.round(image.to_ijk(ras)))
 
 

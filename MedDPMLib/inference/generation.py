@@ -206,8 +206,9 @@ def _in_step(progress: Progress, device: torch.device) -> Progress:
 def condition_tensor(card: Card, labels: np.ndarray, execution: Execution, *, exact: bool = False) -> Tensor:
     """:func:`MedDPMLib.masks.condition.condition` of ``labels`` (D, H, W) for a model's ``card``: (1, K, D, H, W).
 
-    The card's constants follow the labels. In the execution's precision, or with ``exact`` in float32 (:attr:`Denoiser.exact_condition`). Made section by
-    section, because the whole in float32 would be the largest array of a run.
+    The card's constants follow the labels. In the execution's precision, or with ``exact`` in float32
+    (:attr:`Denoiser.exact_condition`). Made section by section, because the whole in float32 would be the largest array
+    of a run.
     """
     channels = card.network_description["condition_channels"]
     dtype = torch.float32 if exact else execution.dtype

@@ -1,4 +1,4 @@
-"""What are a file's values called, and how are they colored? Colour tables, label files and nnU-Net's ``dataset.json`` that lie beside it.
+"""What are a file's values called, and how are they colored? Tables and ``dataset.json`` beside it say.
 
 Read are the color tables of 3D Slicer (``.ctbl``, ``.txt``, ``.csv``), the label descriptions of ITK-SNAP and
 FreeSurfer's lookup table.

@@ -209,6 +209,12 @@ def label_for(part: str, scheme: LabelScheme) -> Label | None:
     return scheme.rest if wanted is not None and wanted.role != "tumour" else None
 
 
+def shows_brain(scheme: LabelScheme) -> bool:
+    """Whether ``scheme`` has a label that is brain or head: then size and places of labels are known to some extent."""
+    known = [label.name for one in map(load_scheme, scheme_names()) for label in one.labels if label.role != "tumour"]
+    return any(scheme_label.name in known for scheme_label in scheme.labels)
+
+
 def brain_parts() -> Set[str]:
     """Parts into which files divide the brain in another way than the scheme of all parts does."""
     return _data()["brain_parts_ml"].keys()

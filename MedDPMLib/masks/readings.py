@@ -128,8 +128,8 @@ def choose_reading(
     complete = [reading for reading in possible if reading.parts >= _ROLES.keys()]
     if len(complete) == 1 and _is_typical(complete[0]):
         return complete[0], "by how the parts of the tumor lie"
-    if is_absurd(array, geometry):
-        raise MedDPMError(odd_size(array, geometry))
+    if is_absurd(array, geometry, scheme):
+        raise MedDPMError(odd_size(array, geometry, scheme))
     if possible:
         # No convention need be right: what it looks like in any order is asked about, too.
         ordered = None if any(map(_is_typical, possible)) else _in_some_order(array, geometry, volumes, scheme)

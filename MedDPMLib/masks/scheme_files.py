@@ -217,7 +217,8 @@ def _checked_numberings(data: dict[str, Any], names: set[str], lines: _Lines) ->
             read_convention(entry, names, "the scheme")
         except MedDPMError as error:
             at = re.search(r"value (\d+)", str(error))
-            line = lines.of("numberings", index, at[1] if at else "values")
+            key = at[1] if at else "file_names" if "file" in str(error) else "values"
+            line = lines.of("numberings", index, key)
             problems.append(Problem(line, str(error)))
     return problems
 
@@ -263,10 +264,8 @@ def _odd(labels: dict[int, Any], lines: _Lines) -> list[Problem]:
 
 def _field(message: str) -> str | None:
     """The field that a message of :func:`read_label` is about."""
-    quoted = re.search(r'has no "(\w+)"', message)
-    if quoted:
-        return "name"
-    return next((key for key in _OF_A_LABEL if re.search(rf"\b{key}\b(?!\")", message.partition('":')[2])), "name")
+    said = message.partition('":')[2]  # behind the label's name
+    return next((key for key in _OF_A_LABEL if re.search(rf"\b{key}\b(?!\")", said)), "name")
 
 
 def _line_of(message: str, lines: _Lines) -> int | None:

@@ -57,7 +57,7 @@ def draft_scheme(
         raise MedDPMError(f"{source} holds no labels: all is background")
     if len(found) > _MOST:
         raise MedDPMError(
-            f"{source} has {len(found)} labels, a scheme at most {_MOST}: remove from the table those that are not needed"
+            f"{source} has {len(found)} labels, a scheme at most {_MOST}: leave only those that are needed"
         )
     stem = re.sub(r"[^a-z0-9]+", "-", (name or _stem(source)).casefold()).strip("-") or "labels"
     fits = max(found) <= _MOST

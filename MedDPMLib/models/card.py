@@ -59,7 +59,10 @@ _NAME = matching(
 _TEXT = printable(10_000, lines=True)
 _NUMBER = whole(1, 10**6)
 _NUMBERS = either(_NUMBER, list_of(_NUMBER, 0, 32, kind=list))
-_GRID = table_with(
+#: Names of modalities are free.
+MODALITIES = list_of(_NAME, 1, 16, unique=True)
+#: A grid in a file.
+GRID = table_with(
     {"size": list_of(whole(1, _MAX_SIDE), 3, 3), "spacing": list_of(number(), 3, 3), "orientation": printable(3)}
 )
 _DATA = table_with({"name": _TEXT, "licence": _TEXT, "cases": optional(whole(1, 10**9))})
@@ -70,7 +73,7 @@ def _scheme(value: object, what: str) -> LabelScheme:
 
 
 def _grid(value: object, what: str) -> Grid:
-    return value if isinstance(value, Grid) else Grid(**_GRID.read(value, what))
+    return value if isinstance(value, Grid) else Grid(**GRID.read(value, what))
 
 
 def _network(value: object, what: str) -> dict:
@@ -116,7 +119,7 @@ class Card:
     #: The labels that the mask may hold, one condition channel each.
     scheme: LabelScheme = field(_SCHEME)
     #: The generated images, one channel each: "t1", "t1ce", "t2", "flair".
-    modalities: tuple[str, ...] = field(list_of(_NAME, 1, 16, unique=True))
+    modalities: tuple[str, ...] = field(MODALITIES)
     grid: Grid = field(Rule("a grid", _grid))
     #: Value of a condition channel outside and inside its label.
     mask_encoding: tuple[float, float] = field(increasing_pair())
@@ -288,7 +291,9 @@ def _arrays(card: Card) -> str:
     said = [
         f"axes {', '.join(card.axes)}" if card.axes != AXES[0] else "",
         f"images from {low:g} to {high:g}" if (low, high) != (-1, 1) else "",
-        f"after the labels, channels of {', '.join(f'{value:g}' for value in card.constants)}" if card.constants else "",
+        f"after the labels, channels of {', '.join(f'{value:g}' for value in card.constants)}"
+        if card.constants
+        else "",
     ]
     return "; ".join(filter(None, said))
 

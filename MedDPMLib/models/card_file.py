@@ -41,6 +41,8 @@ FIELDS = (
     "training_data", "qualities",
 )  # fmt: skip
 
+_REQUIRED = ("name", "title", "modalities", "grid", "axes", "mask_encoding", "image_range", "prediction")
+
 _CHANNELS = list_of(either(number(), printable(200)), 1, 300)
 
 #: What is said of a network of which nobody says more.
@@ -48,8 +50,8 @@ _TEXTS = {
     "training": "Trained by others; how is not stated.",
     "licence": "Not stated: that of its authors.",
     "intended_use": "Research and teaching. Not for diagnosis, and not for any decision about a patient.",
-    "limitations": "Only for masks like those that it was trained on. Anatomy that the mask does not show is invented. It"
-    " may reproduce parts of its training images. The network was trained by others and its images have not been"
+    "limitations": "Only for masks like those that it was trained on. Anatomy that the mask does not show is invented."
+    " It may reproduce parts of its training images. The network was trained by others and its images have not been"
     " validated clinically.",
 }
 
@@ -105,7 +107,7 @@ def card_template(checkpoint: Checkpoint, values: Mapping[str, Any] | None = Non
 
 
 def read_card_file(path: str | os.PathLike, checkpoint: Checkpoint) -> tuple[Card, dict[str, Tensor]]:
-    """The card in the file ``path`` for ``checkpoint``, and its weights, with the condition channels in the card's order.
+    """The card in the file ``path`` for ``checkpoint``, and its weights, whose condition channels are in its order.
 
     Raises :class:`MedDPMError`, with the line, for what is missing, still unknown, invalid, or contradicts the weights.
     """
@@ -146,8 +148,7 @@ class _Reader:
             {"cases": None, **entry} if isinstance(entry, dict) else entry for entry in given["training_data"]
         ]
         kept = {name: value for name, value in network.items() if not name.endswith("_channels")}
-        missing = [name for name in ("name", "title", "modalities", "grid", "axes", "mask_encoding", "image_range", "prediction") if name not in given]  # fmt: skip
-        if missing:
+        if missing := [name for name in _REQUIRED if name not in given]:
             raise MedDPMError(f'{self.path} lacks the field "{missing[0]}": meddpm models card writes all of them')
         try:
             card = Card(network=kept, scheme=scheme, constants=constants, **given)
@@ -176,7 +177,9 @@ class _Reader:
         if said is None and read is None:
             raise MedDPMError(f'{self.path} lacks the field "schedule", and the weights do not say it')
         if said is not None and read is not None and said != dict(read):
-            text = f"the file of the weights was trained with the schedule {read['name']} of {read['timesteps']} timesteps"
+            text = (
+                f"the file of the weights was trained with the schedule {read['name']} of {read['timesteps']} timesteps"
+            )
             raise self._wrong("schedule", f'"schedule" is another one: {text}')
         return said if read is None else dict(read)
 
@@ -221,7 +224,9 @@ class _Reader:
     def _check_grid(self, card: Card) -> None:
         multiple = 2 ** (len(self.checkpoint.network["multipliers"]) - 1)
         if any(side % multiple for side in card.grid.size):
-            raise MedDPMError(f'"size": this network needs sides that are multiples of {multiple}, not {card.grid.size}')
+            raise MedDPMError(
+                f'"size": this network needs sides that are multiples of {multiple}, not {card.grid.size}'
+            )
 
     def _wrong(self, key: str | None, text: str) -> MedDPMError:
         pattern = re.compile(rf'\s*\[*\s*"?{re.escape(key or "")}"?\s*[=\].]')

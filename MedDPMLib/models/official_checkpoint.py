@@ -1,8 +1,9 @@
 """Which network is in a checkpoint of Med-DDPM's family, and how is it described?
 
 By the names and shapes of its weights alone, if it is a published one; of any other these say which network it is
-(:mod:`MedDPMLib.networks.recognition`), and a card says the rest (:mod:`MedDPMLib.models.card_file`). Such a file is a pickle in a zip archive; it is read by torch's
-restricted unpickler, which cannot run code, after the archive itself has been found sane.
+(:mod:`MedDPMLib.networks.recognition`), and a card says the rest (:mod:`MedDPMLib.models.card_file`). Such a file is a
+pickle in a zip archive; it is read by torch's restricted unpickler, which cannot run code, after the archive itself has
+been found sane.
 """
 
 from __future__ import annotations

@@ -99,7 +99,8 @@ class ModelStore:
 
         A bundle is copied as it is, a checkpoint becomes a bundle with the same weights; either is checked
         first. A checkpoint that is none of the published ones needs a ``card_file``
-        (:mod:`MedDPMLib.models.card_file`). Raises :class:`MedDPMError` if it is broken, and if a different model has that name already.
+        (:mod:`MedDPMLib.models.card_file`). Raises :class:`MedDPMError` if it is broken, and if a different model has
+        that name already.
         """
         path = reachable(path)
         card, state = load_card_and_state(path) if card_file is None else _described(path, card_file)
@@ -153,7 +154,7 @@ class ModelStore:
 
 
 def load_card_and_state(path: str | os.PathLike) -> tuple[Card, dict[str, torch.Tensor]]:
-    """Card and state dict of the bundle or published checkpoint at ``path``, distinguished by content, not by suffix."""
+    """Card and state dict of the bundle or published checkpoint at ``path``, which its content tells, not its suffix."""
     if _is_checkpoint(Path(path)):
         from MedDPMLib.models.official_checkpoint import read_checkpoint
 

@@ -16,7 +16,7 @@ from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.masks.brain_area import describe_volume
 from MedDPMLib.masks.fit import fit
 from MedDPMLib.masks.mask import Mask
-from MedDPMLib.masks.numberings import Numbering
+from MedDPMLib.masks.numberings import Numbering, shows_brain
 from MedDPMLib.masks.readings import AmbiguousLabels
 from MedDPMLib.masks.said import named_by, said_numbering
 from MedDPMLib.masks.schemes import LabelScheme, load_scheme
@@ -90,11 +90,12 @@ def prepare_case(
     labels, notes = _labels(case, images, segmentation, standard, scheme, anatomy, numbering)
     mask = Mask(labels, scheme, case.name)
     if not labels.array.any():
-        raise MedDPMError("its mask is empty: there is no brain in it")
+        raise MedDPMError("its mask is empty: nothing in it is labeled")
     fitted = fit(mask, standard.grid)
     cut = sum(fitted.outside.values())
     prepared, found = {}, {}
-    foreground = labels.array > 0
+    # Without a label for all the rest, what has no label is part of the picture.
+    foreground = labels.array > 0 if scheme.rest else np.ones_like(labels.array, bool)
     for modality, image in images.items():
         try:
             prepared[modality] = normalise_onto(image, foreground, fitted.geometry, normalisation)
@@ -212,6 +213,8 @@ def _said(case: CaseFiles, segmentation: Volume, scheme: LabelScheme) -> tuple[N
 
 def _check_head(labels: np.ndarray, geometry: Geometry, scheme: LabelScheme, case: CaseFiles) -> None:
     """Refuses a "head" that is no head: values 1 and 2 are the parts of a tumour in many files."""
+    if scheme.rest is None or not shows_brain(scheme):
+        return
     volume = np.count_nonzero(labels == scheme.rest.value) * geometry.voxel_volume
     if volume < _SMALLEST_HEAD:
         raise MedDPMError(

@@ -347,7 +347,7 @@ def check_data(recipe: Recipe, cases: Dataset | Sequence[Case]) -> None:
         boxes = [" x ".join(f"{mm:g}" for mm in box) for box in (found, wanted)]
         raise MedDPMError(
             f"the cases span {boxes[0]} mm, but the recipe {recipe.name} needs {boxes[1]} mm: prepare them with"
-            f" meddpm prepare --scheme {recipe.scheme}"
+            f" meddpm prepare --scheme {recipe.label_scheme.name}"
         )
 
 
