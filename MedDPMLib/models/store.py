@@ -154,7 +154,7 @@ class ModelStore:
 
 
 def load_card_and_state(path: str | os.PathLike) -> tuple[Card, dict[str, torch.Tensor]]:
-    """Card and state dict of the bundle or published checkpoint at ``path``, which its content tells, not its suffix."""
+    """Card and state dict of the bundle or published checkpoint at ``path``: content tells which it is, no suffix."""
     if _is_checkpoint(Path(path)):
         from MedDPMLib.models.official_checkpoint import read_checkpoint
 

@@ -13,6 +13,7 @@ from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.geometry import Geometry
 from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.masks.brain_area import brain_area
+from MedDPMLib.masks.numberings import shows_brain
 from MedDPMLib.masks.schemes import Label, LabelScheme
 from MedDPMLib.masks.seg_nrrd import REGIONS, TYPES
 from MedDPMLib.masks.tumor import paint_tumour
@@ -135,7 +136,7 @@ def filling_brain(
 ) -> Work:
     """The work of :func:`fill_brain`, step by step."""
     if scheme.rest is None:
-        text = _('the scheme "{scheme}" has no label for the rest of the brain: choose another model')
+        text = _('the scheme "{scheme}" has no label with the role "rest": choose another model')
         raise MedDPMError(text.format(scheme=scheme.name))
     segment_id = _segment_of(scheme.rest, table)
     volume = volume_from_node(image)
@@ -144,7 +145,7 @@ def filling_brain(
     others = {id_: value for id_, value in table.items() if id_ != segment_id}
     paint(segmentation, segment_id, area & ~painted(segmentation, others, scheme))
     litres = np.count_nonzero(area) * painted_geometry(segmentation).voxel_volume / 1e6
-    if not _BRAIN[0] <= litres <= _BRAIN[1]:
+    if shows_brain(scheme) and not _BRAIN[0] <= litres <= _BRAIN[1]:
         text = _("{note}. {litres:.2g} l is not the volume of a brain: undo it if the image is not skull-stripped")
         return text.format(note=note, litres=litres)
     return note

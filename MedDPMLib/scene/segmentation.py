@@ -191,7 +191,7 @@ def read_labels(segmentation: slicer.vtkMRMLSegmentationNode, table: Mapping[str
     _check(table, segmentation, scheme)
     labels, geometry, cut = _merge(segmentation, table, scheme)
     if not labels.any():
-        text = _('nothing is painted in "{name}": paint at least the brain, or start from a template')
+        text = _('nothing is painted in "{name}": paint something, or start from a template')
         raise MedDPMError(text.format(name=name))
     notes = _united(segmentation, table, scheme)
     if cut:

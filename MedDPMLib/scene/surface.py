@@ -15,6 +15,7 @@ from vtk.util.numpy_support import numpy_to_vtk
 
 from MedDPMLib.imaging.geometry import Geometry
 from MedDPMLib.imaging.volume import Volume
+from MedDPMLib.masks.numberings import shows_brain
 from MedDPMLib.masks.schemes import LabelScheme
 from MedDPMLib.scene.background_work import Work
 
@@ -102,7 +103,7 @@ def _show(segmentation: slicer.vtkMRMLSegmentationNode, value: int, part: Volume
     if part is None:
         return
     label = scheme.label_by_value(value) if value else None
-    name = _("{name} surface").format(name=label.name if label else _("Brain"))
+    name = _("{name} surface").format(name=label.name if label else _("Brain") if shows_brain(scheme) else _("Mask"))
     node = slicer.mrmlScene.CreateNodeByClass("vtkMRMLModelNode")
     node.UnRegister(None)
     node.SetName(name)
