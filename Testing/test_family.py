@@ -44,19 +44,19 @@ def networks(draw) -> dict:
         "condition_channels": draw(st.integers(1, 24)),
         "base": draw(st.sampled_from([32, 64, 96])),
         "multipliers": multipliers,
-        "blocks": draw(st.integers(1, 3)),
+        "blocks": draw(st.integers(1, 2)),
         "attention": draw(st.lists(st.sampled_from(levels), unique=True).map(sorted)),
     }
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(networks())
 def test_shapes_tell_every_number_of_a_network(description):
     """Recognition is the inverse of construction."""
     assert describe_network(state_shapes(description)) == description
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(networks(), st.data())
 def test_whatever_is_changed_is_no_network_or_another(description, data):
     """A tensor that is dropped, added or of another shape never leaves the same network, and never a crash."""

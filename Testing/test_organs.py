@@ -1,4 +1,4 @@
-"""No brain anywhere: three organs in an ellipsoid, two modalities, from masks to a volume, by command line and panel."""
+"""No brain anywhere: three organs in an ellipsoid, two modalities, from masks to volumes, by commands and panel."""
 
 # ruff: noqa: F811 (fixtures are imported by their names)
 

@@ -60,7 +60,7 @@ def card_template(checkpoint: Checkpoint, values: Mapping[str, Any] | None = Non
     """The text of a card for ``checkpoint`` in which everything is filled in that could be read, and the ``values``
     that are known by field."""
     network, file = checkpoint.network, checkpoint.path.name
-    name = re.sub(r"[^a-z0-9]+", "-", checkpoint.path.stem.casefold()).strip("-")[:60] or "model"
+    name = checkpoint.facts()["name"]
     known = {
         "name": name,
         "title": name,

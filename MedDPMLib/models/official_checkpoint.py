@@ -57,6 +57,16 @@ class Checkpoint:
     network: Mapping[str, object]
     schedule: Mapping[str, object] | None
 
+    def facts(self) -> dict[str, object]:
+        """As plain data, for somebody who is to say the rest."""
+        name = re.sub(r"[^a-z0-9]+", "-", self.path.stem.casefold()).strip("-")[:60] or "model"
+        return {
+            "name": name,
+            "network": dict(self.network),
+            "schedule": self.schedule,
+            "described": self.describe(),
+        }
+
     def describe(self) -> str:
         """For people: what the network makes of what, and how large it is."""
         network, numbers = self.network, "/".join(map(str, self.network["multipliers"]))

@@ -11,8 +11,8 @@ import vtk
 from slicer.i18n import tr as _
 
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.masks.schemes import LabelScheme
 from MedDPMLib.masks.numberings import shows_brain
+from MedDPMLib.masks.schemes import LabelScheme
 from MedDPMLib.masks.templates import can_hold_templates, find_template, load_template, templates
 from MedDPMLib.scene import dependencies, painting, volumes
 from MedDPMLib.scene.background_work import BackgroundWork, Work
@@ -118,7 +118,7 @@ class MaskSection:
         self._fill_table()
 
     def _offer(self, scheme: LabelScheme | None) -> None:
-        """Shows what can be done with ``scheme``: templates are brains, a stamp is a tumor, and only a rest is filled."""
+        """Shows what can be done with ``scheme``: templates are brains, a stamp is a tumor, a rest can be filled."""
         ui = self._ui
         offered = {
             (ui.templateLabel, ui.templateBox, ui.templateButton): scheme is None or can_hold_templates(scheme),
