@@ -51,9 +51,8 @@ def is_acceptable(asked) -> bool:
     return asked.buttons.button(qt.QDialogButtonBox.Ok).isEnabled()
 
 
-def fill(asked, scheme, size=(24, 16, 8)):
+def fill(asked, size):
     """Answers everything, one question after the other; only the last answer makes it acceptable."""
-    dialogs.reply_with(str(scheme))
     asked.scheme.currentIndex = asked.scheme.count - 1  # "File..."
     assert asked.channels.text == "Brain, Schwannoma, 0"
     asked.channels.text = "Schwannoma, Brain, 0.5"
@@ -77,7 +76,7 @@ def test_what_is_missing_is_asked_for_once(panel, checkpoint):
         assert "2 image and 3 condition channels" in shown.read.text and "100 timesteps" in shown.read.text
         assert shown.name.text == "their-model" and not is_acceptable(shown)
         assert "modalities (0 of 2)" in shown.message.text and "labels" in shown.message.text
-        fill(shown, checkpoint.parent / "labels.toml", size=(24, 16, 7))
+        fill(shown, size=(24, 16, 7))
         return qt.QDialog.Accepted
 
     def again(_dialog):
@@ -88,11 +87,9 @@ def test_what_is_missing_is_asked_for_once(panel, checkpoint):
         shown.size[2].value = 8
         return qt.QDialog.Accepted
 
-    dialogs.reply_with(str(checkpoint), first, again)
-    # The file dialog of the label scheme is answered from within the first dialog, before the second one.
-    order = dialogs._replies
+    # The file of the label scheme is asked for from within the first dialog.
+    dialogs.reply_with(str(checkpoint), first, str(checkpoint.parent / "labels.toml"), again)
     ui.addModelButton.click()
-    wait_until(lambda: len(asked) == 2 or not order)
     wait_until(lambda: ui.addModelButton.enabled and panel.models._description is None)
     assert len(asked) == 2 and panel.models.entry.name == "their-model"
     assert "as you described it" in ui.modelSummary.text and "T1CE, T2" in ui.modelSummary.text

@@ -177,7 +177,9 @@ def label_named(name: str, scheme: LabelScheme) -> Label | None:
         part = _spelled(name, load_scheme(known))
         if part and (label := label_for(part.name, scheme)):
             return label
-    return None
+    others = {part.casefold(): part for part in brain_parts()}
+    found = next((others[text] for text in map(str.casefold, _spellings(name)) if text in others), None)
+    return label_for(found, scheme) if found else None
 
 
 def part_named(name: str) -> Label | None:
