@@ -136,7 +136,7 @@ value = 3
 name = "Cochlea"
 """
 
-#: By who trained it: the network, the fields of its card, and the scheme of its masks.
+#: By whose it is: the network, the fields of its card, and the scheme of its masks.
 WILD = {
     # ADNI: the whole brain, diagnosis and age as channels of constant value.
     "adni": (
@@ -153,6 +153,15 @@ WILD = {
             "modalities": ["t1", "t1ce", "t2", "flair"], "scheme": "brats",
             "channels": ["Necrosis", "Oedema", "Enhancing tumour", "Rest of the brain", -1, -1, -1, -1],
             "mask_encoding": [0, 1],
+        },
+    ),
+    # GliomaGen's own card, on a smaller network: a sixth channel of zeros, axes x, y, z, images from 0 to 1.
+    "after-treatment": (
+        unet(4, 6, blocks=2),
+        {
+            "modalities": ["t1", "t1ce", "t2", "flair"], "scheme": GLIOMAGEN.scheme.to_dict(), "axes": "xyz",
+            "channels": [*(label.name for label in GLIOMAGEN.scheme.labels), 0], "mask_encoding": [0, 1],
+            "image_range": [0, 1],
         },
     ),
     # Vestibular schwannoma: other modalities, labels and sizes, channels in an order of their own.

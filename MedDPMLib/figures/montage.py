@@ -139,9 +139,10 @@ def _extent(where: np.ndarray, geometry: Geometry) -> tuple[np.ndarray, np.ndarr
 
 
 def _outermost_first(labels: Volume, scheme: LabelScheme) -> list[Label]:
-    """The tumor labels that are present; where two borders coincide, the outline of the inner one is drawn on top."""
+    """The tumor labels that are present, or all but the rest in a scheme without a tumor; where two borders coincide,
+    the outline of the inner one is drawn on top."""
     reach = {}
-    for label in scheme.tumour:
+    for label in scheme.tumour or [label for label in scheme.labels if label.role != "rest"]:
         where = labels.array == label.value
         if where.any():
             low, high = _extent(where, labels.geometry)
