@@ -268,7 +268,9 @@ def _paired_cases(source: Path, images: Path, masks: Path, modalities: Sequence[
     groups: dict[str, dict[str, list[Path]]] = {}
     for path in _volumes_below(images, 1):
         name, modality = _PAIR_ENDING.sub("", volume_stem(path)), None
-        match = re.fullmatch(r"(.+)[_-]([^_-]+)", name)
+        longest = sorted(map(re.escape, modalities), key=len, reverse=True)
+        match = re.fullmatch(rf"(.+?)[_-]({'|'.join(longest)})", name, re.IGNORECASE)
+        match = match or re.fullmatch(r"(.+)[_-]([^_-]+)", name)
         if match and (modality := _modality(match[2], modalities)):
             name = match[1]
         if modality is None and len(modalities) == 1:
