@@ -213,12 +213,14 @@ def _recognized(weights: Mapping[str, Tensor], tables: Mapping[str, Tensor]) -> 
         if closest is None or shared > closest[0]:
             closest = shared, card, mismatch
     shared, card, mismatch = closest
-    if not shared:
-        first = next((f"first {name!r:.100} {shape}" for name, shape in found.items()), "none of weights")
-        raise MedDPMError(f"not a Med-DDPM checkpoint: {_expectation()}; found were {len(found)} tensors, {first}")
     try:
         network = describe_network(found)
     except MedDPMError:
+        if not shared:
+            first = next((f"first {name!r:.100} {shape}" for name, shape in found.items()), "none of weights")
+            raise MedDPMError(
+                f"not a Med-DDPM checkpoint: {_expectation()}; found were {len(found)} tensors, {first}"
+            ) from None
         raise MedDPMError(
             f"neither of the published Med-DDPM networks; compared with {card.name}, the closest: {mismatch}"
         ) from None
