@@ -84,7 +84,7 @@ class DatasetSettings:
                 f'there is no normalisation "{self.normalisation}": use one of {", ".join(NORMALISATIONS)}'
             )
         if self.anatomy is not None and self.scheme != "anatomy":
-            raise MedDPMError(f'the scheme "{self.scheme}" has no structures: leave out --anatomy')
+            raise MedDPMError(f'the scheme "{self.label_scheme.name}" has no structures: leave out --anatomy')
         if self.numbering is not None:
             asked_numbering(load_scheme("brats") if self.anatomy else self.label_scheme, self.numbering)
 
