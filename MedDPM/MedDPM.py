@@ -119,8 +119,10 @@ DEFAULTS = GenerationSettings()
 
 @parameterNodeWrapper
 class MedDPMParameterNode:
-    """The panel's choices, which a saved scene keeps: ``leftOut`` are the modalities that are not wanted, ``steps`` is
-    0 where the quality decides."""
+    """The choices in the panel, which a saved scene keeps.
+
+    ``leftOut`` are the modalities that are not wanted; ``steps`` is 0 where the quality decides.
+    """
 
     model: str
     segmentation: slicer.vtkMRMLSegmentationNode
@@ -189,7 +191,7 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         buttons = (self.ui.outlinesTumor, self.ui.outlinesAll, self.ui.outlinesNone)
         self._outlines = dict(zip(OUTLINES, buttons, strict=True))
         self._keys = self.makeKeys(uiWidget)
-        # Slicer goes on with a scene after its last event: the segment editor forgets its segmentation.
+        # Slicer continues with a scene after its last event: the segment editor forgets its segmentation.
         self._settle = qt.QTimer()
         self._settle.setSingleShot(True)
         self._settle.interval = 0
@@ -311,7 +313,7 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.chooseOnly()
 
     def chooseOnly(self):
-        """Where nothing is chosen and there is one segmentation alone, it is the one that is meant."""
+        """If nothing is chosen and there is only one segmentation, it is chosen."""
         segmentations = slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
         if self._parameterNode is not None and self._parameterNode.segmentation is None and len(segmentations) == 1:
             self.ui.segmentationSelector.setCurrentNode(segmentations[0])
@@ -448,7 +450,7 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         from MedDPMLib.scene.views import outlines_of
 
         segmentation = self.ui.segmentationSelector.currentNode()
-        if segmentation is not self._segmentation:  # what was said is about another mask
+        if segmentation is not self._segmentation:  # the message refers to another mask
             self._segmentation = segmentation
             self.run.clear()
         self.mask.set_segmentation(segmentation)
@@ -507,12 +509,12 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         return self.logic.makeOrder(chosen, self.models.card, self.mask.table, seeds, into or {})
 
     def onMaskEdited(self):
-        """The newest edit wins: an order that runs gives way."""
+        """The newest edit wins: an order in progress is cancelled."""
         self.guide.painted()
         self.showGuide()
         if self._parameterNode is None or not self._parameterNode.autoRegenerate or self.models.card is None:
             return
-        if self.mask.labels.unlabeled_names():  # no question comes up while somebody paints
+        if self.mask.labels.unlabeled_names():  # no question comes up while the user paints
             names = ", ".join(f'"{name}"' for name in self.mask.labels.unlabeled_names())
             self.run.say(
                 _("{names} has no label: click Generate, or choose it in the table of labels").format(names=names)
@@ -560,7 +562,7 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
 
 class MedDPMLogic(ScriptedLoadableModuleLogic):
-    """Generates without the panel, too::
+    """Also generates without the panel::
 
     logic = MedDPMLogic()
     order = logic.makeOrder(logic.getParameterNode(), card, table, seeds=[0])
@@ -598,7 +600,7 @@ class MedDPMLogic(ScriptedLoadableModuleLogic):
         values = {name: getattr(chosen, name) for name in SETTINGS}
         values = {name: value.value if isinstance(value, enum.Enum) else value for name, value in values.items()}
         values["steps"] = values["steps"] or None
-        if not card.label_dropout:  # what is set for another model does not keep this one from generating
+        if not card.label_dropout:  # settings for another model do not keep this one from generating
             values["guidance"] = SETTINGS["guidance"].default
         if not card.draws_by_levels:
             values["appearance"] = SETTINGS["appearance"].default
@@ -638,7 +640,7 @@ class MedDPMLogic(ScriptedLoadableModuleLogic):
         )
 
     def stop(self):
-        """Ends the worker and lets go of the scene: no process, no file and no half-made volume is left."""
+        """Ends the worker and drops the scene: no process, no file and no unfinished volume is left."""
         self.generator.forget()
         self.client.stop()
 

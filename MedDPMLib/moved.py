@@ -1,4 +1,4 @@
-"""Where do modules lie that had another place in version 0.1? Their old names still import, with a deprecation.
+"""What had another place or name in version 0.1? The old ones still work, with a deprecation.
 
 Removed with version 0.3.
 """
@@ -10,7 +10,9 @@ import importlib.abc
 import importlib.machinery
 import sys
 import warnings
+from collections.abc import Callable, Mapping
 from types import ModuleType
+from typing import Any
 
 #: For each old name, below this package, the modules that what it held is in now.
 MOVED = {
@@ -43,6 +45,28 @@ def find_moved(old: str, modules: tuple[str, ...], name: str) -> object:
             warnings.warn(f"MedDPMLib.{old}.{name} has moved to MedDPMLib.{module}", DeprecationWarning, stacklevel=3)
             return found
     raise AttributeError(f"module 'MedDPMLib.{old}' has no attribute {name!r}")
+
+
+def former_names(module: str, names: Mapping[str, str]) -> Callable[[str], object]:
+    """A ``__getattr__`` for ``module``, by which each former name of ``names`` gives what has the current one."""
+
+    def look_up(name: str) -> object:
+        if name not in names:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        warnings.warn(f"{module}.{name} is now {names[name]}", DeprecationWarning, stacklevel=2)
+        return getattr(sys.modules[module], names[name])
+
+    return look_up
+
+
+def former_attribute(name: str, current: str) -> Any:
+    """A property for a class that calls ``current`` now what was its attribute ``name``."""
+
+    def look_up(instance: object) -> object:
+        warnings.warn(f"{type(instance).__name__}.{name} is now {current}", DeprecationWarning, stacklevel=2)
+        return getattr(instance, current)
+
+    return property(look_up)
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):

@@ -221,6 +221,20 @@ def read_fields(
     return taken
 
 
+def with_current_names(values: object, current: Mapping[str, str], where: str) -> Any:
+    """The ``values`` of a table, which ``where`` names, with the current name of each field that has its former name.
+
+    ``current`` pairs former names with current ones. What is no table comes back as it is, for a rule to report.
+    Raises :class:`MedDPMError` for a field that is there under both names.
+    """
+    if not isinstance(values, Mapping):
+        return values
+    for former, name in current.items():
+        if former in values and name in values:
+            raise MedDPMError(f'{where}: "{former}" is the former name of "{name}": remove one of them')
+    return {current.get(name, name): value for name, value in values.items()}
+
+
 # Dataclasses -----------------------------------------------------------------------------------------
 
 

@@ -51,8 +51,8 @@ def small_card(scheme: LabelScheme, *, grid: Grid = SMALL_GRID, timesteps: int =
         schedule={"name": "cosine", "timesteps": timesteps},
         prediction="x0",
         training="Not trained.",
-        training_data=({"name": "none", "licence": "none", "cases": None},),
-        licence="Apache-2.0",
+        training_data=({"name": "none", "license": "none", "cases": None},),
+        license="Apache-2.0",
         intended_use="Tests.",
         limitations="Makes noise.",
         qualities={
@@ -79,13 +79,13 @@ def write_small_model(path: Path, card: Card, seed: int = 0) -> Path:
 
 
 def small_labels(scheme: LabelScheme, seed: int = 0) -> np.ndarray:
-    """A ball of the rest of the brain with a block of tumour whose place depends on ``seed``; (16, 16, 16), uint8."""
+    """A ball of the rest of the brain with a block of tumor whose place depends on ``seed``; (16, 16, 16), uint8."""
     positions = np.indices((SIDE,) * 3) - (SIDE - 1) / 2
     labels = np.where((positions**2).sum(axis=0) < 6.5**2, scheme.rest.value, 0).astype(np.uint8)
     corner = np.random.default_rng(seed).integers(5, 9, 3)
     block = tuple(slice(c, c + 3) for c in corner)
-    labels[block] = scheme.label_by_name("oedema").value
-    labels[tuple(corner + 1)] = scheme.label_by_name("enhancing tumour").value
+    labels[block] = scheme.label_by_name("edema").value
+    labels[tuple(corner + 1)] = scheme.label_by_name("enhancing tumor").value
     return labels
 
 

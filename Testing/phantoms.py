@@ -15,7 +15,7 @@ from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.masks.schemes import load_scheme
 from MedDPMLib.prepare import STANDARDS, DatasetSettings, find_cases, write_dataset
 
-CONTRASTS = ("t1", "t1ce", "t2", "flair")
+MODALITIES = ("t1", "t1ce", "t2", "flair")
 BRATS, WHOLE_HEAD, ANATOMY = (load_scheme(name) for name in ("brats", "whole-head", "anatomy"))
 
 #: A grid of thousands of voxels in place of millions, a little larger than the phantom.
@@ -31,7 +31,7 @@ def shrink(monkeypatch) -> None:
 
 
 def phantom(seed=0) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Four contrasts, 0 around the brain, and a mask in the values of the scheme brats, asymmetric in every axis."""
+    """Four modalities, 0 around the brain, and a mask in the values of the scheme brats, asymmetric in every axis."""
     rng = np.random.default_rng(seed)
     k, j, i = np.mgrid[: SHAPE[0], : SHAPE[1], : SHAPE[2]]
     brain = ((k - 7.5) / 7) ** 2 + ((j - 9.5) / 9) ** 2 + ((i - 11.5) / 11) ** 2 < 1
@@ -40,9 +40,9 @@ def phantom(seed=0) -> tuple[dict[str, np.ndarray], np.ndarray]:
     labels[6:11, 5:10, 12:18] = 3
     labels[7:10, 6:9, 13:17] = 1
     images = {}
-    for number, contrast in enumerate(CONTRASTS):
+    for number, modality in enumerate(MODALITIES):
         values = 100 * (number + 1) + 40 * labels.astype(int) + rng.integers(0, 30, SHAPE)
-        images[contrast] = np.where(brain, values, 0).astype(np.int16)
+        images[modality] = np.where(brain, values, 0).astype(np.int16)
     return images, labels
 
 
@@ -60,13 +60,13 @@ def save(path: Path, array: np.ndarray, geometry: Geometry = PLACE) -> None:
 
 
 def write_brats(root: Path, seeds, *, folder="{name}", naming="_", suffix=".nii.gz", values=RAW_2021) -> None:
-    endings = CONTRASTS if naming == "_" else ("t1n", "t1c", "t2w", "t2f")
+    endings = MODALITIES if naming == "_" else ("t1n", "t1c", "t2w", "t2f")
     for seed in seeds:
         images, labels = phantom(seed)
         name = f"case{seed}"
         where = root / folder.format(name=name)
-        for ending, contrast in zip(endings, CONTRASTS, strict=True):
-            save(where / f"{name}{naming}{ending}{suffix}", images[contrast])
+        for ending, modality in zip(endings, MODALITIES, strict=True):
+            save(where / f"{name}{naming}{ending}{suffix}", images[modality])
         save(where / f"{name}{naming}seg{suffix}", renumbered(labels, values))
 
 
@@ -74,15 +74,15 @@ def write_nnunet(root: Path, seeds, channels: dict, labels_of: dict, values: dic
     order = ("t2", "t1", "flair", "t1ce")
     for seed in seeds:
         images, labels = phantom(seed)
-        for index, contrast in enumerate(order):
-            save(root / "imagesTr" / f"case{seed}_{index:04d}.nii.gz", images[contrast])
+        for index, modality in enumerate(order):
+            save(root / "imagesTr" / f"case{seed}_{index:04d}.nii.gz", images[modality])
         save(root / "labelsTr" / f"case{seed}.nii.gz", renumbered(labels, values))
     description = {"labels": labels_of, "numTraining": len(seeds)} | channels | more
     (root / "dataset.json").write_text(json.dumps(description))
 
 
 def nnunet_2(root, seeds):
-    """nnU-Net's own BraTS: 1 is the oedema there, 2 the necrosis; regions lie in each other."""
+    """nnU-Net's own BraTS: 1 is the edema there, 2 the necrosis; regions lie in each other."""
     write_nnunet(
         root,
         seeds,
@@ -106,8 +106,8 @@ def nnunet_1(root, seeds):
 def med_ddpm(root, seeds):
     for seed in seeds:
         images, labels = phantom(seed)
-        for contrast in CONTRASTS:
-            save(root / "brats2021" / contrast / f"case{seed}_{contrast}.nii.gz", images[contrast])
+        for modality in MODALITIES:
+            save(root / "brats2021" / modality / f"case{seed}_{modality}.nii.gz", images[modality])
         save(root / "brats2021" / "seg" / f"case{seed}_seg.nii.gz", labels)
     save(root / "whole_head" / "image" / "other.nii.gz", images["t1"])
     save(root / "whole_head" / "mask" / "other.nii.gz", (labels > 0).astype(np.uint8))
@@ -116,8 +116,8 @@ def med_ddpm(root, seeds):
 def pairs(root, seeds):
     for seed in seeds:
         images, labels = phantom(seed)
-        for contrast in CONTRASTS:
-            save(root / "Images" / f"case{seed}_{contrast}.nii.gz", images[contrast])
+        for modality in MODALITIES:
+            save(root / "Images" / f"case{seed}_{modality}.nii.gz", images[modality])
         save(root / "masks" / f"case{seed}_mask.nii.gz", labels)
 
 

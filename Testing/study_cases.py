@@ -62,7 +62,7 @@ def write_synthetic(path: Path, image: np.ndarray) -> Path:
 
 
 def write_pool(folder: Path, real: int, synthetic: int, seed: int = 0) -> tuple[dict, dict]:
-    """Cases of one contrast, t1: (real, synthetic), each case -> contrast -> file."""
+    """Cases of one modality, t1: (real, synthetic), each case -> modality -> file."""
     reals = {f"r{n}": {"t1": write_real(folder / "real" / f"r{n}.nii.gz", brain(seed + n))} for n in range(real)}
     made = {
         f"s{n}": {"t1": write_synthetic(folder / "synthetic" / f"s{n}.nii.gz", brain(seed + 1000 + n))}
@@ -75,7 +75,7 @@ def small_plan(folder: Path, *, real=6, synthetic=6, readers=("Ada", "Ben"), tas
     reals, made = write_pool(folder, real, synthetic)
     return Plan(
         title="A small study",
-        contrasts=("t1",),
+        modalities=("t1",),
         real=reals,
         synthetic={"model": made},
         readers=readers,

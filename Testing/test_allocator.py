@@ -1,4 +1,4 @@
-"""The process keeps its memory, and hands it back when told to."""
+"""The process keeps its memory, and hands it back on request."""
 
 from __future__ import annotations
 

@@ -93,12 +93,12 @@ def test_the_command_line_alone_knows_its_library():
 def test_old_names_import_with_a_deprecation():
     code = """
 import warnings
-with warnings.catch_warnings(record=True) as told:
+with warnings.catch_warnings(record=True) as reported:
     warnings.simplefilter("always")
     from MedDPMLib.masks import Mask, read_mask
     from MedDPMLib.samplers import sample
     from MedDPMLib.volume import Volume, read_volume
-assert {str(warning.category.__name__) for warning in told} == {"DeprecationWarning"}, told
+assert {str(warning.category.__name__) for warning in reported} == {"DeprecationWarning"}, reported
 from MedDPMLib.imaging.volume import Volume as new
 from MedDPMLib.masks.mask import Mask as new_mask
 assert Volume is new and Mask is new_mask

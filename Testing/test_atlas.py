@@ -1,4 +1,4 @@
-"""Structures for a brain of which only outline and tumour are known: nothing that is known moves, the rest fits."""
+"""Structures for a brain of which only outline and tumor are known: nothing that is known moves, the rest fits."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def overlap(one, other, values=STRUCTURES) -> list[float]:
 def test_what_is_known_stays_to_the_voxel(glioma):
     made = complete(glioma, BRATS, ANATOMY, seed=1)
     assert np.array_equal(made.labels > 0, glioma.labels > 0)
-    for label in BRATS.tumour:
+    for label in BRATS.tumor:
         same = ANATOMY.label_by_name(label.name).value
         assert np.array_equal(made.labels == same, glioma.labels == label.value)
     assert set(np.unique(made.labels)) == {0, *ANATOMY.values}

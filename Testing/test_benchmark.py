@@ -117,7 +117,7 @@ def test_the_peak_is_a_peak():
     assert peak_memory(CPU) > during - 2**20
 
 
-# What is told ----------------------------------------------------------------------------------------
+# What is reported ----------------------------------------------------------------------------------------
 
 
 def measurement(configuration: str, **figures) -> Measurement:
@@ -157,19 +157,19 @@ def test_ratios_are_to_the_baseline_of_the_same_network_and_device():
     assert all(len(row) == len(HEADINGS) for row in rows(found))
 
 
-def test_what_could_not_be_measured_is_told():
+def test_what_could_not_be_measured_is_reported():
     broken = Measurement(
         model="net", configuration="baseline", grid=(16, 16, 16), weights="random", sampler="ddpm", steps=250,
         device="cpu", problem="there is too little memory",
     )  # fmt: skip
     found = result(broken, measurement("standard"), share=0.5)
-    told = "\n".join(remarks(found))
+    reported = "\n".join(remarks(found))
     for part in (
         "net, baseline on cpu was not measured: there is too little memory",
         "random weights",
         "0.5 of each side",
     ):
-        assert part in told
+        assert part in reported
     assert json.loads(json.dumps(found.to_dict()))["measurements"][1]["volume_ratio"] is None
     assert all(len(row) == len(HEADINGS) for row in rows(found))
 
@@ -178,8 +178,8 @@ def test_what_could_not_be_measured_is_told():
 
 
 def test_a_run_measures_every_configuration(small_model):
-    told = []
-    found = benchmark([str(small_model)], ["cpu"], steps=2, report=told.append)
+    reported = []
+    found = benchmark([str(small_model)], ["cpu"], steps=2, report=reported.append)
     card = load_model(small_model).card
     baseline, standard, low = found.measurements
     assert [one.configuration for one in found.measurements] == ["baseline", "standard", "low memory"]
@@ -198,7 +198,7 @@ def test_a_run_measures_every_configuration(small_model):
             assert one.peak_bytes < one.planned_bytes
     assert baseline.step_flops == step_flops(card.network_description, (16, 16, 16), encoded=False)
     assert standard.step_flops == step_flops(card.network_description, (16, 16, 16), encoded=True)
-    assert len(told) == inference.phases(2, "cpu")
+    assert len(reported) == inference.phases(2, "cpu")
 
 
 def test_the_command_tells_and_writes(meddpm, small_model, tmp_path, monkeypatch):
@@ -211,15 +211,17 @@ def test_the_command_tells_and_writes(meddpm, small_model, tmp_path, monkeypatch
         return found
 
     monkeypatch.setattr(inference, "benchmark", measured)
-    told = meddpm("benchmark", "generate", "--model", small_model, "--device", "cpu", "--quick", "--json", "out.json")
-    assert told.returncode == 0, told.stderr
+    reported = meddpm(
+        "benchmark", "generate", "--model", small_model, "--device", "cpu", "--quick", "--json", "out.json"
+    )
+    assert reported.returncode == 0, reported.stderr
     assert asked["names"] == [str(small_model)] and (asked["share"], asked["steps"]) == (0.25, 1)
-    assert "100x" in told.stdout and "compare ratios" in told.stdout
+    assert "100x" in reported.stdout and "compare ratios" in reported.stdout
     written = json.loads((tmp_path / "out.json").read_text())
     assert written["measurements"][1]["volume_ratio"] == 100
 
 
-def test_training_is_told_the_same_way(meddpm, tmp_path, monkeypatch):
+def test_training_is_reported_the_same_way(meddpm, tmp_path, monkeypatch):
     asked = {}
 
     def measured(recipe, **options):
@@ -231,12 +233,12 @@ def test_training_is_told_the_same_way(meddpm, tmp_path, monkeypatch):
         ]
 
     monkeypatch.setattr(training, "measure_training", measured)
-    told = meddpm("benchmark", "train", "--recipe", "brats", "--quick", "--device", "cpu", "--json", "out.json")
-    assert told.returncode == 0, told.stderr
-    learnt = load_recipe("brats").stages[-1].example_size
+    reported = meddpm("benchmark", "train", "--recipe", "brats", "--quick", "--device", "cpu", "--json", "out.json")
+    assert reported.returncode == 0, reported.stderr
+    usual = load_recipe("brats").stages[-1].example_size
     assert asked["recipe"] == "brats" and asked["iterations"] == 1 and asked["device"] == "cpu"
-    assert all(side % 16 == 0 and abs(side - whole / 4) <= 8 for side, whole in zip(asked["grid"], learnt, strict=True))
-    row = next(line for line in told.stdout.splitlines() if "optimized" in line)
+    assert all(side % 16 == 0 and abs(side - whole / 4) <= 8 for side, whole in zip(asked["grid"], usual, strict=True))
+    row = next(line for line in reported.stdout.splitlines() if "optimized" in line)
     assert "4x" in row and "1.00 GiB" in row and " 2 " in row
     assert json.loads((tmp_path / "out.json").read_text())["rows"][1]["speed_up"] == 4
 
@@ -251,9 +253,9 @@ def test_what_does_not_fit_is_a_row_that_says_so(meddpm, monkeypatch):
 
     monkeypatch.setattr(training, "measure", measured)
     monkeypatch.setattr(training, "can_compile", lambda device: False)
-    told = meddpm("benchmark", "train", "--device", "cpu", "--quick")
-    assert told.returncode == 0, told.stderr
-    rows = [line for line in told.stdout.splitlines() if " x " in line]
+    reported = meddpm("benchmark", "train", "--device", "cpu", "--quick")
+    assert reported.returncode == 0, reported.stderr
+    rows = [line for line in reported.stdout.splitlines() if " x " in line]
     assert len(rows) == 3 * len(recipe_names()) and all(any(name in row for row in rows) for name in recipe_names())
     assert all(("does not fit" in row) == (" baseline " in row) for row in rows)
     assert all("0.5" in row and "1.00 GiB" in row for row in rows if " baseline " not in row)

@@ -1,4 +1,4 @@
-"""Bundles and their cards: round trips, and files that nobody vouches for."""
+"""Bundles and their cards: round trips, and files of unknown origin."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def random_state(card: Card = CARD, dtype: torch.dtype = torch.float32) -> dict[
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
-    """The bytes of a sound bundle and of its header (without the length)."""
+    """The bytes of a valid bundle and of its header (without the length)."""
     path = tmp_path_factory.mktemp("bundle") / "tiny.safetensors"
     write_bundle(path, CARD, random_state(), dtype=torch.float16)
     content = path.read_bytes()
@@ -97,7 +97,7 @@ def test_cards_need_no_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_a_card_is_told_in_plain_lines():
+def test_a_card_is_reported_in_plain_lines():
     text = replace(CARD, limitations="None of it.", network={"kind": "unet", "blocks": 3, "attention": []}).describe()
     expected = ["Tiny (tiny)", "t1, t1ce, t2, flair", "192 x 192 x 144 voxels of 1 x 1 x 1 mm, LPS", "None of it."]
     expected += [
@@ -116,7 +116,7 @@ def test_the_channels_come_from_labels_and_modalities():
 
 BAD_FIELDS = [
     ("format", 0), ("format", "1"), ("format", None), ("name", "../up"), ("name", "Big"), ("name", "nul"),
-    ("name", ""), ("title", ""), ("title", "\x1b[2J"), ("summary", 3), ("training", None), ("licence", " "),
+    ("name", ""), ("title", ""), ("title", "\x1b[2J"), ("summary", 3), ("training", None), ("license", " "),
     ("intended_use", "x" * 10_001), ("limitations", ["many"]), ("network", {}), ("network", {"base": 64}),
     ("network", {"kind": "unet", "base": 1.5}), ("network", {"kind": "unet", "image_channels": 4}),
     ("network", {"kind": "unet", "a": {}}), ("scheme", "brats"), ("modalities", []), ("modalities", ["t1", "t1"]),
@@ -128,7 +128,7 @@ BAD_FIELDS = [
     ("schedule", {"name": "cosine", "timesteps": 0}), ("schedule", {"name": "cosine", "timesteps": 10**8}),
     ("positions", 1), ("label_dropout", 1.0), ("label_dropout", -0.1), ("label_dropout", "some"),
     ("prediction", "future"), ("prediction", ["x0"]), ("training_data", []), ("training_data", [{"name": "a"}]),
-    ("training_data", [{"name": "a", "licence": "b", "cases": -1}]), ("qualities", {"draft": {}}), ("qualities", []),
+    ("training_data", [{"name": "a", "license": "b", "cases": -1}]), ("qualities", {"draft": {}}), ("qualities", []),
     ("qualities", {name: {"sampler": "ddpm", "steps": 251} for name in card_module.QUALITIES}),
 ]  # fmt: skip
 
@@ -191,7 +191,7 @@ def mutated(data, table):
         if isinstance(place[key], (dict, list)) and place[key] and data.draw(st.integers(0, 3)):
             place = place[key]
             continue
-        action = data.draw(st.sampled_from(["replace", "remove", "neighbour"]))
+        action = data.draw(st.sampled_from(["replace", "remove", "neighbor"]))
         if action == "replace":
             place[key] = data.draw(JSON)
         elif action == "remove":
@@ -281,7 +281,7 @@ def test_integers_are_not_weights(tmp_path):
         )
 
 
-def test_a_place_that_cannot_be_written_is_told(tmp_path):
+def test_a_place_that_cannot_be_written_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(MedDPMError, match="cannot be written"):
         write_bundle(tmp_path / "file" / "a.safetensors", CARD, random_state())
@@ -302,14 +302,14 @@ def test_unsound_weights_are_not_read(tmp_path, change, message):
         read_bundle(path)
 
 
-def test_a_safetensors_file_without_a_card_is_told(tmp_path):
+def test_a_safetensors_file_without_a_card_is_reported(tmp_path):
     safetensors.torch.save_file(random_state(), tmp_path / "a.safetensors")
     with pytest.raises(MedDPMError, match="carries no model card"):
         read_card(tmp_path / "a.safetensors")
 
 
 @pytest.mark.parametrize("reader", [read_card, read_bundle])
-def test_missing_files_and_folders_are_told(tmp_path, reader):
+def test_missing_files_and_folders_are_reported(tmp_path, reader):
     with pytest.raises(MedDPMError, match="cannot be read"):
         reader(tmp_path / "absent.safetensors")
     with pytest.raises(MedDPMError, match="folder"):
@@ -327,10 +327,10 @@ def test_a_card_that_asks_for_a_monster_is_refused(bundle, tmp_path):
         read_bundle(tmp_path / "a")
 
 
-# Files that nobody vouches for -----------------------------------------------------------------------
+# Files of unknown origin ------------------------------------------------------------------------------
 
 
-def refused_or_sound(path, content: bytes) -> bool:
+def refused_or_valid(path, content: bytes) -> bool:
     """Whether ``content`` is refused with one sentence that names the file; else it must be whole."""
     path.write_bytes(content)
     try:
@@ -350,7 +350,7 @@ def refused_or_sound(path, content: bytes) -> bool:
 @FUZZ
 @given(content=st.binary(max_size=400), prefix=st.sampled_from([b"", b"\2\0\0\0\0\0\0\0{}", b"\x40\0\0\0\0\0\0\0{"]))
 def test_random_bytes_are_refused(tmp_path, content, prefix):
-    assert refused_or_sound(tmp_path / "x", prefix + content)
+    assert refused_or_valid(tmp_path / "x", prefix + content)
 
 
 @FUZZ
@@ -358,13 +358,13 @@ def test_random_bytes_are_refused(tmp_path, content, prefix):
 def test_every_truncation_is_refused(tmp_path, bundle, data):
     content, header = bundle
     length = data.draw(st.integers(0, len(header) + 100) | st.integers(0, len(content) - 1))
-    assert refused_or_sound(tmp_path / "x", content[:length])
+    assert refused_or_valid(tmp_path / "x", content[:length])
 
 
 @FUZZ
 @given(extra=st.binary(min_size=1, max_size=100))
 def test_what_follows_the_weights_is_refused(tmp_path, bundle, extra):
-    assert refused_or_sound(tmp_path / "x", bundle[0] + extra)
+    assert refused_or_valid(tmp_path / "x", bundle[0] + extra)
 
 
 @FUZZ
@@ -373,7 +373,7 @@ def test_a_header_that_lies_about_its_length_is_refused(tmp_path, bundle, length
     content, header = bundle
     if length != len(header):
         tracemalloc.start()
-        assert refused_or_sound(tmp_path / "x", struct.pack("<Q", length) + content[8:])
+        assert refused_or_valid(tmp_path / "x", struct.pack("<Q", length) + content[8:])
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < 20_000_000
@@ -386,7 +386,7 @@ def test_flipped_header_bytes_do_no_harm(tmp_path, bundle, data):
     content = bytearray(content)
     for _ in range(data.draw(st.integers(1, 3))):
         content[data.draw(st.integers(0, 7 + len(header)))] = data.draw(st.integers(0, 255))
-    refused_or_sound(tmp_path / "x", bytes(content))
+    refused_or_valid(tmp_path / "x", bytes(content))
 
 
 @FUZZ
@@ -394,8 +394,8 @@ def test_flipped_header_bytes_do_no_harm(tmp_path, bundle, data):
 def test_a_mutated_header_does_no_harm(tmp_path, bundle, data):
     content, header = bundle
     table = mutated(data, json.loads(header))
-    refused_or_sound(tmp_path / "x", with_header(table, content[8 + len(header) :]))
+    refused_or_valid(tmp_path / "x", with_header(table, content[8 + len(header) :]))
 
 
 def test_the_sound_bundle_passes_the_same_check(tmp_path, bundle):
-    assert not refused_or_sound(tmp_path / "x", bundle[0])
+    assert not refused_or_valid(tmp_path / "x", bundle[0])

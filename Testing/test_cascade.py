@@ -44,7 +44,7 @@ def _card(**changes) -> Card:
         name="small-cascade", title="Small", summary="For tests.", network=NETWORK, scheme=ANATOMY,
         modalities=("t1", "t2"), grid=GRID, mask_encoding=(0, 1), intensity_range=(-1, 1),
         schedule={"name": "noise-levels", "timesteps": 50}, prediction="x0", training="None.",
-        training_data=({"name": "none", "licence": "none", "cases": 1},), licence="None.", intended_use="Tests.",
+        training_data=({"name": "none", "license": "none", "cases": 1},), license="None.", intended_use="Tests.",
         limitations="All.",
         qualities={name: {"sampler": "dpm-solver++", "steps": 2} for name in ("draft", "standard", "reference")},
     )  # fmt: skip

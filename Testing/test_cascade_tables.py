@@ -34,7 +34,7 @@ def _brains(count: int):
 
 
 @pytest.fixture(scope="module")
-def learnt():
+def learned():
     brains = _brains(12)
     network = build_network({**NETWORK, "brains": 12, "image_channels": 2, "condition_channels": 21})
     return network, learn_tables(network, lambda: iter(brains), ANATOMY), brains
@@ -71,16 +71,16 @@ def test_brains_that_do_not_count_change_nothing():
     assert torch.equal(color_regression(looks, means, counted), color_regression(looks, other, counted))
 
 
-def test_appearances_are_standardized_and_kept(learnt):
-    network, tables, brains = learnt
+def test_appearances_are_standardized_and_kept(learned):
+    network, tables, brains = learned
     measured = np.concatenate([appearance(image, brains[3][1], ANATOMY) for image in brains[3][0]])
     torch.testing.assert_close(network.standardize(torch.from_numpy(measured)), tables.appearances[3])
     assert torch.equal(network.appearances, tables.appearances)
     torch.testing.assert_close(tables.appearances.mean(dim=0), torch.zeros(22), atol=0.15, rtol=0)
 
 
-def test_a_brain_is_painted_by_others_and_still_nearly_right(learnt):
-    network, tables, brains = learnt
+def test_a_brain_is_painted_by_others_and_still_nearly_right(learned):
+    network, tables, brains = learned
     folds = np.random.default_rng(0).permutation(len(brains)) % FOLDS
     same = [(a, b) for a in range(12) for b in range(a) if folds[a] == folds[b]]
     assert all(torch.equal(tables.color_weights[a], tables.color_weights[b]) for a, b in same)
@@ -92,8 +92,8 @@ def test_a_brain_is_painted_by_others_and_still_nearly_right(learnt):
     assert np.mean(errors) < 0.1  # of contrasts up to 0.5 on either side
 
 
-def test_bands_are_whitened(learnt):
-    network, _, brains = learnt
+def test_bands_are_whitened(learned):
+    network, _, brains = learned
     level = network.levels[2]
     from MedDPMLib.train.cascade_tables import _levels
 
@@ -108,8 +108,8 @@ def test_bands_are_whitened(learnt):
     torch.testing.assert_close(details.square().mean(dim=1), torch.ones(14), atol=1e-2, rtol=0)
 
 
-def test_what_is_drawn_has_unit_spread_in_every_tissue_of_every_brain(learnt):
-    network, tables, brains = learnt
+def test_what_is_drawn_has_unit_spread_in_every_tissue_of_every_brain(learned):
+    network, tables, brains = learned
     level = network.levels[2]
     from MedDPMLib.train.cascade_tables import _levels
 

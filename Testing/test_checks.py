@@ -27,7 +27,7 @@ else:
 ROOT = Path(MedDPMLib.__file__).parents[1]
 
 
-def told(result: subprocess.CompletedProcess) -> str:
+def reported(result: subprocess.CompletedProcess) -> str:
     """The one sentence of a command that failed before it did anything."""
     assert result.returncode == 2 and result.stdout == ""
     (line,) = result.stderr.strip().splitlines()
@@ -106,7 +106,7 @@ def test_what_is_missing_is_named_as_pip_calls_it(hidden):
     ],
     ids=lambda value: " ".join(value[:2]),
 )
-def test_a_missing_package_is_told_at_once(
+def test_a_missing_package_is_reported_at_once(
     meddpm, hidden, nothing_is_computed, small_model, small_mask, real, tmp_path, arguments, modules
 ):
     named = {"MASK": [small_mask], "MODEL": [small_model], "REAL": real}
@@ -114,7 +114,7 @@ def test_a_missing_package_is_told_at_once(
     for module in modules:
         with pytest.MonkeyPatch.context() as patch:
             patch.setitem(sys.modules, module, None)
-            sentence = told(meddpm(*line))
+            sentence = reported(meddpm(*line))
         assert f"needs {OPTIONAL[module]}: install it with" in sentence
         assert not (tmp_path / "out").exists()
 
@@ -132,11 +132,11 @@ def test_without_the_optional_packages_volumes_are_made_and_compared(
         assert process.returncode == code, error
 
 
-def test_a_missing_compiler_is_told_at_once(meddpm, nothing_is_computed, monkeypatch, tmp_path):
+def test_a_missing_compiler_is_reported_at_once(meddpm, nothing_is_computed, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     line = ["train", "data", "--recipe", "brats-compact", "--run", "out", "--device", "cpu", "--compile"]
-    assert "--compile needs a C++ compiler" in told(meddpm(*line))
+    assert "--compile needs a C++ compiler" in reported(meddpm(*line))
 
 
 # Places ----------------------------------------------------------------------------------------------
@@ -153,7 +153,7 @@ def test_a_missing_compiler_is_told_at_once(meddpm, nothing_is_computed, monkeyp
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value[:2]),
 )
-def test_a_place_that_cannot_be_written_to_is_told_at_once(
+def test_a_place_that_cannot_be_written_to_is_reported_at_once(
     meddpm, nothing_is_computed, small_model, small_mask, real, tmp_path, arguments, option
 ):
     named = {"MASK": [small_mask], "MODEL": [small_model], "REAL": real}
@@ -162,7 +162,7 @@ def test_a_place_that_cannot_be_written_to_is_told_at_once(
     (tmp_path / "folder.nii.gz").mkdir()
     places = ["file/inside.nii.gz"] + (["folder.nii.gz"] if option == "--json" or arguments[0] == "complete" else [])
     for place in places:
-        sentence = told(meddpm(*line, option, place))
+        sentence = reported(meddpm(*line, option, place))
         assert re.search(rf"{Path(place).parts[0]}(/.*)? (cannot be written to|is a folder)", sentence)
     assert (tmp_path / "file").read_text() == "in the way"
 
@@ -180,24 +180,24 @@ def test_a_file_that_is_there_may_be_replaced(tmp_path):
 # Names and images ------------------------------------------------------------------------------------
 
 
-def test_an_unknown_numbering_is_told_once_and_not_for_each_mask(
+def test_an_unknown_numbering_is_reported_once_and_not_for_each_mask(
     meddpm, nothing_is_computed, small_model, small_mask, brats
 ):
     write_small_mask(small_mask.with_name("other.nii.gz"), brats, seed=1)
     line = ["generate", small_mask.parent, "--model", small_model, "--out", "out"]
-    assert '"nonsense"' in told(meddpm(*line, "--labels", "nonsense"))
-    assert "nowhere.nii.gz" in told(meddpm(*line, "--brain-from", "nowhere.nii.gz"))
+    assert '"nonsense"' in reported(meddpm(*line, "--labels", "nonsense"))
+    assert "nowhere.nii.gz" in reported(meddpm(*line, "--brain-from", "nowhere.nii.gz"))
 
 
-def test_real_images_that_cannot_be_compared_are_told_before_anything_is_generated(
+def test_real_images_that_cannot_be_compared_are_reported_before_anything_is_generated(
     meddpm, nothing_is_computed, small_model, small_mask, real, tmp_path
 ):
     write_nifti(tmp_path / "t2.nii.gz", Volume(np.full(small_geometry().shape, 3, np.float32), small_geometry()))
-    sentence = told(meddpm("fidelity", small_mask, "--model", small_model, *real))
+    sentence = reported(meddpm("fidelity", small_mask, "--model", small_model, *real))
     assert "t2" in sentence and "constant" in sentence
 
 
 @pytest.mark.parametrize("command", ["generate", "train"])
-def test_an_unknown_name_among_several_is_told_before_the_first_is_measured(meddpm, nothing_is_computed, command):
+def test_an_unknown_name_among_several_is_reported_before_the_first_is_measured(meddpm, nothing_is_computed, command):
     option = {"generate": ("--model", "brain-anatomy"), "train": ("--recipe", "brats-compact")}[command]
-    assert '"nonsense"' in told(meddpm("benchmark", command, *option, option[0], "nonsense", "--quick"))
+    assert '"nonsense"' in reported(meddpm("benchmark", command, *option, option[0], "nonsense", "--quick"))

@@ -131,7 +131,7 @@ def test_completion_offers_what_is_there(small_model, meddpm, meddpm_process, wo
         (["--device", "tpu"], r'device "tpu"'),
         (["--precision", "int8"], r'no precision "int8"'),
         (["--space", "mni"], r'no space "mni": use one of model, mask'),
-        (["--labels", "mine"], r'no numbering "mine"'),
+        (["--labels", "mine"], r'no label convention "mine"'),
         (["--brain-from", "missing.nii"], r"missing.nii does not exist"),
     ],
 )
@@ -207,11 +207,11 @@ def test_a_volume_is_the_api_s_with_record_and_mark(meddpm, small_model, small_m
 
 
 @pytest.mark.parametrize("memory, way", [("auto", "whole"), ("low", "in thin slabs"), ("32GB", "whole")])
-def test_the_memory_that_is_planned_is_told_and_taken(meddpm, small_model, small_mask, tmp_path, memory, way):
+def test_the_memory_that_is_planned_is_reported_and_taken(meddpm, small_model, small_mask, tmp_path, memory, way):
     result = meddpm("generate", small_mask, "--model", small_model, "--out", "out", "--memory", memory)
     assert result.returncode == 0, result.stderr
-    told = [line for line in result.stderr.splitlines() if "at the peak" in line]
-    assert len(told) == 1 and f"GB at the peak, {way} (" in told[0]
+    reported = [line for line in result.stderr.splitlines() if "at the peak" in line]
+    assert len(reported) == 1 and f"GB at the peak, {way} (" in reported[0]
     assert json.loads((tmp_path / "out" / "case_seed0_t1.json").read_text())["memory"] == way
 
 
@@ -252,11 +252,11 @@ def test_the_quality_is_the_model_s(meddpm, small_model, small_mask, tmp_path, b
 
 def test_a_brain_area_from_an_image_and_a_numbering(meddpm, small_model, brats, tmp_path):
     labels = small_labels(brats)
-    tumour = np.where(labels == brats.rest.value, 0, labels)
-    write_nifti(tmp_path / "tumour.nii.gz", Volume(tumour, small_geometry()))
+    tumor = np.where(labels == brats.rest.value, 0, labels)
+    write_nifti(tmp_path / "tumor.nii.gz", Volume(tumor, small_geometry()))
     image = np.where(labels > 0, np.float32(300), np.float32(0))
     write_nifti(tmp_path / "brain.nii.gz", Volume(image, small_geometry()))
-    arguments = ["generate", "tumour.nii.gz", "--model", small_model, "--out", "out", "--labels", brats.own_numbering]
+    arguments = ["generate", "tumor.nii.gz", "--model", small_model, "--out", "out", "--labels", brats.own_numbering]
     result = meddpm(*arguments)
     assert result.returncode == 2 and "--brain-from" in one_sentence(result)
     assert meddpm(*arguments, "--brain-from", "brain.nii.gz").returncode == 0
@@ -265,7 +265,7 @@ def test_a_brain_area_from_an_image_and_a_numbering(meddpm, small_model, brats, 
     whole = generate(
         load_model(small_model), read_mask(tmp_path / "whole.nii.gz", brats, numbering=brats.own_numbering)
     )
-    written = read_result(tmp_path / "out" / "tumour_seed0_t1.nii.gz")
+    written = read_result(tmp_path / "out" / "tumor_seed0_t1.nii.gz")
     np.testing.assert_allclose(written.array, whole["t1"].array, atol=0.0011)  # half of a stored step
 
 
@@ -337,7 +337,7 @@ def _precision(folder: Path) -> str:
 # Bad masks -------------------------------------------------------------------------------------------
 
 
-def test_one_bad_mask_is_told_and_the_rest_is_made(meddpm, small_model, small_mask, tmp_path, brats):
+def test_one_bad_mask_is_reported_and_the_rest_is_made(meddpm, small_model, small_mask, tmp_path, brats):
     folder = small_mask.parent
     write_small_mask(folder / "zlast.nii.gz", brats, seed=2)
     (folder / "damaged.nii.gz").write_bytes(small_mask.read_bytes()[:100])
@@ -375,7 +375,7 @@ def test_folders_without_masks_and_names_that_clash(meddpm, small_model, small_m
 # Faults ----------------------------------------------------------------------------------------------
 
 
-def test_a_folder_that_cannot_be_written_to_is_told_before_the_work(meddpm, small_model, small_mask, tmp_path):
+def test_a_folder_that_cannot_be_written_to_is_reported_before_the_work(meddpm, small_model, small_mask, tmp_path):
     (tmp_path / "file").write_text("in the way")
     result = meddpm("generate", small_mask, "--model", small_model, "--out", "file")
     assert result.returncode == 2 and re.search(
@@ -518,11 +518,11 @@ def test_the_demo_writes_volumes_mask_montage_and_record(meddpm, tmp_path):
         f"demo_{modality}.{suffix}" for modality in ("t1", "t2") for suffix in ("nii.gz", "json")
     }
     mask = read_mask(out / "demo_mask.nii.gz", anatomy, numbering=anatomy.own_numbering)
-    assert all((mask.volume.array == label.value).any() for label in anatomy.tumour)
+    assert all((mask.volume.array == label.value).any() for label in anatomy.tumor)
     record = json.loads((out / "record.json").read_text())
     assert record["seed"] == 3 and record["mask"]["hash"] == mask.hash
     pixels = np.asarray(Image.open(out / "montage.png").convert("RGB"), int)
-    for label in anatomy.tumour:
+    for label in anatomy.tumor:
         assert (np.abs(pixels - label.color).max(axis=2) < 40).sum() > 20, f"the outline of {label.name} is drawn"
     assert all(str(Path("demo") / name) in result.stdout for name in names if not re.fullmatch(r"demo_.*\.json", name))
 
@@ -552,7 +552,7 @@ def test_the_bundled_demo_fits_a_small_machine(meddpm, tmp_path):
 # Training: see test_train_end_to_end.py ----------------------------------------------------------------
 
 
-def test_unknown_recipes_and_datasets_are_told(meddpm):
+def test_unknown_recipes_and_datasets_are_reported(meddpm):
     rest = ["dataset", "--run", "run"]
     result = meddpm("train", "--recipe", "no-such", *rest)
     assert result.returncode == 2 and 'no recipe "no-such": use one of brain-anatomy' in one_sentence(result)

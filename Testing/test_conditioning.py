@@ -1,4 +1,4 @@
-"""The ways in which labels enter the U-Net: each listens to them, trains, and is stored and loaded again."""
+"""The forms of conditioning of the U-Net on labels: each depends on them, trains, and is stored and loaded again."""
 
 from __future__ import annotations
 

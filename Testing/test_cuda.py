@@ -1,4 +1,4 @@
-"""The fast paths on a CUDA device: against the plain networks, against each other, and in the memory foretold."""
+"""The fast paths on a CUDA device: against the plain networks, against each other, and in the predicted memory."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_nothing_in_the_loop_waits(network, method, dtype):
 
 def test_a_volume_is_repeatable_and_near_that_of_the_cpu(small_model, brats):
     mask = Volume(small_labels(brats), small_geometry())
-    model, told = load_model(small_model), []
+    model, reported = load_model(small_model), []
     first, again, on_cpu = (
         generate(
             model,
@@ -118,19 +118,19 @@ def test_a_volume_is_repeatable_and_near_that_of_the_cpu(small_model, brats):
             steps=6,
             device=device,
             precision="float32",
-            progress=lambda step, *_: told.append(step),
+            progress=lambda step, *_: reported.append(step),
         )
         for device in ("cuda", "cuda", "cpu")
     )
     for modality in first:
         assert (first[modality].array == again[modality].array).all()
         assert abs(first[modality].array - on_cpu[modality].array).max() < 1e-3
-    assert told == 3 * [1, 2, 3, 4, 5, 6]
+    assert reported == 3 * [1, 2, 3, 4, 5, 6]
     assert first.record["device"].startswith("cuda")
 
 
 @pytest.mark.parametrize("mode", [MemoryMode.FAST, MemoryMode.LOW])
-def test_the_memory_foretold_is_about_what_is_taken(mode, dtype):
+def test_the_memory_predicted_is_about_what_is_taken(mode, dtype):
     """By a network as wide as the published ones."""
     network = build_network(
         {

@@ -36,7 +36,7 @@ BRATS = load_scheme("brats")
 
 
 def glioma(side: int = 24) -> Volume:
-    """A brain of 1.2 l with a tumour of three layers, as labels of the scheme brats."""
+    """A brain of 1.2 l with a tumor of three layers, as labels of the scheme brats."""
     spacing = 150 / side
     k, j, i = np.mgrid[:side, :side, :side] + 0.5 - side / 2
     labels = np.where((k**2 + j**2 + i**2) * spacing**2 < 66**2, 4, 0).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Datasets, their variation, and the samples that are learnt from."""
+"""Datasets, their variation, and the samples that are learned from."""
 
 from __future__ import annotations
 
@@ -94,12 +94,12 @@ def test_image_and_labels_move_together():
     case = Case("cube", (labels[None] > 0).float() * 2 - 1, labels, (2.0, 2.0, 2.0))
     for seed in range(5):
         image, varied = drawn(case, replace(LIVELY, gamma=0, bias=0), seed).apply(case, (48, 48, 48))
-        bright, labelled = image[0] > 0, varied > 0
-        overlap = 2 * (bright & labelled).sum() / (bright.sum() + labelled.sum())
+        bright, labeled = image[0] > 0, varied > 0
+        overlap = 2 * (bright & labeled).sum() / (bright.sum() + labeled.sum())
         assert overlap > 0.9, seed
 
 
-def test_rotation_is_about_millimetres_not_about_the_box():
+def test_rotation_is_about_millimeters_not_about_the_box():
     """In a box of unequal sides a rotated ball stays a ball: its volume is kept and its axes stay equal."""
     k, j, i = np.mgrid[:40, :60, :80]
     ball = ((k - 19.5) ** 2 + (j - 29.5) ** 2 + (i - 39.5) ** 2 < 12**2).astype(np.uint8)
@@ -190,7 +190,7 @@ def test_smoothing_keeps_the_mean_and_only_coarser_axes():
 
 
 def test_a_smoothed_sample_is_the_same_with_any_number_of_threads():
-    """Threads of a run have different numbers of threads of their own, and a run that goes on must not differ."""
+    """Threads of a run have different numbers of threads of their own, and a run that resumes must not differ."""
     before = torch.get_num_threads()
     samples = []
     try:
@@ -253,25 +253,25 @@ def test_a_patch_knows_where_it_lies_in_the_whole(patch):
         assert torch.equal(sample.labels, full.labels[box])
 
 
-def one_tumour(size=5) -> Case:
+def one_tumor(size=5) -> Case:
     labels = torch.zeros((48, 48, 48), dtype=torch.uint8)
     labels[6:42, 6:42, 6:42] = 1
     labels[20 : 20 + size, 12 : 12 + size, 28 : 28 + size] = 20
-    return Case("tumour", labels[None].float() / 10 - 1, labels, (1.0,) * 3)
+    return Case("tumor", labels[None].float() / 10 - 1, labels, (1.0,) * 3)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.8])
-def test_patches_are_balanced_over_tumour_and_background(share):
-    """How often the patch's middle is in the tumour is what was asked for, though the tumour is small."""
+def test_patches_are_balanced_over_tumor_and_background(share):
+    """How often the patch's middle is in the tumor is what was asked for, though the tumor is small."""
     balance = (share, 1 - share, 0)
-    varied = VariedCases([one_tumour()], LIVELY, (48,) * 3, (9, 9, 9), ANATOMY, 5, balance=balance)
+    varied = VariedCases([one_tumor()], LIVELY, (48,) * 3, (9, 9, 9), ANATOMY, 5, balance=balance)
     number = 150
     hits = sum(bool((varied[index].labels[3:6, 3:6, 3:6] == 20).any()) for index in range(number))
     assert abs(hits / number - share) < 4 * (0.25 / number) ** 0.5
 
 
-def test_a_case_without_a_tumour_gives_patches_of_the_brain():
-    case = replace(one_tumour(), labels=(one_tumour().labels > 0).to(torch.uint8))
+def test_a_case_without_a_tumor_gives_patches_of_the_brain():
+    case = replace(one_tumor(), labels=(one_tumor().labels > 0).to(torch.uint8))
     varied = VariedCases([case], STILL, (48,) * 3, (5, 5, 5), ANATOMY, 5, balance=(0.9, 0.1, 0))
     assert all(varied[index].labels[2, 2, 2] == 1 for index in range(40))
     empty = replace(case, labels=torch.zeros_like(case.labels))
@@ -298,7 +298,7 @@ def test_what_is_smoothed_of_a_decoded_case_is_kept_beside_it(tmp_path, monkeypa
     assert not list(folder.rglob("*.smoothed-*")), "not before they are asked for"
     assert all(torch.equal(smoothed[index].image, image) for index, image in enumerate(expected))
     assert len(list(folder.rglob("*.smoothed-16x12x8.npy"))) == 3
-    monkeypatch.setattr("MedDPMLib.data.cases.smoothed_for", None)  # not worked out again
+    monkeypatch.setattr("MedDPMLib.data.cases.smoothed_for", None)  # not computed again
     again = SmoothedCases(read, (8, 12, 16))
     assert all(torch.equal(again[index].image, image) for index, image in enumerate(expected))
     next(folder.rglob("case 1/*.smoothed-*")).write_bytes(b"nothing")
@@ -317,7 +317,7 @@ def test_what_is_smoothed_of_a_decoded_case_is_kept_beside_it(tmp_path, monkeypa
         ({"balance": (-1, 1, 1)}, "needs three shares"),
     ],
 )
-def test_what_cannot_be_sampled_is_told(changes, says):
+def test_what_cannot_be_sampled_is_reported(changes, says):
     arguments = {"cases": three_cases(), "patch": (8, 8, 8)} | changes
     with pytest.raises(MedDPMError, match=says):
         VariedCases(augmentation=STILL, shape=SHAPE, scheme=ANATOMY, seed=0, **arguments)
@@ -380,7 +380,7 @@ def test_what_a_killed_process_left_is_removed_once_it_is_old(tmp_path):
         path.write_bytes(b"half")
     os.utime(old, (0, 0))
     read_dataset(folder, ["t1", "t2"])
-    assert fresh.is_file() and not old.is_file(), "somebody may still be writing it"
+    assert fresh.is_file() and not old.is_file(), "it may still be being written"
 
 
 def test_what_cannot_be_kept_is_smoothed_anew(tmp_path, monkeypatch):
@@ -406,7 +406,7 @@ def test_a_dataset_that_cannot_be_written_is_decoded_in_the_user_s_cache(tmp_pat
     assert torch.equal(read[0].labels, three_cases()[0].labels)
 
 
-def test_damaged_decoded_files_are_told(tmp_path):
+def test_damaged_decoded_files_are_reported(tmp_path):
     folder = write_set(tmp_path / "set", three_cases())
     read = read_dataset(folder, ["t1", "t2"])
     for content in (b"nothing", b""):
@@ -454,13 +454,13 @@ def damage_place(folder):
         ),
     ],
 )
-def test_a_damaged_dataset_is_told(tmp_path, damage, says):
+def test_a_damaged_dataset_is_reported(tmp_path, damage, says):
     damage(write_set(tmp_path / "set", three_cases()))
     with pytest.raises(MedDPMError, match=says):
         read_dataset(tmp_path / "set", ["t1", "t2"])
 
 
-def test_a_dataset_of_another_recipe_is_told(tmp_path):
+def test_a_dataset_of_another_recipe_is_reported(tmp_path):
     folder = write_set(tmp_path / "set", three_cases(), label_scheme="anatomy")
     with pytest.raises(MedDPMError, match="holds t1, t2, the recipe asks for t2"):
         read_dataset(folder, ["t2"])

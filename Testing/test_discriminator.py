@@ -35,7 +35,7 @@ def test_grain_of_another_kind_is_found_out():
     assert by_patch > 0.95 and by_volume == 1
 
 
-def test_what_is_alike_is_not_told_apart():
+def test_what_is_alike_is_not_distinguished():
     training = _volumes(3, False, 0), _volumes(3, False, 1)
     unseen = _volumes(3, False, 2), _volumes(3, False, 3)
     by_patch, _ = tell_apart(training, unseen, iterations=8)

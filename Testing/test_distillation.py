@@ -40,10 +40,10 @@ def student_recipe(teacher, *changes: str, steps: int = 2, teacher_steps: int = 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 6])
 def test_the_students_steps_end_where_the_teachers_do(teacher, steps):
-    """A student that had learnt everything would make the teacher's image, to rounding."""
+    """A student that had learned everything would make the teacher's image, to rounding."""
     recipe = student_recipe(teacher, steps=steps)
     schedule = make_schedule(**recipe.schedule)
-    learnt = Teacher(recipe, schedule, EXACT.device, torch.float32)
+    learned = Teacher(recipe, schedule, EXACT.device, torch.float32)
     model = load_model(teacher)
     condition = torch.rand(2, 24, 8, 8, 16, generator=torch.Generator().manual_seed(5))
 
@@ -52,22 +52,22 @@ def test_the_students_steps_end_where_the_teachers_do(teacher, steps):
     assert expected.std() > 0.05
     x = torch.randn(noise["shape"], generator=noise["generator"].manual_seed(3))
     for (step,) in plan_steps(schedule, "ddim", steps):  # without the sampler's clip: several steps may go farther
-        x = step.x * x + step.x0 * learnt.x0(x, torch.full((2,), step.t), condition)
+        x = step.x * x + step.x0 * learned.x0(x, torch.full((2,), step.t), condition)
     torch.testing.assert_close(x, expected, atol=2e-4, rtol=0)
 
 
 def test_each_example_of_a_batch_has_its_own_noise(teacher):
     recipe = student_recipe(teacher)
-    learnt = Teacher(recipe, make_schedule(**recipe.schedule), EXACT.device, torch.float32)
+    learned = Teacher(recipe, make_schedule(**recipe.schedule), EXACT.device, torch.float32)
     x, condition = torch.randn(2, 2, 8, 8, 16), torch.rand(2, 24, 8, 8, 16)
     t = torch.tensor(timestep_grid(250, 2))
-    together = learnt.x0(x, t, condition)
+    together = learned.x0(x, t, condition)
     for index in range(2):
         one = slice(index, index + 1)
-        torch.testing.assert_close(together[one], learnt.x0(x[one], t[one], condition[one]), atol=1e-5, rtol=0)
+        torch.testing.assert_close(together[one], learned.x0(x[one], t[one], condition[one]), atol=1e-5, rtol=0)
 
 
-def test_only_the_students_timesteps_are_learnt(teacher):
+def test_only_the_students_timesteps_are_learned(teacher):
     made = Examples(student_recipe(teacher), student_recipe(teacher).stages[0], CASES)
     grid = timestep_grid(250, 2)
     assert {int(made.batch([number]).t) for number in range(20)} == set(grid)
@@ -100,9 +100,9 @@ def test_from_the_teachers_weights_in_as_many_steps_there_is_nothing_to_learn(te
     engine.start_from(load_model(teacher).network.state_dict())
     # The teacher clips its image, the student's training does not.
     batches = [made.batch(numbers) for numbers in batch_numbers(recipe, 0)]
-    told = [engine.teacher.x0(engine.schedule.add_noise(b.x0, b.t, b.noise), b.t, b.condition) for b in batches]
+    taught = [engine.teacher.x0(engine.schedule.add_noise(b.x0, b.t, b.noise), b.t, b.condition) for b in batches]
     said = [engine.network(engine.schedule.add_noise(b.x0, b.t, b.noise), b.t, b.condition) for b in batches]
-    torch.testing.assert_close(told[0], said[0].detach().clamp(-1, 1), atol=1e-4, rtol=0)
+    torch.testing.assert_close(taught[0], said[0].detach().clamp(-1, 1), atol=1e-4, rtol=0)
 
 
 def test_a_run_of_a_student_becomes_a_model_of_few_steps(teacher, tmp_path):
@@ -130,7 +130,7 @@ def test_a_run_goes_on_with_the_same_teacher_only(teacher, tmp_path):
         train(student_recipe(mine, "stages.0.iterations=3", *settled), CASES, tmp_path / "run", execution=EXACT)
 
 
-def test_what_cannot_be_distilled_is_told(teacher):
+def test_what_cannot_be_distilled_is_reported(teacher):
     with pytest.raises(MedDPMError, match='"teacher_steps" must be a multiple of "steps" \\(4\\)'):
         student_recipe(teacher, steps=4)
     with pytest.raises(MedDPMError, match="at most the 250 timesteps"):

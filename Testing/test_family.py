@@ -130,7 +130,7 @@ role = "rest"
 [[labels]]
 value = 2
 name = "Schwannoma"
-role = "tumour"
+role = "tumor"
 [[labels]]
 value = 3
 name = "Cochlea"
@@ -142,7 +142,7 @@ WILD = {
     "adni": (
         unet(1, 4),
         {
-            "modalities": ["t1"], "scheme": "whole-head", "channels": ["Head", 0.5, "Tumour", -0.25],
+            "modalities": ["t1"], "scheme": "whole-head", "channels": ["Head", 0.5, "Tumor", -0.25],
             "mask_encoding": [-1, 1],
         },
     ),
@@ -151,7 +151,7 @@ WILD = {
         unet(4, 8, blocks=2),
         {
             "modalities": ["t1", "t1ce", "t2", "flair"], "scheme": "brats",
-            "channels": ["Necrosis", "Oedema", "Enhancing tumour", "Rest of the brain", -1, -1, -1, -1],
+            "channels": ["Necrosis", "Edema", "Enhancing tumor", "Rest of the brain", -1, -1, -1, -1],
             "mask_encoding": [0, 1],
         },
     ),

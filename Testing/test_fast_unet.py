@@ -134,7 +134,7 @@ def test_slabs_cover_every_plane_once():
 
 @pytest.mark.parametrize("mode", MemoryMode)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_the_memory_foretold_is_the_memory_taken(network, dtype, mode, monkeypatch):
+def test_the_memory_predicted_is_the_memory_taken(network, dtype, mode, monkeypatch):
     monkeypatch.setattr(slabs, "_CPU_SLAB", 1 << 16)
     monkeypatch.setattr(slabs, "_LEAN_CPU_SLAB", 1 << 15)
     sides = (96, 16, 16)

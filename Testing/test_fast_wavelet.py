@@ -135,7 +135,7 @@ def test_a_repeated_volume_is_each_voxel_twice():
 
 
 @pytest.mark.parametrize("octaves", [0, 5])
-def test_the_memory_foretold_is_enough(octaves, monkeypatch):
+def test_the_memory_predicted_is_enough(octaves, monkeypatch):
     monkeypatch.setattr(slabs, "_CPU_SLAB", 1)  # of a small grid a slab is a small part, as it is of a large one
     sides, dtype = (48, 48, 48), torch.bfloat16
     network = WaveletUNet3d(4, 24, channels=(48, 72, 96, 120), place_octaves=octaves).requires_grad_(False)
@@ -147,9 +147,9 @@ def test_the_memory_foretold_is_enough(octaves, monkeypatch):
         answers = [fast.denoise_last(x, t, condition, share) for share in shares]
     assert len(answers) == 2
     taken = alive.peak - condition.nbytes - x.nbytes  # views of arguments are counted too
-    foretold = working_bytes(network, sides, CPU, dtype)
-    assert taken < foretold < 2 * taken
+    predicted = working_bytes(network, sides, CPU, dtype)
+    assert taken < predicted < 2 * taken
     # On CUDA a recorded step keeps its memory, where there is enough of it.
     cuda = torch.device("cuda")
     fast, lean = (working_bytes(network, sides, cuda, dtype, mode) for mode in memory_modes(network))
-    assert fast > 1.9 * taken and lean == foretold
+    assert fast > 1.9 * taken and lean == predicted

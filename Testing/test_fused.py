@@ -1,4 +1,4 @@
-"""Normalisation and SiLU in one kernel against PyTorch's two. Without a GPU, Triton's interpreter runs it."""
+"""Normalization and SiLU in one kernel against PyTorch's two. Without a GPU, Triton's interpreter runs it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def numbers(channels: int) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("channels", [1, 24, 64, 300])
-def test_it_is_normalisation_and_silu(channels, dtype):
+def test_it_is_normalization_and_silu(channels, dtype):
     volume = (3 + 2 * torch.randn(1, channels, 5, 6, 7, device=DEVICE)).to(dtype)
     volume = volume.contiguous(memory_format=torch.channels_last_3d)
     given = numbers(channels)
@@ -147,9 +147,10 @@ def test_it_is_used_where_it_is_right(gpu, caplog):
 def test_where_it_is_wrong_the_log_says_so_once(gpu, caplog):
     device = gpu((8, 0), "the one kernel is wrong by 20%")
     assert [fused_normalization(device, torch.bfloat16) for _ in range(2)] == [None, None]
-    (told,) = caplog.records
+    (reported,) = caplog.records
     assert (
-        told.levelname == "WARNING" and "two kernels, because the one kernel is wrong by 20% in torch" in told.message
+        reported.levelname == "WARNING"
+        and "two kernels, because the one kernel is wrong by 20% in torch" in reported.message
     )
 
 

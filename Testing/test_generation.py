@@ -48,8 +48,8 @@ def small_card(prediction: str = "x0", modalities=("t1", "flair")) -> Card:
         schedule={"name": "cosine", "timesteps": 250},
         prediction=prediction,
         training="Not trained.",
-        training_data=({"name": "none", "licence": "none", "cases": None},),
-        licence="Apache-2.0",
+        training_data=({"name": "none", "license": "none", "cases": None},),
+        license="Apache-2.0",
         intended_use="Tests.",
         limitations="Everything.",
     )
@@ -94,7 +94,7 @@ def test_the_same_seed_gives_the_same_volume_and_another_another(bundle):
     assert np.array_equal(first, again) and not np.array_equal(first, other)
 
 
-def test_numbers_of_numpy_are_whole_numbers_and_others_are_told(bundle, tmp_path):
+def test_numbers_of_numpy_are_whole_numbers_and_others_are_reported(bundle, tmp_path):
     model, mask = load_model(bundle), checked(brats_mask())
     generated = generate(model, mask, seed=np.int64(5), steps=np.int32(2))
     assert np.array_equal(generated["t1"].array, generate(model, mask, seed=5, steps=2)["t1"].array)
@@ -171,7 +171,7 @@ def test_guidance_is_the_difference_that_labels_make_made_larger(tmp_path, posit
     ("guidance", "says"),
     [(2.0, "does not support guidance"), (-1, "from 0 to 20"), (float("nan"), "0 to 20"), ("much", "much")],
 )
-def test_guidance_that_cannot_be_is_told(bundle, guidance, says):
+def test_guidance_that_cannot_be_is_reported(bundle, guidance, says):
     with pytest.raises(MedDPMError, match=says):
         generate(load_model(bundle), checked(brats_mask()), guidance=guidance, steps=2)
 

@@ -50,7 +50,7 @@ def test_positions_go_there_and_back(seed):
     )
 
 
-def test_there_are_48_orientations_and_each_is_recognised():
+def test_there_are_48_orientations_and_each_is_recognized():
     nibabel = pytest.importorskip("nibabel")
     assert len(set(ALL_ORIENTATIONS)) == 48
     for orientation in ALL_ORIENTATIONS:
@@ -188,7 +188,7 @@ def test_holding_moves_no_further_than_needed(seed):
         assert moved[axis] == (holding[0] if len(holding) else center[axis])
 
 
-def test_the_brains_centre_is_the_boxs_and_ignores_strays():
+def test_the_brains_center_is_the_boxs_and_ignores_strays():
     geometry = oriented("LPS", (60, 60, 60))
     foreground = np.zeros(geometry.shape, bool)
     foreground[10:50, 20:50, 5:35] = True
@@ -198,7 +198,7 @@ def test_the_brains_centre_is_the_boxs_and_ignores_strays():
     np.testing.assert_allclose(center_of(foreground, geometry), middle, atol=0.51)
 
 
-def test_the_centre_of_a_large_brain_is_found_from_a_part_of_its_voxels():
+def test_the_center_of_a_large_brain_is_found_from_a_part_of_its_voxels():
     geometry = oriented("RAS", (160, 140, 130))
     foreground = np.zeros(geometry.shape, bool)
     foreground[4:126, 10:130, 11:141] = True  # 1.9 million voxels

@@ -129,7 +129,7 @@ def test_a_file_that_does_not_say_how_it_lies_is_noted(tmp_path):
     nibabel.save(image, tmp_path / "a.nii")
     volume = read_volume(tmp_path / "a.nii")
     assert volume.geometry.orientation == "LPS" and list(volume.geometry.spacing) == [1, 2, 3]
-    assert "does not say how it lies" in volume.notes[0]
+    assert "has no orientation in the patient" in volume.notes[0]
     itk = SimpleITK.ReadImage(str(tmp_path / "a.nii"))
     np.testing.assert_allclose(volume.geometry.ijk_to_ras, itk_ijk_to_ras(itk), atol=1e-6)
 
@@ -577,7 +577,7 @@ def positions_along_k(geometry):
 
 
 def test_a_volume_of_microscopic_size_takes_no_time():
-    """Millimetres taken for metres: a thousand voxels along each side of one."""
+    """Millimeters taken for meters: a thousand voxels along each side of one."""
     tiny = Volume(blobs((20, 20, 20), [1, 2]), oriented("LPS", (20, 20, 20), (0.002, 0.002, 0.002)))
     grid = oriented("LPS", (20, 20, 20), (2, 2, 2))
     assert not resample_labels(tiny, grid, [1, 2]).array.any()

@@ -316,7 +316,7 @@ def test_the_spread_is_the_deviation_of_a_sample():
     assert spread(images, np.zeros_like(where)) is None
 
 
-def test_pairs_are_normalised_alike():
+def test_pairs_are_normalized_alike():
     labels, images = case(11)
     scaled = {name: Volume(3 * image.array + 7, GEOMETRY) for name, image in images.items()}
     for pair in paired_likeness(scaled, images, labels).values():
@@ -380,21 +380,21 @@ def test_seeds_are_averaged_and_models_stand_side_by_side(
     assert "the more varied one scores worse" in result.stdout
 
 
-def test_real_images_that_are_missing_or_unknown_are_told(meddpm, small_model, small_mask, real_images):
+def test_real_images_that_are_missing_or_unknown_are_reported(meddpm, small_model, small_mask, real_images):
     result = meddpm("fidelity", small_mask, "--model", small_model, *real_images[:2])
     assert result.returncode == 2 and "--real is missing for t2" in result.stderr
     result = meddpm("fidelity", small_mask, "--model", small_model, "--real", "t9=x.nii")
     assert result.returncode == 2 and "give each of t1, t2 once" in result.stderr
 
 
-def test_the_command_composes_anatomy_tumour_and_brain(meddpm, tmp_path, brats):
+def test_the_command_composes_anatomy_tumor_and_brain(meddpm, tmp_path, brats):
     anatomy = load_scheme("anatomy")
     model = write_small_model(tmp_path / "anatomy.safetensors", small_card(anatomy))
-    tumour = small_labels(brats)
-    structures = np.where((tumour > 0) & (np.indices(tumour.shape)[0] < 8), 1, 0).astype(np.uint8)
+    tumor = small_labels(brats)
+    structures = np.where((tumor > 0) & (np.indices(tumor.shape)[0] < 8), 1, 0).astype(np.uint8)
     write_nifti(tmp_path / "structures.nii.gz", Volume(structures, small_geometry()))
-    write_nifti(tmp_path / "seg.nii.gz", Volume(tumour, small_geometry()))
-    image = np.where(tumour > 0, np.random.default_rng(0).uniform(0, 1, tumour.shape), -1).astype(np.float32)
+    write_nifti(tmp_path / "seg.nii.gz", Volume(tumor, small_geometry()))
+    image = np.where(tumor > 0, np.random.default_rng(0).uniform(0, 1, tumor.shape), -1).astype(np.float32)
     write_nifti(tmp_path / "image.nii.gz", Volume(image, small_geometry()))
     result = meddpm(
         "fidelity", "structures.nii.gz", "--tumor", "seg.nii.gz", "--model", model,
@@ -404,10 +404,10 @@ def test_the_command_composes_anatomy_tumour_and_brain(meddpm, tmp_path, brats):
     (figures,) = json.loads((tmp_path / "figures.json").read_text())["models"]
     counts = {mean["label"]: mean["voxels"] for mean in figures["means"] if mean["modality"] == "t1"}
     expected = {}
-    for label in brats.tumour:
-        if (tumour == label.value).any():
-            expected[label.name] = int((tumour == label.value).sum())
-    brain = tumour == brats.rest.value
+    for label in brats.tumor:
+        if (tumor == label.value).any():
+            expected[label.name] = int((tumor == label.value).sum())
+    brain = tumor == brats.rest.value
     expected[anatomy.label_by_value(1).name] = int((brain & (structures == 1)).sum())
     expected[anatomy.rest.name] = int((brain & (structures == 0)).sum())
     assert {name.casefold(): n for name, n in counts.items()} == {name.casefold(): n for name, n in expected.items()}

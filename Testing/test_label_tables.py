@@ -16,7 +16,7 @@ from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.masks.label_tables import read_table
 from MedDPMLib.masks.mask import read_mask
 
-NAMES = {1: "Necrosis", 2: "Oedema", 3: "Enhancing tumour", 4: "Rest of the brain"}
+NAMES = {1: "Necrosis", 2: "Edema", 3: "Enhancing tumor", 4: "Rest of the brain"}
 
 
 def ctbl(names):
@@ -79,9 +79,9 @@ def test_a_table_of_its_own_that_cannot_be_true_is_refused_and_one_of_the_folder
     path = tmp_path / "case.nii.gz"
     write_nifti(path, volume)
     for names, match in (
-        ({1: "Necrosis", 2: "Oedema"}, "does not name the values 3, 4"),
+        ({1: "Necrosis", 2: "Edema"}, "does not name the values 3, 4"),
         (NAMES | {3: "Liver"}, 'calls the value 3 of .* "Liver", which is no label'),
-        ({1: "Brain", 2: "Oedema", 3: "ET", 4: "Necrosis"}, r"would make .* necrosis of 1\.\d+ l"),
+        ({1: "Brain", 2: "Edema", 3: "ET", 4: "Necrosis"}, r"would make .* necrosis of 1\.\d+ l"),
     ):
         (tmp_path / "case.ctbl").write_text(ctbl(names))
         with pytest.raises(MedDPMError, match=match):

@@ -89,7 +89,7 @@ def test_everything_given_counts():
 
 
 def test_without_attention_a_patch_has_what_the_whole_has_away_from_its_border():
-    """No statistics of the volume: what is learnt on patches holds on whole volumes."""
+    """No statistics of the volume: what is learned on patches holds on whole volumes."""
     network, (x, given, appearance) = _network(), _input((4, 4, 64), seed=3)
     whole = _call(network, x, given, appearance)
     part = _call(network, x[..., 8:56], given[..., 8:56], appearance)
@@ -98,7 +98,7 @@ def test_without_attention_a_patch_has_what_the_whole_has_away_from_its_border()
     assert (part - whole[..., 8:56]).abs().max() > 1e-3
 
 
-def test_weights_can_be_learnt_and_gradients_reach_every_one():
+def test_weights_can_be_learned_and_gradients_reach_every_one():
     network, inputs = _network(heads=2), _input()
     _call(network, *inputs).square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in network.parameters())

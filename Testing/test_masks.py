@@ -34,11 +34,11 @@ def positions(geometry):
     return geometry.to_ras(np.stack([i, j, k], axis=-1))
 
 
-def painted(geometry, center, tumour=(9.0, 11.0, 6.0), radius=9.0):
-    """A brain (an ellipsoid) with a tumour of three layers, as its labels are at the voxels of ``geometry``."""
+def painted(geometry, center, tumor=(9.0, 11.0, 6.0), radius=9.0):
+    """A brain (an ellipsoid) with a tumor of three layers, as its labels are at the voxels of ``geometry``."""
     ras = positions(geometry) - center
     labels = np.where((ras**2 / SEMI_AXES**2).sum(axis=-1) < 1, 4, 0).astype(np.uint8)
-    distance = np.linalg.norm(ras - tumour, axis=-1)
+    distance = np.linalg.norm(ras - tumor, axis=-1)
     for value, edge in ((2, radius), (3, 0.75 * radius), (1, 0.45 * radius)):
         labels[distance < edge] = value
     return Volume(labels, geometry)
@@ -49,7 +49,7 @@ def mask_of(volume, scheme=BRATS, **options):
 
 
 def centroid(labels, geometry):
-    """RAS position of the middle of the tumour."""
+    """RAS position of the middle of the tumor."""
     return geometry.to_ras(np.argwhere((labels > 0) & (labels < 4))[:, ::-1].mean(axis=0))
 
 
@@ -64,8 +64,8 @@ def enclosing(matrix, center, reach=42.0):
 # Placing ---------------------------------------------------------------------------------------------
 
 
-def assert_tumour_stays(mask, grid=GRID):
-    """The tumour's centroid is the painted one to half a voxel, in the model's grid and back on the mask's own."""
+def assert_tumor_stays(mask, grid=GRID):
+    """The tumor's centroid is the painted one to half a voxel, in the model's grid and back on the mask's own."""
     geometry = mask.volume.geometry
     expected = centroid(mask.volume.array, geometry)
     fitted = fit(mask, grid)
@@ -83,30 +83,30 @@ def assert_tumour_stays(mask, grid=GRID):
 
 
 @pytest.mark.parametrize("orientation", ALL_ORIENTATIONS)
-def test_the_tumour_stays_where_it_was_painted_in_every_orientation(orientation):
+def test_the_tumor_stays_where_it_was_painted_in_every_orientation(orientation):
     center = np.array([12.3, -45.6, 78.9])
     for spacing in ((2.0, 2.0, 2.0), (1.7, 2.3, 3.1)):
         geometry = oriented(orientation, tuple(int(84 / s) for s in spacing), spacing, center + [3.3, 1.7, -2.9])
-        assert_tumour_stays(mask_of(painted(geometry, center)))
+        assert_tumor_stays(mask_of(painted(geometry, center)))
 
 
 @pytest.mark.parametrize("spacing", [(0.7, 0.7, 0.7), (1, 1, 1), (3, 3, 3), (1, 1, 5), (5, 1, 1), (0.9, 3, 0.9)])
 @pytest.mark.parametrize("orientation", ["LPS", "SAR"])
-def test_the_tumour_stays_for_any_spacing(orientation, spacing):
+def test_the_tumor_stays_for_any_spacing(orientation, spacing):
     center = np.array([-3.0, 20.0, -11.0])
     geometry = oriented(orientation, tuple(int(84 / s) for s in spacing), spacing, center + [1.9, -1.3, 0.4])
-    assert_tumour_stays(mask_of(painted(geometry, center)))
+    assert_tumor_stays(mask_of(painted(geometry, center)))
 
 
 @settings(max_examples=12, deadline=None)
 @given(st.integers(0, 10**6))
-def test_the_tumour_stays_when_the_mask_is_oblique_or_sheared(seed):
+def test_the_tumor_stays_when_the_mask_is_oblique_or_sheared(seed):
     generator = np.random.default_rng(seed)
     matrix = random_matrix(seed)
     lengths = np.linalg.norm(matrix[:3, :3], axis=0)
     matrix[:3, :3] *= generator.uniform(1.0, 3.0, 3) / lengths
     center = generator.uniform(-100, 100, 3)
-    assert_tumour_stays(mask_of(painted(enclosing(matrix, center), center)))
+    assert_tumor_stays(mask_of(painted(enclosing(matrix, center), center)))
 
 
 @pytest.mark.parametrize("orientation", ALL_ORIENTATIONS)
@@ -128,7 +128,7 @@ def test_a_mask_on_the_models_grid_stays_put_and_loses_nothing(orientation):
 def test_a_mask_with_the_models_spacing_is_copied_voxel_by_voxel(orientation):
     geometry = oriented(orientation, (50, 55, 60), GRID.spacing, (1, 2, 3))
     mask = mask_of(painted(geometry, np.array([9.0, -4.0, 6.5])))
-    fitted = assert_tumour_stays(mask)
+    fitted = assert_tumor_stays(mask)
     np.testing.assert_array_equal(np.bincount(fitted.labels.ravel())[1:], np.bincount(mask.volume.array.ravel())[1:])
 
 
@@ -151,13 +151,13 @@ def test_a_mask_is_never_stretched():
     assert "Rest of the brain" in note and "cut off" in note
 
 
-def test_what_would_lose_a_brain_or_a_tumour_is_refused():
+def test_what_would_lose_a_brain_or_a_tumor_is_refused():
     with pytest.raises(MedDPMError, match=r"[234]\d(\.\d)? % of mask .* lie outside the model's grid"):
         fit(ellipsoid(2.0)[0], GRID)
     mask, inside = ellipsoid(1.45)
     corner = np.argwhere((mask.volume.array == 4) & ~inside)[0]
     mask.volume.array[tuple(corner)] = 3
-    with pytest.raises(MedDPMError, match="all of the enhancing tumour of mask lies outside the model's grid"):
+    with pytest.raises(MedDPMError, match="all of the enhancing tumor of mask lies outside the model's grid"):
         fit(mask, GRID)
 
 
@@ -207,13 +207,13 @@ def test_a_brain_that_just_fits_is_not_cut():
     assert not fitted.outside and np.count_nonzero(fitted.labels) == np.count_nonzero(labels)
 
 
-def test_a_structure_that_vanishes_is_told():
+def test_a_structure_that_vanishes_is_reported():
     volume = painted(oriented("LPS", (84, 84, 84)), np.zeros(3))
     labels = volume.array.copy()
     labels[(labels > 0) & (labels < 4)] = 4
     labels[42, 42, 42] = 3
     fitted = fit(mask_of(Volume(labels, volume.geometry)), GRID)
-    assert any("Enhancing tumour" in note and "vanishes" in note for note in fitted.notes)
+    assert any("Enhancing tumor" in note and "vanishes" in note for note in fitted.notes)
     assert not fitted.outside
 
 
@@ -275,7 +275,7 @@ def test_files_of_every_dtype_give_the_same_mask(tmp_path, dtype):
     assert mask.volume.array.dtype == np.uint8
     assert mask.name == "case_7" and mask.source == str(tmp_path / "case_7.nii.gz") and mask.scheme is BRATS
     assert len(mask.notes) == 1
-    assert 'read as "med-ddpm"' in mask.notes[0] and "necrosis (1) 5.83 ml, oedema (2) 47.1 ml" in mask.notes[0]
+    assert 'read as "med-ddpm"' in mask.notes[0] and "necrosis (1) 5.83 ml, edema (2) 47.1 ml" in mask.notes[0]
     assert mask.hash == mask_of(volume).hash
 
 
@@ -291,14 +291,14 @@ def test_the_hash_follows_labels_and_position_alone():
     assert mask_of(Volume(turned, volume.geometry)).hash == mask_of(Volume(turned.copy(), volume.geometry)).hash
 
 
-def test_raw_brats_is_translated_and_told():
+def test_raw_brats_is_translated_and_reported():
     volume = brain()
     raw = np.where(volume.array == 3, 4, np.where(volume.array == 4, 0, volume.array))
     image = Volume((volume.array > 0) * 100.0, volume.geometry)
     mask = Mask.from_volume(Volume(raw, volume.geometry), BRATS, brain_from=image)
     np.testing.assert_array_equal(mask.volume.array, volume.array)
-    assert 'read as "brats"' in mask.notes[0] and "enhancing tumour (4) 21.2 ml" in mask.notes[0]
-    with pytest.raises(MedDPMError, match="no meaning in the numbering"):
+    assert 'read as "brats"' in mask.notes[0] and "enhancing tumor (4) 21.2 ml" in mask.notes[0]
+    with pytest.raises(MedDPMError, match="no meaning in the label convention"):
         Mask.from_volume(Volume(raw, volume.geometry), BRATS, numbering="brats-2023", brain_from=image)
 
 
@@ -323,11 +323,11 @@ def test_masks_that_cannot_be_used():
         array = np.full((4, 4, 4), 4.0)
         array[1, 1, 1] = value
         bad(array, match)
-    bad(np.full((4, 4, 4), 7), "7 .*1 head, 2 tumour", load_scheme("whole-head"))
+    bad(np.full((4, 4, 4), 7), "7 .*1 head, 2 tumor", load_scheme("whole-head"))
     bad(np.full((4, 4, 4), 300), "300 .*4 rest of the brain")
     bad(np.full((4, 4, 4), 1 + 1j), "complex")
-    bad(np.full((4, 4, 4), 4), "say which label convention it is")
-    bad(np.full((4, 4, 4), 4), "there is no numbering", numbering="mine")
+    bad(np.full((4, 4, 4), 4), "choose the label convention")
+    bad(np.full((4, 4, 4), 4), "there is no label convention", numbering="mine")
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (4, 4, 4, 4), (1, 4, 4, 4)])
@@ -350,25 +350,25 @@ def test_without_a_brain_area_the_way_out_is_named(scheme, value, missing):
     bad(np.full((4, 4, 4), value), for_files, loaded, numbering=loaded.own_numbering)
 
 
-def test_an_anatomy_without_the_rest_of_the_brain_is_usable_and_told():
+def test_an_anatomy_without_the_rest_of_the_brain_is_usable_and_reported():
     mask = mask_of(Volume(np.full((4, 4, 4), 7), oriented("RAS", (4, 4, 4), (30, 30, 30))), load_scheme("anatomy"))
     assert any("label 18" in note and "filled from a skull-stripped image" in note for note in mask.notes)
 
 
 def test_a_scheme_without_a_rest_takes_no_image():
     data = BRATS.to_dict()
-    data["labels"] = [label for label in data["labels"] if label["role"] == "tumour"]
+    data["labels"] = [label for label in data["labels"] if label["role"] == "tumor"]
     scheme = LabelScheme.from_dict(data)
     array = np.ones((4, 4, 4), np.uint8)
     assert mask_of(Volume(array, oriented("RAS", (4, 4, 4), (20, 20, 20))), scheme).volume.array.all()
     with pytest.raises(MedDPMError, match="no label for the rest of the brain"):
-        mask_of(tumour_only(brain()), scheme, brain_from=brain())
+        mask_of(tumor_only(brain()), scheme, brain_from=brain())
 
 
 # The brain area from an image ------------------------------------------------------------------------
 
 
-def tumour_only(volume):
+def tumor_only(volume):
     return Volume(np.where(volume.array == 4, 0, volume.array).astype(np.uint8), volume.geometry)
 
 
@@ -380,7 +380,7 @@ def test_the_brain_is_what_differs_from_the_background_with_holes_filled(tmp_pat
     image[8, 8, 11:13] = background  # dark fluid inside
     write_nifti(tmp_path / "t1.nii.gz", Volume(image, volume.geometry))
     for source in (tmp_path / "t1.nii.gz", read_volume(tmp_path / "t1.nii.gz")):
-        mask = Mask.from_volume(tumour_only(volume), BRATS, brain_from=source)
+        mask = Mask.from_volume(tumor_only(volume), BRATS, brain_from=source)
         np.testing.assert_array_equal(mask.volume.array, volume.array)
         assert any("brain area of" in note for note in mask.notes)
 
@@ -395,7 +395,7 @@ def test_the_image_may_lie_in_any_geometry(seed):
     matrix[:3, :3] *= 2.0 / np.linalg.norm(matrix[:3, :3], axis=0)
     other = enclosing(matrix, center)
     image = Volume((painted(other, center).array > 0) * 500, other)
-    mask = Mask.from_volume(tumour_only(volume), BRATS, numbering="med-ddpm", brain_from=image)
+    mask = Mask.from_volume(tumor_only(volume), BRATS, numbering="med-ddpm", brain_from=image)
     differing = np.count_nonzero(mask.volume.array != volume.array)
     assert differing < 0.05 * np.count_nonzero(volume.array)  # voxels that the surface passes through
     assert not any("within the mask" in note or "outside" in note for note in mask.notes)
@@ -420,50 +420,50 @@ def test_images_that_show_no_brain_are_refused():
         (Volume(whole, volume.geometry), "skull-stripped"),
     ):
         with pytest.raises(MedDPMError, match=match):
-            Mask.from_volume(tumour_only(volume), BRATS, numbering="med-ddpm", brain_from=image)
+            Mask.from_volume(tumor_only(volume), BRATS, numbering="med-ddpm", brain_from=image)
     with pytest.raises(MedDPMError, match="does not exist"):
-        Mask.from_volume(tumour_only(volume), BRATS, numbering="med-ddpm", brain_from="absent.nii")
+        Mask.from_volume(tumor_only(volume), BRATS, numbering="med-ddpm", brain_from="absent.nii")
 
 
-def test_a_mask_that_holds_a_part_of_the_brain_only_is_told():
+def test_a_mask_that_holds_a_part_of_the_brain_only_is_reported():
     volume = brain()
     part = volume.geometry.cut(np.array([0, 0, 0]), np.array([16, 16, 8]))
-    mask = Mask.from_volume(Volume(tumour_only(volume).array[:8], part), BRATS, numbering="med-ddpm", brain_from=volume)
+    mask = Mask.from_volume(Volume(tumor_only(volume).array[:8], part), BRATS, numbering="med-ddpm", brain_from=volume)
     assert any("50 % of it within the mask" in note for note in mask.notes)
 
 
-# Tumour outside the brain ----------------------------------------------------------------------------
+# Tumor outside the brain ----------------------------------------------------------------------------
 
 
-def test_tumour_inside_the_brain_is_no_remark():
+def test_tumor_inside_the_brain_is_no_remark():
     assert len(mask_of(brain()).notes) == 1
 
 
-def test_tumour_at_the_brains_surface_is_no_remark():
+def test_tumor_at_the_brains_surface_is_no_remark():
     volume = brain()
     volume.array[2:6, 6:10, 6:10] = 3  # one face in six on the background
     assert len(mask_of(volume).notes) == 1
 
 
 @pytest.mark.parametrize("orientation", ["LPS", "SAR"])
-def test_tumour_beside_the_brain_is_told_with_its_volume(orientation):
+def test_tumor_beside_the_brain_is_reported_with_its_volume(orientation):
     volume = brain(orientation=orientation)
     volume.array[0, 0, 0:3] = 3
     assert mask_of(volume).notes[1] == "648 mm^3 of tumor lie outside the brain"
 
 
-def test_tumour_that_touches_the_brain_with_a_foot_is_outside():
+def test_tumor_that_touches_the_brain_with_a_foot_is_outside():
     volume = brain()
     volume.array[:2, 4:8, 4:8] = 1
     (note,) = mask_of(volume).notes[1:]
     assert note == "6.91 ml of tumor lie outside the brain"
 
 
-def test_with_an_image_the_part_outside_it_is_told():
+def test_with_an_image_the_part_outside_it_is_reported():
     volume = brain()
     volume.array[0:4, 12:14, 12:14] = 2
     image = brain()
-    mask = mask_of(tumour_only(volume), brain_from=image)
+    mask = mask_of(tumor_only(volume), brain_from=image)
     assert mask.notes[-1] == "1.73 ml of tumor lie outside the brain"  # 8 voxels of 216 mm^3
 
 
@@ -480,7 +480,7 @@ ONE_MM = Grid((192, 192, 144), (1.0, 1.0, 1.0), "LPS")
 
 @needs_data
 @pytest.mark.parametrize("case", ["BraTS2021_00495", "BraTS-GLI-0009"])
-def test_real_tumours_become_masks_with_an_image(case):
+def test_real_tumors_become_masks_with_an_image(case):
     path = SHARED / "brats" / case / f"{case}_seg.nii.gz"
     with pytest.raises(MedDPMError, match="no brain area.*skull-stripped"):
         read_mask(path, BRATS)
@@ -517,7 +517,7 @@ def test_a_real_anatomy_fits_its_grid(scheme, spacing):
 
 
 @needs_data
-def test_a_brain_without_tumour_is_read_with_its_image():
+def test_a_brain_without_tumor_is_read_with_its_image():
     path = SHARED / "anatomy" / "patient07_anatomy.nii.gz"
     mask = read_mask(path, load_scheme("anatomy"), brain_from=SHARED / "ms" / "patient07" / "patient07_t1.nii.gz")
     assert np.count_nonzero(mask.volume.array == 18) > 100_000

@@ -1,4 +1,4 @@
-"""The plan of a run's memory: what fits is taken, what does not is told before."""
+"""The plan of a run's memory: what fits is taken, what does not is reported before."""
 
 from __future__ import annotations
 

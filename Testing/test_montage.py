@@ -15,7 +15,7 @@ from MedDPMLib.masks.schemes import load_scheme
 
 BRATS = load_scheme("brats")
 BRAIN = BRATS.rest.value
-OEDEMA = BRATS.label_by_name("oedema").value
+EDEMA = BRATS.label_by_name("edema").value
 ORIENTATIONS = ["".join(letters) for letters in itertools.product("RL", "AP", "SI")]
 
 
@@ -96,24 +96,24 @@ def test_anisotropic_voxels_keep_their_shape():
 
 
 @pytest.mark.parametrize("mask_spacing", [(1.0, 1.0, 1.0), (2.0, 1.0, 3.0)])
-def test_outline_lies_on_the_border_of_the_tumour(mask_spacing):
+def test_outline_lies_on_the_border_of_the_tumor(mask_spacing):
     image_geometry, mask_geometry = geometry_of("RAS"), geometry_of("LPI", spacing=mask_spacing)
     center = np.array([-10.0, 6.0, 8.0])
 
-    def tumour(r, a, s):
+    def tumor(r, a, s):
         return (r - center[0]) ** 2 + (a - center[1]) ** 2 + (s - center[2]) ** 2 < 10**2
 
     labels = np.where(paint(mask_geometry, ball), BRAIN, 0).astype(np.uint8)
-    labels[paint(mask_geometry, tumour)] = OEDEMA
+    labels[paint(mask_geometry, tumor)] = EDEMA
     image = Volume(np.full(image_geometry.shape, -1.0, np.float32), image_geometry)
-    color = np.array(BRATS.label_by_value(OEDEMA).color, np.float32)
+    color = np.array(BRATS.label_by_value(EDEMA).color, np.float32)
     for plane, (plain, outlined) in zip(PLANES, cuts({"t1": image}, Volume(labels, mask_geometry)), strict=True):
         drawn = np.abs(outlined - color).max(axis=2) < 60
         assert not (np.abs(plain - color).max(axis=2) < 60).any()
         y, x = np.nonzero(drawn)
         middle = np.array([(x.min() + x.max()) / 2, (y.min() + y.max()) / 2])
         distance = np.hypot(x - middle[0], y - middle[1])
-        # 2 pixels are one millimetre.
+        # 2 pixels are one millimeter.
         assert np.allclose(distance, 20, atol=1 + 1.2 * max(mask_spacing)), plane.name
         # The sheet of every plane covers the ball and its margin: its middle is the origin, to a voxel of the mask.
         offset = centroid(outlined, drawn) / 2
@@ -135,7 +135,7 @@ def test_sheets_are_square_and_hold_the_point():
             assert ends[1] >= max(low @ np.array(direction), high @ np.array(direction))
 
 
-def test_nothing_to_draw_is_told():
+def test_nothing_to_draw_is_reported():
     geometry = geometry_of("RAS", spacing=(8.0, 8.0, 8.0))
     empty = Volume(np.zeros(geometry.shape, np.uint8), geometry)
     with pytest.raises(MedDPMError, match="not empty"):

@@ -27,7 +27,7 @@ DESCRIPTIONS = {
         "blocks": 1,
         "attention": [2],
     },
-    "adaptive normalisation": {
+    "adaptive normalization": {
         "kind": "unet",
         "conditioning": "spade",
         "base": 32,

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 
 from MedDPMLib.runtime import device as device_module
-from MedDPMLib.runtime import known_faults, numerics
+from MedDPMLib.runtime import numerics, self_test_cache
 from MedDPMLib.runtime.device import choose_execution
-from MedDPMLib.runtime.known_faults import known_fault
 from MedDPMLib.runtime.numerics import find_fault
+from MedDPMLib.runtime.self_test_cache import self_test_fault
 
 CPU = torch.device("cpu")
 HALF = [torch.bfloat16, torch.float16]
@@ -86,13 +86,15 @@ def test_a_faulty_precision_is_not_chosen_and_the_reason_says_why(monkeypatch):
     right = choose_execution("cpu")
     assert right.dtype == torch.bfloat16 and "in bfloat16, which is fast" in right.reason
     broken = faulty(torch.zeros_like)
-    monkeypatch.setattr(device_module, "known_fault", lambda device, dtype: find_fault(device, dtype, broken))
+    monkeypatch.setattr(device_module, "self_test_fault", lambda device, dtype: find_fault(device, dtype, broken))
     wrong = choose_execution("cpu")
     assert wrong.dtype == torch.float32
     assert "not in bfloat16, because the convolution of a volume is wrong by 100%" in wrong.reason
     asked = choose_execution("cpu", "bfloat16")
     assert asked.dtype == torch.bfloat16
-    assert asked.reason.endswith("as asked, although the convolution of a volume is wrong by 100% in it on this device")
+    assert asked.reason.endswith(
+        "as requested, although the convolution of a volume is wrong by 100% in it on this device"
+    )
 
 
 def test_a_gpu_that_computes_nothing_is_left_alone(monkeypatch):
@@ -103,7 +105,7 @@ def test_a_gpu_that_computes_nothing_is_left_alone(monkeypatch):
 
     monkeypatch.setattr(device_module, "_choose_device", lambda name: (torch.device("cuda"), "on a GPU"))
     monkeypatch.setattr(device_module, "_fast_dtypes", lambda device: [(torch.float16, "which is fast")])
-    monkeypatch.setattr(device_module, "known_fault", faulty_gpu)
+    monkeypatch.setattr(device_module, "self_test_fault", faulty_gpu)
     chosen = choose_execution()
     assert chosen.device == CPU
     assert chosen.reason.startswith("on the CPU, because the convolution of a volume fails (no kernel image) on a GPU")
@@ -134,15 +136,15 @@ def notes(tmp_path, monkeypatch):
         tried.append((device, dtype))
         return verdicts.get(dtype)
 
-    monkeypatch.setattr(known_faults, "_folder", lambda: tmp_path / "notes")
+    monkeypatch.setattr(self_test_cache, "_folder", lambda: tmp_path / "notes")
     monkeypatch.setattr(numerics, "find_fault", find_fault)
 
     def ask(dtype=torch.bfloat16):
-        known_fault.cache_clear()  # as in a new process
-        return known_fault(CPU, dtype)
+        self_test_fault.cache_clear()  # as in a new process
+        return self_test_fault(CPU, dtype)
 
     yield SimpleNamespace(ask=ask, tried=tried, verdicts=verdicts, folder=tmp_path / "notes")
-    known_fault.cache_clear()
+    self_test_fault.cache_clear()
 
 
 def test_what_passed_is_tried_once_and_in_each_precision(notes):
@@ -206,9 +208,9 @@ def test_what_the_outcome_depends_on_makes_another_note(notes, change, monkeypat
     elif change == "switch":
         monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     elif change == "features":
-        monkeypatch.setattr(known_faults, "cpu_features", lambda: ["none"])
+        monkeypatch.setattr(self_test_cache, "cpu_features", lambda: ["none"])
     elif change == "processor":
-        monkeypatch.setattr(known_faults, "processor", lambda: "another")
+        monkeypatch.setattr(self_test_cache, "processor", lambda: "another")
     else:
         (tmp_path / "numerics.py").write_text("more")
         monkeypatch.setattr(numerics, "__file__", str(tmp_path / "numerics.py"))
@@ -218,10 +220,10 @@ def test_what_the_outcome_depends_on_makes_another_note(notes, change, monkeypat
 def test_a_second_process_is_spared_the_trial(tmp_path):
     code = """
 import torch
-from MedDPMLib.runtime import known_faults, numerics
+from MedDPMLib.runtime import self_test_cache, numerics
 tried, find_fault = [], numerics.find_fault
 numerics.find_fault = lambda *order: tried.append(order) or find_fault(*order)
-print(known_faults.known_fault(torch.device("cpu"), torch.bfloat16), len(tried))
+print(self_test_cache.self_test_fault(torch.device("cpu"), torch.bfloat16), len(tried))
 """
     home = {name: str(tmp_path) for name in ("XDG_CACHE_HOME", "HOME", "LOCALAPPDATA")}
     command = {"args": [sys.executable, "-c", code], "env": os.environ | home, "text": True, "capture_output": True}

@@ -1,4 +1,4 @@
-"""Official checkpoints: recognised in every wrapping, and whatever else is in such a file refused."""
+"""Official checkpoints: recognized in every wrapping, and whatever else is in such a file refused."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def flat_state(card: Card, offset: float = 0.0) -> dict[str, torch.Tensor]:
 
 
 def tables(name: str = "cosine", timesteps: int = 250) -> dict[str, torch.Tensor]:
-    """The diffusion's tables as official checkpoints hold them; those that nobody reads are zero."""
+    """The diffusion's tables as official checkpoints hold them; those that are not read are zero."""
     schedule = make_schedule(name, timesteps)
     known = {"betas": schedule.betas, "alphas_cumprod": schedule.alpha_bar}
     return {table: known.get(table, torch.zeros(timesteps)) for table in checkpoint._TABLES}
@@ -221,7 +221,7 @@ def test_an_archive_that_unpacks_to_more_than_it_is_is_not_opened(tmp_path):
         read_checkpoint(tmp_path / "bomb.pt")
 
 
-def test_other_archives_are_told(tmp_path):
+def test_other_archives_are_reported(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("readme.txt", "hello")
     with pytest.raises(MedDPMError, match="archive but not a PyTorch checkpoint"):
@@ -232,20 +232,20 @@ def test_other_archives_are_told(tmp_path):
     ("content", "message"),
     [
         (b"", "not a PyTorch checkpoint"),
-        (b"labels: 1 head, 2 tumour\n", "not a PyTorch checkpoint"),
+        (b"labels: 1 head, 2 tumor\n", "not a PyTorch checkpoint"),
         (b"\x1f\x8b\x08\x00" + b"\0" * 500, "not a PyTorch checkpoint"),
         (b"\x5c\x01\x00\x00" + b"\0" * 348, "not a PyTorch checkpoint"),
         (b"PK\x03\x04" + b"\0" * 100, "truncated or damaged"),
     ],
     ids=["empty", "text", "gzip", "nifti", "zip"],
 )
-def test_other_files_are_told(tmp_path, content, message):
+def test_other_files_are_reported(tmp_path, content, message):
     (tmp_path / "a.pt").write_bytes(content)
     with pytest.raises(MedDPMError, match=message):
         read_checkpoint(tmp_path / "a.pt")
 
 
-def test_missing_files_and_folders_are_told(tmp_path):
+def test_missing_files_and_folders_are_reported(tmp_path):
     with pytest.raises(MedDPMError, match="cannot be read"):
         read_checkpoint(tmp_path / "absent.pt")
     with pytest.raises(MedDPMError, match="folder"):

@@ -40,11 +40,11 @@ from MedDPMLib.models.card import QUALITIES
 from MedDPMLib.runtime.names import PRECISIONS
 from MedDPMLib.scene import dependencies, volumes, worker_client
 from MedDPMLib.scene.generator import spoken_time
-from MedDPMLib.scene.painting import stamp_tumour
+from MedDPMLib.scene.painting import stamp_tumor
 from MedDPMLib.scene.segmentation import painted_geometry, read_labels
 from MedDPMLib.scene.worker_client import WorkerClient
 
-# The story -------------------------------------------------------------------------------------------
+# First use -------------------------------------------------------------------------------------------
 
 
 def test_from_an_empty_scene_to_volumes_in_place(panel):
@@ -135,7 +135,7 @@ def test_an_empty_segmentation_is_refused(panel):
     assert "reference geometry" in panel.ui.messageLabel.text
 
 
-def test_a_killed_worker_is_told_and_the_next_run_works(panel):
+def test_a_killed_worker_is_reported_and_the_next_run_works(panel):
     start_from_template(panel)
     panel.ui.stepsBox.value = 50
     panel.ui.generateButton.click()
@@ -244,7 +244,7 @@ def test_an_edit_makes_the_image_again_in_the_same_volume(panel):
     before = slicer.util.arrayFromVolume(nodes[0]).copy()
     panel.ui.autoBox.checked = True
     center = (28.0, 22.0, 25.0)
-    stamp_tumour(segmentation, panel.mask.table, SCHEME, center, 20.0)
+    stamp_tumor(segmentation, panel.mask.table, SCHEME, center, 20.0)
     wait_until(lambda: panel.logic.generator.order is not None, 5)
     wait_until(lambda: panel.logic.generator.order is None)
     assert volumes.results() == nodes
@@ -379,7 +379,7 @@ def test_models_are_added_checked_and_removed(panel, tmp_path):
     assert panel.models.entry.name != "another" and ui.modelBox.findText("Another model") == -1
 
 
-def test_a_model_that_vanishes_is_told(panel, models):
+def test_a_model_that_vanishes_is_reported(panel, models):
     start_from_template(panel)
     file = models / "small.safetensors"
     kept = file.rename(models / "small.away")
@@ -394,7 +394,7 @@ def test_a_model_that_vanishes_is_told(panel, models):
 # Painting --------------------------------------------------------------------------------------------
 
 
-def test_a_tumour_is_stamped_at_the_crosshair_and_can_be_undone(panel):
+def test_a_tumor_is_stamped_at_the_crosshair_and_can_be_undone(panel):
     start_from_template(panel)
     crosshair = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLCrosshairNode")
     if crosshair is None:
@@ -502,7 +502,7 @@ def test_time_is_spoken():
     ]  # fmt: skip
 
 
-def test_a_program_that_cannot_be_started_is_told(application, monkeypatch):
+def test_a_program_that_cannot_be_started_is_reported(application, monkeypatch):
     monkeypatch.setattr(worker_client, "python_program", lambda: "/nowhere/PythonSlicer")
     client, messages = WorkerClient(), []
     client.failed.connect(messages.append)

@@ -30,7 +30,7 @@ role = "rest"
 [[labels]]
 value = 2
 name = "Schwannoma"
-role = "tumour"
+role = "tumor"
 """
 
 

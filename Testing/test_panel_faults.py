@@ -1,4 +1,4 @@
-"""The panel where things go wrong: what the user is told, that the scene is as it was, that the next run works.
+"""The panel where things go wrong: what the user sees, that the scene is as it was, that the next run works.
 
 With a real worker process and a tiny model. Where the worker has to misbehave, its network is made to, or it is stopped
 and killed by the system.
@@ -44,7 +44,7 @@ from MedDPMLib.scene.worker_client import WorkerClient
 from MedDPMLib.worker.protocol import worker_arguments
 
 REST = SCHEME.rest.value
-NECROSIS, OEDEMA, ENHANCING = (SCHEME.label_by_name(name).value for name in ("Necrosis", "Oedema", "ET"))
+NECROSIS, EDEMA, ENHANCING = (SCHEME.label_by_name(name).value for name in ("Necrosis", "Edema", "ET"))
 
 #: Numbers of steps at which a step takes long, memory runs out, the network has a fault, the worker crashes, says what
 #: is no line of the protocol, and starts a child of its own before it takes long.
@@ -149,7 +149,7 @@ def failed(panel, steps) -> str:  # noqa: F811
 
 
 def array_of(panel, modality="t1") -> np.ndarray:  # noqa: F811
-    """The newest result of that contrast, made now."""
+    """The newest result of that modality, made now."""
     generate(panel)
     (*_, node) = [node for node in volumes.results() if volumes.record_of(node)["modality"] == modality]
     return slicer.util.arrayFromVolume(node).copy()
@@ -158,7 +158,7 @@ def array_of(panel, modality="t1") -> np.ndarray:  # noqa: F811
 # The mask --------------------------------------------------------------------------------------------
 
 
-def test_masks_that_cannot_be_used_are_told_and_the_next_one_works(panel):  # noqa: F811
+def test_masks_that_cannot_be_used_are_reported_and_the_next_one_works(panel):  # noqa: F811
     assert "no segmentation is chosen" in refused(panel)
 
     node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "Nothing yet")
@@ -173,8 +173,8 @@ def test_masks_that_cannot_be_used_are_told_and_the_next_one_works(panel):  # no
     node = small_segmentation(panel, np.zeros_like(small_labels(SCHEME)), "Blank")
     assert 'nothing is painted in "Blank"' in refused(panel)
 
-    tumour = np.where(small_labels(SCHEME) == REST, 0, small_labels(SCHEME))
-    small_segmentation(panel, tumour, "Tumour alone")
+    tumor = np.where(small_labels(SCHEME) == REST, 0, small_labels(SCHEME))
+    small_segmentation(panel, tumor, "Tumor alone")
     assert "no brain area" in failed(panel, 2)
 
     small_segmentation(panel)
@@ -189,10 +189,10 @@ def test_odd_masks_are_made_into_what_they_mean(panel):  # noqa: F811
     plain = array_of(panel)
 
     # Segments inside one another, in either order: the scheme's priority decides.
-    for name, order in (("Forth", (REST, OEDEMA, ENHANCING)), ("Back", (ENHANCING, OEDEMA, REST))):
+    for name, order in (("Forth", (REST, EDEMA, ENHANCING)), ("Back", (ENHANCING, EDEMA, REST))):
         node = small_segmentation(panel, np.zeros_like(labels), name)
         node.GetSegmentation().RemoveAllSegments()
-        covers = {ENHANCING: labels == ENHANCING, OEDEMA: np.isin(labels, (OEDEMA, ENHANCING)), REST: labels > 0}
+        covers = {ENHANCING: labels == ENHANCING, EDEMA: np.isin(labels, (EDEMA, ENHANCING)), REST: labels > 0}
         for value in order:
             (id_,) = painting.add_segments(node, [SCHEME.label_by_value(value)])
             painting.paint(node, id_, covers[value])
@@ -234,9 +234,9 @@ def test_odd_masks_are_made_into_what_they_mean(panel):  # noqa: F811
     node.SetAndObserveTransformNodeID(bent.GetID())
     assert not np.array_equal(array_of(panel), plain)
 
-    # Tumour outside the brain is told, and made.
+    # Tumor outside the brain is reported, and generated.
     outside = labels.copy()
-    outside[:3, :3, :3] = OEDEMA
+    outside[:3, :3, :3] = EDEMA
     small_segmentation(panel, outside, "Outside")
     array_of(panel)
     assert "of tumor lie outside the brain" in panel.ui.messageLabel.text
@@ -334,8 +334,8 @@ def file_size_limit(size: int):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_no_space_is_told_and_the_next_run_works(panel, application, misbehaving, monkeypatch, tmp_path):  # noqa: F811
-    # For the mask; what runs goes on.
+def test_no_space_is_reported_and_the_next_run_works(panel, application, misbehaving, monkeypatch, tmp_path):  # noqa: F811
+    # For the mask; what is running continues.
     small_segmentation(panel)
     started(panel, steps=2)
     with file_size_limit(2000):
@@ -359,8 +359,8 @@ def test_no_space_is_told_and_the_next_run_works(panel, application, misbehaving
     # For the folder itself; one that was cleaned away is made again.
     (tmp_path / "file").touch()
     monkeypatch.setattr(application, "temporaryPath", str(tmp_path / "file" / "below"))
-    assert "no folder can be made in" in refused(panel)
-    panel.onWarmUp()  # before a click nobody has to be told
+    assert "no folder can be created in" in refused(panel)
+    panel.onWarmUp()  # before a click nothing has to be reported
     monkeypatch.setattr(application, "temporaryPath", str(tmp_path / "gone" / "since"))
     generate(panel)
     panel.ui.releaseButton.click()
@@ -425,7 +425,7 @@ def without_packages(panel):  # noqa: F811
     packages.installed.clear()
 
 
-def test_a_declined_installation_is_told_and_asked_again(without_packages):
+def test_a_declined_installation_is_reported_and_asked_again(without_packages):
     panel = without_packages  # noqa: F811
     for _ in range(2):
         dialogs.reply_with(qt.QMessageBox.Cancel)
@@ -450,7 +450,7 @@ def pip_fails(*_arguments, **_options):
 
 
 @pytest.mark.parametrize("old", [False, True], ids=["packaging", "before 5.11"])
-def test_an_installation_that_fails_is_told(without_packages, monkeypatch, old):
+def test_an_installation_that_fails_is_reported(without_packages, monkeypatch, old):
     panel = without_packages  # noqa: F811
     packages.hidden.discard("torch")
     if old:
@@ -477,7 +477,7 @@ def test_an_installation_that_fails_is_told(without_packages, monkeypatch, old):
     ],
     ids=["fails", "does nothing", "is not there"],
 )
-def test_an_installation_of_pytorch_that_fails_is_told(without_packages, monkeypatch, install, says):
+def test_an_installation_of_pytorch_that_fails_is_reported(without_packages, monkeypatch, install, says):
     panel = without_packages  # noqa: F811
     extension = sys.modules["PyTorchUtils"]
     if install is None:
@@ -533,7 +533,7 @@ def test_versions_are_compared_as_pip_does(monkeypatch):
 # The worker ------------------------------------------------------------------------------------------
 
 
-def test_a_worker_that_misbehaves_is_told_and_the_next_run_works(panel, misbehaving):  # noqa: F811
+def test_a_worker_that_misbehaves_is_reported_and_the_next_run_works(panel, misbehaving):  # noqa: F811
     small_segmentation(panel)
     panel.logic.client.stop()
     said = {steps: failed(panel, steps) for steps in (GREEDY, FAULTY, CRASH, BABBLE)}
@@ -541,7 +541,7 @@ def test_a_worker_that_misbehaves_is_told_and_the_next_run_works(panel, misbehav
     assert "KeyError" in said[FAULTY] and "log" in said[FAULTY]
     assert "ended unexpectedly (signal 11)" in said[CRASH] and "click Generate again" in said[CRASH]
     assert "sent an invalid message" in said[BABBLE] and "click Generate again" in said[BABBLE]
-    # Idle it goes by itself, and nobody is told.
+    # When idle it ends by itself, and nothing is reported.
     panel.logic.client._idle = 0.5
     panel.ui.stepsBox.value = 2
     generate(panel)
@@ -672,14 +672,14 @@ print(inner.pid, flush=True)
                 process.wait()
 
 
-def test_the_end_of_a_process_is_told_as_the_system_counts():
+def test_the_end_of_a_process_is_reported_as_the_system_counts():
     assert processes.describe_end(True, 9, "linux") == "signal 9"
     assert processes.describe_end(False, 3, "linux") == "exit code 3"
     assert processes.describe_end(True, -1073741819, "win32") == "exit code 0xC0000005"
     assert processes.describe_end(False, 1, "win32") == "exit code 1"
 
 
-def test_a_program_that_is_not_there_is_told_by_a_system_that_says_so_at_once(application, monkeypatch):  # noqa: F811
+def test_a_program_that_is_not_there_is_reported_by_a_system_that_says_so_at_once(application, monkeypatch):  # noqa: F811
     """As Windows does, where the start of a process fails in the call and not in a signal."""
     client, failures = WorkerClient(), []
     client.failed.connect(failures.append)

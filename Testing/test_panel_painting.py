@@ -72,7 +72,7 @@ def test_five_clicks_and_a_stroke_make_a_volume(panel):
     panel.ui.templateButton.click()
     clicks += 1
     wait_until_painted(panel)
-    assert panel.mask.editor.currentSegmentID() == "Enhancing tumour"  # else another click
+    assert panel.mask.editor.currentSegmentID() == "Enhancing tumor"  # else another click
     click_effect(panel, "Paint")
     clicks += 1
     stroke(panel, INSIDE, 9.0)
@@ -84,7 +84,7 @@ def test_five_clicks_and_a_stroke_make_a_volume(panel):
     assert [volumes.record_of(node)["modality"] for node in made] == ["t1", "t2"], panel.ui.messageLabel.text
     segmentation = panel.ui.segmentationSelector.currentNode()
     labels = read_labels(segmentation, panel.mask.table, SCHEME)
-    assert (labels.array == SCHEME.label_by_name("Enhancing tumour").value).sum() > 1000
+    assert (labels.array == SCHEME.label_by_name("Enhancing tumor").value).sum() > 1000
     painted = Mask.from_volume(labels, SCHEME, numbering=SCHEME.own_numbering)
     assert volumes.record_of(made[0])["mask"]["hash"] == painted.hash
     assert background() is made[0]
@@ -205,14 +205,14 @@ def test_work_in_turns_is_the_same_work(application):
         try:
             yield lambda: int("no number")
         except ValueError:
-            log.append("told")
+            log.append("reported")
         return sum((yield lambda: [1, 2, 3]) or ())
 
     logs, turns, results, faults = ([], []), BackgroundWork(), [], []
     assert run_now(work(logs[0])) == 6
     turns.start(work(logs[1]), results.append, faults.append)
     wait_until(lambda: not turns.busy, 5)
-    assert results == [6] and not faults and logs[0] == logs[1] == [2, None, "told"]
+    assert results == [6] and not faults and logs[0] == logs[1] == [2, None, "reported"]
 
     def bad():
         yield lambda: slicer.util.getNode("nothing of this name")
@@ -287,7 +287,7 @@ def test_messages_name_what_is_in_the_panel():
     scheme = load_scheme("brats")
     geometry = Geometry((20, 20, 20), np.diag([8.0, 8, 8, 1]))
     errors = []
-    for name in ("oedema", "necrosis"):
+    for name in ("edema", "necrosis"):
         labels = np.zeros(geometry.shape, np.uint8)
         labels[8:12, 8:12, 8:12] = scheme.label_by_name(name).value
         with pytest.raises(MedDPMError) as caught:
@@ -366,7 +366,7 @@ def test_no_worker_starts_by_itself_where_packages_are_missing(panel):
 
 
 def test_the_newest_stroke_wins(panel):
-    """Strokes while an image is made that nobody wants any more: it gives way, the last stroke is what is seen."""
+    """Strokes while an outdated image is generated: it is cancelled, the last stroke is what is seen."""
     segmentation = start_from_template(panel)
     panel.ui.seedBox.value, panel.ui.stepsBox.value, panel.ui.autoBox.checked = 5, 50, True
     panel.ui.generateButton.click()
@@ -378,7 +378,7 @@ def test_the_newest_stroke_wins(panel):
     wait_until(lambda: panel.logic.generator.order not in (None, first), 10)
     second = panel.logic.generator.order
     panel.ui.stepsBox.value = 2
-    panel.mask.editor.setCurrentSegmentID("Enhancing tumour")
+    panel.mask.editor.setCurrentSegmentID("Enhancing tumor")
     stroke(panel, (INSIDE[0], INSIDE[1] - 6, INSIDE[2]), 9.0)
     wait_until(lambda: panel.logic.generator.order not in (None, second), 10)
     wait_until(lambda: panel.logic.generator.order is None)

@@ -114,7 +114,7 @@ def test_the_only_segmentation_is_chosen_on_entering(panel, application):
     node = painting.add_segmentation(Volume(small_labels(SCHEME), small_geometry()), SCHEME, "From elsewhere")
     slicer.util.selectModule("MedDPM")
     assert panel.ui.segmentationSelector.currentNode() is node and panel.mask.editor.segmentationNode() is node
-    # Where there are two, nobody chooses for the user.
+    # Where there are two, the user has to choose.
     application.close_scene()
     application.mainWindow().moduleSelector().leave("MedDPM")
     for name in ("A", "B"):
@@ -125,7 +125,7 @@ def test_the_only_segmentation_is_chosen_on_entering(panel, application):
 
 def test_the_outlines_are_those_of_the_tumor_of_all_or_of_none(panel):
     node = small_segmentation(panel)
-    tumor = {label.name for label in SCHEME.tumour}
+    tumor = {label.name for label in SCHEME.tumor}
     everything = set(node.GetSegmentation().GetSegmentIDs())
     views.show_outline(node, True)
     panel.mask.editor.setCurrentSegmentID("Necrosis")
@@ -150,9 +150,9 @@ def test_the_outlines_are_those_of_the_tumor_of_all_or_of_none(panel):
 def test_a_template_opens_at_its_tumor(panel):
     segmentation = start_from_template(panel, "glioma")
     ids = list(segmentation.GetSegmentation().GetSegmentIDs())
-    assert set(ids[:3]) == {label.name for label in SCHEME.tumour}
-    assert panel.mask.editor.currentSegmentID() == "Enhancing tumour"
-    _on, center, radius, _seed = find_template("glioma").tumour
+    assert set(ids[:3]) == {label.name for label in SCHEME.tumor}
+    assert panel.mask.editor.currentSegmentID() == "Enhancing tumor"
+    _on, center, radius, _seed = find_template("glioma").tumor
     for composite, axis in zip(composites()[:3], (2, 1, 0), strict=True):
         node = slicer.app.layoutManager().sliceWidget(composite.GetLayoutName()).mrmlSliceNode()
         assert abs(node.GetSliceToRAS().GetElement(axis, 3) - center[axis]) < radius, composite.GetLayoutName()
@@ -232,7 +232,7 @@ def test_a_run_that_is_cancelled_leaves_the_views_as_they_were(panel, applicatio
 
 
 def test_names_and_views_begin_with_the_modality(panel):
-    """3D Slicer shortens what is long in the middle: compared volumes have to be told apart."""
+    """3D Slicer shortens what is long in the middle: compared volumes have to be distinguished."""
     node = small_segmentation(panel, name="Ventricles of medium width")
     nodes = a_run(node, seed=12) + a_run(node, seed=13, mask="1", modalities=("t1", "t2"))
     former = slicer.app.layoutManager().layout
@@ -458,7 +458,7 @@ def test_a_painted_segment_without_a_label_is_asked_about(panel, name):
     panel.ui.generateButton.click()
     assert panel.ui.generateButton.text == "Cancel", panel.ui.messageLabel.text
     panel.ui.generateButton.click()
-    assert proposed == ["(not used)" if name == "Segment_1" else "Enhancing tumour"]
+    assert proposed == ["(not used)" if name == "Segment_1" else "Enhancing tumor"]
     assert panel.mask.table[id_] == SCHEME.label_by_name("Necrosis").value
     # What is answered is not asked again, be it that the segment is not used.
     panel.ui.generateButton.click()
@@ -487,9 +487,9 @@ def test_the_3d_view_shows_the_tumor_in_its_brain(panel):
     labels = read_labels(node, panel.mask.table, SCHEME)
     run_now(surface.showing(node, labels, SCHEME))
     shown = {model.GetName(): model for model in surface.surfaces()}
-    assert set(shown) == {"Brain surface", "Oedema surface", "Enhancing tumour surface"}
+    assert set(shown) == {"Brain surface", "Edema surface", "Enhancing tumor surface"}
     geometry = labels.geometry
-    for name, inside in (("Brain", labels.array > 0), ("Oedema", labels.array == SCHEME.label_by_name("Oedema").value)):
+    for name, inside in (("Brain", labels.array > 0), ("Edema", labels.array == SCHEME.label_by_name("Edema").value)):
         voxels = geometry.to_ras(np.argwhere(inside)[:, ::-1])
         box = np.stack([voxels.min(axis=0), voxels.max(axis=0)], axis=1)
         drift = np.abs(bounds_of(shown[f"{name} surface"]) - box)
@@ -499,7 +499,7 @@ def test_the_3d_view_shows_the_tumor_in_its_brain(panel):
     before = {model.GetID() for model in surface.surfaces()}
     run_now(surface.showing(node, Volume(np.where(labels.array == REST, REST, 0), geometry), SCHEME))
     assert {model.GetID() for model in surface.surfaces()} == before
-    assert shown["Oedema surface"].GetMesh().GetNumberOfPoints() == 0
+    assert shown["Edema surface"].GetMesh().GetNumberOfPoints() == 0
     # They go with the mask: another is chosen, it is deleted.
     small_segmentation(panel, name="Other")
     slicer.app.processEvents()
@@ -528,7 +528,7 @@ def test_a_mask_of_a_tumor_alone_is_completed_to_be_looked_at(panel, monkeypatch
     made = read_labels(node, panel.mask.table, SCHEME)
     anatomy = {label.value for label in SCHEME.labels if label.role == "structure"}
     assert len(anatomy & set(np.unique(made.array).tolist())) > 10
-    for name in ("Necrosis", "Enhancing tumour"):  # on the model's grid, in the same place
+    for name in ("Necrosis", "Enhancing tumor"):  # on the model's grid, in the same place
         one, other = (
             volume.geometry.to_ras(np.argwhere(volume.array == scheme.label_by_name(name).value)[:, ::-1]).mean(axis=0)
             for volume, scheme in ((given, brats), (made, SCHEME))

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from phantoms import (
     ANATOMY,
     BRATS,
-    CONTRASTS,
     LAYOUTS,
+    MODALITIES,
     PLACE,
     RAW_2021,
     RAW_2023,
@@ -39,17 +39,17 @@ from MedDPMLib.data import read_dataset
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.geometry import Geometry, Grid
 from MedDPMLib.imaging.io import itk_image, read_volume, write_nifti
-from MedDPMLib.imaging.normalize import normalise_onto
+from MedDPMLib.imaging.normalize import normalize_onto
 from MedDPMLib.imaging.resample import resample_image, resample_labels
 from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.prepare import (
-    NORMALISATIONS,
+    NORMALIZATIONS,
     STANDARDS,
     DatasetSettings,
     Standard,
     compose_anatomy,
     find_cases,
-    normalise,
+    normalize,
     write_dataset,
 )
 from MedDPMLib.prepare.cases import prepare_case, reoriented
@@ -92,7 +92,7 @@ def test_a_dataset_says_what_it_is(tmp_path, small):
     assert said["labels"] == {"background": 0} | {label.name: label.value for label in BRATS.labels}
     assert said["numTraining"] == 2 and said["file_ending"] == ".nii.gz" and said["label_scheme"] == "brats"
     assert said["grid"] == {"size": [28, 24, 20], "spacing": [6, 6, 6], "orientation": "LPS"}
-    read = read_dataset(tmp_path / "out", CONTRASTS, scheme="brats", grid=SMALL)
+    read = read_dataset(tmp_path / "out", MODALITIES, scheme="brats", grid=SMALL)
     assert [case.name for case in read] == ["case1", "case2"]
     rows = table(tmp_path / "out")
     counts = np.bincount(phantom(1)[1].ravel())
@@ -108,10 +108,10 @@ def test_what_somebody_adds_to_the_description_stays(tmp_path, small):
     write_brats(tmp_path / "source", [1, 2])
     make([tmp_path / "source"], tmp_path / "out")
     path = tmp_path / "out" / "dataset.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"name": "Gehirne, größere", "licence": "CC BY 4.0"}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"name": "Gehirne, größere", "license": "CC BY 4.0"}))
     make([tmp_path / "source"], tmp_path / "out")
     said = json.loads(path.read_text(encoding="utf-8"))
-    assert (said["name"], said["licence"], said["numTraining"]) == ("Gehirne, größere", "CC BY 4.0", 2)
+    assert (said["name"], said["license"], said["numTraining"]) == ("Gehirne, größere", "CC BY 4.0", 2)
 
 
 @pytest.mark.parametrize(
@@ -137,13 +137,13 @@ def test_labels_are_known_by_what_public_data_sets_call_them(tmp_path, small, na
 def test_a_numbering_that_is_named_makes_the_labels_names_indifferent(tmp_path, small):
     channels = {"channel_names": {"0": "T2", "1": "T1", "2": "Flair", "3": "T1ce"}}
     write_nnunet(tmp_path / "source", [1], channels, {"background": 0, "a": 1, "b": 2, "c": 3}, RAW_2023)
-    with pytest.raises(MedDPMError, match='names a label "a".* or say with --labels how its values are numbered'):
+    with pytest.raises(MedDPMError, match='names a label "a".* or choose the label convention with --labels'):
         make([tmp_path / "source"], tmp_path / "out")
     write_brats(tmp_path / "same", [1])
     make([tmp_path / "same"], tmp_path / "two")
     numbering = "brats-2023"
-    settings = DatasetSettings("brats", CONTRASTS, numbering=numbering)
-    cases = find_cases([tmp_path / "source"], BRATS, CONTRASTS, numbering=numbering)
+    settings = DatasetSettings("brats", MODALITIES, numbering=numbering)
+    cases = find_cases([tmp_path / "source"], BRATS, MODALITIES, numbering=numbering)
     assert [report.problem for report in write_dataset(cases, tmp_path / "out", settings)] == [None]
     assert_same(contents(tmp_path / "out"), contents(tmp_path / "two"))
 
@@ -151,7 +151,7 @@ def test_a_numbering_that_is_named_makes_the_labels_names_indifferent(tmp_path, 
 def test_a_prepared_dataset_can_be_prepared(tmp_path, small):
     write_brats(tmp_path / "source", [1])
     make([tmp_path / "source"], tmp_path / "one")
-    assert make([tmp_path / "one"], tmp_path / "two", normalisation="per-volume") == {"case1": None}
+    assert make([tmp_path / "one"], tmp_path / "two", normalization="per-volume") == {"case1": None}
     one, two = contents(tmp_path / "one"), contents(tmp_path / "two")
     assert one.keys() == two.keys()
     for name in one:  # what reaches from -1 to 1 is not scaled again
@@ -189,13 +189,13 @@ def test_structures_come_from_the_folder_of_anatomies(tmp_path, small, anatomy_o
     assert found[2] == (rest & (structures == 2)).sum() and found[7] == (rest & (structures == 7)).sum()
 
 
-def test_a_case_without_a_tumour_is_learnt_from_if_its_mask_says_so(tmp_path, small):
+def test_a_case_without_a_tumor_is_learned_from_if_its_mask_says_so(tmp_path, small):
     write_brats(tmp_path / "source", [1, 2])
     save(tmp_path / "source" / "case1" / "case1_seg.nii.gz", np.zeros(SHAPE, np.uint8))
     (tmp_path / "source" / "case2" / "case2_seg.nii.gz").unlink()
     problems = make([tmp_path / "source"], tmp_path / "out")
     assert problems["case1"] is None
-    assert "case2_t1.nii.gz is there, and its mask" in problems["case2"] and "case2_seg.nii.gz" in problems["case2"]
+    assert "case2_t1.nii.gz exists, but its mask" in problems["case2"] and "case2_seg.nii.gz" in problems["case2"]
     labels = read_volume(tmp_path / "out" / "labelsTr" / "case1.nii.gz").array
     assert (labels == 4).sum() == (phantom(1)[1] > 0).sum() and set(np.unique(labels)) == {0, 4}
 
@@ -216,29 +216,29 @@ def in_the_wild(root: Path, layout: str) -> None:
     if layout == "UPENN":
         folder, stem = root / "case1", "UPENN-GBM-00001_11"
         names = {"t1": "T1", "t1ce": "T1GD", "t2": "T2", "flair": "FLAIR"}
-        for contrast, name in names.items():
-            save(folder / f"{stem}_{name}.nii.gz", images[contrast])
-            save(folder / f"{stem}_{name}_unstripped.nii.gz", images[contrast] + 1)
+        for modality, name in names.items():
+            save(folder / f"{stem}_{name}.nii.gz", images[modality])
+            save(folder / f"{stem}_{name}_unstripped.nii.gz", images[modality] + 1)
         save(folder / f"{stem}_automated_approx_segm.nii.gz", seg)
     elif layout == "UCSF":
-        for contrast, name in {"t1": "T1", "t1ce": "T1c", "t2": "T2", "flair": "FLAIR"}.items():
-            save(root / "UCSF-PDGM-0004_nifti" / f"UCSF-PDGM-0004_{name}_bias.nii.gz", images[contrast])
+        for modality, name in {"t1": "T1", "t1ce": "T1c", "t2": "T2", "flair": "FLAIR"}.items():
+            save(root / "UCSF-PDGM-0004_nifti" / f"UCSF-PDGM-0004_{name}_bias.nii.gz", images[modality])
         save(root / "UCSF-PDGM-0004_nifti" / "UCSF-PDGM-0004_tumor_segmentation.nii.gz", seg)
     elif layout == "TCGA":
-        for contrast, name in {"t1": "t1", "t1ce": "t1Gd", "t2": "t2", "flair": "flair"}.items():
-            save(root / "TCGA-02-0006" / f"TCGA-02-0006_1996.08.23_{name}.nii.gz", images[contrast])
+        for modality, name in {"t1": "t1", "t1ce": "t1Gd", "t2": "t2", "flair": "flair"}.items():
+            save(root / "TCGA-02-0006" / f"TCGA-02-0006_1996.08.23_{name}.nii.gz", images[modality])
         save(root / "TCGA-02-0006" / "TCGA-02-0006_1996.08.23_GlistrBoost_ManuallyCorrected.nii.gz", seg)
     elif layout == "Kaggle":
-        for contrast in (*CONTRASTS, "seg"):
-            inner = root / "BraTS20_Training_001" / f"BraTS20_Training_001_{contrast}.nii" / f"0000005_{contrast}_x.nii"
-            save(inner, seg if contrast == "seg" else images[contrast])
+        for modality in (*MODALITIES, "seg"):
+            inner = root / "BraTS20_Training_001" / f"BraTS20_Training_001_{modality}.nii" / f"0000005_{modality}_x.nii"
+            save(inner, seg if modality == "seg" else images[modality])
     elif layout == "BraTS 2015":
         folder = root / "BRATS2015_Training" / "HGG" / "brats_2013_pat0001_1"
         names = {"t1": "MR_T1", "t1ce": "MR_T1c", "t2": "MR_T2", "flair": "MR_Flair"}
-        for number, (contrast, name) in enumerate([*names.items(), ("seg", "OT")]):
+        for number, (modality, name) in enumerate([*names.items(), ("seg", "OT")]):
             stem = f"VSD.Brain{'_3more' if name == 'OT' else ''}.XX.O.{name}.{54512 + number}"
             (folder / stem).mkdir(parents=True)
-            image = itk_image(seg if contrast == "seg" else images[contrast], PLACE)
+            image = itk_image(seg if modality == "seg" else images[modality], PLACE)
             SimpleITK.WriteImage(image, str(folder / stem / f"{stem}.mha"), True)
     else:
         four = np.stack([images[name] for name in ("flair", "t1", "t1ce", "t2")], axis=-1)
@@ -294,17 +294,17 @@ def test_a_resection_cavity_does_not_become_brain(tmp_path, small):
 
 
 @pytest.mark.parametrize(("large", "value"), [(False, 3), (True, 4)])
-def test_a_label_4_is_told_by_its_size_where_3_is_absent(tmp_path, monkeypatch, large, value):
-    """4 is the rest of the brain in Med-DDPM's files and the enhancing tumour in BraTS's."""
+def test_a_label_4_is_recognized_by_its_size_where_3_is_absent(tmp_path, monkeypatch, large, value):
+    """4 is the rest of the brain in Med-DDPM's files and the enhancing tumor in BraTS's."""
     grid = replace(SMALL, spacing=(9.0,) * 3)
-    monkeypatch.setitem(STANDARDS, "brats", Standard(grid, CONTRASTS, True))
+    monkeypatch.setitem(STANDARDS, "brats", Standard(grid, MODALITIES, True))
     images, labels = phantom()
     if large:
         labels[labels == 3] = 1
     seg = labels if large else renumbered(labels, RAW_2021)
-    place = Geometry(SHAPE[::-1], np.diag([-9.0, -9.0, 9.0, 1.0]))  # so large that a brain is more than a tumour
-    for contrast in CONTRASTS:
-        save(tmp_path / "source" / contrast / f"a_{contrast}.nii.gz", images[contrast], place)
+    place = Geometry(SHAPE[::-1], np.diag([-9.0, -9.0, 9.0, 1.0]))  # so large that a brain is more than a tumor
+    for modality in MODALITIES:
+        save(tmp_path / "source" / modality / f"a_{modality}.nii.gz", images[modality], place)
     save(tmp_path / "source" / "seg" / "a_seg.nii.gz", seg, place)
     assert make([tmp_path / "source"], tmp_path / "out") == {"a": None}
     found = read_volume(tmp_path / "out" / "labelsTr" / "a.nii.gz").array
@@ -313,7 +313,7 @@ def test_a_label_4_is_told_by_its_size_where_3_is_absent(tmp_path, monkeypatch, 
 
 def test_a_numbering_can_be_named_where_values_do_not_tell(tmp_path, small):
     write_brats(tmp_path / "source", [1], values={1: 4, 2: 4, 3: 4})
-    assert "say which label convention it is" in make([tmp_path / "source"], tmp_path / "out")["case1"]
+    assert "choose the label convention" in make([tmp_path / "source"], tmp_path / "out")["case1"]
     assert make([tmp_path / "source"], tmp_path / "out", numbering="brats") == {"case1": None}
     labels = read_volume(tmp_path / "out" / "labelsTr" / "case1.nii.gz").array
     assert (labels == 3).sum() == (phantom(1)[1] % 4 > 0).sum()
@@ -323,8 +323,8 @@ def test_ringing_below_the_background_is_not_brain_but_a_brain_scaled_to_mean_0_
     images, labels = phantom()
     ringing = images["t1"].copy()
     ringing[1, 1, 1:4] = -5
-    standardised = np.where(labels > 0, images["t1"].astype(np.float32) - images["t1"][labels > 0].mean(), 0)
-    for array in (ringing, standardised):
+    standardized = np.where(labels > 0, images["t1"].astype(np.float32) - images["t1"][labels > 0].mean(), 0)
+    for array in (ringing, standardized):
         composed = compose_anatomy(Volume(np.zeros(SHAPE, np.uint8), PLACE), [Volume(array, PLACE)], None)
         assert np.array_equal(composed.array > 0, labels > 0)
         assert set(np.unique(composed.array)) == {0, 18}
@@ -344,26 +344,26 @@ def test_composing_needs_one_grid_and_a_background():
 # Intensities -----------------------------------------------------------------------------------------
 
 
-def test_normalising_maps_the_brains_percentiles():
+def test_normalizing_maps_the_brains_percentiles():
     array = np.zeros((10, 10, 11), np.float32)
     brain = np.zeros(array.shape, bool)
     brain[:, :, 1:] = True
     array[brain] = np.arange(1000) + 5000
-    scaled = normalise(Volume(array, Geometry((11, 10, 10), np.eye(4))), brain).array
+    scaled = normalize(Volume(array, Geometry((11, 10, 10), np.eye(4))), brain).array
     assert (scaled[~brain] == -1).all()
     assert abs(scaled[brain].mean()) < 1e-3 and scaled.max() == 1
     with pytest.raises(MedDPMError, match="constant"):
-        normalise(Volume(np.ones_like(array), Geometry((11, 10, 10), np.eye(4))), brain)
+        normalize(Volume(np.ones_like(array), Geometry((11, 10, 10), np.eye(4))), brain)
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.sampled_from(NORMALISATIONS), st.floats(0.01, 1e4), st.floats(-1e4, 1e4), st.integers(0, 9))
+@given(st.sampled_from(NORMALIZATIONS), st.floats(0.01, 1e4), st.floats(-1e4, 1e4), st.integers(0, 9))
 def test_intensities_do_not_depend_on_the_scanner_s_unit(method, factor, offset, seed):
     """Whatever the scale and offset, the result is the same, from -1 to 1."""
     images, labels = phantom(seed)
     image = images["t1"].astype(np.float64)
     one, other = (
-        normalise_onto(Volume(array, PLACE), labels > 0, PLACE, method).array
+        normalize_onto(Volume(array, PLACE), labels > 0, PLACE, method).array
         for array in (image, image * factor + offset)
     )
     np.testing.assert_allclose(one, other, atol=2e-3)
@@ -373,13 +373,13 @@ def test_intensities_do_not_depend_on_the_scanner_s_unit(method, factor, offset,
 def test_per_slice_is_the_minimum_and_maximum_of_each_slice_along_z():
     images, labels = phantom()
     image = images["t2"].astype(np.float32) + 7
-    found = normalise_onto(Volume(image, PLACE), labels > 0, PLACE, "per-slice").array
+    found = normalize_onto(Volume(image, PLACE), labels > 0, PLACE, "per-slice").array
     for k, section in enumerate(image):
         span = section.max() - section.min()
         expected = 2 * (section - section.min()) / span - 1 if span else np.full_like(section, -1)
         np.testing.assert_allclose(found[k], expected, atol=1e-6)
     with pytest.raises(MedDPMError, match="constant"):
-        normalise_onto(Volume(np.ones_like(image), PLACE), labels > 0, PLACE, "per-slice")
+        normalize_onto(Volume(np.ones_like(image), PLACE), labels > 0, PLACE, "per-slice")
 
 
 # Geometry --------------------------------------------------------------------------------------------
@@ -391,31 +391,31 @@ ORIENTATIONS = [
 
 def prepared(images: dict[str, Volume], labels: Volume, folder: Path, grid: Grid = SMALL):
     folder.mkdir(parents=True, exist_ok=True)
-    for contrast, image in images.items():
-        write_nifti(folder / f"a_{contrast}.nii", image)
+    for modality, image in images.items():
+        write_nifti(folder / f"a_{modality}.nii", image)
     write_nifti(folder / "a_seg.nii", labels)
     modalities = tuple(images)
     [case] = find_cases([folder], BRATS, modalities)
     return prepare_case(
-        case, Standard(grid, modalities, True), BRATS, anatomy=None, numbering=None, normalisation="percentiles"
+        case, Standard(grid, modalities, True), BRATS, anatomy=None, numbering=None, normalization="percentiles"
     )
 
 
 def test_every_orientation_gives_the_same_case(tmp_path):
     """A file stores its axes in any order and direction: the dataset is the same, bit by bit."""
     images, labels = phantom()
-    volumes = {contrast: Volume(images[contrast], PLACE) for contrast in ("t1", "flair")}
+    volumes = {modality: Volume(images[modality], PLACE) for modality in ("t1", "flair")}
     mask = Volume(labels, PLACE)
     first = prepared(volumes, mask, tmp_path)
     assert len(ORIENTATIONS) == 48
     for orientation in ORIENTATIONS:
-        turned = {contrast: reoriented(volume, orientation) for contrast, volume in volumes.items()}
+        turned = {modality: reoriented(volume, orientation) for modality, volume in volumes.items()}
         assert turned["t1"].geometry.orientation == orientation
         found = prepared(turned, reoriented(mask, orientation), tmp_path)
         assert np.array_equal(found.labels.array, first.labels.array), orientation
         np.testing.assert_allclose(found.labels.geometry.ijk_to_ras, first.labels.geometry.ijk_to_ras, atol=1e-4)
-        for contrast in volumes:
-            assert np.array_equal(found.images[contrast].array, first.images[contrast].array), orientation
+        for modality in volumes:
+            assert np.array_equal(found.images[modality].array, first.images[modality].array), orientation
 
 
 @pytest.mark.parametrize("orientation", ["LPS", "RAS", "ASL", "IPR"])
@@ -466,30 +466,30 @@ def test_nothing_is_stretched(tmp_path, spacing, tilt):
 def test_med_ddpm_s_own_files_come_out_as_they_are(tmp_path):
     """Their BraTS images were scaled from minimum to maximum, volume by volume, and lie on the grid already."""
     source = SHARED / "med_ddpm"
-    cases = [case for case in find_cases([source], BRATS, CONTRASTS) if not case.problem]
+    cases = [case for case in find_cases([source], BRATS, MODALITIES) if not case.problem]
     assert [case.name for case in cases] == ["BraTS2021_01306"]
-    found = prepare_case(cases[0], STANDARDS["brats"], BRATS, anatomy=None, numbering=None, normalisation="per-volume")
+    found = prepare_case(cases[0], STANDARDS["brats"], BRATS, anatomy=None, numbering=None, normalization="per-volume")
     original = read_volume(cases[0].segmentation)
     assert np.array_equal(found.labels.array, original.array)
     assert found.labels.geometry.is_close(original.geometry)
-    for contrast, path in cases[0].images.items():
-        np.testing.assert_allclose(found.images[contrast].array, read_volume(path).array, atol=1e-6)
+    for modality, path in cases[0].images.items():
+        np.testing.assert_allclose(found.images[modality].array, read_volume(path).array, atol=1e-6)
 
 
 @needs_data
 def test_the_rest_of_the_brain_is_found_as_med_ddpm_has_it(tmp_path):
     """Label 4 taken away and filled from the images again is what it was."""
-    [case] = [case for case in find_cases([SHARED / "med_ddpm"], BRATS, CONTRASTS) if not case.problem]
+    [case] = [case for case in find_cases([SHARED / "med_ddpm"], BRATS, MODALITIES) if not case.problem]
     original = read_volume(case.segmentation)
-    tumour = np.where(original.array == 4, 0, original.array).astype(np.uint8)
-    write_nifti(tmp_path / case.segmentation.name, Volume(tumour, original.geometry))
+    tumor = np.where(original.array == 4, 0, original.array).astype(np.uint8)
+    write_nifti(tmp_path / case.segmentation.name, Volume(tumor, original.geometry))
     found = prepare_case(
         replace(case, segmentation=tmp_path / case.segmentation.name),
         STANDARDS["brats"],
         BRATS,
         anatomy=None,
         numbering=None,
-        normalisation="percentiles",
+        normalization="percentiles",
     )
     again = resample_labels(found.labels, original.geometry, BRATS.values)
     assert np.array_equal(again.array, original.array)
@@ -498,4 +498,4 @@ def test_the_rest_of_the_brain_is_found_as_med_ddpm_has_it(tmp_path):
 @needs_data
 def test_masks_alone_are_no_source():
     with pytest.raises(MedDPMError, match="masks without images .anatomy_01.nii.gz is a map of labels"):
-        find_cases([SHARED / "anatomies"], ANATOMY, CONTRASTS)
+        find_cases([SHARED / "anatomies"], ANATOMY, MODALITIES)

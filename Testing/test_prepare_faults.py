@@ -1,4 +1,4 @@
-"""Broken cases, odd sources, interruptions: what is told, what goes on, and that nothing is lost."""
+"""Broken cases, odd sources, interruptions: what is reported, what continues, and that nothing is lost."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from phantoms import (
     BRATS,
-    CONTRASTS,
     LAYOUTS,
+    MODALITIES,
     PLACE,
     RAW_2021,
     RAW_2023,
@@ -86,7 +86,7 @@ FAULTS = {
     "no image": (lambda folder: (folder / "bad_t1.nii.gz").write_bytes(b"text"), "bad_t1.nii.gz cannot be read"),
     "missing": (
         lambda folder: (folder / "bad_t2.nii.gz").unlink(),
-        "bad_t1.nii.gz is there, and .*bad_t2.nii.gz is missing",
+        "bad_t1.nii.gz exists, but .*bad_t2.nii.gz is missing",
     ),
     "elsewhere": (moved, "bad_t2.nii.gz and .*bad_t1.nii.gz do not lie on one grid"),
     "nan": (set_array("bad_t1.nii.gz", lambda a: np.where(a == a.max(), np.nan, a.astype(np.float32))), "not finite"),
@@ -96,7 +96,7 @@ FAULTS = {
     ),
     "unknown label": (
         set_array("bad_seg.nii.gz", lambda a: np.where(a == 1, 9, a).astype(np.uint8)),
-        "bad_seg.nii.gz: the values 2, 4, 9 are in no label convention .* look like .* necrosis .9",
+        "bad_seg.nii.gz: the values 2, 4, 9 are in no known label convention .* look like .* necrosis .9",
     ),
     "soft labels": (set_array("bad_seg.nii.gz", lambda a: a.astype(np.float32) / 4), "bad_seg.nii.gz: .*not whole"),
     "not skull-stripped": (
@@ -113,7 +113,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_broken_case_is_told_and_the_rest_goes_on(tmp_path, small, fault):
+def test_a_broken_case_is_reported_and_the_rest_continues(tmp_path, small, fault):
     write_brats(tmp_path / "source", [1, 2])
     folder = tmp_path / "source" / "bad"
     shutil.copytree(tmp_path / "source" / "case2", folder)
@@ -132,10 +132,10 @@ def test_a_broken_case_is_told_and_the_rest_goes_on(tmp_path, small, fault):
     assert nothing_left(tmp_path / "out")
 
 
-def test_a_brain_that_the_grid_cuts_is_refused_or_told(tmp_path, monkeypatch):
+def test_a_brain_that_the_grid_cuts_is_refused_or_reported(tmp_path, monkeypatch):
     write_brats(tmp_path / "source", [1])
     for size, refused in (((28, 24, 8), True), ((28, 24, 13), False)):
-        monkeypatch.setitem(STANDARDS, "brats", Standard(replace(SMALL, size=size), CONTRASTS, True))
+        monkeypatch.setitem(STANDARDS, "brats", Standard(replace(SMALL, size=size), MODALITIES, True))
         out = tmp_path / str(size)
         problem = make([tmp_path / "source"], out)["case1"]
         if refused:
@@ -148,7 +148,7 @@ def test_a_brain_that_the_grid_cuts_is_refused_or_told(tmp_path, monkeypatch):
             assert float(row["cut off (mm^3)"]) == lost * 216 and "outside the model's grid" in row["notes"]
 
 
-def test_an_empty_whole_head_mask_is_told(tmp_path, small):
+def test_an_empty_whole_head_mask_is_reported(tmp_path, small):
     images, labels = phantom()
     save(tmp_path / "image" / "a.nii.gz", images["t1"])
     save(tmp_path / "mask" / "a.nii.gz", np.zeros(SHAPE, np.uint8))
@@ -175,18 +175,18 @@ def test_a_pair_that_does_not_match_names_both_files(tmp_path, small):
         assert all(str(tmp_path / file) in problems[name] for file in files), problems[name]
 
 
-def test_a_file_that_is_there_twice_is_told(tmp_path, small):
+def test_a_file_that_is_there_twice_is_reported(tmp_path, small):
     write_brats(tmp_path / "source", [1])
     save(tmp_path / "source" / "case1" / "case1_t2.nii", phantom(1)[0]["t2"])
     problem = make([tmp_path / "source"], tmp_path / "out")["case1"]
-    assert "case1_t2.nii and" in problem and "case1_t2.nii.gz are both there" in problem
+    assert "case1_t2.nii and" in problem and "case1_t2.nii.gz both exist" in problem
 
 
-def test_a_tumour_alone_is_not_taken_for_a_head(tmp_path, small):
-    """Values 1 and 2 are head and tumour in one scheme, necrosis and oedema in another."""
+def test_a_tumor_alone_is_not_taken_for_a_head(tmp_path, small):
+    """Values 1 and 2 are head and tumor in one scheme, necrosis and edema in another."""
     write_brats(tmp_path / "source", [1], values={1: 1, 2: 2, 3: 2})
     problem = make([tmp_path / "source"], tmp_path / "out", "whole-head")["case1"]
-    assert "case1_seg.nii.gz: the values 1, 2 are in no label convention" in problem
+    assert "case1_seg.nii.gz: the values 1, 2 are in no known label convention" in problem
     assert "head of 7.78 ml, where 1800 ml are the least" in problem
     problem = make([tmp_path / "source"], tmp_path / "other", "whole-head", numbering="whole-head")["case1"]
     assert "case1_seg.nii.gz has a head (value 1) of only" in problem
@@ -207,7 +207,7 @@ def test_anatomy_needs_structures(tmp_path, small):
         (lambda root: root.mkdir(), "holds no volumes: expected are BraTS cases"),
         (lambda root: root.write_text(""), "is not a folder: expected are"),
         (lambda root: save(root / "a.nii.gz", phantom()[1]), r"masks without images \(a.nii.gz is a map of labels\)"),
-        (lambda root: save(root / "a.nii.gz", phantom()[0]["t1"] * 9.5), "in none of the layouts that are known"),
+        (lambda root: save(root / "a.nii.gz", phantom()[0]["t1"] * 9.5), "has none of the known layouts"),
         (
             lambda root: (nnunet_2(root, [1]), (root / "dataset.json").write_text('{"labels": {}}')),
             "is not nnU-Net's description",
@@ -220,23 +220,23 @@ def test_anatomy_needs_structures(tmp_path, small):
         ),
         (
             lambda root: write_nnunet(
-                root, [1], {"channel_names": dict(enumerate(CONTRASTS))}, {"liver": 1, "background": 0}, RAW_2023
+                root, [1], {"channel_names": dict(enumerate(MODALITIES))}, {"liver": 1, "background": 0}, RAW_2023
             ),
             'names a label "liver", which is none of the scheme "brats"',
         ),
     ],
 )
-def test_a_source_of_no_known_layout_is_told(tmp_path, write, says):
+def test_a_source_of_no_known_layout_is_reported(tmp_path, write, says):
     write(tmp_path / "source")
     with pytest.raises(MedDPMError, match=says):
-        find_cases([tmp_path / "source"], BRATS, CONTRASTS)
+        find_cases([tmp_path / "source"], BRATS, MODALITIES)
 
 
 def test_names_that_are_there_twice_are_refused_naming_both(tmp_path):
     write_brats(tmp_path / "a", [1])
     LAYOUTS["2018"](tmp_path / "b", [1])
-    with pytest.raises(MedDPMError, match="case1 is there twice") as refused:
-        find_cases([tmp_path / "a", tmp_path / "b"], BRATS, CONTRASTS)
+    with pytest.raises(MedDPMError, match="case1 occurs twice") as refused:
+        find_cases([tmp_path / "a", tmp_path / "b"], BRATS, MODALITIES)
     assert str(tmp_path / "a" / "case1") in str(refused.value)
     assert str(tmp_path / "b" / "HGG" / "case1") in str(refused.value)
 
@@ -244,7 +244,7 @@ def test_names_that_are_there_twice_are_refused_naming_both(tmp_path):
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 10**6), which=st.sampled_from(["a_t1.nii", "a_seg.nii", "dataset.json"]))
 def test_damaged_bytes_make_a_problem_and_never_anything_else(tmp_path_factory, seed, which):
-    """Bytes are changed and the end is cut off: the case is prepared or told, in a sentence."""
+    """Bytes are changed and the end is cut off: the case is prepared or reported, in a sentence."""
     root = tmp_path_factory.getbasetemp() / "damaged"
     shutil.rmtree(root, ignore_errors=True)
     images, labels = phantom()
@@ -269,7 +269,7 @@ def test_damaged_bytes_make_a_problem_and_never_anything_else(tmp_path_factory, 
                     BRATS,
                     anatomy=None,
                     numbering=None,
-                    normalisation="percentiles",
+                    normalization="percentiles",
                 )
         except MedDPMError as error:
             assert "\n" not in str(error)
@@ -317,8 +317,8 @@ def test_what_is_done_is_not_done_again_and_what_changed_is(tmp_path, small):
     write_brats(source, [1, 2, 3])
     make([source], out)
     before, rows = stamps(out), table(out)
-    chosen = DatasetSettings("brats", CONTRASTS)
-    reports = list(write_dataset(find_cases([source], BRATS, CONTRASTS), out, chosen))
+    chosen = DatasetSettings("brats", MODALITIES)
+    reports = list(write_dataset(find_cases([source], BRATS, MODALITIES), out, chosen))
     assert all(report.was_done for report in reports) and stamps(out) == before and table(out) == rows
 
     save(source / "case2" / "case2_t1.nii.gz", phantom(9)[0]["t1"])
@@ -340,8 +340,8 @@ def test_a_dataset_grows_by_further_sources_and_keeps_to_its_settings(tmp_path, 
     make([tmp_path / "b"], tmp_path / "out")
     assert list(table(tmp_path / "out")) == ["case1", "case2"]
     assert json.loads((tmp_path / "out" / "dataset.json").read_text())["numTraining"] == 2
-    with pytest.raises(MedDPMError, match="holds another dataset .normalisation differs"):
-        make([tmp_path / "a"], tmp_path / "out", normalisation="per-volume")
+    with pytest.raises(MedDPMError, match="holds another dataset .normalization differs"):
+        make([tmp_path / "a"], tmp_path / "out", normalization="per-volume")
     with pytest.raises(MedDPMError, match="holds another dataset .labels differs"):
         make([tmp_path / "a"], tmp_path / "out", "anatomy")
 
@@ -362,11 +362,11 @@ def test_a_dataset_is_not_prepared_onto_itself(tmp_path, small):
         (("whole-head", ("t1", "t2")), '"t1,t2" are not modalities of the scheme "whole-head"'),
         (("brats", ()), "are not modalities"),
         (("brats", ("t1",), Path("x")), "has no structures: leave out --anatomy"),
-        (("brats", ("t1",), None, "x"), 'no numbering "x"'),
-        (("brats", ("t1",), None, None, "x"), 'no normalisation "x"'),
+        (("brats", ("t1",), None, "x"), 'no label convention "x"'),
+        (("brats", ("t1",), None, None, "x"), 'no normalization "x"'),
     ],
 )
-def test_settings_that_do_not_fit_are_told(arguments, says):
+def test_settings_that_do_not_fit_are_reported(arguments, says):
     with pytest.raises(MedDPMError, match=says):
         DatasetSettings(*arguments)
 
@@ -404,7 +404,7 @@ def test_a_killed_preparation_goes_on_where_it_was(tmp_path, meddpm_process):
     }
 
 
-def test_a_process_that_dies_is_told(tmp_path):
+def test_a_process_that_dies_is_reported(tmp_path):
     write_heads(tmp_path / "source", 3)
     cases = find_cases([tmp_path / "source"], WHOLE_HEAD, ("t1",))
     chosen, over = DatasetSettings("whole-head", ("t1",)), threading.Event()
@@ -451,10 +451,10 @@ def test_the_command_tells_layout_cases_and_what_it_leaves_out(meddpm, tmp_path,
     [
         (["--scheme", "brats", "--anatomy", "nowhere"], "nowhere is not a folder: --anatomy needs"),
         (["--scheme", "Brats"], 'no label scheme "Brats"'),
-        (["--scheme", "brats", "--normalize", "zscore"], 'no normalisation "zscore"'),
+        (["--scheme", "brats", "--normalize", "zscore"], 'no normalization "zscore"'),
         (["--scheme", "brats"], "source is not a folder"),
     ],
 )
-def test_mistakes_of_the_command_are_told(meddpm, arguments, says):
+def test_mistakes_of_the_command_are_reported(meddpm, arguments, says):
     result = meddpm("prepare", "source", "--out", "set", *arguments)
     assert result.returncode == 2 and says in result.stderr

@@ -22,11 +22,11 @@ from MedDPMLib.masks.numberings import find_numbering, label_named, numberings
 from MedDPMLib.masks.readings import AmbiguousLabels
 from MedDPMLib.masks.schemes import LabelScheme, load_scheme
 from MedDPMLib.masks.templates import load_template
-from MedDPMLib.masks.tumor import paint_tumour
+from MedDPMLib.masks.tumor import paint_tumor
 
 BRATS, ANATOMY, HEAD = (load_scheme(name) for name in ("brats", "anatomy", "whole-head"))
 
-#: Values of necrosis, oedema and enhancing tumour in files, and a name that such files have.
+#: Values of necrosis, edema and enhancing tumor in files, and a name that such files have.
 CONVENTIONS = {
     "brats": ((1, 2, 4), "BraTS2021_00495_seg"),
     "brats-2023": ((1, 2, 3), "BraTS-GLI-00495-000-seg"),
@@ -38,7 +38,7 @@ CONVENTIONS = {
 
 @lru_cache
 def structures() -> Volume:
-    """A brain without tumour, 4 mm, in the values of the scheme anatomy."""
+    """A brain without tumor, 4 mm, in the values of the scheme anatomy."""
     mask = load_template("ventricles-medium")
     return resample_labels(
         mask.volume, Grid((48, 48, 36), (4.0,) * 3, "LPS").centered_on(mask.volume.geometry.center), ANATOMY.priority
@@ -47,11 +47,11 @@ def structures() -> Volume:
 
 @lru_cache
 def glioma(seed: int = 1, radius: float = 20.0) -> Volume:
-    """That brain with a painted tumour; in the values of the scheme anatomy."""
+    """That brain with a painted tumor; in the values of the scheme anatomy."""
     brain = structures()
     generator = np.random.default_rng(seed)
     center = np.array([28.0, 22.0, 25.0]) + generator.uniform(-8, 8, 3)
-    return Volume(paint_tumour(brain.array, brain.geometry, ANATOMY, center, radius, seed=seed), brain.geometry)
+    return Volume(paint_tumor(brain.array, brain.geometry, ANATOMY, center, radius, seed=seed), brain.geometry)
 
 
 def in_brats(volume: Volume) -> np.ndarray:
@@ -64,26 +64,26 @@ def renumbered(array: np.ndarray, values: dict[int, int]) -> np.ndarray:
     return table[array]
 
 
-def tumour_alone(values, seed=1, radius=20.0) -> tuple[Volume, Volume, np.ndarray]:
-    """The file with the tumour's parts numbered as ``values``, an image of its brain, and the right labels."""
+def tumor_alone(values, seed=1, radius=20.0) -> tuple[Volume, Volume, np.ndarray]:
+    """The file with the tumor's parts numbered as ``values``, an image of its brain, and the right labels."""
     volume = glioma(seed, radius)
     right = in_brats(volume)
     file = renumbered(right, dict(zip((1, 2, 3), values, strict=True)))
     return Volume(file, volume.geometry), Volume((right > 0).astype(np.uint8), volume.geometry), right
 
 
-# Tumours ---------------------------------------------------------------------------------------------
+# Tumors ---------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=15, deadline=None)
 @given(st.sampled_from(sorted(CONVENTIONS)), st.integers(0, 50), st.sampled_from([14.0, 20.0, 26.0]), st.booleans())
-def test_a_tumour_in_any_convention_is_read_right_or_asked_about(name, seed, radius, named):
+def test_a_tumor_in_any_convention_is_read_right_or_asked_about(name, seed, radius, named):
     values, stem = CONVENTIONS[name]
-    file, image, right = tumour_alone(values, seed, radius)
+    file, image, right = tumor_alone(values, seed, radius)
     try:
         mask = Mask.from_volume(file, BRATS, name=stem if named and stem else "mask", brain_from=image)
     except AmbiguousLabels as error:
-        right_parts = {"Necrosis": values[0], "Oedema": values[1], "Enhancing tumour": values[2]}
+        right_parts = {"Necrosis": values[0], "Edema": values[1], "Enhancing tumor": values[2]}
         assert any({n: v[0] for n, v, _ in one.volumes} == right_parts for one in error.readings), str(error)
         assert not (named and stem)
         return
@@ -93,7 +93,7 @@ def test_a_tumour_in_any_convention_is_read_right_or_asked_about(name, seed, rad
 
 def test_a_glioma_with_a_rim_is_read_by_how_its_parts_lie():
     for name in ("brats", "brats-2023", "nnunet"):
-        file, image, right = tumour_alone(CONVENTIONS[name][0])
+        file, image, right = tumor_alone(CONVENTIONS[name][0])
         mask = Mask.from_volume(file, BRATS, brain_from=image)
         np.testing.assert_array_equal(mask.volume.array, right)
         assert f'read as "{name}", by how the parts of the tumor lie' in mask.notes[0]
@@ -120,9 +120,9 @@ def test_an_export_in_the_order_of_segments_is_never_taken_for_another(order, se
 
 
 def test_an_order_that_no_convention_has_is_among_what_is_asked():
-    """A tumour alone, exported as enhancing, necrosis, oedema: looks like BraTS-PED's numbers by volumes only."""
-    file, image, right = tumour_alone((2, 3, 1))
-    with pytest.raises(AmbiguousLabels, match='"1=enhancing tumour,2=necrosis,3=oedema"') as caught:
+    """A tumor alone, exported as enhancing, necrosis, edema: looks like BraTS-PED's numbers by volumes only."""
+    file, image, right = tumor_alone((2, 3, 1))
+    with pytest.raises(AmbiguousLabels, match='"1=enhancing tumor,2=necrosis,3=edema"') as caught:
         Mask.from_volume(file, BRATS, brain_from=image)
     first = caught.value.readings[0].numbering.name
     np.testing.assert_array_equal(Mask.from_volume(file, BRATS, numbering=first, brain_from=image).volume.array, right)
@@ -137,7 +137,7 @@ def test_what_can_be_two_things_is_asked_with_volumes():
     assert {"hd-glio", "nnunet"} <= set(names) and "brats" not in names
     first = caught.value.readings[0]
     voxel = glioma().geometry.voxel_volume
-    assert {n: v for n, _, v in first.volumes}["Oedema"] == (two == 1).sum() * voxel
+    assert {n: v for n, _, v in first.volumes}["Edema"] == (two == 1).sum() * voxel
     assert caught.value.code == "ambiguous-labels" and names[0] in caught.value.values["choices"]
     assert str(caught.value).startswith("case: ") and "ml" in str(caught.value)
     again = pickle.loads(pickle.dumps(caught.value))
@@ -159,9 +159,9 @@ def test_a_resection_cavity_is_no_brain():
     assert (mask.volume.array == 1).sum() == ((cavity == 1) | (cavity == 5)).sum()
 
 
-def test_a_name_that_contradicts_the_tumour_is_asked_about():
+def test_a_name_that_contradicts_the_tumor_is_asked_about():
     """nnU-Net's numbers in a file that is still called as in BraTS."""
-    file, image, _ = tumour_alone(CONVENTIONS["nnunet"][0])
+    file, image, _ = tumor_alone(CONVENTIONS["nnunet"][0])
     with pytest.raises(AmbiguousLabels, match="brats-2023.*nnunet|nnunet.*brats-2023"):
         Mask.from_volume(file, BRATS, name="BraTS-GLI-00495-000-seg", brain_from=image)
 
@@ -182,10 +182,10 @@ def test_nesting_does_not_depend_on_the_grid(orientation_step):
     assert judge_nesting(np.zeros((3, 3, 3), np.uint8), half) is Nesting.POSSIBLE
 
 
-def test_a_tumour_outside_the_brain_is_refused_unless_somebody_says_so():
-    file, image, _ = tumour_alone(CONVENTIONS["brats-2023"][0])
+def test_a_tumor_outside_the_brain_is_refused_unless_somebody_says_so():
+    file, image, _ = tumor_alone(CONVENTIONS["brats-2023"][0])
     half = image.array.copy()
-    half[:, :, : np.nonzero(file.array)[2].max() + 2] = 0  # the half without the tumour is left
+    half[:, :, : np.nonzero(file.array)[2].max() + 2] = 0  # the half without the tumor is left
     half = Volume(half, image.geometry)
     with pytest.raises(MedDPMError, match="of what would be its tumor lie outside the brain"):
         Mask.from_volume(file, BRATS, brain_from=half)
@@ -327,8 +327,9 @@ def test_numberings_by_name_and_written_out():
     np.testing.assert_array_equal(written.translate(array), [[[0, 2, 1, 0]]])
     assert written.explains({1, 2, 4}) and not written.explains({3})
     for text, match in (
-        ("brats2023", "no numbering"), ("1=edema,1=necrosis", "does not say"), ("1=liver", "liver.*is no label"),
-        ("x=edema", "does not say"), ("0=edema", "does not say"), ("1=", "does not say"),
+        ("brats2023", "no label convention"),
+        ("1=edema,1=necrosis", "does not define"), ("1=liver", "liver.*is no label"),
+        ("x=edema", "does not define"), ("0=edema", "does not define"), ("1=", "does not define"),
     ):  # fmt: skip
         with pytest.raises(MedDPMError, match=match):
             find_numbering(BRATS, text)
@@ -338,7 +339,7 @@ def test_numberings_by_name_and_written_out():
 
 
 def test_a_convention_means_the_same_in_every_scheme():
-    """BraTS's 2 is oedema, whatever scheme it is read into."""
+    """BraTS's 2 is edema, whatever scheme it is read into."""
     there = {numbering.name: dict(numbering.meanings) for numbering in numberings(ANATOMY)}
     for scheme in (BRATS, HEAD):
         for numbering in numberings(scheme):

@@ -1,4 +1,4 @@
-"""Recipes: what ships, what may be changed, and how a mistake is told."""
+"""Recipes: what ships, what may be changed, and how a mistake is reported."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_overrides_change_what_they_name_alone():
         ("schedule.timesteps=0", "timesteps"),
     ],
 )
-def test_a_wrong_override_is_told_with_what_is_allowed(override, says):
+def test_a_wrong_override_is_reported_with_what_is_allowed(override, says):
     with pytest.raises(MedDPMError, match=says):
         load_recipe("brats", [override])
 
@@ -177,7 +177,7 @@ FIELDS = sorted(
 
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from(FIELDS), VALUES)
-def test_whatever_a_field_holds_is_taken_or_told(path, value):
+def test_whatever_a_field_holds_is_taken_or_reported(path, value):
     values = recipe_values(load_recipe("brats"))
     table = values[path[0]] if len(path) == 2 else values
     table[path[-1]] = value
@@ -191,7 +191,7 @@ def test_whatever_a_field_holds_is_taken_or_told(path, value):
 
 @settings(max_examples=100, deadline=None)
 @given(st.text(max_size=30), st.text(max_size=20))
-def test_whatever_is_written_after_set_is_taken_or_told(name, value):
+def test_whatever_is_written_after_set_is_taken_or_reported(name, value):
     try:
         recipe = load_recipe("brats", [f"{name}={value}"])
     except MedDPMError:

@@ -67,7 +67,7 @@ class Gaussian:
 
 
 def draw(denoiser, condition, schedule, *, generator=None, **options) -> torch.Tensor:
-    """One channel for each of the condition's, from seed 0 unless told otherwise."""
+    """One channel for each of the condition's, from seed 0 unless set otherwise."""
     generator = seeded() if generator is None else generator
     return sample(denoiser, condition, schedule, shape=condition.shape, generator=generator, **options)
 
@@ -130,9 +130,9 @@ def test_ancestral_sampling_draws_from_the_data():
     error = 4 * SPREAD / math.sqrt(2 * count)
     # The posterior's variance is the lower bound of the reverse step's: the spread comes out O(1 / T) small.
     assert SPREAD * 0.99 - error < drawn.std().item() < SPREAD + error
-    # Independent of its voxel's mean, and of its neighbour.
-    centred = (condition - condition.mean()).flatten()
-    assert abs((drawn * centred).mean() / drawn.std() / centred.std()) < 4 / math.sqrt(count)
+    # Independent of its voxel's mean, and of its neighbor.
+    centered = (condition - condition.mean()).flatten()
+    assert abs((drawn * centered).mean() / drawn.std() / centered.std()) < 4 / math.sqrt(count)
     assert abs((drawn[1:] * drawn[:-1]).mean() / drawn.var()) < 4 / math.sqrt(count)
 
 

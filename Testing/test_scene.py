@@ -24,13 +24,13 @@ from MedDPMLib.masks.mask import Mask
 from MedDPMLib.masks.numberings import find_numbering
 from MedDPMLib.masks.schemes import load_scheme
 from MedDPMLib.masks.seg_nrrd import write_segments
-from MedDPMLib.masks.tumor import paint_tumour
+from MedDPMLib.masks.tumor import paint_tumor
 from MedDPMLib.scene import painting, segmentation, views, volumes
 
 pytestmark = pytest.mark.usefixtures("application")
 
 SCHEME = load_scheme("brats")
-NECROSIS, OEDEMA, ENHANCING, REST = (SCHEME.label_by_name(name).value for name in ("Necrosis", "Oedema", "ET", "Brain"))
+NECROSIS, EDEMA, ENHANCING, REST = (SCHEME.label_by_name(name).value for name in ("Necrosis", "Edema", "ET", "Brain"))
 
 
 def oblique(spacing=(1.0, 1.3, 2.1), seed=3) -> np.ndarray:
@@ -105,7 +105,7 @@ def assert_described(segment, label):
         )  # fmt: skip
 
 
-def test_segments_carry_names_colours_and_terminology_of_the_scheme():
+def test_segments_carry_names_colors_and_terminology_of_the_scheme():
     scheme = load_scheme("anatomy")
     node = painting.add_segmentation(some_labels(scheme), scheme, "Brain")
     core = node.GetSegmentation()
@@ -118,7 +118,7 @@ def test_the_tumor_comes_first_and_has_an_image_of_its_own():
     scheme = load_scheme("anatomy")
     core = painting.add_segmentation(some_labels(scheme), scheme, "Brain").GetSegmentation()
     ids = list(core.GetSegmentIDs())
-    assert ids[:3] == [label.name for label in scheme.tumour] and len(ids) == len(scheme.labels)
+    assert ids[:3] == [label.name for label in scheme.tumor] and len(ids) == len(scheme.labels)
     assert core.GetNumberOfLayers() == 2
     tumor = {core.GetLayerIndex(id_) for id_ in ids[:3]}
     assert len(tumor) == 1 and tumor.isdisjoint(core.GetLayerIndex(id_) for id_ in ids[3:])
@@ -204,7 +204,7 @@ def overlapping(order) -> tuple:
     """Segments that lie inside one another, added in ``order``."""
     geometry = Geometry((20, 18, 16), oblique())
     node = empty_segmentation(geometry)
-    blocks = {REST: slice(1, 15), OEDEMA: slice(3, 13), ENHANCING: slice(5, 11), NECROSIS: slice(7, 9)}
+    blocks = {REST: slice(1, 15), EDEMA: slice(3, 13), ENHANCING: slice(5, 11), NECROSIS: slice(7, 9)}
     table = {}
     for value in order:
         table.update(painting.add_segments(node, [SCHEME.label_by_value(value)]))
@@ -215,7 +215,7 @@ def overlapping(order) -> tuple:
     return node, table, blocks
 
 
-@pytest.mark.parametrize("order", list(itertools.permutations((NECROSIS, OEDEMA, ENHANCING, REST))))
+@pytest.mark.parametrize("order", list(itertools.permutations((NECROSIS, EDEMA, ENHANCING, REST))))
 def test_overlaps_go_by_the_priority_of_the_scheme_and_not_by_order(order):
     node, table, blocks = overlapping(order)
     read = segmentation.read_labels(node, table, SCHEME)
@@ -244,7 +244,7 @@ def test_labels_are_those_of_slicers_own_export_segment_by_segment():
 
 
 def test_reading_leaves_no_node_behind():
-    node, table, _ = overlapping((OEDEMA, REST, NECROSIS, ENHANCING))
+    node, table, _ = overlapping((EDEMA, REST, NECROSIS, ENHANCING))
     before = slicer.mrmlScene.GetNumberOfNodes()
     segmentation.read_labels(node, table, SCHEME)
     assert slicer.mrmlScene.GetNumberOfNodes() == before
@@ -264,7 +264,7 @@ def test_segments_on_another_lattice_are_brought_to_the_reference_geometry():
     assert np.array_equal(read.array, one_by_one(node, table, SCHEME))
 
 
-def test_what_lies_outside_the_reference_geometry_is_told():
+def test_what_lies_outside_the_reference_geometry_is_reported():
     labels = some_labels()
     node = painting.add_segmentation(labels, SCHEME, "Brain")
     table = segmentation.guess_table(node, SCHEME)
@@ -316,7 +316,7 @@ def check_voxel_by_voxel(read: Volume, labels: Volume, to_source) -> None:
     assert np.array_equal(read.array.ravel()[safe], expected[safe])
 
 
-def test_bending_transform_is_honoured():
+def test_bending_transform_is_honored():
     labels = some_labels(shape=(20, 20, 20), matrix=np.eye(4))
     node = painting.add_segmentation(labels, SCHEME, "Brain")
     table = segmentation.guess_table(node, SCHEME)
@@ -343,7 +343,7 @@ def test_bending_transform_is_honoured():
         <= np.array(read.geometry.size) / 2
     ).all()
     with pytest.raises(MedDPMError, match="harden"):
-        painting.stamp_tumour(node, table, SCHEME, (10, 10, 10), 3)
+        painting.stamp_tumor(node, table, SCHEME, (10, 10, 10), 3)
 
 
 # The table -------------------------------------------------------------------------------------------
@@ -357,11 +357,12 @@ def named_segments(*names: str):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("oedema", OEDEMA), ("EDEMA", OEDEMA), ("Peritumoral_Edema", OEDEMA), (" et ", ENHANCING), ("NCR", NECROSIS),
+        ("edema", EDEMA), ("EDEMA", EDEMA), ("Peritumoral_Edema", EDEMA), (" et ", ENHANCING), ("NCR", NECROSIS),
+        ("Oedema", EDEMA), ("Peritumoural oedema", EDEMA), ("Enhancing tumour", ENHANCING),
         ("enhancing-tumor", ENHANCING), ("Necrotic  core", NECROSIS), ("brain", REST), ("Rest of the brain", REST),
     ],
 )  # fmt: skip
-def test_names_are_recognised(name, value):
+def test_names_are_recognized(name, value):
     node, (id_,) = named_segments(name)
     assert segmentation.guess_table(node, SCHEME) == {id_: value}
 
@@ -373,7 +374,7 @@ def test_strange_names_are_left_to_the_user(name):
 
 
 def test_a_structure_belongs_to_the_label_that_holds_it():
-    """What was painted for a model of all structures serves one that knows a tumour and the rest of the brain."""
+    """What was painted for a model of all structures serves one that knows a tumor and the rest of the brain."""
     anatomy = load_scheme("anatomy")
     labels = some_labels(anatomy)
     node = painting.add_segmentation(labels, anatomy, "Brain")
@@ -385,7 +386,7 @@ def test_a_structure_belongs_to_the_label_that_holds_it():
 
 
 def test_terminology_counts_more_than_the_name():
-    node, (first, second) = named_segments("oedema", "whatever")
+    node, (first, second) = named_segments("edema", "whatever")
     table = painting.add_segments(node, [SCHEME.label_by_value(NECROSIS)])
     (necrosis,) = table
     for id_ in (first, second):
@@ -396,19 +397,19 @@ def test_terminology_counts_more_than_the_name():
 
 
 def test_damaged_terminology_leaves_the_name():
-    node, ids = named_segments("oedema", "oedema", "oedema")
+    node, ids = named_segments("edema", "edema", "edema")
     for id_, text in zip(ids, ("~~~", "no separators", "a~SCT^1~SCT^2~b"), strict=True):
         node.GetSegmentation().GetSegment(id_).SetTerminology(text)
-    assert segmentation.guess_table(node, SCHEME) == dict.fromkeys(ids, OEDEMA)
+    assert segmentation.guess_table(node, SCHEME) == dict.fromkeys(ids, EDEMA)
 
 
 def test_missing_labels_are_named_and_added():
     node, _ = named_segments("necrosis", "my notes")
     table = segmentation.guess_table(node, SCHEME)
     missing = segmentation.missing_labels(table, SCHEME)
-    assert [label.value for label in missing] == [OEDEMA, ENHANCING, REST]
+    assert [label.value for label in missing] == [EDEMA, ENHANCING, REST]
     added = painting.add_segments(node, missing)
-    assert list(added.values()) == [OEDEMA, ENHANCING, REST]
+    assert list(added.values()) == [EDEMA, ENHANCING, REST]
     assert segmentation.guess_table(node, SCHEME) == {**table, **added}
 
 
@@ -470,7 +471,7 @@ def test_empty_segments_are_refused_only_if_all_are():
 
 
 @pytest.mark.parametrize("transformed", [False, True])
-def test_stamp_paints_the_tumour_at_the_crosshair(transformed):
+def test_stamp_paints_the_tumor_at_the_crosshair(transformed):
     matrix = np.diag([1.5, 1.0, 2.0, 1.0])
     brain = Volume(np.full((40, 60, 44), REST, np.uint8), Geometry((44, 60, 40), matrix))
     node = painting.add_segmentation(brain, SCHEME, "Brain")
@@ -479,11 +480,11 @@ def test_stamp_paints_the_tumour_at_the_crosshair(transformed):
     table = segmentation.guess_table(node, SCHEME)
     geometry = segmentation.painted_geometry(node)
     center = geometry.to_ras(np.array([20.3, 31.2, 18.6]))
-    painting.stamp_tumour(node, table, SCHEME, center, 8, seed=3)
+    painting.stamp_tumor(node, table, SCHEME, center, 8, seed=3)
     read = segmentation.read_labels(node, table, SCHEME)
-    assert np.array_equal(read.array, paint_tumour(brain.array, geometry, SCHEME, center, 8, seed=3))
+    assert np.array_equal(read.array, paint_tumor(brain.array, geometry, SCHEME, center, 8, seed=3))
     assert set(np.unique(read.array)) == set(SCHEME.values)
-    # What is under the tumour is gone, as with the brush: the segments do not overlap.
+    # What is under the tumor is gone, as with the brush: the segments do not overlap.
     reference = slicer.util.addVolumeFromArray(np.zeros(geometry.shape, np.uint8), geometry.ijk_to_ras, "reference")
     total = sum(np.sum(slicer.util.arrayFromSegmentBinaryLabelmap(node, id_, reference)) for id_ in table)
     assert total == read.array.size
@@ -493,11 +494,11 @@ def test_second_stamp_covers_the_first():
     brain = Volume(np.full((40, 40, 40), REST, np.uint8), Geometry((40, 40, 40), np.eye(4)))
     node = painting.add_segmentation(brain, SCHEME, "Brain")
     table = segmentation.guess_table(node, SCHEME)
-    painting.stamp_tumour(node, table, SCHEME, (15, 20, 20), 6, seed=1)
+    painting.stamp_tumor(node, table, SCHEME, (15, 20, 20), 6, seed=1)
     once = segmentation.read_labels(node, table, SCHEME).array
-    painting.stamp_tumour(node, table, SCHEME, (23, 20, 20), 6, seed=2)
+    painting.stamp_tumor(node, table, SCHEME, (23, 20, 20), 6, seed=2)
     twice = segmentation.read_labels(node, table, SCHEME).array
-    assert np.array_equal(twice, paint_tumour(once, brain.geometry, SCHEME, np.array([23, 20, 20]), 6, seed=2))
+    assert np.array_equal(twice, paint_tumor(once, brain.geometry, SCHEME, np.array([23, 20, 20]), 6, seed=2))
 
 
 def test_stamp_outside_the_brain_or_without_segments_is_refused():
@@ -505,37 +506,37 @@ def test_stamp_outside_the_brain_or_without_segments_is_refused():
     table = segmentation.guess_table(node, SCHEME)
     before = segmentation.read_labels(node, table, SCHEME).array
     with pytest.raises(MedDPMError, match="no brain to paint a tumor on"):
-        painting.stamp_tumour(node, table, SCHEME, (-50, 0, 0), 3)
+        painting.stamp_tumor(node, table, SCHEME, (-50, 0, 0), 3)
     without = {id_: value for id_, value in table.items() if value != ENHANCING}
-    with pytest.raises(MedDPMError, match='no segment stands for "Enhancing tumour"'):
-        painting.stamp_tumour(node, without, SCHEME, (8, 7, 6), 3)
+    with pytest.raises(MedDPMError, match='no segment stands for "Enhancing tumor"'):
+        painting.stamp_tumor(node, without, SCHEME, (8, 7, 6), 3)
     assert np.array_equal(segmentation.read_labels(node, table, SCHEME).array, before)
 
 
-def test_stamp_takes_the_tumour_labels_that_the_scheme_has():
+def test_stamp_takes_the_tumor_labels_that_the_scheme_has():
     scheme = load_scheme("whole-head")
     head = next(label.value for label in scheme.labels if label.role == "rest")
     labels = Volume(np.full((16, 16, 16), head, np.uint8), Geometry((16, 16, 16), np.eye(4)))
     node = painting.add_segmentation(labels, scheme, "Head")
     table = segmentation.guess_table(node, scheme)
-    painting.stamp_tumour(node, table, scheme, (8, 7, 6), 4)
-    assert segmentation.read_labels(node, table, scheme).array[6, 7, 8] == scheme.tumour[0].value
+    painting.stamp_tumor(node, table, scheme, (8, 7, 6), 4)
+    assert segmentation.read_labels(node, table, scheme).array[6, 7, 8] == scheme.tumor[0].value
 
 
 def test_brain_is_filled_from_a_stripped_image_around_what_is_painted():
     geometry = Geometry((30, 32, 28), np.diag([2.0, 2, 2, 1]))
     node = empty_segmentation(geometry)
     table = painting.add_segments(node, SCHEME.labels)
-    tumour = np.zeros(geometry.shape, bool)
-    tumour[10:16, 10:16, 10:16] = True
-    painting.paint(node, next(id_ for id_, value in table.items() if value == OEDEMA), tumour)
+    tumor = np.zeros(geometry.shape, bool)
+    tumor[10:16, 10:16, 10:16] = True
+    painting.paint(node, next(id_ for id_, value in table.items() if value == EDEMA), tumor)
     image = np.zeros((56, 64, 60), np.float32)
     image[8:48, 8:56, 8:52] = np.random.default_rng(0).uniform(50, 100, (40, 48, 44))
     stripped = slicer.util.addVolumeFromArray(image, np.diag([1.0, 1, 1, 1]), "t1 stripped")
     note = painting.fill_brain(node, table, SCHEME, stripped)
     assert "brain area" in note
     read = segmentation.read_labels(node, table, SCHEME).array
-    assert np.array_equal(read == OEDEMA, tumour)
+    assert np.array_equal(read == EDEMA, tumor)
     brain = np.argwhere(read != 0)
     assert np.abs(brain.min(axis=0) - 4).max() <= 1 and np.abs(brain.max(axis=0) - [23, 27, 25]).max() <= 1
     with pytest.raises(MedDPMError, match='no segment stands for "Rest of the brain"'):

@@ -56,7 +56,7 @@ def saved(folder: Path, text: str, name: str = "labels.toml") -> Path:
 def test_only_values_and_names_are_needed(tmp_path):
     scheme = find_scheme(saved(tmp_path, ORGANS))
     assert (scheme.name, scheme.values, scheme.own_numbering) == ("organs", (1, 2, 5), "organs")
-    assert scheme.rest is None and scheme.tumour == () and {label.role for label in scheme.labels} == {None}
+    assert scheme.rest is None and scheme.tumor == () and {label.role for label in scheme.labels} == {None}
     assert scheme.label_by_name("HEPAR").value == 1 and scheme.label_by_value(2).color == (200, 60, 60)
     assert len({label.color for label in scheme.labels}) == 3 and scheme.priority == (1, 2, 5)
     assert all(label.type is None for label in scheme.labels) and scheme.label_by_code("SCT", "1") is None
@@ -71,7 +71,7 @@ def test_only_values_and_names_are_needed(tmp_path):
 
 def test_tumors_win_and_the_rest_loses_unless_priorities_are_given(tmp_path):
     text = '[[labels]]\nvalue = {}\nname = "{}"\nrole = "{}"\n'
-    parts = [(1, "Body", "rest"), (2, "Organ", "structure"), (3, "Mass", "tumour")]
+    parts = [(1, "Body", "rest"), (2, "Organ", "structure"), (3, "Mass", "tumor")]
     scheme = read_scheme(saved(tmp_path, "".join(text.format(*part) for part in parts)))
     assert scheme.name == "labels" and scheme.priority == (3, 2, 1)
 
@@ -103,7 +103,7 @@ def schemes(draw) -> LabelScheme:
     labels = []
     for value, name, priority in zip(values, names, priorities, strict=True):
         codes = draw(st.just((None, None)) | st.tuples(CODES, CODES))
-        role, tissue = draw(st.sampled_from([None, "tumour", "structure"])), draw(st.sampled_from([None, "rim"]))
+        role, tissue = draw(st.sampled_from([None, "tumor", "structure"])), draw(st.sampled_from([None, "rim"]))
         color = tuple(draw(st.lists(st.integers(0, 255), min_size=3, max_size=3)))
         aliases = tuple(draw(st.lists(TEXTS, max_size=2)))
         plausible = draw(st.none() | st.tuples(st.floats(0, 5), st.floats(5, 9)))
@@ -137,7 +137,7 @@ def test_every_scheme_survives_its_file(tmp_path_factory, scheme):
         ('name = "Left kidney"', "", 8, 'no "name"'),
         ("[200, 60, 60]", "[200, 60]", 11, "red, green and blue"),
         ("[200, 60, 60]", "[200, 60, 256]", 11, "from 0 to 255"),
-        ('aliases = ["hepar"]', 'role = "organ"', 6, "one of tumour"),
+        ('aliases = ["hepar"]', 'role = "organ"', 6, "one of tumor"),
         ('aliases = ["hepar"]', 'alias = ["hepar"]', 6, '"alias"'),
         ('aliases = ["hepar"]', 'type = { scheme = "SCT" }', 6, "value"),
         ('3 = "Spleen"', '3 = "Milz"', 19, "Milz"),
@@ -162,14 +162,14 @@ def test_each_mistake_is_found_in_its_line(tmp_path, old, new, line, message):
 
 def test_all_mistakes_are_listed_with_their_lines_in_json_too(tmp_path):
     data = load_scheme("brats").to_dict()
-    data["labels"][1]["value"], data["labels"][2]["colour"] = 1, [1, 2, 3]
+    data["labels"][1]["value"], data["labels"][2]["color"] = 1, [1, 2, 3]
     text = json.dumps(data, indent=1)
     path = saved(tmp_path, text, "a.json")
     _, problems = check_scheme(path)
     lines = text.splitlines()
     assert len(problems) == 2
     assert '"value": 1' in lines[problems[0].line - 1] and "line 7" in problems[0].text
-    assert '"colour"' in lines[problems[1].line - 1]
+    assert '"color"' in lines[problems[1].line - 1]
     with pytest.raises(MedDPMError, match="and 1 more"):
         read_scheme(path)
 

@@ -15,7 +15,7 @@ from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.geometry import Geometry
 from MedDPMLib.masks.numberings import find_numbering
 from MedDPMLib.masks.schemes import LabelScheme, load_scheme, scheme_names
-from MedDPMLib.masks.tumor import paint_tumour
+from MedDPMLib.masks.tumor import paint_tumor
 
 SCHEMES = ["anatomy", "brats", "whole-head"]
 
@@ -34,16 +34,16 @@ def test_roles():
     def names(labels):
         return [label.name for label in labels]
 
-    assert names(load_scheme("whole-head").tumour) == ["Tumour"]
+    assert names(load_scheme("whole-head").tumor) == ["Tumor"]
     assert load_scheme("whole-head").rest.name == "Head"
     for name in ("brats", "anatomy"):
         scheme = load_scheme(name)
-        assert names(scheme.tumour) == ["Necrosis", "Oedema", "Enhancing tumour"]
+        assert names(scheme.tumor) == ["Necrosis", "Edema", "Enhancing tumor"]
         assert scheme.rest.name == "Rest of the brain"
 
 
 @pytest.mark.parametrize("name", SCHEMES)
-def test_labels_can_be_told_apart(name):
+def test_labels_can_be_distinguished(name):
     labels = load_scheme(name).labels
     for one, other in itertools.combinations(labels, 2):
         assert np.linalg.norm(np.subtract(one.color, other.color)) > 40, (one.name, other.name)
@@ -55,9 +55,9 @@ def test_labels_can_be_told_apart(name):
 
 
 def test_a_label_is_the_same_thing_in_every_scheme():
-    """Same name: same colour, role and terminology, so that masks look alike whatever the model."""
+    """Same name: same color, role and terminology, so that masks look alike whatever the model."""
     brats, anatomy = load_scheme("brats"), load_scheme("anatomy")
-    for label in brats.tumour:
+    for label in brats.tumor:
         twin = anatomy.label_by_name(label.name)
         assert (twin.color, twin.type, twin.category, twin.role) == (
             label.color,
@@ -67,12 +67,12 @@ def test_a_label_is_the_same_thing_in_every_scheme():
         )
 
 
-def test_priority_puts_tumour_first_small_structures_next_and_the_rest_last():
+def test_priority_puts_tumor_first_small_structures_next_and_the_rest_last():
     brats, anatomy = load_scheme("brats"), load_scheme("anatomy")
     assert brats.priority == (3, 1, 2, 4)
     assert load_scheme("whole-head").priority == (2, 1)
     order = [anatomy.label_by_value(value).name for value in anatomy.priority]
-    assert order[:3] == ["Enhancing tumour", "Necrosis", "Oedema"] and order[-1] == "Rest of the brain"
+    assert order[:3] == ["Enhancing tumor", "Necrosis", "Edema"] and order[-1] == "Rest of the brain"
     for small, large in [
         ("Accumbens", "Caudate"), ("Amygdala", "Hippocampus"), ("Pallidum", "Putamen"), ("Third ventricle", "Thalamus"),
         ("Caudate", "Lateral ventricle"), ("Hippocampus", "Cerebral cortex"), ("Brain stem", "Cerebellar cortex"),
@@ -86,7 +86,7 @@ def test_labels_are_found_by_value_name_and_terminology():
     assert scheme.label_by_value(7).name == "Thalamus"
     with pytest.raises(MedDPMError, match="22"):
         scheme.label_by_value(22)
-    for spelling in ("Oedema", "EDEMA", " peritumoral edema "):
+    for spelling in ("Edema", "EDEMA", " peritumoral edema ", "Oedema", "peritumoural oedema"):
         assert scheme.label_by_name(spelling).value == 20
     assert scheme.label_by_name("Brainstem").value == 13 and scheme.label_by_name("liver") is None
     assert scheme.label_by_code("SCT", "6574001").name == "Necrosis"
@@ -173,7 +173,7 @@ def damage(path, value):
         (["title"], None), (["labels"], {}), (["labels"], []), (["labels"], KeyError), (["labels", 0], "Necrosis"),
         (["labels", 0, "value"], 2), (["labels", 0, "value"], 0), (["labels", 0, "value"], 256),
         (["labels", 0, "value"], 1.0), (["labels", 0, "value"], True), (["labels", 0, "value"], "1"),
-        (["labels", 0, "name"], "OEDEMA"), (["labels", 0, "role"], "rest"),
+        (["labels", 0, "name"], "EDEMA"), (["labels", 0, "role"], "rest"),
         (["labels", 0, "role"], "king"), (["labels", 0, "role"], ["rest"]), (["labels", 0, "priority"], 4),
         (["labels", 0, "priority"], float("nan")), (["labels", 0, "color"], [1, 2]),
         (["labels", 0, "color"], [1, 2, 256]),
@@ -257,6 +257,6 @@ def test_a_tumor_is_painted_by_tissue_whatever_its_labels_are_called():
     geometry = Geometry((48, 48, 48), np.diag([3.0, 3.0, 3.0, 1.0]))
     brain = np.full(geometry.shape, scheme.rest.value, np.uint8)
     center = geometry.to_ras(np.array([24.0, 24.0, 24.0]))
-    expected = paint_tumour(brain, geometry, scheme, center, 15.0)
+    expected = paint_tumor(brain, geometry, scheme, center, 15.0)
     assert set(np.unique(expected)) == {1, 2, 3, 4}
-    np.testing.assert_array_equal(paint_tumour(brain, geometry, renamed, center, 15.0), expected)
+    np.testing.assert_array_equal(paint_tumor(brain, geometry, renamed, center, 15.0), expected)

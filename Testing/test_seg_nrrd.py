@@ -18,7 +18,7 @@ from MedDPMLib.masks.mask import read_mask
 from MedDPMLib.masks.schemes import load_scheme
 from MedDPMLib.masks.seg_nrrd import holds_segments, write_segments
 
-NAMES = {1: "Necrosis", 2: "Oedema", 3: "Enhancing tumour", 4: "Rest of the brain"}
+NAMES = {1: "Necrosis", 2: "Edema", 3: "Enhancing tumor", 4: "Rest of the brain"}
 
 
 def terminology(label):
@@ -49,7 +49,11 @@ def save(path, layers, segments, geometry):
     return path
 
 
-@pytest.mark.parametrize("by", ["Name", "Tags"])
+#: What version 0.1 called its segments.
+FORMER = {"Edema": "Oedema", "Enhancing tumor": "Enhancing tumour"}
+
+
+@pytest.mark.parametrize("by", ["Name", "former name", "Tags"])
 def test_segments_in_any_order_become_the_right_labels(tmp_path, by):
     volume = brain(orientation="RAS")
     numbers = {3: 1, 4: 2, 1: 3, 2: 4}  # the label's value: the number that Slicer gave the segment
@@ -58,43 +62,47 @@ def test_segments_in_any_order_become_the_right_labels(tmp_path, by):
     for value, number in numbers.items():
         renumbered[volume.array == value] = number
         label = BRATS.label_by_value(value)
-        named = {"Name": label.name.upper()} if by == "Name" else {"Name": "Segment", "Tags": terminology(label)}
+        named = {
+            "Name": {"Name": label.name.upper()},
+            "former name": {"Name": FORMER.get(label.name, label.name)},
+            "Tags": {"Name": "Segment", "Tags": terminology(label)},
+        }[by]
         segments.append({"LabelValue": number, **named})
     path = save(tmp_path / "case 7.seg.nrrd", [renumbered], segments, volume.geometry)
     assert holds_segments(path)
     mask = read_mask(path, BRATS)
     np.testing.assert_array_equal(mask.volume.array, volume.array)
     assert mask.volume.geometry.is_close(volume.geometry) and mask.name == "case 7"
-    assert any("is taken for oedema" in note for note in mask.notes)
+    assert any("is taken for edema" in note for note in mask.notes)
 
 
 def test_overlapping_segments_are_merged_by_priority(tmp_path):
     volume = brain()
     whole, core = (volume.array > 0).astype(np.uint8), np.isin(volume.array, [1, 3]).astype(np.uint8)
-    tumour = np.isin(volume.array, [1, 2, 3]).astype(np.uint8)
+    tumor = np.isin(volume.array, [1, 2, 3]).astype(np.uint8)
     segments = [
         {"Name": "Brain", "LabelValue": 1, "Layer": 0},
         {"Name": "enhancing", "LabelValue": 1, "Layer": 1},
         {"Name": "edema", "LabelValue": 1, "Layer": 2},
     ]
-    path = save(tmp_path / "a.seg.nrrd", [whole, core, tumour], segments, volume.geometry)
+    path = save(tmp_path / "a.seg.nrrd", [whole, core, tumor], segments, volume.geometry)
     labels = read_mask(path, BRATS).volume.array
-    np.testing.assert_array_equal(labels, np.where(core, 3, np.where(tumour, 2, np.where(whole, 4, 0))))
+    np.testing.assert_array_equal(labels, np.where(core, 3, np.where(tumor, 2, np.where(whole, 4, 0))))
 
 
-def test_segments_that_cannot_be_told_are_refused(tmp_path):
+def test_segments_without_one_label_are_refused(tmp_path):
     volume = brain()
     path = tmp_path / "a.seg.nrrd"
     named = [{"Name": name, "LabelValue": value} for value, name in NAMES.items()]
     for segments, match in (
         ([*named[:3], {"Name": "Segment_4", "LabelValue": 4}], "Segment_4.*rename"),
-        ([*named[:3], {"Name": "edema", "LabelValue": 4}], '"Oedema" and "edema" are both'),
+        ([*named[:3], {"Name": "edema", "LabelValue": 4}], '"Edema" and "edema" are both'),
         ([{**named[0], "Layer": 3}, *named[1:]], "layer"),
         ([{**named[0], "LabelValue": "one"}, *named[1:]], "damaged"),
     ):
         with pytest.raises(MedDPMError, match=match):
             read_mask(save(path, [volume.array], segments, volume.geometry), BRATS)
-    # An empty segment is nobody's: it may be called anything.
+    # An empty segment is ignored: it may be called anything.
     empty = {"Name": "Segment_5", "LabelValue": 9}
     assert read_mask(save(path, [volume.array], [*named, empty], volume.geometry), BRATS).volume.array.any()
 
@@ -138,7 +146,7 @@ def test_every_segment_is_read_whatever_its_number_is(tmp_path_factory, numbers,
     fields = {number: {**named[n], "Layer": n if layered else 0} for n, number in enumerate(sorted(numbers))}
     save(path, layers, fields, volume.geometry)
     np.testing.assert_array_equal(read_mask(path, BRATS).volume.array, volume.array)
-    del fields[sorted(numbers)[order[0] - 1]]  # whose voxels are nobody's then
+    del fields[sorted(numbers)[order[0] - 1]]  # whose voxels belong to no segment then
     save(path, layers, fields, volume.geometry)
     with pytest.raises(MedDPMError, match="holds the value .* none of its segments'"):
         read_mask(path, BRATS)
@@ -155,7 +163,7 @@ def test_files_of_slicer_4_10_have_a_layer_for_each_segment(tmp_path):
     np.testing.assert_array_equal(read_mask(path, BRATS).volume.array, volume.array)
 
 
-def test_left_and_right_are_one_structure_and_two_tumours_are_asked_about(tmp_path):
+def test_left_and_right_are_one_structure_and_two_tumors_are_asked_about(tmp_path):
     volume = brain()
     left = np.arange(volume.array.shape[2]) < 8
     halves = np.where(volume.array == 4, np.where(left, 4, 5), volume.array).astype(np.uint8)

@@ -23,11 +23,11 @@ MASKS, IMAGE = CASES / "masks", CASES / "masks" / "brain_image.nii.gz"
 BRATS, ANATOMY = load_scheme("brats"), load_scheme("anatomy")
 GRID = Grid((192, 192, 144), (1.0,) * 3, "LPS")
 
-#: The glioma that the cases are made of: ml of each label, and where the enhancing tumour's middle is (RAS).
-VOLUMES = {"Necrosis": 4.94, "Oedema": 44.1, "Enhancing tumour": 16.0, "Rest of the brain": 1197}
+#: The glioma that the cases are made of: ml of each label, and where the enhancing tumor's middle is (RAS).
+VOLUMES = {"Necrosis": 4.94, "Edema": 44.1, "Enhancing tumor": 16.0, "Rest of the brain": 1197}
 CENTER = np.array([26.7, 26.2, 23.9])
 
-#: What is read right: the file, and where the tumour then is, if not there.
+#: What is read right: the file, and where the tumor then is, if not there.
 RIGHT = {
     "G2_units_metre.nii.gz": None,
     "G3_codes00.nii.gz": (-68.8, -69.3, 95.4),  # as 3D Slicer has it
@@ -48,11 +48,11 @@ RIGHT = {
 }
 
 REFUSED = {
-    "G1b_sform_aligned_mirrored.nii.gz": "in two ways where it lies, which are up to 191 mm apart",
+    "G1b_sform_aligned_mirrored.nii.gz": "gives two positions, which are up to 191 mm apart",
     "G5_spacing_10mm.nii.gz": "650 x 870 x 650 mm, which is not the size of a brain: .* about 2 x 2 x 2 mm",
     "L2_brats2024_post_RC4.nii.gz": r"different things: .*brats-2024 .*resection cavity \(4\) 11 ml.*brats-2013",
-    "L5_hdglio.nii.gz": r"different things: .*hd-glio \(oedema \(1\) 44.1 ml, enhancing tumour \(2\) 21 ml\)",
-    "M1_slicer_export_order.nii.gz": r"look like rest of the brain \(1\) 1.2 l, oedema \(2\) .* necrosis \(4\)",
+    "L5_hdglio.nii.gz": r"different things: .*hd-glio \(edema \(1\) 44.1 ml, enhancing tumor \(2\) 21 ml\)",
+    "M1_slicer_export_order.nii.gz": r"look like rest of the brain \(1\) 1.2 l, edema \(2\) .* necrosis \(4\)",
     "M2_crc_wrong.nii.gz": "damaged: .*incorrect data check",
     "N6_onebyte.nii.gz": "damaged: .*incorrect data check",
     "X5_value0.seg.nrrd": 'the segment "Brain" has the value 0',
@@ -108,7 +108,7 @@ def test_folders_of_cases(tmp_path, folder, problem):
     cases = find_cases([CASES / "prepare" / folder], BRATS, chosen.modalities)
     (report,) = write_dataset(cases, tmp_path / "out", chosen)
     if problem is None:
-        assert report.problem is None and abs(int(report.found["Enhancing tumour (voxels)"]) - 16_050) < 100
+        assert report.problem is None and abs(int(report.found["Enhancing tumor (voxels)"]) - 16_050) < 100
     else:
         assert problem in str(report.problem) and not list(tmp_path.glob("out/labelsTr/*"))
 

@@ -1,4 +1,4 @@
-"""The study of steps: its settings, what its figures are where they are known, and that it goes on where it stopped."""
+"""The study of steps: its settings, its figures where they are known, and that it resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_the_reference_agrees_with_itself_and_the_others_by_hand(small_model, ma
 
     fitted = fit(masks[0], model.card.grid)
     inside = fitted.labels > 0
-    tumour = (fitted.labels > 0) & (fitted.labels < 4)
+    tumor = (fitted.labels > 0) & (fitted.labels < 4)
     images = {
         (variant, seed): study.volumes(variant, masks[0], seed)["t1"].array
         for variant in study.variants
@@ -138,8 +138,8 @@ def test_the_reference_agrees_with_itself_and_the_others_by_hand(small_model, ma
     assert few.sharpness["t1"] == pytest.approx(np.mean(sharpness), rel=1e-5)
     # The deviation of two numbers is their distance over the root of two.
     apart = np.abs(images[first, 0] - images[first, 1]) / np.sqrt(2)
-    assert few.sd_tumor["t1"] == pytest.approx(apart[tumour].mean(), rel=1e-4)
-    assert few.sd_brain["t1"] == pytest.approx(apart[inside & ~tumour].mean(), rel=1e-4)
+    assert few.sd_tumor["t1"] == pytest.approx(apart[tumor].mean(), rel=1e-4)
+    assert few.sd_brain["t1"] == pytest.approx(apart[inside & ~tumor].mean(), rel=1e-4)
     where = np.argwhere(inside)
     box = tuple(slice(low, high + 1) for low, high in zip(where.min(axis=0), where.max(axis=0), strict=True))
     between = ms_ssim(images[first, 0][box], images[first, 1][box])
@@ -229,6 +229,6 @@ def test_the_comparison_has_a_row_for_each_setting(small_model, masks, brats):
     assert rows[0].max() > 0
 
 
-def test_a_guidance_that_is_no_number_is_told(meddpm, small_model, small_mask):
+def test_a_guidance_that_is_no_number_is_reported(meddpm, small_model, small_mask):
     result = meddpm("benchmark", "steps", small_mask, "--model", small_model, "--out", "o", "--guidance", "1;2")
     assert result.returncode == 2 and "is not a list of numbers" in result.stderr

@@ -49,7 +49,7 @@ def as_printed(value: float, printed: float) -> None:
 
 @needs_table
 def test_every_value_of_van_dyke_to_its_last_printed_digit(meddpm, tmp_path):
-    assert meddpm("study", "analyse", "--table", TABLE, "--json", tmp_path / "out.json").returncode == 0
+    assert meddpm("study", "analyze", "--table", TABLE, "--json", tmp_path / "out.json").returncode == 0
     found = json.loads((tmp_path / "out.json").read_text())
     assert found["cases"] == GOLDEN["cases"] and len(found["readers"]) == GOLDEN["readers"]
     for treatment in ("1", "2"):
@@ -300,12 +300,12 @@ def test_what_is_wrong_in_a_table_is_said_with_its_line(change, said):
 def test_one_class_only_is_refused(tmp_path, meddpm):
     path = tmp_path / "one.csv"
     path.write_text("reader,treatment,case,truth,rating\n" + "".join(f"r,t,{n},1,3\n" for n in range(9)))
-    run = meddpm("study", "analyse", "--table", path, "--json", tmp_path / "out.json")
+    run = meddpm("study", "analyze", "--table", path, "--json", tmp_path / "out.json")
     assert run.returncode == 2 and "cases of both kinds" in run.stderr and not (tmp_path / "out.json").exists()
     path.write_bytes(b"\xff\xfe\x00")
-    assert "not a CSV file" in meddpm("study", "analyse", "--table", path, "--json", tmp_path / "out.json").stderr
+    assert "not a CSV file" in meddpm("study", "analyze", "--table", path, "--json", tmp_path / "out.json").stderr
     path.write_text("reader,case\n")
-    assert "no column treatment, truth" in meddpm("study", "analyse", "--table", path, "--json", "o.json").stderr
+    assert "no column treatment, truth" in meddpm("study", "analyze", "--table", path, "--json", "o.json").stderr
 
 
 def test_imrmc_file_follows_its_documentation(tmp_path):

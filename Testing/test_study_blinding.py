@@ -84,7 +84,7 @@ def test_one_image_of_either_class_makes_two_files_of_the_same_bytes_in_a_study(
 
 
 def ripple(histogram: np.ndarray, width: int) -> float:
-    """How much counts differ from the mean of their neighbours."""
+    """How much counts differ from the mean of their neighbors."""
     smooth = np.convolve(histogram, np.ones(width) / width, "same")
     return float(np.median(np.abs(histogram - smooth)[10:-10] / np.maximum(smooth, 1)[10:-10]))
 

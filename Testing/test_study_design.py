@@ -55,8 +55,8 @@ def test_a_case_of_any_padding_is_read_back(tmp_path_factory, seed, extra):
 
 def test_folders_and_tables_give_the_same_cases(tmp_path):
     for case in ("a", "b"):
-        for contrast in ("t1", "t1ce"):
-            write_real(tmp_path / "in" / case / f"{case}_{contrast}.nii.gz", brain(1))
+        for modality in ("t1", "t1ce"):
+            write_real(tmp_path / "in" / case / f"{case}_{modality}.nii.gz", brain(1))
         write_real(tmp_path / "in" / case / f"{case}_seg.nii.gz", brain(1))
     found = collect(tmp_path / "in", ("t1", "t1ce"))
     assert {case: sorted(files) for case, files in found.items()} == {"a/a": ["t1", "t1ce"], "b/b": ["t1", "t1ce"]}
@@ -75,7 +75,7 @@ def test_folders_and_tables_give_the_same_cases(tmp_path):
         collect(tmp_path / "nowhere", ("t1",))
 
 
-def test_contrasts_of_different_size_are_refused(tmp_path):
+def test_modalities_of_different_size_are_refused(tmp_path):
     first = write_real(tmp_path / "c_t1.nii.gz", brain(1))
     second = write_real(tmp_path / "c_t2.nii.gz", brain(1)[:-1])
     with pytest.raises(MedDPMError, match="differ in size"):

@@ -23,7 +23,7 @@ from MedDPMLib.study.definition import Sessions
 from MedDPMLib.study.order import PAIR
 from MedDPMLib.study.pack import pack
 
-# The story -------------------------------------------------------------------------------------------
+# First use -------------------------------------------------------------------------------------------
 
 
 def test_a_study_from_start_to_end_with_the_keyboard_alone(module, archive, tmp_path):
@@ -119,12 +119,12 @@ def test_a_pair_is_seen_side_by_side_at_one_height_through_one_window(module, ar
     assert panel.questions.given == {"side": 0}
 
 
-def test_contrasts_stand_side_by_side_at_one_height(module, tmp_path):
+def test_modalities_stand_side_by_side_at_one_height(module, tmp_path):
     plan = small_plan(tmp_path, real=3, synthetic=3, readers=("Ada",))
     for cases in (plan.real, plan.synthetic["model"]):
         for files_ in cases.values():
             files_["flair"] = files_["t1"]
-    create(tmp_path / "two", dataclasses.replace(plan, contrasts=("t1", "flair")), PASSPHRASE)
+    create(tmp_path / "two", dataclasses.replace(plan, modalities=("t1", "flair")), PASSPHRASE)
     begin(module, pack(tmp_path / "two", tmp_path)[0])
     panel = module.panel
     assert [node.GetName() for node in panel.views.nodes] == ["Case t1", "Case flair"]
@@ -187,7 +187,7 @@ def test_scripts_read_without_the_screen_and_the_self_test_passes(module, archiv
     slicer.modules.MedDPMStudyInstance.runTest()
 
 
-# Other ways ---------------------------------------------------------------------------------------------
+# Other input ---------------------------------------------------------------------------------------------
 
 
 def test_a_scene_with_data_is_closed_only_after_a_question(module, archive):

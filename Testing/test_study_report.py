@@ -87,11 +87,11 @@ def test_from_two_folders_to_a_report_on_the_command_line(tmp_path, meddpm):
         answer_all(task, coin(1, task))
         with Reading(task) as reading:
             reading.export(tmp_path)
-    wrong = meddpm("study", "analyse", "mine", "ada.answers.sqlite", "--out", "result", "--passphrase", "wrong wrong")
+    wrong = meddpm("study", "analyze", "mine", "ada.answers.sqlite", "--out", "result", "--passphrase", "wrong wrong")
     assert wrong.returncode == 2 and "does not open" in wrong.stderr and not (tmp_path / "result").exists()
     done = meddpm(
         "study",
-        "analyse",
+        "analyze",
         "mine",
         "ada.answers.sqlite",
         "ben.answers.sqlite",
@@ -171,7 +171,7 @@ def test_the_report_fits_a_browser_s_window(answered, tmp_path, width):
 # Bad input -------------------------------------------------------------------------------------------
 
 
-def test_missing_answers_are_said_and_the_rest_is_analysed(answered, tmp_path):
+def test_missing_answers_are_said_and_the_rest_is_analyzed(answered, tmp_path):
     study, back = answered
     some = tmp_path / "some"
     some.mkdir()
@@ -236,6 +236,6 @@ def test_an_edited_study_is_refused_by_every_command(answered, tmp_path, meddpm)
     shutil.copytree(study, copy)
     text = (copy / "study.toml").read_text(encoding="utf-8")
     (copy / "study.toml").write_text(text.replace("auc = 0.1", "auc = 0.3"), encoding="utf-8")
-    for arguments in (("pack", copy, "--out", "o"), ("analyse", copy, back, "--out", "o", "--passphrase", PASSPHRASE)):
+    for arguments in (("pack", copy, "--out", "o"), ("analyze", copy, back, "--out", "o", "--passphrase", PASSPHRASE)):
         run = meddpm("study", *arguments)
         assert run.returncode == 2 and "was edited" in run.stderr

@@ -1,4 +1,4 @@
-"""Through the command line, in processes of their own: prepare, train, kill, go on, export, generate; and torchrun."""
+"""Through the command line, in processes of their own: prepare, train, kill, resume, export, generate; and torchrun."""
 
 from __future__ import annotations
 
@@ -132,8 +132,8 @@ def test_two_processes_train_as_one_does_with_shards_and_without(meddpm, tmp_pat
     done = meddpm("train", *options, "--set", "stages.0.iterations=6", "--run", tmp_path / "one")
     assert done.returncode == 0, done.stderr
     two = [*options, "--run", tmp_path / "two"]
-    told = torchrun("train", *two, "--set", "stages.0.iterations=3", cwd=tmp_path)
-    assert told.stdout.count("3 iterations done") == 1  # one of them speaks
+    reported = torchrun("train", *two, "--set", "stages.0.iterations=3", cwd=tmp_path)
+    assert reported.stdout.count("3 iterations done") == 1  # one of them speaks
     torchrun("train", *two, "--set", "stages.0.iterations=6", "--shard", cwd=tmp_path)
     rows = [json.loads((tmp_path / name / "run.json").read_text())["losses"] for name in ("one", "two")]
     assert len(rows[0]) == len(rows[1]) == 6
@@ -151,7 +151,7 @@ def test_two_processes_train_as_one_does_with_shards_and_without(meddpm, tmp_pat
         torch.testing.assert_close(tensor, shared[name], atol=5e-4, rtol=0)
 
 
-def test_mistakes_are_told_before_anything_heavy(meddpm, tmp_path):
+def test_mistakes_are_reported_before_anything_heavy(meddpm, tmp_path):
     for arguments, says in [
         (["train", "--recipe", "brats"], "needs a dataset and a folder"),
         (["train", "x", "--run", tmp_path / "run"], "--recipe is missing"),

@@ -73,7 +73,7 @@ def close(one: dict, other: dict, tolerance: float) -> None:
         torch.testing.assert_close(tensor, other[name], atol=tolerance, rtol=0, msg=lambda text: f"{name}: {text}")  # noqa: B023
 
 
-# What is learnt from ---------------------------------------------------------------------------------
+# What is learned from ---------------------------------------------------------------------------------
 
 
 def test_an_example_is_the_same_every_time_and_each_its_own():
@@ -161,9 +161,9 @@ def test_examples_made_ahead_come_in_order_and_their_faults_too():
         next(ahead)
 
 
-def test_held_out_cases_are_the_same_each_time_and_never_learnt_from():
-    learnt, held_out = split_cases(list(range(10)), 0.3, seed=1)
-    assert sorted([*learnt, *held_out]) == list(range(10)) and len(held_out) == 3
+def test_held_out_cases_are_the_same_each_time_and_never_learned_from():
+    learned, held_out = split_cases(list(range(10)), 0.3, seed=1)
+    assert sorted([*learned, *held_out]) == list(range(10)) and len(held_out) == 3
     assert list(split_cases(list(range(10)), 0.3, seed=1)[1]) == list(held_out)
     assert len(split_cases(list(range(10)), 0.0, seed=1)[1]) == 0
     assert len(split_cases([1, 2], 0.01, seed=1)[1]) == len(split_cases([1, 2], 0.99, seed=1)[1]) == 1
@@ -308,7 +308,7 @@ def test_a_state_of_another_network_is_refused():
         other.load_state(state)
 
 
-def test_the_average_starts_late_where_it_is_told_to():
+def test_the_average_starts_late_where_the_recipe_says_so():
     recipe = small_recipe("training.ema_start=2", "training.ema=0.5")
     engine, made = Engine(recipe, EXACT), examples(recipe)
     history = []
@@ -330,7 +330,7 @@ def test_a_loss_that_is_not_finite_names_iteration_and_case():
         Engine(recipe, EXACT).step([made.batch([0])])
 
 
-def test_what_processes_cannot_do_is_told():
+def test_what_processes_cannot_do_is_reported():
     with pytest.raises(MedDPMError, match="sharding needs several processes"):
         Engine(small_recipe(), EXACT, shard=True)
 

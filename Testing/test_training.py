@@ -55,7 +55,7 @@ def small_recipe(*changes: str):
 
 
 def ball(name: str, shift: int = 0) -> Case:
-    """A brain with a tumour: the labels decide the intensities."""
+    """A brain with a tumor: the labels decide the intensities."""
     k, j, i = np.mgrid[:16, :16, :16] - 7.5
     labels = np.where(i**2 + j**2 + k**2 < 49, 4, 0).astype(np.uint8)
     labels[6:11, 4 + shift : 8 + shift, 6:10] = 2
@@ -68,9 +68,9 @@ CASES = [ball("one"), ball("two", 1), ball("three", 3)]
 
 
 def run(recipe, folder, cases=CASES, **options):
-    losses, told = {}, []
-    history = train(recipe, cases, folder, execution=EXACT, report=losses.__setitem__, tell=told.append, **options)
-    return history, losses, told
+    losses, reported = {}, []
+    history = train(recipe, cases, folder, execution=EXACT, report=losses.__setitem__, tell=reported.append, **options)
+    return history, losses, reported
 
 
 def newest(folder) -> dict:
@@ -111,9 +111,9 @@ def test_a_run_that_breaks_anywhere_ends_with_the_same_weights(whole, tmp_path):
     for last in (3, 5):
         with pytest.raises(Broken):
             train(small_recipe(), CASES, tmp_path, execution=EXACT, report=break_at(last))
-    history, losses, told = run(small_recipe(), tmp_path)
+    history, losses, reported = run(small_recipe(), tmp_path)
     assert list(losses) == [5, 6, 7]  # from the checkpoint of iteration 4
-    assert any("after iteration 4" in sentence for sentence in told)
+    assert any("after iteration 4" in sentence for sentence in reported)
     mine, its = newest(tmp_path), newest(whole[0])
     for part in ("network", "ema", "optimiser", "random"):
         assert same(mine[part], its[part]), part
@@ -166,8 +166,8 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 0xFF
     path.write_bytes(content)
-    _, losses, told = run(recipe, tmp_path)
-    assert list(losses) == [3, 4] and any(path.name in sentence and "damaged" in sentence for sentence in told)
+    _, losses, reported = run(recipe, tmp_path)
+    assert list(losses) == [3, 4] and any(path.name in sentence and "damaged" in sentence for sentence in reported)
     assert same(newest(tmp_path)["ema"], expected["ema"])
     for path in checkpoints.paths():
         path.write_bytes(path.read_bytes()[:100])
@@ -257,14 +257,14 @@ def test_a_history_of_another_version_is_taken_as_far_as_it_can_be(whole):
     paths = fields_of(fields)
     assert {("seconds",), ("data", "cases"), ("losses", 0, "loss"), ("best", "score")} <= set(paths)
     for path, change, values in every_change(fields):
-        told: list[str] = []
-        found = history_fields(values, told.append)
+        reported: list[str] = []
+        found = history_fields(values, reported.append)
         others = {name: value for name, value in fields.items() if name != path[0]}
         assert others == {name: value for name, value in found.items() if name != path[0]}
         if change is renamed and len(path) == 1:
-            assert told == [f'"new_{path[0]}" in the history of the run is unknown to this version and is dropped']
+            assert reported == [f'"new_{path[0]}" in the history of the run is unknown to this version and is dropped']
         elif found == others and change is not removed:
-            (sentence,) = told
+            (sentence,) = reported
             assert f'"{path[0]}"' in sentence
         again = RunHistory(**{**found, "data": history.data, "machine": history.machine})
         assert "A training run" in run_page(small_recipe(), again, folder)
@@ -278,10 +278,10 @@ def test_a_run_with_a_history_of_another_version_ends_with_the_same_weights(whol
     expected = newest(whole[0])
     for name in ("data", "iteration", "losses", "best", "changes"):
         torch.save({**state, "story": changed(state["story"], (name,), change)}, checkpoint)
-        history, losses, told = run(small_recipe(), folder)
+        history, losses, reported = run(small_recipe(), folder)
         assert list(losses) == [7] and same(newest(folder)["ema"], expected["ema"])
         assert history.iteration == 7 and history.data == whole[1].data and RunFolder(folder).history() == history
-        assert any(f'"new_{name}"' in sentence for sentence in told) == (change is renamed)
+        assert any(f'"new_{name}"' in sentence for sentence in reported) == (change is renamed)
         (folder / "checkpoints" / "iteration-000000007.pt").unlink()
     torch.save({**state, "story": None}, checkpoint)
     assert list(run(small_recipe(), folder)[1]) == [7]
@@ -293,8 +293,8 @@ def test_a_history_without_later_fields_is_taken_up_whole(whole, tmp_path):
     state = torch.load(checkpoint, weights_only=True)
     del state["story"]["teacher"], state["story"]["changes"]
     torch.save(state, checkpoint)
-    history, _, told = run(small_recipe(), folder)
-    assert told == ["resuming after iteration 6"]
+    history, _, reported = run(small_recipe(), folder)
+    assert reported == ["resuming after iteration 6"]
     assert (history.losses, history.best, history.started) == (whole[1].losses, whole[1].best, whole[1].started)
 
 
@@ -405,11 +405,11 @@ def test_held_out_cases_are_measured_and_decide_what_is_best(tmp_path, monkeypat
     assert len(made) == 2, "to learn from and to measure on, once for all checkpoints"
 
 
-def test_a_recipe_may_be_changed_on_the_way_and_that_is_told(tmp_path):
+def test_a_recipe_may_be_changed_on_the_way_and_that_is_reported(tmp_path):
     run(small_recipe(), tmp_path)
-    history, losses, told = run(small_recipe("stages.1.iterations=5"), tmp_path)
+    history, losses, reported = run(small_recipe("stages.1.iterations=5"), tmp_path)
     assert list(losses) == [8]
-    assert any("stages.1.iterations 4 becomes 5" in sentence for sentence in told)
+    assert any("stages.1.iterations 4 becomes 5" in sentence for sentence in reported)
     assert history.changes == ["from iteration 8 on: stages.1.iterations 4 becomes 5"]
     assert history.changes[0] in (tmp_path / "README.md").read_text()
     with pytest.raises(MedDPMError, match="another model"):
@@ -433,9 +433,9 @@ def test_a_picture_that_fails_costs_neither_run_nor_checkpoint(tmp_path, monkeyp
         raise RuntimeError("no kernel for this")
 
     monkeypatch.setattr(run_module.Monitor, "montage", fail)
-    _, losses, told = run(small_recipe("monitor.montage_every=2"), tmp_path)
+    _, losses, reported = run(small_recipe("monitor.montage_every=2"), tmp_path)
     assert len(losses) == 7 and there == [2, 4, 6, 7]
-    assert sum("no montage" in sentence and "no kernel for this" in sentence for sentence in told) == 4
+    assert sum("no montage" in sentence and "no kernel for this" in sentence for sentence in reported) == 4
 
 
 def test_who_asks_a_run_to_end_does_not_wait_for_a_picture(tmp_path, monkeypatch):
@@ -448,7 +448,7 @@ def test_who_asks_a_run_to_end_does_not_wait_for_a_picture(tmp_path, monkeypatch
     assert newest(tmp_path)["iteration"] == 1 and not drawn
 
 
-def test_a_checkpoint_on_a_full_disk_is_told_and_the_last_one_stays(tmp_path):
+def test_a_checkpoint_on_a_full_disk_is_reported_and_the_last_one_stays(tmp_path):
     resource = pytest.importorskip("resource")
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save({"iteration": 1, "ema": {"w": torch.zeros(10)}})
@@ -470,8 +470,8 @@ def test_a_picture_shows_what_the_model_makes(tmp_path):
     size = recipe.grid.size
     large = torch.nn.functional.interpolate(CASES[0].labels[None, None].float(), size[::-1])[0, 0].to(torch.uint8)
     case = Case("large", torch.zeros((2, *size[::-1]), dtype=torch.float16), large, (1.0, 1.0, 1.0))
-    _, _, told = run(recipe, tmp_path, [case])
-    assert not told
+    _, _, reported = run(recipe, tmp_path, [case])
+    assert not reported
     with Image.open(tmp_path / "montages" / "iteration-000000002.png") as picture:
         assert min(picture.size) > 100
 
@@ -499,12 +499,12 @@ def test_a_run_begins_with_a_model_as_far_as_it_fits(whole, tmp_path):
             run(small_recipe(), tmp_path / "same", init=str(bundle))
         for name, tensor in started.items():
             assert torch.equal(tensor, weights[name].float()), name
-        told = []
+        reported = []
         other = small_recipe('scheme="anatomy"')
         with pytest.raises(Ended):
-            train(other, CASES, tmp_path / "other", execution=EXACT, init=str(bundle), tell=told.append)
-    assert any("start from scratch" in sentence for sentence in told)
-    assert any("label scheme brats instead of anatomy" in sentence for sentence in told)
+            train(other, CASES, tmp_path / "other", execution=EXACT, init=str(bundle), tell=reported.append)
+    assert any("start from scratch" in sentence for sentence in reported)
+    assert any("label scheme brats instead of anatomy" in sentence for sentence in reported)
     equal = [n for n in weights if weights[n].shape == started[n].shape and torch.equal(weights[n].float(), started[n])]
     assert 0.5 * len(weights) < len(equal) < len(weights)
     with pytest.raises(MedDPMError, match="no tensor"):
@@ -547,12 +547,12 @@ def test_an_unfinished_run_becomes_a_model_that_says_so(tmp_path):
         (["training.held_out=0.5"], CASES[:1], "held out"),
     ],
 )
-def test_what_does_not_fit_is_told_before_the_first_step(tmp_path, changes, cases, says):
+def test_what_does_not_fit_is_reported_before_the_first_step(tmp_path, changes, cases, says):
     with pytest.raises(MedDPMError, match=says):
         run(small_recipe(*changes), tmp_path, cases)
 
 
-def test_missing_memory_is_told_with_what_would_fit(monkeypatch):
+def test_missing_memory_is_reported_with_what_would_fit(monkeypatch):
     recipe = load_recipe("brats")
     asked = []
 
@@ -625,7 +625,7 @@ print(found.peak)
 
 
 def test_what_training_takes_is_measured_in_its_own_process(monkeypatch):
-    """The straight line through two small grids, against a grid of its own; and both ways of the benchmark."""
+    """The straight line through two small grids, against a grid of its own; and both forms in the benchmark."""
     monkeypatch.setattr(benchmark, "can_compile", lambda device: False)  # a minute, and tested on its own
     recipe = small_recipe("network.channels=[16, 32]")
     stage = replace(recipe.stages[0], size=(64, 64, 32), patch=None)

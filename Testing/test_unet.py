@@ -236,13 +236,13 @@ def test_the_compact_network_is_built_from_its_description():
         build_network({**description, "channels": []})
 
 
-def test_a_mismatch_is_told_by_its_first_names():
+def test_a_mismatch_is_reported_by_its_first_names():
     expected = {"a": (1,), "b": (2,), "c": (3,)}
     assert shape_mismatch(expected, dict(expected)) is None
-    told = shape_mismatch(expected, {"b": (2,), "c": (4,), "d": (5,)})
-    assert '1 of 3 tensors are missing, first "a"' in told
-    assert '"c" with (4,) instead of (3,)' in told
-    assert "1 do not belong to it, first 'd'" in told
+    reported = shape_mismatch(expected, {"b": (2,), "c": (4,), "d": (5,)})
+    assert '1 of 3 tensors are missing, first "a"' in reported
+    assert '"c" with (4,) instead of (3,)' in reported
+    assert "1 do not belong to it, first 'd'" in reported
 
 
 def test_asking_for_shapes_does_not_load_the_compiler():

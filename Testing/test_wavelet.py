@@ -95,7 +95,7 @@ def test_places_are_sines_of_the_middles_of_the_blocks():
             torch.testing.assert_close(features[0, 9 + 3 * octave + axis], angle.cos(), atol=1e-5, rtol=0)
 
 
-def test_a_patch_is_told_of_the_same_places_as_the_whole():
+def test_a_patch_is_given_the_same_places_as_the_whole():
     network = small_network(2)
     whole = torch.from_numpy(voxel_positions((16, 16, 24)))[None]
     with torch.no_grad():
@@ -106,7 +106,7 @@ def test_a_patch_is_told_of_the_same_places_as_the_whole():
 
 
 @pytest.mark.parametrize("octaves", [0, 5])
-def test_values_alive_are_no_more_than_foretold(octaves):
+def test_values_alive_are_no_more_than_predicted(octaves):
     sides = (16, 32, 32)
     network = WaveletUNet3d(4, 24, channels=(48, 72, 96, 120), place_octaves=octaves).requires_grad_(False)
     x, t, condition = torch.randn(1, 4, *sides), torch.tensor([3]), torch.randn(1, 24, *sides)
@@ -116,12 +116,12 @@ def test_values_alive_are_no_more_than_foretold(octaves):
 
 
 def test_trust_starts_where_two_estimates_blend_best():
-    """With the network's error at its typical size, the weight of x minimises the error of the blend."""
+    """With the network's error at its typical size, the weight of x minimizes the error of the blend."""
     network = WaveletUNet3d(1, 1, channels=(8,), timesteps=4)
     alpha_bar = torch.tensor([0.999, 0.9, 0.5, 0.01])
     network.start_training(alpha_bar)
-    weights = network.trust.detach().sigmoid()
-    assert (weights[:-1] > weights[1:]).all()  # the more noise, the less trust
+    weights = network.skip_weight_logits.detach().sigmoid()
+    assert (weights[:-1] > weights[1:]).all()  # the more noise, the smaller the skip weight
     assert (weights[:, 0] > weights[:, 1]).all() and (weights[:, 1] > weights[:, 7]).all()
     noise, error = (1 - alpha_bar) / alpha_bar, 0.08**2
     candidates = torch.linspace(0, 1, 10_001)[:, None]
@@ -133,7 +133,7 @@ def test_trust_starts_where_two_estimates_blend_best():
 
 def test_full_trust_returns_the_image():
     network = small_network()
-    torch.nn.init.constant_(network.trust, 60)
+    torch.nn.init.constant_(network.skip_weight_logits, 60)
     x = torch.randn(1, 2, 8, 8, 8)
     with torch.no_grad():
         torch.testing.assert_close(network(x, torch.tensor([3]), torch.rand(1, 3, 8, 8, 8)), x)
@@ -166,7 +166,7 @@ def test_the_last_step_leaves_no_pattern_of_the_blocks():
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.zero_()
-        network.trust.fill_(-60)
+        network.skip_weight_logits.fill_(-60)
         network.out.bias[2 * 1] = 0.5  # sub-band 1 (high-pass along W) of the first channel
         network.out.bias[2 * 7 + 1] = 0.5  # sub-band 7 (high-pass along all axes) of the second
         x, condition, t = torch.zeros(1, 2, 16, 16, 24), torch.zeros(1, 3, 16, 16, 24), torch.tensor([5])

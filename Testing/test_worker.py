@@ -301,8 +301,8 @@ def test_memory_is_planned_as_asked_and_the_log_says_how(worker, small_model, la
     fetched(worker, result)
     assert result.record["memory"] == way
     worker.log.flush()
-    told = [line for line in Path(worker.log.name).read_text().splitlines() if "at the peak" in line][-1]
-    assert re.fullmatch(rf"small on .* GB at the peak, {way} \(.*\)", told), told
+    reported = [line for line in Path(worker.log.name).read_text().splitlines() if "at the peak" in line][-1]
+    assert re.fullmatch(rf"small on .* GB at the peak, {way} \(.*\)", reported), reported
 
 
 def test_guidance_reaches_the_generation(worker, tmp_path, brats, labels):
@@ -508,7 +508,7 @@ def test_lines_that_are_no_request_are_answered(worker):
     assert worker.next().id == "ü"
 
 
-def test_arrays_and_settings_that_cannot_be_used_are_told_in_a_sentence(worker, small_model, brats, labels):
+def test_arrays_and_settings_that_cannot_be_used_are_reported_in_a_sentence(worker, small_model, brats, labels):
     def request(labels=labels, **changes):
         settings = {name: changes.pop(name) for name in SETTINGS if name in changes}
         return dataclasses.replace(worker.generate(small_model, labels, **{"steps": 2, **settings}), **changes)
@@ -549,7 +549,7 @@ def test_arrays_and_settings_that_cannot_be_used_are_told_in_a_sentence(worker, 
     fetched(worker, result)
 
 
-def test_memory_that_runs_out_is_told_and_the_worker_lives(worker, small_model, labels):
+def test_memory_that_runs_out_is_reported_and_the_worker_lives(worker, small_model, labels):
     request = worker.generate(small_model, labels, steps=GREEDY)
     worker.send(request)
     error = worker.until(Error)[-1]
@@ -559,7 +559,7 @@ def test_memory_that_runs_out_is_told_and_the_worker_lives(worker, small_model, 
     fetched(worker, result)
 
 
-def test_a_fault_is_told_and_its_traceback_logged(worker, small_model, labels):
+def test_a_fault_is_reported_and_its_traceback_logged(worker, small_model, labels):
     request = worker.generate(small_model, labels, steps=FAULTY)
     worker.send(request)
     error = worker.until(Error)[-1]
@@ -589,7 +589,7 @@ def test_without_pytorch_the_worker_says_so(start, small_model, labels):
     assert client.process.wait(60) == 0 and not client.session.folder.exists()
 
 
-def test_a_library_of_pytorch_that_cannot_be_loaded_is_told(tmp_path, monkeypatch):
+def test_a_library_of_pytorch_that_cannot_be_loaded_is_reported(tmp_path, monkeypatch):
     """As on Windows, where PyTorch raises OSError for what it lacks."""
 
     def fail(name):
@@ -715,7 +715,7 @@ def test_output_without_end_of_line_is_not_collected_for_ever():
     assert list(reader.feed(b"\n" + encode(Bye(reason="idle")))) == [Bye(reason="idle")]
 
 
-def test_a_worker_of_another_protocol_is_recognised_by_its_hello():
+def test_a_worker_of_another_protocol_is_recognized_by_its_hello():
     with pytest.raises(ProtocolError, match="speaks protocol 3"):
         decode_event(b'{"type": "hello", "protocol": 3, "greeting": "hi"}')
 

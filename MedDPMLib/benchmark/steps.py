@@ -178,7 +178,7 @@ class Study:
 
     def example(self) -> Mask:
         """The mask to show: the first with a tumor, if there is one."""
-        values = [label.value for label in self.model.card.scheme.tumour]
+        values = [label.value for label in self.model.card.scheme.tumor]
         return next((mask for mask in self.masks if np.isin(mask.volume.array, values).any()), self.masks[0])
 
     def _figures(self, variant: Variant, reference: Variant, mask: Mask) -> Iterator[tuple[str, str, float | None]]:
@@ -186,7 +186,7 @@ class Study:
         card, fitted = self.model.card, fit(mask, self.model.card.grid)
         labels = Volume(fitted.labels, fitted.geometry)
         inside = fitted.labels > 0
-        tumor = np.isin(fitted.labels, [label.value for label in card.scheme.tumour])
+        tumor = np.isin(fitted.labels, [label.value for label in card.scheme.tumor])
         of_seeds = []
         for seed in self.seeds:
             made, compared = self.volumes(variant, mask, seed), self.volumes(reference, mask, seed)

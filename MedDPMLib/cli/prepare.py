@@ -26,9 +26,9 @@ def _scheme_names(incomplete: str) -> list[str]:
 
 
 def _normalization_names(incomplete: str) -> list[str]:
-    from MedDPMLib.prepare import NORMALISATIONS
+    from MedDPMLib.prepare import NORMALIZATIONS
 
-    return [name for name in NORMALISATIONS if name.startswith(incomplete)]
+    return [name for name in NORMALIZATIONS if name.startswith(incomplete)]
 
 
 def prepare(

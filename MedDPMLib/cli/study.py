@@ -45,9 +45,10 @@ def new(
     accuracy_margin: Annotated[
         float | None, typer.Option("--accuracy-margin", help="The same for the accuracy, if different.")
     ] = None,
-    contrast: Annotated[
-        list[str] | None, typer.Option("--contrast", help="Modality, as in the file names; by default t1.")
+    modality: Annotated[
+        list[str] | None, typer.Option("--modality", help="Modality, as in the file names; by default t1.")
     ] = None,
+    contrast: Annotated[list[str] | None, typer.Option(hidden=True)] = None,  # its name until version 0.1
     title: Annotated[str, typer.Option("--title", help="Title of the study and its report.")] = "Reader study",
     ask: Annotated[
         list[str] | None,
@@ -95,13 +96,13 @@ def new(
     unknown = [name for name in asked if name not in _TASKS]
     if unknown:
         raise MedDPMError(f'there is no question "{unknown[0]}": use {", ".join(_TASKS)}')
-    contrasts = tuple(contrast or ["t1"])
+    modalities = tuple([*(modality or ()), *(contrast or ())] or ["t1"])
     models = _models(synthetic)
     plan = Plan(
         title=title,
-        contrasts=contrasts,
-        real=collect(real, contrasts),
-        synthetic={name: collect(path, contrasts) for name, path in models.items()},
+        modalities=modalities,
+        real=collect(real, modalities),
+        synthetic={name: collect(path, modalities) for name, path in models.items()},
         readers=tuple(name.strip() for name in reader),
         margin=Margin(margin, margin if accuracy_margin is None else accuracy_margin),
         tasks=Tasks(
@@ -141,8 +142,9 @@ def pack(
         typer.echo(str(path))
 
 
+@app.command("analyse", hidden=True)  # its name until version 0.1
 @app.command()
-def analyse(
+def analyze(
     study: Annotated[Path | None, typer.Argument(metavar="[STUDY]", help="Folder of the study.")] = None,
     answers: Annotated[
         list[Path] | None,
@@ -171,9 +173,9 @@ def analyse(
     if out is None and json_file is None:
         raise MedDPMError("choose where to write the results: --out FOLDER, --json FILE or both")
     if table is not None:
-        _analyse_table(table, out, json_file)
+        _analyze_table(table, out, json_file)
     else:
-        _analyse_study(study, answers or [], out, json_file, passphrase)
+        _analyze_study(study, answers or [], out, json_file, passphrase)
 
 
 @app.command()
@@ -240,7 +242,7 @@ def _models(synthetic: list[str]) -> dict[str, Path]:
     return models
 
 
-def _analyse_table(table: Path, out: Path | None, json_file: Path | None) -> None:
+def _analyze_table(table: Path, out: Path | None, json_file: Path | None) -> None:
     from MedDPMLib.study.mrmc_report import analyze_table
     from MedDPMLib.study.table import read_table
 
@@ -261,7 +263,7 @@ def _analyse_table(table: Path, out: Path | None, json_file: Path | None) -> Non
         typer.echo(f"Equal treatments: F = {found['F']:.2f}, ddf = {found['ddf']:.2f}, p = {found['p']:.4f}")
 
 
-def _analyse_study(
+def _analyze_study(
     study: Path, answers: list[Path], out: Path | None, json_file: Path | None, passphrase: str | None
 ) -> None:
     from MedDPMLib.runtime.files import atomic_write

@@ -180,10 +180,10 @@ def _recipe(recipe: str | None, run: Path | None, changes: list[str]) -> Recipe:
 def _data(dataset: Path) -> dict:
     """Name and license of the dataset, from nnU-Net's optional fields."""
     fields = json.loads((dataset / "dataset.json").read_text(encoding="utf-8"))
-    licence = fields.get("licence")
+    license = fields.get("license", fields.get("licence"))  # nnU-Net itself writes the latter
     return {
         "name": str(fields.get("name") or dataset.resolve().name),
-        "licence": None if licence is None else str(licence),
+        "license": None if license is None else str(license),
     }
 
 

@@ -41,7 +41,7 @@ _DESCRIPTION = table_with(
     more=True,
 )
 
-#: Seconds after which nobody is writing a file any more.
+#: Seconds after which a temporary file is taken to be abandoned.
 _ABANDONED = 24 * 3600
 
 #: Rounding in headers; intensities further outside of [-1, 1] were not normalized.
@@ -111,8 +111,8 @@ def read_dataset(
     for one in decoded:
         if not _same_grid(one.grid, expected):
             raise MedDPMError(
-                f"{folder}: {one.name} has {_told(one.grid)}, {by} {_told(expected)}: prepare the cases anew, or"
-                " choose the recipe that fits"
+                f"{folder}: {one.name} has {_grid_text(one.grid)}, {by} {_grid_text(expected)}: prepare the cases"
+                " again, or choose the recipe that fits"
             )
     return DecodedCases(decoded)
 
@@ -122,7 +122,7 @@ def _same_grid(one: Grid, other: Grid) -> bool:
     return same and np.allclose(one.spacing, other.spacing, rtol=_SPACING_TOLERANCE)
 
 
-def _told(grid: Grid) -> str:
+def _grid_text(grid: Grid) -> str:
     spacing = " x ".join(f"{s:.4g}" for s in grid.spacing)
     return f"{' x '.join(map(str, grid.size))} voxels of {spacing} mm in {grid.orientation}"
 
@@ -159,7 +159,7 @@ def _mapped(path: Path) -> Tensor:
         # Copy on write: whatever is done to the tensor stays in this process.
         return torch.from_numpy(np.load(path, mmap_mode="c"))
     except (OSError, ValueError, EOFError) as error:
-        raise MedDPMError(f"{path.parent} is damaged ({error}): delete this folder, it is made anew") from error
+        raise MedDPMError(f"{path.parent} is damaged ({error}): delete this folder, it is created again") from error
 
 
 def _cache_folder(folder: Path) -> Path:
@@ -187,7 +187,7 @@ def _decode(folder: Path, name: str, channels: int, cache: Path) -> _Decoded:
         stamps = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in (labels_path, *image_paths)]
     except OSError as error:
         raise MedDPMError(
-            f"{error.filename} cannot be read ({error.strerror}): prepare the case {name} anew"
+            f"{error.filename} cannot be read ({error.strerror}): prepare the case {name} again"
         ) from error
     key = hashlib.sha256(repr(stamps).encode()).hexdigest()[:16]
     own = cache / name
@@ -210,7 +210,7 @@ def _decode(folder: Path, name: str, channels: int, cache: Path) -> _Decoded:
 
 
 def _described(about: Path, image: Path, labels: Path) -> Grid | None:
-    """The grid of the arrays in ``image`` and ``labels`` as ``about`` says; None where they have to be made anew."""
+    """The grid of the arrays in ``image`` and ``labels`` as ``about`` says; None where they have to be made again."""
     try:
         said = json.loads(about.read_text(encoding="utf-8"))
         grid = Grid(tuple(said["size"]), tuple(said["spacing"]), said["orientation"])
@@ -227,7 +227,7 @@ def _read_arrays(labels_path: Path, image_paths: Sequence[Path], name: str) -> t
     for channel, path in zip(stacked, image_paths, strict=True):
         image = read_volume(path)
         if not image.geometry.is_close(labels.geometry):
-            raise MedDPMError(f"{path} does not lie on the grid of its labels, {labels_path}: prepare {name} anew")
+            raise MedDPMError(f"{path} does not lie on the grid of its labels, {labels_path}: prepare {name} again")
         low, high = float(image.array.min()), float(image.array.max())
         if low < -1 - _RANGE_TOLERANCE or high > 1 + _RANGE_TOLERANCE:
             raise MedDPMError(f"{path} has intensities from {low:g} to {high:g}, not -1 to 1: use meddpm prepare")

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from MedDPMLib.data.cases import Case, SmoothedCases
-from MedDPMLib.data.variation import Part, Variation, centres, draw_variation
+from MedDPMLib.data.variation import Part, Variation, centers, draw_variation
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.masks.schemes import LabelScheme
 from MedDPMLib.recipes.recipe import Augmentation
@@ -80,12 +80,12 @@ class VariedCases(Dataset):
 
         from MedDPMLib.data.transforms import PatchMiddles
 
-        tumour = [label.value for label in scheme.tumour]
+        tumor = [label.value for label in scheme.tumor]
         self._cases, self._middles = cases, None
         if any(side < length for side, length in zip(self.shape, cases[0].labels.shape, strict=True)):
             self._cases = SmoothedCases(cases, self.shape)
         if self.patch != self.shape:
-            self._middles = CacheDataset(cases, PatchMiddles(tumour), progress=False, copy_cache=False)
+            self._middles = CacheDataset(cases, PatchMiddles(tumor), progress=False, copy_cache=False)
 
     def __len__(self) -> int:
         return len(self._cases)
@@ -99,14 +99,14 @@ class VariedCases(Dataset):
         variation = draw_variation(case, self.augmentation, self._generator(_VARIATION, index))
         part = self._part(number, case, variation, index)
         image, labels = variation.apply(case, self.shape, part)
-        k, j, i = torch.meshgrid(*centres(self.shape, part), indexing="ij")
+        k, j, i = torch.meshgrid(*centers(self.shape, part), indexing="ij")
         return Sample(image, labels, torch.stack([i, j, k]), case.name)
 
     def _generator(self, stream: int, index: int) -> torch.Generator:
         return torch.Generator().manual_seed(int(self._entropy(stream, index).generate_state(1)[0]))
 
     def _entropy(self, stream: int, index: int) -> np.random.SeedSequence:
-        # Neighbouring numbers give independent states: a generator itself looks at 32 bits of its seed only.
+        # Neighboring numbers give independent states: a generator itself looks at 32 bits of its seed only.
         return np.random.SeedSequence((self.seed, stream, index))
 
     def _part(self, number: int, case: Case, variation: Variation, index: int) -> Part:

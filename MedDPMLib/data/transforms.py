@@ -15,14 +15,14 @@ _MOST_CANDIDATES = 4096
 
 
 class PatchMiddles(Transform):
-    """Flat indices into a case's labels: of voxels of the ``tumour`` (values), the brain, and the brain's box."""
+    """Flat indices into a case's labels: of voxels of the ``tumor`` (values), the brain, and the brain's box."""
 
-    def __init__(self, tumour: Sequence[int]) -> None:
-        self.tumour = torch.tensor(tumour, dtype=torch.uint8)
+    def __init__(self, tumor: Sequence[int]) -> None:
+        self.tumor = torch.tensor(tumor, dtype=torch.uint8)
 
     def __call__(self, case: Case) -> list[torch.Tensor]:
         kinds = torch.zeros((3, *case.labels.shape), dtype=torch.bool)
-        kinds[0] = torch.isin(case.labels, self.tumour)
+        kinds[0] = torch.isin(case.labels, self.tumor)
         kinds[1] = case.labels > 0
         box = []
         for axis in range(3):

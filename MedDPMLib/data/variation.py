@@ -66,7 +66,7 @@ class Variation:
         """Where the voxels of ``part`` come from: (d, h, w, 3), normalized x, y, z in the input."""
         z, y, x = (
             axis.view([-1 if other == index else 1 for other in range(3)])
-            for index, axis in enumerate(centres(shape, part))
+            for index, axis in enumerate(centers(shape, part))
         )
         field = _interpolated(self.displacement[0], shape, part)
         # Element by element, for a matrix product rounds differently for another number of voxels.
@@ -84,7 +84,7 @@ class Variation:
         return place
 
 
-def centres(shape: Sequence[int], part: Part) -> list[Tensor]:
+def centers(shape: Sequence[int], part: Part) -> list[Tensor]:
     """The middles of the voxels of ``part`` along D, H and W, the whole grid of ``shape`` being [-1, 1]."""
     return [
         (2 * torch.arange(side.start, side.stop, dtype=torch.float32) + 1) / length - 1

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from MedDPMLib.errors import MedDPMError
 
-#: Bends the noise levels towards the small ones.
+#: Bends the noise levels toward the small ones.
 _RHO = 7.0
 
 

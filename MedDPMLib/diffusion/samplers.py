@@ -194,7 +194,7 @@ def _noise(
 
 
 def _drawn(shape: Sequence[int], generator: torch.Generator, device: torch.device) -> Tensor:
-    # From pinned memory a GPU fetches it when it comes to that, and nobody waits.
+    # From pinned memory a GPU fetches it when it gets there, and the CPU does not wait.
     pinned = generator.device.type == "cpu" and device.type == "cuda"
     drawn = torch.randn(*shape, generator=generator, device=generator.device, pin_memory=pinned)
     return drawn.to(device, non_blocking=pinned)

@@ -34,7 +34,7 @@ def _linear(timesteps: int) -> Tensor:
 
 
 def _exponential(timesteps: int) -> Tensor:
-    """The ends of the linear schedule with a constant ratio between neighbours.
+    """The ends of the linear schedule with a constant ratio between neighbors.
 
     Gentler than the others: at the last timestep alpha_bar is still about 0.02.
     """

@@ -75,12 +75,12 @@ def draw_cuts(
     first = next(iter(volumes.values()))
     center = _point_of_interest(labels, scheme, first.geometry)
     low, high = _extent(labels.array > 0, labels.geometry)
-    tumour = _outermost_first(labels, scheme)
+    tumor = _outermost_first(labels, scheme)
     rows = []
     for plane in PLANES:
         sheet = plane_geometry(plane, center, low, high, float(first.geometry.spacing.min()))
         fine = _refined(sheet, pixels_per_mm)
-        outlines = [(_outline(labels, label.value, fine), label.color) for label in tumour]
+        outlines = [(_outline(labels, label.value, fine), label.color) for label in tumor]
         row = []
         for volume in volumes.values():
             gray = Image.fromarray(_gray(volume, sheet))
@@ -124,9 +124,9 @@ def _point_of_interest(labels: Volume, scheme: LabelScheme, image: Geometry) -> 
 
     Through the center of a voxel no plane is interpolated between two planes of the image.
     """
-    tumour = np.isin(labels.array, [label.value for label in scheme.tumour])
-    if tumour.any():
-        ras = labels.geometry.to_ras(np.argwhere(tumour)[:, ::-1].mean(axis=0))
+    tumor = np.isin(labels.array, [label.value for label in scheme.tumor])
+    if tumor.any():
+        ras = labels.geometry.to_ras(np.argwhere(tumor)[:, ::-1].mean(axis=0))
     else:
         ras = center_of(labels.array > 0, labels.geometry)
     return image.to_ras(np.round(image.to_ijk(ras)))
@@ -142,7 +142,7 @@ def _outermost_first(labels: Volume, scheme: LabelScheme) -> list[Label]:
     """The tumor labels that are present, or all but the rest in a scheme without a tumor; where two borders coincide,
     the outline of the inner one is drawn on top."""
     reach = {}
-    for label in scheme.tumour or [label for label in scheme.labels if label.role != "rest"]:
+    for label in scheme.tumor or [label for label in scheme.labels if label.role != "rest"]:
         where = labels.array == label.value
         if where.any():
             low, high = _extent(where, labels.geometry)

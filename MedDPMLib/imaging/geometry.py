@@ -25,7 +25,7 @@ _SPACING_TOLERANCE = 1e-3
 
 @dataclass(frozen=True, eq=False)
 class Geometry:
-    """Voxels of ``size`` (i, j, k) placed in RAS millimetres by ``ijk_to_ras`` (4 x 4, float64).
+    """Voxels of ``size`` (i, j, k) placed in RAS millimeters by ``ijk_to_ras`` (4 x 4, float64).
 
     The matrix may permute, flip, rotate, scale and shear; a singular or non-finite one raises
     :class:`MedDPMError`. ``array.shape == geometry.shape``, which is ``size`` reversed.
@@ -58,7 +58,7 @@ class Geometry:
 
     @cached_property
     def spacing(self) -> np.ndarray:
-        """Distance between neighbouring voxels along i, j and k, in millimetres."""
+        """Distance between neighboring voxels along i, j and k, in millimeters."""
         return np.linalg.norm(self.ijk_to_ras[:3, :3], axis=0)
 
     @cached_property
@@ -67,7 +67,7 @@ class Geometry:
 
     @property
     def voxel_volume(self) -> float:
-        """Volume of one voxel in cubic millimetres."""
+        """Volume of one voxel in cubic millimeters."""
         return float(abs(np.linalg.det(self.ijk_to_ras[:3, :3])))
 
     @property
@@ -167,7 +167,7 @@ class Grid:
         return Geometry(self.size, matrix)
 
     def holding(self, center: np.ndarray, low: np.ndarray, high: np.ndarray, farthest: float) -> np.ndarray:
-        """``center`` (RAS) moved just so far that this grid, centred there, holds the box ``low`` to ``high`` (RAS).
+        """``center`` (RAS) moved just so far that this grid, centered there, holds the box ``low`` to ``high`` (RAS).
 
         Along an axis where the box is longer than the grid, or ``farthest`` mm would not do, nothing is moved.
         """
@@ -177,7 +177,7 @@ class Grid:
         return np.where((lowest <= highest) & (np.abs(moved - center) <= farthest), moved, center)
 
     def place(self, mask: Geometry, middle: np.ndarray) -> Geometry:
-        """Where this grid goes for a mask on geometry ``mask`` whose labels are centred on ``middle`` (RAS).
+        """Where this grid goes for a mask on geometry ``mask`` whose labels are centered on ``middle`` (RAS).
 
         The grid lies along the patient's axes and is never stretched. A mask with the grid's own size and
         spacing keeps its place; one with the grid's spacing keeps its lattice (the shift is a whole number

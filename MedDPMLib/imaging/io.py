@@ -23,7 +23,7 @@ _NIBABEL_SUFFIXES = (*NIFTI_SUFFIXES, ".mgz", ".mgh", ".hdr", ".img")
 ITK_SUFFIXES = (".seg.nrrd", ".nrrd", ".nhdr", ".mha", ".mhd")
 SUFFIXES = _NIBABEL_SUFFIXES + ITK_SUFFIXES
 
-#: What stands in the NIfTI header of everything that is generated: nobody may take it for a patient.
+#: What stands in the NIfTI header of everything that is generated: it must not be mistaken for a patient.
 SYNTHETIC = "synthetic, MedDPM"
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -53,7 +53,7 @@ def read_volume(path: str | os.PathLike, *, geometry: str | None = None, compone
     Compressed files are checked to the end. A trailing axis of one element is dropped. ``geometry`` ("sform" or
     "qform") says which counts where a NIfTI header contradicts itself, ``component`` which volume of a fourth axis is
     wanted, from 0 on. Raises :class:`MedDPMError` for a missing, damaged, 2-D, 4-D or non-finite file, for a folder,
-    for a header whose matrix is singular, and for one that says in two ways where the volume lies.
+    for a header whose matrix is singular, and for one that gives two positions of the volume.
     """
     path = Path(path)
     suffix = check_readable(path)
@@ -129,11 +129,11 @@ def _read_itk(path: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
 
 
 def notes_on_space(path: Path) -> tuple[str, ...]:
-    """A note where a NRRD file does not say in which direction of the patient its axes run."""
+    """A note where an NRRD file does not name the space, and so the directions, of its axes."""
     fields = read_text_header(path) if path.name.lower().endswith((".nrrd", ".nhdr")) else {"space": ""}
     if "space" in fields:
         return ()
-    return (f"{path.name} does not say in which space it lies: its axes are taken to run to L, P and S, as ITK does",)
+    return (f"{path.name} does not name its space: its axes are taken to run to L, P and S, as ITK does",)
 
 
 def read_itk(path: Path):

@@ -17,8 +17,8 @@ from MedDPMLib.runtime.content import read_head
 #: Which of a header's two statements counts, where they contradict each other.
 SFORM, QFORM = GEOMETRIES = ("sform", "qform")
 
-#: Millimetres in the units that a header can name.
-_MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
+#: Millimeters in the units that a header can name.
+_MILLIMETERS = {"meter": 1000.0, "micron": 0.001}
 
 #: Part of a voxel by which two statements may differ anywhere in the volume.
 _MOST_APART = 0.5
@@ -46,7 +46,7 @@ def read_nifti(path: Path, geometry: str | None = None) -> tuple[np.ndarray, np.
     if not hasattr(image.header, "get_qform"):
         if not path.name.lower().endswith((".mgz", ".mgh")):  # FreeSurfer's header has a matrix, one only
             notes += (
-                f"{path.name} is Analyze, which does not say which side is left: its first axis is taken to run to L",
+                f"{path.name} is Analyze, which does not define the left side: its first axis is taken to run to L",
             )
         return array, image.affine, notes
     matrix, more = _place(image.header, image.shape, path, geometry)
@@ -62,9 +62,9 @@ def _opened(path: Path):
         return _pair(path), ()
     notes: tuple[str, ...] = ()
     if name.endswith((".nii", ".mgh")) and is_gzipped(head):
-        notes = (f"{path.name} is compressed, although its name does not say so",)
+        notes = (f"{path.name} is compressed, although its name does not indicate it",)
     elif name.endswith((".nii.gz", ".mgz")) and not is_gzipped(head):
-        notes = (f"{path.name} is not compressed, although its name says so",)
+        notes = (f"{path.name} is not compressed, although its name indicates it",)
     data = path.read_bytes()
     is_mgh = name.endswith((".mgz", ".mgh"))
     if is_gzipped(head):
@@ -83,7 +83,7 @@ def _pair(path: Path):
     image = nibabel.load(path.with_suffix(".hdr"))
     promised = int(np.prod(image.shape, dtype=object)) * image.get_data_dtype().itemsize
     if promised > path.with_suffix(".img").stat().st_size:
-        raise EOFError(f"it promises {promised} bytes of voxels and is too small to hold them")
+        raise EOFError(f"its header requires {promised} bytes of voxels, and it is too small to hold them")
     return image
 
 
@@ -111,7 +111,7 @@ def _promised(head: bytes, is_mgh: bool, size: int) -> int:
     voxels = int(np.prod(header.get_data_shape(), dtype=object)) * header.get_data_dtype().itemsize
     # Deflate shrinks no further than 1032 to 1: a header that promises more is damaged.
     if voxels > 1100 * size:
-        raise EOFError(f"it promises {voxels} bytes of voxels and is too small to hold them")
+        raise EOFError(f"its header requires {voxels} bytes of voxels, and it is too small to hold them")
     return voxels + _AROUND_VOXELS
 
 
@@ -122,20 +122,20 @@ def _place(header, shape: tuple[int, ...], path: Path, wanted: str | None) -> tu
     """The IJK-to-RAS matrix in mm that ``header`` gives a volume of ``shape`` (i, j, k, ...), and notes."""
     name, notes = path.name, []
     unit = header.get_xyzt_units()[0]
-    scale = _MILLIMETRES.get(unit, 1.0)
+    scale = _MILLIMETERS.get(unit, 1.0)
     if scale != 1:
-        notes.append(f"{name} measures in {unit}s: taken as such")
+        notes.append(f"{name} has lengths in {unit}s: converted to millimeters")
     sform, qform = header.get_sform(coded=True)[0], header.get_qform(coded=True)[0]
     if sform is not None and not _is_regular(sform):
         if qform is None:
             return _scaled(sform, scale), tuple(notes)  # refused where it becomes a geometry
-        notes.append(f"{name} has an sform that is no place in space: its qform counts")
+        notes.append(f"{name} has an invalid sform: its qform is used")
         sform = None
     if wanted is not None and (chosen := {SFORM: sform, QFORM: qform}[wanted]) is not None:
-        return _scaled(chosen, scale), (*notes, f"{name} lies where its {wanted} says, as asked for")
+        return _scaled(chosen, scale), (*notes, f"{name} is positioned by its {wanted}, as requested")
     if sform is None and qform is None:
         notes.append(
-            f"{name} does not say how it lies in the patient: its axes are taken to run to L, P and S from the origin,"
+            f"{name} has no orientation in the patient: its axes are taken to run to L, P and S from the origin,"
             " as 3D Slicer does"
         )
         return _scaled(_without_codes(header), scale), tuple(notes)
@@ -162,7 +162,7 @@ def _check_agreement(sform: np.ndarray, qform: np.ndarray, header, shape, path: 
     apart, where = _farthest(expected, qform, shape)
     if apart > _MOST_APART * _voxel(sform):
         raise MedDPMError(
-            f"{path} says in two ways where it lies, which are up to {apart:.3g} mm apart (its sform, code"
+            f"{path} gives two positions, which are up to {apart:.3g} mm apart (its sform, code"
             f" {int(header['sform_code'])}, puts voxel {where} at {_ras(sform, where)}, its qform, code"
             f" {int(header['qform_code'])}, at {_ras(qform, where)}), and 3D Slicer and other programs take the one or"
             " the other",
@@ -179,8 +179,7 @@ def _check_sizes(matrix: np.ndarray, header, shape, path: Path) -> None:
     far = np.minimum(np.abs(sizes - said), np.abs(across - said)) * (np.array(shape[:3]) - 1)
     if (said > 0).all() and (far > _MOST_APART * np.minimum(sizes, said)).any():
         raise MedDPMError(
-            f"{path} says in two ways how large its voxels are ({_sizes(sizes)} mm in its sform, {_sizes(said)} mm in"
-            " pixdim)",
+            f"{path} gives two sizes of its voxels ({_sizes(sizes)} mm in its sform, {_sizes(said)} mm in pixdim)",
             **_TWO_PLACES,
         )
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.appearance import FEATURES, appearance
-from MedDPMLib.imaging.normalize import normalise
+from MedDPMLib.imaging.normalize import normalize
 from MedDPMLib.imaging.resample import resample_image
 from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.masks.fit import fit
@@ -110,6 +110,6 @@ def measure(card: Card, scans: Mapping[str, Volume], mask: Mask) -> dict[str, np
             raise MedDPMError(
                 f"the {modality} scan shows nothing where the mask is", remedy="give a mask that was made on the scan"
             )
-        image = normalise(placed, fitted.labels > 0).array
+        image = normalize(placed, fitted.labels > 0).array
         measured[modality] = appearance(image, fitted.labels, mask.scheme)
     return measured

@@ -45,7 +45,7 @@ _AFFINE_ITERATIONS, _ITERATIONS = 60, 20
 _SMOOTHNESS = 4.0
 
 #: Standard deviation along each axis, in mm, of the random deformation inside a brain, and its scale. It fades out
-#: towards the outline, over the distance above.
+#: toward the outline, over the distance above.
 _BENDING, _BENDING_SCALE = 2.5, 15.0
 
 #: How far a tumor core displaces its surroundings: this share of the radius of a ball of its volume, at most so many
@@ -68,18 +68,18 @@ def complete(fitted: Fitted, scheme: LabelScheme, into: LabelScheme, seed: int) 
     off it is treated as if it ended there. The same labels and seed give the same result. A note names the template.
     """
     generator = np.random.default_rng(seed)
-    anatomies = [template for template in templates() if template.tumour is None]
+    anatomies = [template for template in templates() if template.tumor is None]
     template = anatomies[generator.integers(len(anatomies))]
     mirrored = bool(generator.random() < 0.5)
     structures = _atlas(template.name, into, mirrored)
     brain = fitted.labels > 0
     _check_size(brain, fitted.geometry)
     # Edema soaks tissue and pushes nothing aside.
-    core = np.isin(fitted.labels, [label.value for label in scheme.tumour if label.tissue != "edema"])
+    core = np.isin(fitted.labels, [label.value for label in scheme.tumor if label.tissue != "edema"])
     inside = _warped(structures, Volume(brain, fitted.geometry), core, generator)
     # Where the template does not reach the outline, there is what lies between brain and skull.
     labels = np.where(brain & (inside == 0), np.uint8(into.rest.value), inside) * brain
-    for label in scheme.tumour:
+    for label in scheme.tumor:
         labels[fitted.labels == label.value] = into.label_by_name(label.name).value
     note = (
         f'invented: where the structures of the brain lie (seed {seed}: after the template "{template.title}"'

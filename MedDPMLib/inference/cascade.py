@@ -69,15 +69,15 @@ def draw(
     drawing = _Drawing(cascade, labels, scheme, appearance, torch.Generator().manual_seed(seed), dtype)
     counts = [max(1, round(steps * course.steps)) for course in _COURSES]
     work = [0.0, *np.cumsum([count * course.work for count, course in zip(counts, _COURSES, strict=True)])]
-    told, image = 0, None
+    reported, image = 0, None
     for index, (level, course, count) in enumerate(zip(cascade.levels, _COURSES, counts, strict=True)):
 
         def tell(step: int, drawn: Callable[[], Tensor], index: int = index) -> None:
-            nonlocal told
+            nonlocal reported
             done = int(steps * (work[index] + step * _COURSES[index].work) / work[-1] + 1e-6)
-            while progress is not None and told < done:
-                told += 1
-                progress(told, steps, drawing.whole(drawn())[None])
+            while progress is not None and reported < done:
+                reported += 1
+                progress(reported, steps, drawing.whole(drawn())[None])
 
         image = drawing.level(level, course, count, image, tell)
     return drawing.whole(image)

@@ -1,4 +1,4 @@
-"""Where is the brain? In a skull-stripped image, and around a tumour that hides it."""
+"""Where is the brain? In a skull-stripped image, and around a tumor that hides it."""
 
 from __future__ import annotations
 
@@ -62,22 +62,22 @@ def _foreground(array: np.ndarray, name: str) -> np.ndarray:
     return SimpleITK.GetArrayFromImage(SimpleITK.BinaryFillhole(foreground, False, 1.0))
 
 
-def outside_brain(tumour: np.ndarray, labels: np.ndarray) -> int:
-    """How many voxels of ``tumour`` (boolean) lie outside the brain of a mask's ``labels``, both (k, j, i).
+def outside_brain(tumor: np.ndarray, labels: np.ndarray) -> int:
+    """How many voxels of ``tumor`` (boolean) lie outside the brain of a mask's ``labels``, both (k, j, i).
 
-    The tumour's labels hide the brain under it, so each connected piece is judged by its surface: it is in
+    The tumor's labels hide the brain under it, so each connected piece is judged by its surface: it is in
     the brain if it borders on brain rather than on background. A piece that grows out of the brain's
     surface counts as inside as long as that holds for most of it.
     """
     import SimpleITK
 
-    if not tumour.any():
+    if not tumor.any():
         return 0
-    box = tuple(slice(max(0, found.min() - 1), found.max() + 2) for found in np.nonzero(tumour))
+    box = tuple(slice(max(0, found.min() - 1), found.max() + 2) for found in np.nonzero(tumor))
     # A frame of neither: what lies beyond the volume speaks for nothing.
     background = np.pad(labels[box] == 0, 1)
-    brain = np.pad((labels[box] != 0) & ~tumour[box], 1)
-    image = SimpleITK.GetImageFromArray(np.pad(tumour[box], 1).astype(np.uint8))
+    brain = np.pad((labels[box] != 0) & ~tumor[box], 1)
+    image = SimpleITK.GetImageFromArray(np.pad(tumor[box], 1).astype(np.uint8))
     pieces = SimpleITK.GetArrayFromImage(SimpleITK.ConnectedComponent(image, True))
     sizes = np.bincount(pieces.ravel())
     on_background, on_brain = np.zeros((2, len(sizes)), np.int64)
@@ -91,9 +91,9 @@ def outside_brain(tumour: np.ndarray, labels: np.ndarray) -> int:
     return int(sizes[strays].sum())
 
 
-def describe_volume(cubic_millimetres: float) -> str:
+def describe_volume(cubic_millimeters: float) -> str:
     """For messages: "1.3 l", "25 ml" or "3 mm^3"."""
     for unit, size in ("l", 1e6), ("ml", 1e3):
-        if cubic_millimetres >= size:
-            return f"{cubic_millimetres / size:.3g} {unit}"
-    return f"{cubic_millimetres:.3g} mm^3"
+        if cubic_millimeters >= size:
+            return f"{cubic_millimeters / size:.3g} {unit}"
+    return f"{cubic_millimeters:.3g} mm^3"

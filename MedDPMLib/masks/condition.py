@@ -31,7 +31,7 @@ def condition(
 
 
 def voxel_positions(shape: Sequence[int]) -> np.ndarray:
-    """(3, D, H, W) float32: where each voxel's centre lies along i, j and k, the whole grid of ``shape`` (D, H, W)
+    """(3, D, H, W) float32: where each voxel's center lies along i, j and k, the whole grid of ``shape`` (D, H, W)
     reaching from -1 to 1. A patch of the grid has the same patch of this array."""
     axes = [(2 * np.arange(side, dtype=np.float32) + 1) / side - 1 for side in shape]
     return np.stack(np.broadcast_arrays(*np.meshgrid(*axes, indexing="ij", sparse=True))[::-1])

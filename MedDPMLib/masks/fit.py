@@ -14,7 +14,7 @@ from MedDPMLib.masks.mask import Mask
 from MedDPMLib.masks.size import odd_size
 from MedDPMLib.masks.values import count_values
 
-#: How far, in millimetres, the model's grid leaves the centre of the labels to hold what would be cut off.
+#: How far, in millimeters, the model's grid leaves the center of the labels to hold what would be cut off.
 _LONGEST_SHIFT = 10.0
 
 #: A mask of which the grid cuts off more than this part is not what the grid was made for.
@@ -39,7 +39,7 @@ def fit(mask: Mask, grid: Grid) -> Fitted:
 
     What is cut off and what is too small to survive is said in ``outside`` and ``notes``. The same mask and grid
     give the same object, computed once. Raises :class:`MedDPMError` if nothing is left, if more than
-    :data:`_MOST_LOST` of it is cut off, or all of one tumour label.
+    :data:`_MOST_LOST` of it is cut off, or all of one tumor label.
     """
     if grid not in mask.fitted:
         mask.fitted[grid] = _fit(mask, grid)
@@ -69,7 +69,7 @@ def _fit(mask: Mask, grid: Grid) -> Fitted:
                 f"{label.name}: {describe_volume(outside[label.name])} ({100 * cut / total[label.value]:.3g} %)"
                 " outside the model's grid, cut off"
             )
-            if label.role == "tumour" and cut == total[label.value]:
+            if label.role == "tumor" and cut == total[label.value]:
                 raise MedDPMError(
                     f"all of the {label.name.lower()} of {name} lies outside the model's grid:"
                     f" {_why(mask, 'check whether it belongs to this mask')}"
@@ -90,7 +90,7 @@ def _why(mask: Mask, otherwise: str) -> str:
 
 
 def _count_inside(labels: np.ndarray, geometry: Geometry, box: Geometry) -> np.ndarray:
-    """How many voxels of each value of ``labels`` (uint8) have their centre inside the voxels of ``box``."""
+    """How many voxels of each value of ``labels`` (uint8) have their center inside the voxels of ``box``."""
     matrix = box.ras_to_ijk @ geometry.ijk_to_ras
     i, j = np.arange(geometry.size[0])[None, :], np.arange(geometry.size[1])[:, None]
     counts = np.zeros(256, np.int64)

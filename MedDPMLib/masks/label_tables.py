@@ -37,7 +37,7 @@ _OF_A_FOLDER = (
 #: Folders of masks that ``dataset.json`` lies above.
 _MASKS_BELOW = re.compile(r"(labels|pred|val|test|seg|mask).*", re.IGNORECASE)
 
-#: What programs call a label that nobody has named.
+#: What programs call a label that has no name of its own.
 _UNNAMED = re.compile(r"(label|segment|region|value)?[ _-]*\d*|\(none\)|invalid|clear label|undefined", re.IGNORECASE)
 
 #: A table is a short text.
@@ -101,7 +101,7 @@ def read_entries(path: Path) -> dict[int, Entry]:
     try:
         named = _of_a_dataset(text) if path.suffix.lower() == ".json" else _of_lines(text)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, csv.Error) as error:
-        raise MedDPMError(f"{path} does not say what labels are called ({error!r:.100})") from error
+        raise MedDPMError(f"{path} does not name its labels ({error!r:.100})") from error
     named = {value: Entry(one.name.strip(), one.color) for value, one in named.items() if 0 < value < 65_536}
     named = {value: one for value, one in named.items() if not _UNNAMED.fullmatch(one.name) and one.name != "ignore"}
     if not named:

@@ -25,7 +25,7 @@ from MedDPMLib.masks.seg_nrrd import holds_segments, read_segments
 from MedDPMLib.masks.size import odd_size
 from MedDPMLib.masks.values import count_values, volumes_by_value, whole_numbers
 
-#: Part of a tumour that may lie outside the brain where nobody has said that it is one.
+#: Part of a tumor that may lie outside the brain unless the label convention was given.
 _MOST_OUTSIDE = 0.5
 
 
@@ -52,7 +52,7 @@ class Mask:
         name: str = "mask",
         source: str | None = None,
         numbering: str | Numbering | None = None,
-        said_by: str = "as asked for",
+        said_by: str = "as requested",
         expected: str | None = None,
         brain_from: str | os.PathLike | Volume | None = None,
     ) -> Mask:
@@ -92,7 +92,7 @@ class Mask:
             notes += _check_brain(
                 set(np.flatnonzero(count_values(labels)[1:]) + 1), set(volumes), scheme, reading.numbering
             )
-            notes += _tumour_outside(labels, area, volume.geometry, scheme, numbering is not None)
+            notes += _tumor_outside(labels, area, volume.geometry, scheme, numbering is not None)
         except MedDPMError as error:
             raise error.at(where) from error
         notes += [odd] if (odd := odd_size(labels, volume.geometry, scheme)) else []
@@ -127,7 +127,7 @@ def read_mask(
     path of such a table. ``geometry`` is that of :func:`MedDPMLib.imaging.io.read_volume`, for the image too.
     """
     path = Path(path)
-    said_by = "as asked for"
+    said_by = "as requested"
     if is_dicom_segmentation(path):
         volume, numbering, said_by = (
             read_dicom_segments(path, scheme),
@@ -173,7 +173,7 @@ def _translated(reading: Reading, array: np.ndarray, scheme: LabelScheme) -> np.
         )
         raise MedDPMError(
             f'it holds {listed}, for which the scheme "{scheme.name}" has no label ({scheme.describe_labels()})',
-            remedy=f'say as which of these it is to be read, as in "{as_said}", or use another model',
+            remedy=f'assign them to labels of the scheme, as in "{as_said}", or use another model',
             code="unknown-labels",
             example=as_said,
         )
@@ -191,9 +191,9 @@ def _rest_of(scheme: LabelScheme):
 
 
 def _check_brain(values: set[int], present: set[int], scheme: LabelScheme, read_as: Numbering) -> list[str]:
-    """Refuses a mask (``values`` of the scheme, ``present`` in the file) that is nothing but tumour."""
+    """Refuses a mask (``values`` of the scheme, ``present`` in the file) that is nothing but tumor."""
     rest = scheme.rest
-    others = set(scheme.values) - {label.value for label in scheme.tumour}
+    others = set(scheme.values) - {label.value for label in scheme.tumor}
     if others and not values & others:
         needed = f"label {rest.value}, {rest.name.lower()}" if rest else "every label but tumor"
         around = "brain area" if shows_brain(scheme) else "label around the tumor"
@@ -212,20 +212,20 @@ def _check_brain(values: set[int], present: set[int], scheme: LabelScheme, read_
     return []
 
 
-def _tumour_outside(
+def _tumor_outside(
     labels: np.ndarray, area: np.ndarray | None, geometry: Geometry, scheme: LabelScheme, is_said: bool
 ) -> list[str]:
-    """A note if tumour lies outside the brain: outside ``area`` if that is known, else judged by its surroundings.
+    """A note if tumor lies outside the brain: outside ``area`` if that is known, else judged by its surroundings.
 
-    Most of it outside is refused, unless it ``is_said`` that it is a tumour. Of other organs nothing is known.
+    Most of it outside is refused, unless it ``is_said`` that it is a tumor. Of other organs nothing is known.
     """
     if area is None and not shows_brain(scheme):
         return []
-    tumour = np.isin(labels, [label.value for label in scheme.tumour])
-    outside = outside_brain(tumour, labels) if area is None else np.count_nonzero(tumour & ~area)
-    if not is_said and outside > _MOST_OUTSIDE * np.count_nonzero(tumour):
+    tumor = np.isin(labels, [label.value for label in scheme.tumor])
+    outside = outside_brain(tumor, labels) if area is None else np.count_nonzero(tumor & ~area)
+    if not is_said and outside > _MOST_OUTSIDE * np.count_nonzero(tumor):
         raise MedDPMError(
             f"{describe_volume(outside * geometry.voxel_volume)} of what would be its tumor lie outside the brain",
-            remedy="check whether they belong together, or say what each value is",
+            remedy="check whether they belong together, or define each value",
         )
     return [f"{describe_volume(outside * geometry.voxel_volume)} of tumor lie outside the brain"] if outside else []

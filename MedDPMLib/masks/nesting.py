@@ -1,8 +1,8 @@
-"""How do the parts of a tumour lie in each other? What a swapped numbering cannot imitate.
+"""How do the parts of a tumor lie in each other? What a swapped numbering cannot imitate.
 
-Edema surrounds a tumor: more of its surface than of any other part's borders on what is not tumour. Necrosis lies
+Edema surrounds a tumor: more of its surface than of any other part's borders on what is not tumor. Necrosis lies
 inside the enhancing rim. Held against 49 gliomas of BraTS 2017 to 2023, the first is true of every one (by 0.22 of the
-surface at least), the second of two thirds; no tumour whose necrosis and rim are swapped passes for one of these.
+surface at least), the second of two thirds; no tumor whose necrosis and rim are swapped passes for one of these.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import numpy as np
 
 from MedDPMLib.imaging.geometry import Geometry
 
-#: The parts, as numbers in arrays of roles; 0 is everything that is no tumour, 4 any other part of one.
-NECROSIS, OEDEMA, RIM, OTHER = 1, 2, 3, 4
+#: The parts, as numbers in arrays of roles; 0 is everything that is no tumor, 4 any other part of one.
+NECROSIS, EDEMA, RIM, OTHER = 1, 2, 3, 4
 
-#: By how much more of its surface the outer part borders on what is no tumour.
+#: By how much more of its surface the outer part borders on what is no tumor.
 _OUTER_MARGIN = 0.1
 
 #: Part of the necrosis' surface that borders on the rim, and how much deeper in the core it lies, at least.
@@ -33,26 +33,26 @@ class Nesting(Enum):
 
 
 def judge_nesting(roles: np.ndarray, geometry: Geometry) -> Nesting:
-    """Whether a tumour whose parts are ``roles`` (k, j, i), uint8, is nested as gliomas are.
+    """Whether a tumor whose parts are ``roles`` (k, j, i), uint8, is nested as gliomas are.
 
     Without all three of necrosis, edema and rim it is at best possible.
     """
     if not roles.any():
         return Nesting.POSSIBLE
     box = tuple(slice(max(0, found.min() - 1), found.max() + 2) for found in np.nonzero(roles))
-    # A frame of no tumour, where the volume ends.
+    # A frame of no tumor, where the volume ends.
     roles = np.pad(roles[box], 1)
     borders = _borders(roles)
     surface = borders.sum(axis=1)
-    there = [part for part in (NECROSIS, OEDEMA, RIM) if surface[part]]
+    there = [part for part in (NECROSIS, EDEMA, RIM) if surface[part]]
     outer = {part: borders[part, 0] / surface[part] for part in there}
-    if OEDEMA in there and any(outer[part] > outer[OEDEMA] + _OUTER_MARGIN for part in there):
+    if EDEMA in there and any(outer[part] > outer[EDEMA] + _OUTER_MARGIN for part in there):
         return Nesting.WRONG
     if NECROSIS in there and RIM in there:
         if _encloses(roles, borders, geometry, NECROSIS, RIM):
             return Nesting.WRONG
-        surrounded = OEDEMA in there and all(
-            outer[part] < outer[OEDEMA] - _OUTER_MARGIN for part in there if part != OEDEMA
+        surrounded = EDEMA in there and all(
+            outer[part] < outer[EDEMA] - _OUTER_MARGIN for part in there if part != EDEMA
         )
         if surrounded and _encloses(roles, borders, geometry, RIM, NECROSIS):
             return Nesting.TYPICAL

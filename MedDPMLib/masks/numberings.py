@@ -20,7 +20,7 @@ from MedDPMLib.runtime.paths import RESOURCES
 
 _FILE = RESOURCES / "numberings.json"
 
-#: The scheme whose labels have the names of all parts of brain and tumour.
+#: The scheme whose labels have the names of all parts of brain and tumor.
 _ALL_PARTS = "anatomy"
 
 #: What stands beside a name and says nothing about which structure it is: FreeSurfer's and others' prefixes.
@@ -130,7 +130,7 @@ def find_numbering(scheme: LabelScheme, name: str) -> Numbering:
             return numbering
     known = "; ".join(f'"{numbering.name}" ({numbering.title})' for numbering in numberings(scheme))
     raise MedDPMError(
-        f'there is no numbering "{name}" for the scheme "{scheme.name}": use {known}; or say what each value is,'
+        f'there is no label convention "{name}" for the scheme "{scheme.name}": use {known}; or define each value,'
         f' as in "1={scheme.labels[0].name.lower()}"'
     )
 
@@ -151,7 +151,7 @@ def _written_out(scheme: LabelScheme, text: str) -> Numbering:
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d{1,5})\s*=\s*(.+?)\s*", part)
         if match is None or not 0 < int(match[1]) < 65_536 or int(match[1]) in meanings:
-            raise MedDPMError(f'"{part}" in "{text}" does not say what one value is: write 1=necrosis,2=edema')
+            raise MedDPMError(f'"{part}" in "{text}" does not define a value: write 1=necrosis,2=edema')
         value, name = int(match[1]), match[2]
         label = label_named(name, scheme)
         if label is None and name.casefold() not in _NOTHING:
@@ -159,7 +159,7 @@ def _written_out(scheme: LabelScheme, text: str) -> Numbering:
                 f'"{name}" in "{text}" is no label of the scheme "{scheme.name}" ({scheme.describe_labels()})'
             )
         values[value], meanings[value] = (label.value, label.name) if label else (0, "nothing")
-    return Numbering(text, "as it was said", tuple(values.items()), tuple(meanings.items()))
+    return Numbering(text, "as specified", tuple(values.items()), tuple(meanings.items()))
 
 
 # Names -----------------------------------------------------------------------------------------------
@@ -208,12 +208,12 @@ def label_for(part: str, scheme: LabelScheme) -> Label | None:
     if part in brain_parts():  # some of this and some of that structure, if there are any
         return None if any(one.role == "structure" for one in scheme.labels) else scheme.rest
     wanted = known.label_by_name(part)
-    return scheme.rest if wanted is not None and wanted.role != "tumour" else None
+    return scheme.rest if wanted is not None and wanted.role != "tumor" else None
 
 
 def shows_brain(scheme: LabelScheme) -> bool:
     """Whether ``scheme`` has a label that is brain or head: then size and places of labels are known to some extent."""
-    known = [label.name for one in map(load_scheme, scheme_names()) for label in one.labels if label.role != "tumour"]
+    known = [label.name for one in map(load_scheme, scheme_names()) for label in one.labels if label.role != "tumor"]
     return any(scheme_label.name in known for scheme_label in scheme.labels)
 
 

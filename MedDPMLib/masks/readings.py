@@ -1,7 +1,7 @@
 """What do the values of this file mean? Nothing is guessed: what could mean two things is asked.
 
 Every numbering that explains all values is a :class:`Reading`, and is held against anatomy: the volume of every label,
-that of the brain, both halves of it, and how the parts of a tumour lie in each other (``masks/nesting.py``). A file's
+that of the brain, both halves of it, and how the parts of a tumor lie in each other (``masks/nesting.py``). A file's
 name can speak for a numbering, where nothing speaks against it.
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.geometry import Geometry
 from MedDPMLib.masks.brain_area import describe_volume
-from MedDPMLib.masks.nesting import NECROSIS, OEDEMA, OTHER, RIM, Nesting, judge_nesting
+from MedDPMLib.masks.nesting import EDEMA, NECROSIS, OTHER, RIM, Nesting, judge_nesting
 from MedDPMLib.masks.numberings import (
     Numbering,
     brain_parts,
@@ -33,7 +33,7 @@ _ML = 1000.0
 #: A brain measures so much, in mm^3: the smallest is a newborn's.
 _BRAIN = (300 * _ML, 2500 * _ML)
 
-#: So many structures make a brain that nobody has to be asked about.
+#: With so many structures it is a brain, without a question.
 _MANY_STRUCTURES = 5
 
 #: A part of the box around it that a brain fills at least; organs spread over a trunk fill less.
@@ -42,7 +42,7 @@ _LEAST_FILLED = 0.2
 #: A part of at least so many ml is in every brain, and in every picture of one.
 _LARGE = 100
 
-#: So many structures, or this part of them, may be smaller than in anyone: cut off, or pushed aside by a tumour.
+#: So many structures, or this part of them, may be smaller than in anyone: cut off, or pushed aside by a tumor.
 _MOST_SMALL = (2, 0.5)
 
 #: The most readings that a message lists.
@@ -50,7 +50,7 @@ _MOST_LISTED = 3
 
 _STRUCTURES = {label.name for label in load_scheme("anatomy").labels if label.role == "structure"}
 
-_TISSUES = {"core": NECROSIS, "edema": OEDEMA, "rim": RIM}
+_TISSUES = {"core": NECROSIS, "edema": EDEMA, "rim": RIM}
 _ROLES = {label.name: _TISSUES[label.tissue] for label in load_scheme("anatomy").labels if label.tissue in _TISSUES}
 
 
@@ -58,7 +58,7 @@ _ROLES = {label.name: _TISSUES[label.tissue] for label in load_scheme("anatomy")
 class Reading:
     """A way to read a file: ``volumes`` in mm^3 by (name of the part, the file's values), and what speaks against it.
 
-    ``numbering.name`` is what ``--labels`` takes. ``nesting`` says how the parts of a tumour lie.
+    ``numbering.name`` is what ``--labels`` takes. ``nesting`` says how the parts of a tumor lie.
     """
 
     numbering: Numbering
@@ -75,7 +75,7 @@ class Reading:
         return not self.doubts and self.nesting is not Nesting.WRONG
 
     def describe(self) -> str:
-        """For messages: "necrosis (1) 4.94 ml, oedema (2) 44.1 ml"."""
+        """For messages: "necrosis (1) 4.94 ml, edema (2) 44.1 ml"."""
         return ", ".join(
             f"{name[:1].lower() + name[1:]} ({', '.join(map(str, values))}) {describe_volume(volume)}"
             for name, values, volume in self.volumes
@@ -197,7 +197,7 @@ def _doubts(numbering: Numbering, parts: Sequence, volumes: Mapping[int, float],
     there = [(left in volumes, right in volumes) for left, right in numbering.halves]
     one_sided = [left for left, right in there if left != right]
     if len(one_sided) * 2 > sum(left or right for left, right in there):
-        doubts.append(f"only the {'left' if one_sided[0] else 'right'} half of the brain is labelled")
+        doubts.append(f"only the {'left' if one_sided[0] else 'right'} half of the brain is labeled")
     return doubts
 
 
@@ -215,13 +215,13 @@ def _spread(reading: Reading, array: np.ndarray, geometry: Geometry) -> list[str
 
 
 def _roles(reading: Reading, array: np.ndarray) -> np.ndarray:
-    """The parts of the tumour in ``array``, as :func:`judge_nesting` numbers them."""
+    """The parts of the tumor in ``array``, as :func:`judge_nesting` numbers them."""
     table = np.zeros(np.iinfo(array.dtype).max + 1, np.uint8)
-    tumour = {label.name for label in load_scheme("anatomy").tumour}
+    tumor = {label.name for label in load_scheme("anatomy").tumor}
     for name, values, _ in reading.volumes:
         if name in _ROLES:
             table[list(values)] = _ROLES[name]
-        elif name in tumour or label_for(name, load_scheme("anatomy")) is None:
+        elif name in tumor or label_for(name, load_scheme("anatomy")) is None:
             table[list(values)] = OTHER
     return table[array]
 
@@ -231,15 +231,15 @@ def _brain_parts(parts: Sequence) -> list[str]:
     return [
         name
         for name, _, _ in parts
-        if name in others or ((label := known.label_by_name(name)) and label.role != "tumour")
+        if name in others or ((label := known.label_by_name(name)) and label.role != "tumor")
     ]
 
 
 def _is_sure(reading: Reading, volumes: Mapping[int, float]) -> bool:
-    """Whether the one possible ``reading`` has what no other can have: many structures, a brain, a typical tumour.
+    """Whether the one possible ``reading`` has what no other can have: many structures, a brain, a typical tumor.
 
-    A brain and all parts of a tumour, numbered one after the other, can also be an export in the order of segments, of
-    which necrosis and rim are swapped: there the tumour has to be typical.
+    A brain and all parts of a tumor, numbered one after the other, can also be an export in the order of segments, of
+    which necrosis and rim are swapped: there the tumor has to be typical.
     """
     if _is_typical(reading) or len(_brain_parts(reading.volumes)) >= _MANY_STRUCTURES:
         return True
@@ -266,11 +266,11 @@ def _asked(readings: Sequence[Reading], volumes: Mapping[int, float]) -> Ambiguo
     values = _listed(sorted(volumes))
     fact = f"the values {values} can mean different things"
     if len(readings) == 1:
-        fact = f"the values {values} can be what one label convention makes of them, or something else"
+        fact = f"the values {values} fit one label convention, but can mean something else"
     return AmbiguousLabels(
         fact,
         readings,
-        remedy=f"say which label convention it is: {choices}",
+        remedy=f"choose the label convention: {choices}",
         code="ambiguous-labels",
         choices=choices,
     )
@@ -295,8 +295,7 @@ def _implausible(
         else "the parts of a tumor are never nested like this"
     )
     fact = (
-        f"the values {_listed(sorted(volumes))} are in no label convention that is known: in"
-        f' "{closest.numbering.name}" {why}'
+        f'the values {_listed(sorted(volumes))} are in no known label convention: in "{closest.numbering.name}" {why}'
     )
     return _unread(fact, array, geometry, volumes, scheme, closest)
 
@@ -308,7 +307,7 @@ def _unknown(
     strange = sorted(value for value in volumes if not closest.explains([value]))
     fact = (
         f'the values {_listed(strange)} are not in the scheme "{scheme.name}" ({scheme.describe_labels()}), nor are all'
-        " in one label convention that is known"
+        " in one known label convention"
     )
     return _unread(fact, array, geometry, volumes, scheme)
 
@@ -334,7 +333,7 @@ def _unread(
     return AmbiguousLabels(
         fact,
         readings,
-        remedy=f'say what each value is, as in "{example}", or use a model with another scheme',
+        remedy=f'define each value, as in "{example}", or use a model with another scheme',
         code="unknown-labels",
         example=example,
     )
@@ -343,7 +342,7 @@ def _unread(
 def _in_some_order(
     array: np.ndarray, geometry: Geometry, volumes: Mapping[int, float], scheme: LabelScheme
 ) -> Reading | None:
-    """The one reading as a brain and the three parts of a tumour, numbered in any order, that is nested as a glioma.
+    """The one reading as a brain and the three parts of a tumor, numbered in any order, that is nested as a glioma.
 
     So 3D Slicer numbers the segments of a label map that it exports.
     """

@@ -1,4 +1,4 @@
-"""How does somebody say what a file's values mean? With ``--labels``, or in a table beside the file."""
+"""How does a user define what a file's values mean? With ``--labels``, or in a table beside the file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def explaining(scheme: LabelScheme, numbering: str | Numbering, values: Iterable
     strange = sorted(value for value in values if not found.explains({value}))
     if strange:
         listed = ", ".join(map(str, strange[:10]))
-        raise MedDPMError(f'the values {listed} have no meaning in the numbering "{found.name}" ({found.title})')
+        raise MedDPMError(f'the values {listed} have no meaning in the label convention "{found.name}" ({found.title})')
     return found
 
 
@@ -65,4 +65,4 @@ def named_by(table: Path, names: Mapping[int, str], path: Path, volume: Volume, 
         problem = f"would make the values of {path} {'; '.join(doubts[:2])}: check whether it belongs to this file"
     else:
         return numbering
-    raise MedDPMError(f"{table} {problem}, or say with --labels how its values are numbered")
+    raise MedDPMError(f"{table} {problem}, or choose the label convention with --labels")

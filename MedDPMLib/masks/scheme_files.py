@@ -40,7 +40,7 @@ _OF_A_LABEL = (
 _OF_A_NUMBERING = ("name", "title", "values", "file_names")
 
 #: Labels whose priorities are left out win over each other in the order of these roles, then of the file.
-_ORDER = {"tumour": 0, "rest": 2}
+_ORDER = {"tumor": 0, "rest": 2}
 
 #: Colors (red, green, blue) that differ less are taken for one another on a screen.
 _LEAST_DIFFERENCE = 40
@@ -171,7 +171,8 @@ def _checked(data: Any, stem: str, lines: _Lines) -> tuple[LabelScheme | None, l
         if label is not None:
             labels[index] = label
     problems += _twice(labels, lines)
-    problems += _checked_numberings(whole, {label.name.casefold() for label in labels.values()}, lines)
+    names = {text.casefold() for label in labels.values() for text in (label.name, *label.aliases)}
+    problems += _checked_numberings(whole, names, lines)
     scheme = None
     if not problems:
         try:

@@ -1,7 +1,7 @@
 """Which labels exist?
 
 A :class:`LabelScheme` is data (``resources/schemes/*.json``, a model's card, or a user's file, see
-``masks/scheme_files.py``): labels with value, name, colour, terminology, priority and the volumes in which they occur.
+``masks/scheme_files.py``): labels with value, name, color, terminology, priority and the volumes in which they occur.
 How files number them: ``masks/numberings.py``.
 """
 
@@ -16,16 +16,22 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 from MedDPMLib.errors import MedDPMError
+from MedDPMLib.moved import former_attribute
 from MedDPMLib.runtime.paths import RESOURCES
 
 _SCHEMES = RESOURCES / "schemes"
 
-#: What a label is to a model: part of a tumour, a structure of its own, or what is left inside brain or head.
-ROLES = ("tumour", "structure", "rest")
+#: What a label is to a model: part of a tumor, a structure of its own, or what is left inside brain or head.
+ROLES = ("tumor", "structure", "rest")
 
 #: What a label shows, where that decides what is done with it: a tumor's necrotic core, its enhancing rim, the edema
 #: around it; fluid, which a tumor does not grow into; white matter, in which edema spreads.
 TISSUES = ("core", "rim", "edema", "fluid", "white matter")
+
+#: Names of labels until version 0.1 with the current ones: models, masks and scenes from before have them.
+FORMER_NAMES = {"Oedema": "Edema", "Enhancing tumour": "Enhancing tumor", "Tumour": "Tumor"}
+
+_FORMER_ROLES = {"tumour": "tumor"}
 
 #: What a numbering calls a value that is left out.
 NOTHING = "none"
@@ -48,7 +54,7 @@ class Label:
 
     Of overlapping labels the one with the lowest ``priority`` wins. ``role`` is one of :data:`ROLES`, ``tissue`` one of
     :data:`TISSUES`, or None. ``category`` and ``type`` are its terminology, if it has one. ``aliases`` are other names
-    under which it is met; ``plausible_ml`` is the least and the most, in millilitres, that it measures in anyone (None:
+    under which it is met; ``plausible_ml`` is the least and the most, in milliliters, that it measures in anyone (None:
     not known).
     """
 
@@ -100,9 +106,12 @@ class LabelScheme:
         return tuple(label.value for label in sorted(self.labels, key=lambda label: label.priority))
 
     @property
-    def tumour(self) -> tuple[Label, ...]:
-        """The labels that are parts of a tumour."""
-        return tuple(label for label in self.labels if label.role == "tumour")
+    def tumor(self) -> tuple[Label, ...]:
+        """The labels that are parts of a tumor."""
+        return tuple(label for label in self.labels if label.role == "tumor")
+
+    #: The name of :attr:`tumor` until version 0.1.
+    tumour = former_attribute("tumour", "tumor")
 
     @property
     def rest(self) -> Label | None:
@@ -134,7 +143,7 @@ class LabelScheme:
         return next((label for label, code in coded if (code.scheme, code.value) == (scheme, value)), None)
 
     def describe_labels(self) -> str:
-        """For messages: "1 necrosis, 2 oedema, ..."."""
+        """For messages: "1 necrosis, 2 edema, ..."."""
         return ", ".join(f"{label.value} {label.name.lower()}" for label in self.labels)
 
     def one_hot(self, labels: np.ndarray) -> np.ndarray:
@@ -192,15 +201,27 @@ class LabelScheme:
 
     @classmethod
     def from_dict(cls, data: object) -> LabelScheme:
-        """Reads :meth:`to_dict`'s data, from a file that nobody vouches for: :class:`MedDPMError` if it is not sound.
+        """Reads :meth:`to_dict`'s data, from a file of unknown origin; :class:`MedDPMError` if it is invalid.
 
-        What cards of version 0.1 say of numberings is read for the name of the scheme's own values alone.
+        Labels of version 0.1 get their current names (:data:`FORMER_NAMES`), the former ones become aliases. What its
+        cards say of numberings is read for the name of the scheme's own values alone. A scheme with name and labels of
+        one that ships with the package equals it, whatever its title was.
         """
+        scheme = cls._read(data)
+        if scheme.name in scheme_names():
+            shipped = load_scheme(scheme.name)
+            if scheme.labels == shipped.labels:
+                return replace(scheme, title=shipped.title)
+        return scheme
+
+    @classmethod
+    def _read(cls, data: object) -> LabelScheme:
         name = _text(_get(data, "name", "the label scheme"), "the label scheme's name")
         where = f'the label scheme "{name}"'
         labels = tuple(
             sorted((read_label(entry, where) for entry in _list(data, "labels", where)), key=lambda label: label.value)
         )
+        labels = _with_current_names(labels)
         if not any(label.tissue for label in labels):
             labels = _with_known_tissues(labels)
         if not labels:
@@ -215,7 +236,7 @@ class LabelScheme:
         own_numbering = _text(_own_numbering(data, values), f"{where}: own_numbering")
         # Before schemes named their own numbering, "numberings" were all that there are.
         listed = _list(data, "numberings", where) if "own_numbering" in data and "numberings" in data else []
-        names = {label.name.casefold() for label in labels}
+        names = {text.casefold() for label in labels for text in (label.name, *label.aliases)}
         conventions = tuple(read_convention(entry, names, where) for entry in listed)
         known = [own_numbering, *(one.name for one in conventions)]
         _check_unique(known, f"{where}: each numbering needs its own name")
@@ -232,7 +253,18 @@ def load_scheme(name: str) -> LabelScheme:
     """The scheme called ``name``, one of :func:`scheme_names`."""
     if name not in scheme_names():
         raise MedDPMError(f'there is no label scheme "{name}": use one of {", ".join(scheme_names())}')
-    return LabelScheme.from_dict(json.loads((_SCHEMES / f"{name}.json").read_text(encoding="utf-8")))
+    return LabelScheme._read(json.loads((_SCHEMES / f"{name}.json").read_text(encoding="utf-8")))
+
+
+def _with_current_names(labels: tuple[Label, ...]) -> tuple[Label, ...]:
+    """``labels`` with the current name of each that has a former one, which becomes an alias."""
+    taken = {label.name.casefold() for label in labels}
+    return tuple(
+        replace(label, name=current, aliases=(label.name, *(alias for alias in label.aliases if alias != current)))
+        if (current := FORMER_NAMES.get(label.name)) and current.casefold() not in taken
+        else label
+        for label in labels
+    )
 
 
 def _with_known_tissues(labels: tuple[Label, ...]) -> tuple[Label, ...]:
@@ -244,7 +276,7 @@ def _with_known_tissues(labels: tuple[Label, ...]) -> tuple[Label, ...]:
     return tuple(replace(label, tissue=known.get(label.name)) for label in labels)
 
 
-# Reading what nobody vouches for ---------------------------------------------------------------------
+# Reading files of unknown origin ----------------------------------------------------------------------
 
 
 def read_label(data: object, where: str) -> Label:
@@ -252,6 +284,7 @@ def read_label(data: object, where: str) -> Label:
     name = _text(_get(data, "name", f"a label of {where}"), f"{where}: a label's name")
     where = f'{where}: label "{name}"'
     role = data.get("role")
+    role = _FORMER_ROLES.get(role, role) if isinstance(role, str) else role
     if role is not None and role not in ROLES:
         raise MedDPMError(f"{where}: the role has to be one of {', '.join(ROLES)}, or left out")
     color = [_integer(part, 0, 255, f"{where}: color") for part in _list(data, "color", where)]

@@ -153,20 +153,20 @@ def _present(path: Path, segments: list[Segment], layers: np.ndarray) -> list[Se
 
 def _check_together(path: Path, segments: list[Segment], label: Label) -> None:
     """Refuses two segments of one label that are neither its sides nor its parts: which of them is meant?"""
-    if label.role != "tumour" or all(has_side(segment.name) for segment in segments):
+    if label.role != "tumor" or all(has_side(segment.name) for segment in segments):
         names = [" ".join(segment.name.casefold().split()) for segment in segments]
         if len(set(names)) == len(names):
             return
     raise MedDPMError(
         f'{path}: the segments "{segments[0].name}" and "{segments[1].name}" are both the label "{label.name}": merge'
-        " them or name one of them otherwise"
+        " them or rename one of them"
     )
 
 
 def write_segments(path: str | os.PathLike, labels: Volume, scheme: LabelScheme, *, description: str = "") -> None:
     """Writes ``labels`` (values of ``scheme``, on a geometry without shear) for 3D Slicer, whole or not at all.
 
-    Every label that is there becomes a segment of its value, with the scheme's name, colour and terminology;
+    Every label that is there becomes a segment of its value, with the scheme's name, color and terminology;
     ``description`` goes into the header.
     """
     import SimpleITK
@@ -191,11 +191,11 @@ def write_segments(path: str | os.PathLike, labels: Volume, scheme: LabelScheme,
         except RuntimeError as error:
             raise OSError(str(error)) from error
         if not np.array_equal(written, array):  # a full disk is not always reported
-            raise OSError("not all of it arrived")
+            raise OSError("it was not written completely")
 
 
 def _segmentation_header(geometry: Geometry) -> dict[str, str]:
-    """What 3D Slicer's header says of all segments: above all, on which voxels one goes on painting."""
+    """What 3D Slicer's header says of all segments: above all, on which voxels painting continues."""
     extent = [end for size in geometry.size for end in (0, size - 1)]
     place = ";".join(f"{number:.17g}" for number in (*geometry.ijk_to_ras.ravel(), *extent))
     return {

@@ -8,7 +8,7 @@ from MedDPMLib.imaging.geometry import Geometry, extent
 from MedDPMLib.masks.numberings import shows_brain
 from MedDPMLib.masks.schemes import LabelScheme
 
-#: Longest side, in millimetres, that a brain or head can have; outside of this the spacing is doubted.
+#: Longest side, in millimeters, that a brain or head can have; outside of this the spacing is doubted.
 _PLAUSIBLE_EXTENT = (60.0, 300.0)
 _SMALLEST = 2.0
 
@@ -16,12 +16,12 @@ _SMALLEST = 2.0
 _BRAIN_EXTENT = (120.0, 240.0)
 _USUAL_EXTENT = 170.0
 
-#: What a length was measured in that counts as so many millimetres.
+#: What a length was measured in that counts as so many millimeters.
 _UNITS = {1000.0: "meters", 10.0: "centimeters", 0.001: "micrometers"}
 
 
 def odd_size(labels: np.ndarray, geometry: Geometry, scheme: LabelScheme) -> str | None:
-    """What is odd about the size of all that is labelled (k, j, i), and what would explain it; None if nothing is, or
+    """What is odd about the size of all that is labeled (k, j, i), and what would explain it; None if nothing is, or
     if ``scheme`` shows no brain."""
     if not shows_brain(scheme):
         return None
@@ -34,7 +34,7 @@ def odd_size(labels: np.ndarray, geometry: Geometry, scheme: LabelScheme) -> str
 
 
 def is_absurd(labels: np.ndarray, geometry: Geometry, scheme: LabelScheme) -> bool:
-    """Whether nothing in a head, not even a small tumour, has the size of what is labelled in a ``scheme`` of one."""
+    """Whether nothing in a head, not even a small tumor, has the size of what is labeled in a ``scheme`` of one."""
     if not shows_brain(scheme):
         return False
     low, high = extent(labels != 0, geometry)

@@ -1,4 +1,4 @@
-"""Which masks ship with the package? Anatomies to paint on, and one with a tumour for the demo."""
+"""Which masks ship with the package? Anatomies to paint on, and one with a tumor for the demo."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.masks.mask import Mask, read_mask
 from MedDPMLib.masks.numberings import numberings
 from MedDPMLib.masks.schemes import LabelScheme, load_scheme
-from MedDPMLib.masks.tumor import paint_tumour
+from MedDPMLib.masks.tumor import paint_tumor
+from MedDPMLib.moved import former_attribute
 from MedDPMLib.runtime.paths import RESOURCES
 
 _FOLDER = RESOURCES / "templates"
@@ -27,14 +28,17 @@ _SCHEME = "anatomy"
 class Template:
     """A mask that ships with the package: ``name``, ``title`` for a menu, ``notes`` on what it shows, and its file.
 
-    ``tumour`` says how the tumour was painted: on which template, where (RAS, mm), how large (mm), which seed.
+    ``tumor`` says how the tumor was painted: on which template, where (RAS, mm), how large (mm), which seed.
     """
 
     name: str
     title: str
     notes: str
     path: Path
-    tumour: tuple[str, tuple[float, float, float], float, int] | None = None
+    tumor: tuple[str, tuple[float, float, float], float, int] | None = None
+
+    #: The name of :attr:`tumor` until version 0.1.
+    tumor = former_attribute("tumor", "tumor")
 
 
 @lru_cache
@@ -43,11 +47,11 @@ def templates() -> tuple[Template, ...]:
     entries = json.loads((_FOLDER / "templates.json").read_text(encoding="utf-8"))
     found = []
     for entry in entries:
-        tumour = entry.get("tumour")
-        if tumour:
-            tumour = (tumour["on"], tuple(tumour["center"]), tumour["radius"], tumour["seed"])
+        tumor = entry.get("tumor")
+        if tumor:
+            tumor = (tumor["on"], tuple(tumor["center"]), tumor["radius"], tumor["seed"])
         path = _FOLDER / f"{entry['name']}.nii.gz"
-        found.append(Template(entry["name"], entry["title"], entry["notes"], path, tumour))
+        found.append(Template(entry["name"], entry["title"], entry["notes"], path, tumor))
     return tuple(found)
 
 
@@ -78,19 +82,19 @@ def can_hold_templates(scheme: LabelScheme) -> bool:
 
 
 def demo_mask(scheme: LabelScheme | None = None) -> Mask:
-    """The first template with a tumour, see :func:`load_template`."""
-    return load_template(next(template.name for template in templates() if template.tumour), scheme)
+    """The first template with a tumor, see :func:`load_template`."""
+    return load_template(next(template.name for template in templates() if template.tumor), scheme)
 
 
 def repaint_template(name: str) -> Volume:
-    """The template called ``name``, which has a tumour, painted anew: how its file came about.
+    """The template called ``name``, which has a tumor, painted anew: how its file came about.
 
     ``write_nifti(path, repaint_template(name))`` makes the file again.
     """
     template = find_template(name)
-    if template.tumour is None:
-        raise MedDPMError(f'the template "{name}" has no painted tumour')
-    on, center, radius, seed = template.tumour
+    if template.tumor is None:
+        raise MedDPMError(f'the template "{name}" has no painted tumor')
+    on, center, radius, seed = template.tumor
     below = load_template(on)
-    labels = paint_tumour(below.volume.array, below.volume.geometry, below.scheme, np.array(center), radius, seed=seed)
+    labels = paint_tumor(below.volume.array, below.volume.geometry, below.scheme, np.array(center), radius, seed=seed)
     return Volume(labels, below.volume.geometry)

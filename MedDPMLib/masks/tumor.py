@@ -1,6 +1,6 @@
-"""How is a tumour painted into a mask, in one stroke?
+"""How is a tumor painted into a mask, in one stroke?
 
-A stamp of three layers, as a glioma shows them: a necrotic core, an enhancing rim, and oedema that spreads in
+A stamp of three layers, as a glioma shows them: a necrotic core, an enhancing rim, and edema that spreads in
 the white matter. Its outline is irregular, and the same at any resolution.
 """
 
@@ -11,34 +11,37 @@ import numpy as np
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.geometry import Geometry
 from MedDPMLib.masks.schemes import Label, LabelScheme
+from MedDPMLib.moved import former_names
 
 #: Plane waves in the sum that roughens an outline, and their number of periods within one radius.
 _WAVES = 32
 _PERIODS = (0.25, 1.1)
 
-#: How far, in radii, a tumour can reach.
+#: How far, in radii, a tumor can reach.
 _REACH = 3.0
 
 #: Where the layers end, in radii, and how far (one standard deviation) the outline strays from it.
 _NECROSIS = (0.64, 0.12)
 _CORE = (1.0, 0.14)
-_OEDEMA = (1.7, 0.35)
+_EDEMA = (1.7, 0.35)
 
 #: Thickness of the enhancing rim, in radii, at its thinnest.
 _THINNEST_RIM = 0.12
 
-#: How far, in radii, the oedema reaches into what is not white matter.
-_OEDEMA_BEYOND_WHITE_MATTER = 1.12
+#: How far, in radii, the edema reaches into what is not white matter.
+_EDEMA_BEYOND_WHITE_MATTER = 1.12
+
+__getattr__ = former_names(__name__, {"paint_tumour": "paint_tumor"})
 
 
-def paint_tumour(
+def paint_tumor(
     labels: np.ndarray, geometry: Geometry, scheme: LabelScheme, center: np.ndarray, radius: float, *, seed: int = 0
 ) -> np.ndarray:
-    """A copy of ``labels`` (k, j, i) with a tumour at ``center`` (RAS, mm) whose core has the ``radius`` (mm).
+    """A copy of ``labels`` (k, j, i) with a tumor at ``center`` (RAS, mm) whose core has the ``radius`` (mm).
 
-    Only what is labelled is painted over, ventricles are not. In a scheme without white matter the oedema
-    spreads in the rest of the brain; in one with a single tumour label the core alone is painted. ``seed``
-    chooses the outline; equal arguments give equal tumours, whatever the voxels' size. Raises
+    Only what is labeled is painted over, ventricles are not. In a scheme without white matter the edema
+    spreads in the rest of the brain; in one with a single tumor label the core alone is painted. ``seed``
+    chooses the outline; equal arguments give equal tumors, whatever the voxels' size. Raises
     :class:`MedDPMError` if there is nothing to paint on.
     """
     center = np.asarray(center, np.float64)
@@ -50,22 +53,22 @@ def paint_tumour(
     generator = np.random.default_rng(seed)
     axes = np.linalg.qr(generator.standard_normal((3, 3)))[0] * generator.uniform(0.85, 1.2, 3)
     distance = np.linalg.norm((_positions(place) - center) / radius @ axes, axis=-1)
-    necrotic_edge, core_edge, oedema_edge = (
-        edge + stray * _roughness(place, center, radius, generator) for edge, stray in (_NECROSIS, _CORE, _OEDEMA)
+    necrotic_edge, core_edge, edema_edge = (
+        edge + stray * _roughness(place, center, radius, generator) for edge, stray in (_NECROSIS, _CORE, _EDEMA)
     )
-    core, oedema = distance < core_edge, distance < oedema_edge
+    core, edema = distance < core_edge, distance < edema_edge
     necrosis = distance < np.minimum(necrotic_edge, core_edge - _THINNEST_RIM)
     painted = labels.copy()
     part = painted[box]
 
     shown = [scheme.of_tissue(tissue) for tissue in ("edema", "rim", "core")]
     if all(shown):
-        extents = (oedema & _may_swell(part, distance, scheme), core, necrosis)
+        extents = (edema & _may_swell(part, distance, scheme), core, necrosis)
         layers: list[tuple[Label, np.ndarray]] = [
             (labels_of[0], where) for labels_of, where in zip(shown, extents, strict=True)
         ]
     else:
-        layers = [(label, core) for label in scheme.tumour[:1]]
+        layers = [(label, core) for label in scheme.tumor[:1]]
     spared = [label.value for label in scheme.of_tissue("fluid")]
     paintable = (part != 0) & ~np.isin(part, spared)
     if not (core & paintable).any():
@@ -79,7 +82,7 @@ def paint_tumour(
 def _box(geometry: Geometry, center: np.ndarray, reach: float) -> tuple[tuple[slice, ...], Geometry | None]:
     """The slices (k, j, i) within ``reach`` mm of ``center`` and their geometry; None if that is elsewhere."""
     middle = geometry.to_ijk(center)
-    # The length of a row of the inverse bounds how far an index can grow in one millimetre.
+    # The length of a row of the inverse bounds how far an index can grow in one millimeter.
     span = reach * np.linalg.norm(geometry.ras_to_ijk[:3, :3], axis=1)
     low = np.clip(np.floor(middle - span), 0, geometry.size).astype(int)
     high = np.clip(np.ceil(middle + span) + 1, 0, geometry.size).astype(int)
@@ -112,8 +115,8 @@ def _roughness(place: Geometry, center: np.ndarray, radius: float, generator: np
 
 
 def _may_swell(part: np.ndarray, distance: np.ndarray, scheme: LabelScheme) -> np.ndarray:
-    """Where oedema can be: white matter, and a thin shell of other tissue, but not fluid, around the core."""
-    shell = distance < _OEDEMA_BEYOND_WHITE_MATTER
+    """Where edema can be: white matter, and a thin shell of other tissue, but not fluid, around the core."""
+    shell = distance < _EDEMA_BEYOND_WHITE_MATTER
     white_matter = [label.value for label in scheme.of_tissue("white matter")]
     if not white_matter:
         return shell if scheme.rest is None else shell | (part == scheme.rest.value)

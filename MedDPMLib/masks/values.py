@@ -32,7 +32,7 @@ def whole_numbers(array: np.ndarray) -> np.ndarray:
         if strays.any():
             raise MedDPMError(
                 f"it holds values that are not whole, such as {section[strays][0]:.6g}: this is an image, or a mask"
-                " that was interpolated; resample masks with nearest neighbour"
+                " that was interpolated; resample masks with nearest neighbor"
             )
     return whole
 

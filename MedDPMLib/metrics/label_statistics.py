@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.imaging.normalize import normalise
+from MedDPMLib.imaging.normalize import normalize
 from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.masks.schemes import LabelScheme
 from MedDPMLib.metrics.similarity import Likeness, likeness
@@ -66,7 +66,7 @@ def mask_fidelity(
     compared (:func:`MedDPMLib.imaging.normalize` inside all labels together): scanners have no common unit. Raises
     :class:`MedDPMError` if the modalities or the geometries differ, or the mask is empty.
     """
-    return compare_labels(dict(_normalised(synthetic, real, labels)), labels, scheme)
+    return compare_labels(dict(_normalized(synthetic, real, labels)), labels, scheme)
 
 
 def paired_likeness(synthetic: Mapping[str, Volume], real: Mapping[str, Volume], labels: Volume) -> dict[str, Likeness]:
@@ -75,7 +75,7 @@ def paired_likeness(synthetic: Mapping[str, Volume], real: Mapping[str, Volume],
     Another brain of the same mask is not worse than the real one, only different: these figures penalize variety.
     """
     inside = labels.array > 0
-    return {modality: likeness(*pair, inside) for modality, pair in _normalised(synthetic, real, labels)}
+    return {modality: likeness(*pair, inside) for modality, pair in _normalized(synthetic, real, labels)}
 
 
 def compare_labels(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], labels: Volume, scheme: LabelScheme) -> Fidelity:
@@ -114,7 +114,7 @@ def average(results: Sequence[Fidelity]) -> Fidelity:
     return Fidelity(tuple(means), correlation)
 
 
-def _normalised(
+def _normalized(
     synthetic: Mapping[str, Volume], real: Mapping[str, Volume], labels: Volume
 ) -> Iterator[tuple[str, tuple[np.ndarray, np.ndarray]]]:
     if synthetic.keys() != real.keys():
@@ -129,10 +129,10 @@ def _normalised(
         if not all(volume.geometry.is_close(labels.geometry) for volume in pair):
             raise MedDPMError(f"the volumes of {modality} are not on the grid of the labels: resample them first")
         try:
-            normalised = tuple(normalise(volume, inside).array for volume in pair)
+            normalized = tuple(normalize(volume, inside).array for volume in pair)
         except MedDPMError as error:
             raise MedDPMError(f"the images of {modality} cannot be compared: {error}") from error
-        yield modality, normalised
+        yield modality, normalized
 
 
 def _correlation(means: Sequence[tuple[float, float]]) -> float | None:

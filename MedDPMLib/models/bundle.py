@@ -89,7 +89,7 @@ def read_bundle(path: str | os.PathLike) -> tuple[Card, dict[str, torch.Tensor]]
         _check_shapes(card, shapes)  # before the tensors are read: what does not fit is not worth its memory
         state = safetensors.torch.load_file(path)
         if {name: tuple(tensor.shape) for name, tensor in state.items()} != shapes:
-            raise MedDPMError("its header can be read in two ways")
+            raise MedDPMError("its header is ambiguous")
         check_values(state)
     except MedDPMError as error:
         raise MedDPMError(f"{path} is not a valid model bundle: {error}") from None

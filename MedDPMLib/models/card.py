@@ -11,6 +11,7 @@ from MedDPMLib.diffusion.names import MAX_TIMESTEPS, NOISE_LEVELS, PREDICTIONS
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.geometry import Grid
 from MedDPMLib.masks.schemes import LabelScheme, load_scheme
+from MedDPMLib.moved import former_attribute
 from MedDPMLib.runtime.paths import RESOURCES
 from MedDPMLib.validation import (
     Rule,
@@ -30,10 +31,14 @@ from MedDPMLib.validation import (
     table,
     table_with,
     whole,
+    with_current_names,
 )
 
 #: Version of the card's JSON; a reader refuses a newer one.
-FORMAT = 1
+FORMAT = 2
+
+#: What fields were called in format 1, until version 0.1.
+_CURRENT = {"licence": "license"}
 
 #: The three settings that a card recommends, the quickest first.
 QUALITIES = ("draft", "standard", "reference")
@@ -65,7 +70,8 @@ MODALITIES = list_of(_NAME, 1, 16, unique=True)
 GRID = table_with(
     {"size": list_of(whole(1, _MAX_SIDE), 3, 3), "spacing": list_of(number(), 3, 3), "orientation": printable(3)}
 )
-_DATA = table_with({"name": _TEXT, "licence": _TEXT, "cases": optional(whole(1, 10**9))})
+_DATA_FIELDS = table_with({"name": _TEXT, "license": _TEXT, "cases": optional(whole(1, 10**9))})
+_DATA = Rule(_DATA_FIELDS.says, lambda value, what: _DATA_FIELDS.read(with_current_names(value, _CURRENT, what), what))
 
 
 def _scheme(value: object, what: str) -> LabelScheme:
@@ -131,9 +137,9 @@ class Card:
     prediction: str = field(one_of(*PREDICTIONS))
     #: How it was trained, in words.
     training: str = field(_TEXT)
-    #: For each data set ``name``, ``licence`` and ``cases`` (None if unknown).
+    #: For each data set ``name``, ``license`` and ``cases`` (None if unknown).
     training_data: tuple[dict, ...] = field(list_of(_DATA, 1, 100))
-    licence: str = field(_TEXT)
+    license: str = field(_TEXT)
     intended_use: str = field(_TEXT)
     limitations: str = field(_TEXT)
     #: ``sampler`` and ``steps`` for each of :data:`QUALITIES`; None stands for :func:`default_qualities`.
@@ -154,6 +160,9 @@ class Card:
     #: Share of the training examples in which all labels were removed. Above 0, classifier-free guidance can be used
     #: (Ho and Salimans 2022, arXiv 2207.12598).
     label_dropout: float = field(number(0, 1, open_high=True), default=0.0)
+
+    #: The name of :attr:`license` until version 0.1.
+    licence = former_attribute("licence", "license")
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -197,7 +206,7 @@ class Card:
                 del data[entry.name]  # so that older versions read the card
         data["scheme"] = self.scheme.to_dict()
         if self.completion is None:
-            del data["completion"]  # a card without it is read by older versions, too
+            del data["completion"]
         else:
             data["completion"] = self.completion.to_dict()
         data["grid"] = {"size": self.grid.size, "spacing": self.grid.spacing, "orientation": self.grid.orientation}
@@ -217,8 +226,9 @@ class Card:
         version = whole(1).read(data.get("format"), 'the model card\'s "format"')
         if version > FORMAT:
             raise MedDPMError(f"the model card has format {version}, made by a newer version of MedDPM: update MedDPM")
+        given = {name: value for name, value in data.items() if name != "format"}
         try:
-            return build(cls, {name: value for name, value in data.items() if name != "format"}, "the card")
+            return build(cls, with_current_names(given, _CURRENT, "the card"), "the card")
         except MedDPMError as error:
             raise MedDPMError(f"the model card is invalid: {error}") from None
 
@@ -239,10 +249,10 @@ class Card:
             "Guidance": "supported" if self.label_dropout else "not supported: always trained with labels",
             "Training": self.training,
             "Data": "; ".join(
-                f"{data['name']} ({data['cases'] or 'an unstated number of'} cases; license: {data['licence']})"
+                f"{data['name']} ({data['cases'] or 'an unstated number of'} cases; license: {data['license']})"
                 for data in self.training_data
             ),
-            "License": self.licence,
+            "License": self.license,
             "Intended use": self.intended_use,
             "Limitations": self.limitations,
         }
@@ -277,7 +287,7 @@ def _check_completion(completion: LabelScheme | None, scheme: LabelScheme) -> No
         return
     if any(label.role == "structure" for label in scheme.labels):
         raise MedDPMError(f'the scheme "{scheme.name}" has structures of its own: there is nothing to complete')
-    lacking = [label.name for label in scheme.tumour if completion.label_by_name(label.name) is None]
+    lacking = [label.name for label in scheme.tumor if completion.label_by_name(label.name) is None]
     if lacking or completion.rest is None:
         raise MedDPMError(
             f'"completion" lacks {lacking[0] if lacking else "a label for the rest of the brain"}: it cannot complete'

@@ -86,7 +86,7 @@ class Model:
         return self._prepared[1]
 
     def memory_needed(self, dtype: torch.dtype) -> int:
-        """About how many bytes :attr:`network` takes the plain way, in ``dtype``: weights, condition, activations.
+        """About how many bytes :attr:`network` takes in baseline form, in ``dtype``: weights, condition, activations.
 
         :mod:`MedDPMLib.inference.memory_plan` says what a run of ``generate`` takes.
         """

@@ -131,7 +131,7 @@ def _check_archive(path: Path) -> None:
     if start[:1] == b"\x80":
         raise MedDPMError(
             f"{path} is a bare pickle, or a checkpoint of PyTorch before 1.6, which cannot be read safely:"
-            " load it on a machine where you trust it, and save it again with torch.save"
+            " if its source is reliable, load it with torch.load and save it again with torch.save"
         )
     try:
         with zipfile.ZipFile(path) as archive:

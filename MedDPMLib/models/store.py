@@ -53,7 +53,7 @@ class ModelEntry:
 
     @cached_property
     def problem(self) -> str | None:
-        """Why the file cannot be used, in a sentence; None if its card and size are sound."""
+        """Why the file cannot be used, in a sentence; None if its card and size are valid."""
         try:
             self.card  # noqa: B018
         except MedDPMError as error:

@@ -120,7 +120,7 @@ class CascadeLevel(nn.Module):
         return bands * to_blocks(inside[None])[0].any(dim=0)
 
     def cell_shares(self, fractions: Tensor) -> Tensor:
-        """(labels + 1, d, h, w): the share of each label in the labelled part of each cell, and how mixed it is: 1 less
+        """(labels + 1, d, h, w): the share of each label in the labeled part of each cell, and how mixed it is: 1 less
         the sum of their squares."""
         shares = F.avg_pool3d(fractions[None], 2)[0]
         shares = shares / shares.sum(dim=0).clamp_min(1e-3)

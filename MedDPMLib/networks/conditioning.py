@@ -1,4 +1,4 @@
-"""The published U-Net with other ways for the labels to enter, to compare them: cross-attention and SPADE.
+"""The published U-Net with other conditioning on the labels, for comparison: cross-attention and SPADE.
 
 In both the convolutions see the noisy image alone. The rest of the network, and the names of its parameters, are those
 of :class:`MedDPMLib.networks.unet.UNet3d`.
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from MedDPMLib.networks.unet import LabelledLayer, ResidualBlock, UNet3d, zeroed
+from MedDPMLib.networks.unet import LabeledLayer, ResidualBlock, UNet3d, zeroed
 
 #: Sides of the region that is one token, if the network halves the volume often enough.
 _REGION = 8
@@ -25,7 +25,7 @@ _WAVES = 5
 _SPADE_WIDTH = 64
 
 
-class _LabelledUNet3d(UNet3d):
+class _LabeledUNet3d(UNet3d):
     """A U-Net whose first convolution does not see the labels."""
 
     def _stem_channels(self) -> int:
@@ -39,7 +39,7 @@ class _LabelledUNet3d(UNet3d):
         return self._after_stem(self._stem(x.to(self._stem.weight.dtype)), t, encoded)
 
 
-class CrossAttentionUNet3d(_LabelledUNet3d):
+class CrossAttentionUNet3d(_LabeledUNet3d):
     """Labels as tokens, one for each region, that voxels attend to wherever they attend to each other.
 
     As text enters latent diffusion (Rombach et al. 2022, arXiv 2112.10752); a token is embedded from all voxels of
@@ -63,7 +63,7 @@ class CrossAttentionUNet3d(_LabelledUNet3d):
         return self.label_norm(embedded.flatten(2).transpose(1, 2) + place)
 
 
-class _CrossAttention(LabelledLayer):
+class _CrossAttention(LabeledLayer):
     """Attention of voxels, which know where they lie, to the tokens; one head."""
 
     def __init__(self, channels: int) -> None:
@@ -92,7 +92,7 @@ def place_waves(sides: Sequence[int], device: torch.device) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-class SpadeUNet3d(_LabelledUNet3d):
+class SpadeUNet3d(_LabeledUNet3d):
     """Labels as a scale and a shift for each voxel after every normalization of a residual block.
 
     Spatially adaptive normalization (Park et al. 2019, arXiv 1903.07291). Arguments are those of :class:`UNet3d`.

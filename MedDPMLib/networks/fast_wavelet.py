@@ -58,7 +58,7 @@ class FastWaveletUNet3d(WaveletDenoiser):
         for name in ("down", "widen", "middle", "narrow", "up", "out_norm"):
             delattr(self._plain, name)
         self._time = copy.deepcopy(network.time).to(device, torch.float32)
-        self._skip_weight_logits = frame.exact(network.trust)
+        self._skip_weight_logits = frame.exact(network.skip_weight_logits)
         # (8 C voxels of a block, 8 C sub-bands): every channel has its own.
         channels = network.image_stem.in_channels // 8
         self._haar = torch.kron(haar_of_blocks(), torch.eye(channels)).to(device)

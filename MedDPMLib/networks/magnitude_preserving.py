@@ -1,7 +1,7 @@
 """A U-Net whose layers keep the size of what passes through them, without any normalization layer.
 
 Every filter has unit norm, sums are weighted and activations scaled so that independent unit inputs give unit outputs
-(Karras et al. 2024, arXiv 2312.02696). No statistics of the volume enter: what is learnt on patches holds on whole
+(Karras et al. 2024, arXiv 2312.02696). No statistics of the volume enter: what is learned on patches holds on whole
 volumes of any size.
 """
 
@@ -41,7 +41,7 @@ def normalize_voxels(x: Tensor) -> Tensor:
 class UnitConv(nn.Module):
     """A convolution without bias whose filters have unit norm whatever the stored weight's.
 
-    A ``kernel`` of 0 is a linear map of (B, inputs), one of 2 halves the grid. With ``gain`` a learnt number, 0 at
+    A ``kernel`` of 0 is a linear map of (B, inputs), one of 2 halves the grid. With ``gain`` a learned number, 0 at
     first, scales the output.
     """
 

@@ -186,7 +186,7 @@ def timestep_embedding(t: Tensor, channels: int) -> Tensor:
     return torch.cat([torch.cos(angles), torch.sin(angles)], dim=1)
 
 
-class LabelledLayer(nn.Module):
+class LabeledLayer(nn.Module):
     """A layer that is called with what the network's ``encode_condition`` made of the labels: ``layer(h, labels)``."""
 
 
@@ -198,7 +198,7 @@ class _Step(nn.Sequential):
             if isinstance(layer, ResidualBlock):
                 h = layer(h, embedding, labels)
             else:
-                h = layer(h, labels) if isinstance(layer, LabelledLayer) else layer(h)
+                h = layer(h, labels) if isinstance(layer, LabeledLayer) else layer(h)
         return h
 
 

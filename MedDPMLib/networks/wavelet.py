@@ -141,7 +141,7 @@ class WaveletUNet3d(WaveletDenoiser):
     ``channels`` are the widths at 1/2, 1/4, 1/8, ... of the grid. The output is a blend of the network's estimate and
     ``x`` itself, which is better than any estimate where the image is almost clean, and useless where it is noise. The
     weight of ``x`` is learned for each of the ``timesteps`` and sub-bands: the learned skip weight, whose logits are
-    :attr:`trust` (as the tensor is called in bundles).
+    :attr:`skip_weight_logits`.
 
     With ``place_octaves`` the last three channels of the condition are positions
     (:func:`MedDPMLib.masks.condition.condition`), and the network also receives :func:`place_features` of them: with
@@ -195,8 +195,8 @@ class WaveletUNet3d(WaveletDenoiser):
         self.out_norm = nn.GroupNorm(_GROUPS, channels[0])
         self.out = _zero(nn.Conv3d(channels[0], 8 * image_channels, 3, padding=1))
         self.timesteps = timesteps
-        self.trust = nn.Parameter(torch.zeros(timesteps, 8 * image_channels))
-        if not self.trust.is_meta:  # arithmetic there imports it too
+        self.register_parameter("trust", nn.Parameter(torch.zeros(timesteps, 8 * image_channels)))
+        if not self.skip_weight_logits.is_meta:  # arithmetic there imports it too
             self.start_training(torch.linspace(1, 0, timesteps + 2)[1:-1])
 
     def encode_shifted(self, condition: Tensor, shift: tuple[int, int, int]) -> Tensor:
@@ -227,6 +227,11 @@ class WaveletUNet3d(WaveletDenoiser):
             .to(self.embedding.weight.dtype)
         )
 
+    @property
+    def skip_weight_logits(self) -> nn.Parameter:
+        """(timesteps, 8 * image channels): logits of the weight of ``x``; "trust" in bundles and checkpoints."""
+        return self.trust  # type: ignore[return-value]
+
     def denoise(self, x: Tensor, t: Tensor, encoded: Tensor) -> Tensor:
         dtype = self.out.weight.dtype
         time = self.time(timestep_features(t, 64).to(dtype))
@@ -243,7 +248,7 @@ class WaveletUNet3d(WaveletDenoiser):
             h = F.interpolate(narrow(h), scale_factor=2.0, mode="nearest")
             h = block(torch.cat([h, skips.pop()], dim=1), time)
         estimate = self.out(_silu(self.out_norm(h)))
-        return haar_merge(torch.lerp(estimate, bands, self.trust[t].sigmoid()[:, :, None, None, None]))
+        return haar_merge(torch.lerp(estimate, bands, self.skip_weight_logits[t].sigmoid()[:, :, None, None, None]))
 
     @torch.no_grad()
     def start_training(self, alpha_bar: Tensor) -> None:
@@ -259,7 +264,8 @@ class WaveletUNet3d(WaveletDenoiser):
         noise = ((1 - alpha_bar) / alpha_bar).log()
         error = 2 * torch.tensor([_TYPICAL_ERROR[band.bit_count()] for band in range(8)]).log()
         logits = error[None, :] - noise[:, None].to(error)
-        self.trust.copy_(logits.repeat_interleave(self.trust.shape[1] // 8, dim=1))
+        parameter = self.skip_weight_logits
+        parameter.copy_(logits.repeat_interleave(parameter.shape[1] // 8, dim=1))
 
 
 def _rolled(x: Tensor, shift: tuple[int, int, int]) -> Tensor:

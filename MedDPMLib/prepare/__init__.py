@@ -1,13 +1,14 @@
 """How do folders of cases become a dataset to train on?"""
 
-from MedDPMLib.imaging.normalize import NORMALISATIONS, normalise
+from MedDPMLib.imaging.normalize import NORMALIZATIONS, normalize
+from MedDPMLib.moved import former_names
 from MedDPMLib.prepare.cases import compose_anatomy
 from MedDPMLib.prepare.dataset import DatasetSettings, Report, write_dataset
 from MedDPMLib.prepare.sources import CaseFiles, find_cases
 from MedDPMLib.recipes.standard import STANDARDS, Standard, standard
 
 __all__ = [
-    "NORMALISATIONS",
+    "NORMALIZATIONS",
     "STANDARDS",
     "CaseFiles",
     "DatasetSettings",
@@ -15,7 +16,9 @@ __all__ = [
     "Standard",
     "compose_anatomy",
     "find_cases",
-    "normalise",
+    "normalize",
     "standard",
     "write_dataset",
 ]
+
+__getattr__ = former_names(__name__, {"NORMALISATIONS": "NORMALIZATIONS", "normalise": "normalize"})

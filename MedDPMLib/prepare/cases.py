@@ -1,4 +1,4 @@
-"""How does one case come onto the dataset's grid, and is it sound?"""
+"""How does one case come onto the dataset's grid, and is it valid?"""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.geometry import Geometry
 from MedDPMLib.imaging.io import read_volume
-from MedDPMLib.imaging.normalize import normalise_onto
+from MedDPMLib.imaging.normalize import normalize_onto
 from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.masks.brain_area import describe_volume
 from MedDPMLib.masks.fit import fit
@@ -59,7 +59,7 @@ def prepare_case(
     *,
     anatomy: Path | None,
     numbering: str | None,
-    normalisation: str,
+    normalization: str,
     geometry: str | None = None,
 ) -> PreparedCase:
     """Reads, checks and brings ``case`` onto the grid of ``standard``; :class:`MedDPMError` says what is wrong with it.
@@ -98,7 +98,7 @@ def prepare_case(
     foreground = labels.array > 0 if scheme.rest else np.ones_like(labels.array, bool)
     for modality, image in images.items():
         try:
-            prepared[modality] = normalise_onto(image, foreground, fitted.geometry, normalisation)
+            prepared[modality] = normalize_onto(image, foreground, fitted.geometry, normalization)
         except MedDPMError as error:
             raise MedDPMError(f"{case.images[modality]}: {error}") from None
         values = image.array[foreground]
@@ -152,7 +152,7 @@ def _labels(
     numbering: str | None,
 ) -> tuple[Volume, Sequence[str]]:
     """The case's label map in the values of ``scheme`` on its own grid, and notes."""
-    said_by = "as asked for"
+    said_by = "as requested"
     if segmentation is not None and numbering is None:
         numbering, said_by = _said(case, segmentation, load_scheme("brats") if anatomy else scheme)
     if anatomy is not None:
@@ -171,13 +171,13 @@ def _labels(
         return composed, composed.notes
     if segmentation is None:
         image = next(iter(case.images.values()))
-        raise MedDPMError(f"{image} is there, and its mask {case.segmentation} is missing")
+        raise MedDPMError(f"{image} exists, but its mask {case.segmentation} is missing")
     brain = _brain(list(images.values())) if standard.skull_stripped else None
     if not segmentation.array.any():
         if brain is None:
-            raise MedDPMError(f"{case.segmentation} is empty: there is nothing to learn from it")
+            raise MedDPMError(f"{case.segmentation} is empty: nothing can be learned from it")
         labels = np.where(brain, scheme.rest.value, 0).astype(np.uint8)
-        return _with_structures(Volume(labels, segmentation.geometry), scheme), ("no tumour",)
+        return _with_structures(Volume(labels, segmentation.geometry), scheme), ("no tumor",)
     try:
         mask = Mask.from_volume(
             segmentation,
@@ -212,7 +212,7 @@ def _said(case: CaseFiles, segmentation: Volume, scheme: LabelScheme) -> tuple[N
 
 
 def _check_head(labels: np.ndarray, geometry: Geometry, scheme: LabelScheme, case: CaseFiles) -> None:
-    """Refuses a "head" that is no head: values 1 and 2 are the parts of a tumour in many files."""
+    """Refuses a "head" that is no head: values 1 and 2 are the parts of a tumor in many files."""
     if scheme.rest is None or not shows_brain(scheme):
         return
     volume = np.count_nonzero(labels == scheme.rest.value) * geometry.voxel_volume
@@ -260,13 +260,13 @@ def compose_anatomy(
     *,
     numbering: str | Numbering | None = None,
     name: str = "mask",
-    said_by: str = "as asked for",
+    said_by: str = "as requested",
 ) -> Volume:
-    """One label map of the anatomy scheme out of structures, skull-stripped ``images`` and a tumour ``segmentation``.
+    """One label map of the anatomy scheme out of structures, skull-stripped ``images`` and a tumor ``segmentation``.
 
     ``anatomy`` has the structures' values. Where any image is brighter than its background (the value most common on
-    its faces) and there is no structure, it is the rest of the brain. The tumour goes on top: what a network takes for
-    anatomy inside a tumour is wrong. What its values mean is said by ``numbering``, or else by themselves and ``name``,
+    its faces) and there is no structure, it is the rest of the brain. The tumor goes on top: what a network takes for
+    anatomy inside a tumor is wrong. What its values mean is said by ``numbering``, or else by themselves and ``name``,
     see :meth:`Mask.from_volume`; the notes tell. All lie on one grid, or :class:`MedDPMError` is raised.
     """
     labels, notes = anatomy.array.astype(np.uint8), ()
@@ -277,10 +277,10 @@ def compose_anatomy(
     if segmentation is not None and segmentation.array.any():
         # The brain is known already: what is asked of the mask here is only what its values mean.
         brats = load_scheme("brats")
-        tumour = Mask.from_volume(
+        tumor = Mask.from_volume(
             segmentation, brats, name=name, numbering=numbering, said_by=said_by, brain_from=images[0]
         )
-        notes = tuple(note for note in tumour.notes if "brain area" not in note)
-        for label in tumour.scheme.tumour:
-            labels[tumour.volume.array == label.value] = _ANATOMY.label_by_name(label.name).value
+        notes = tuple(note for note in tumor.notes if "brain area" not in note)
+        for label in tumor.scheme.tumor:
+            labels[tumor.volume.array == label.value] = _ANATOMY.label_by_name(label.name).value
     return Volume(labels, anatomy.geometry, notes)

@@ -20,18 +20,21 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
+from typing import Any
 
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.geometry import Grid
 from MedDPMLib.imaging.io import write_nifti
-from MedDPMLib.imaging.normalize import NORMALISATIONS
+from MedDPMLib.imaging.normalize import NORMALIZATIONS
 from MedDPMLib.masks.said import asked_numbering
-from MedDPMLib.masks.schemes import LabelScheme, load_scheme
+from MedDPMLib.masks.schemes import FORMER_NAMES, LabelScheme, load_scheme
 from MedDPMLib.models.card import MODALITIES
+from MedDPMLib.moved import former_attribute
 from MedDPMLib.prepare.cases import prepare_case
 from MedDPMLib.prepare.sources import CaseFiles
 from MedDPMLib.recipes.standard import Standard, standard
 from MedDPMLib.runtime.files import atomic_write
+from MedDPMLib.validation import with_current_names
 
 TABLE = "cases.csv"
 _RECORDS = "prepared"
@@ -56,10 +59,13 @@ class DatasetSettings:
     modalities: tuple[str, ...]
     anatomy: Path | None = None
     numbering: str | None = None
-    normalisation: str = NORMALISATIONS[0]
+    normalization: str = NORMALIZATIONS[0]
     geometry: str | None = None
     grid: Grid | None = None
     fill_rest: bool = False
+
+    #: The name of :attr:`normalization` until version 0.1.
+    normalisation = former_attribute("normalisation", "normalization")
 
     def __post_init__(self) -> None:
         if isinstance(self.scheme, str):
@@ -79,9 +85,9 @@ class DatasetSettings:
                 raise MedDPMError(
                     f'no label of the scheme "{self.scheme.name}" has the role "rest": nothing can be filled'
                 )
-        if self.normalisation not in NORMALISATIONS:
+        if self.normalization not in NORMALIZATIONS:
             raise MedDPMError(
-                f'there is no normalisation "{self.normalisation}": use one of {", ".join(NORMALISATIONS)}'
+                f'there is no normalization "{self.normalization}": use one of {", ".join(NORMALIZATIONS)}'
             )
         if self.anatomy is not None and self.scheme != "anatomy":
             raise MedDPMError(f'the scheme "{self.label_scheme.name}" has no structures: leave out --anatomy')
@@ -110,7 +116,7 @@ class DatasetSettings:
             "file_ending": ".nii.gz",
             "label_scheme": scheme.name,
             "grid": {"size": list(grid.size), "spacing": list(grid.spacing), "orientation": grid.orientation},
-            "normalisation": self.normalisation,
+            "normalization": self.normalization,
         }
 
 
@@ -130,9 +136,9 @@ def write_dataset(
 ) -> Iterator[Report]:
     """Writes ``cases`` into the dataset ``out`` and yields a report on each, as it is done.
 
-    A case with a problem is left out. Cases that are done are not done again; those of earlier calls stay. Raises
-    :class:`MedDPMError` if ``out`` holds a dataset with other settings or one of the cases themselves, if it cannot be
-    written, and if a process dies.
+    A case with a problem is reported and skipped. Cases that are done are not done again; those of earlier calls stay.
+    Raises :class:`MedDPMError` if ``out`` holds a dataset with other settings or one of the cases themselves, if it
+    cannot be written, and if a process dies.
     """
     for case in cases:
         for path in (*case.images.values(), case.segmentation):
@@ -160,8 +166,8 @@ def _in_processes(cases: Sequence[CaseFiles], out: Path, settings: DatasetSettin
             yield done.result()
     except BrokenProcessPool as error:
         raise MedDPMError(
-            "a process ended while it prepared a case, most often for want of memory: use fewer --workers, the same"
-            " command goes on from here"
+            "a process ended while it prepared a case, most likely for lack of memory: use fewer --workers, the same"
+            " command resumes from here"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
@@ -202,7 +208,7 @@ def _prepare(case: CaseFiles, out: Path, settings: DatasetSettings) -> Report:
             settings.label_scheme,
             anatomy=settings.anatomy,
             numbering=settings.numbering,
-            normalisation=settings.normalisation,
+            normalization=settings.normalization,
             geometry=settings.geometry,
         )
     except MedDPMError as error:
@@ -229,7 +235,7 @@ def _key(case: CaseFiles, settings: DatasetSettings) -> str:
             raise MedDPMError(f"{path} cannot be read ({error.strerror}): check the path") from error
     said = [sorted((case.labels or {}).items()), sorted((case.components or {}).items())]
     choices = [settings.anatomy is None, settings.numbering, settings.geometry]
-    made_of = [_VERSION, said, stamps, *choices, settings.description()]
+    made_of = [_VERSION, said, stamps, *choices, _with_former_names(settings.description())]
     return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
 
 
@@ -237,9 +243,17 @@ def _done(record: Path, labels: Path) -> dict | None:
     """The record of a case that is done."""
     try:
         said = json.loads(record.read_text(encoding="utf-8"))
-        return said if labels.is_file() and {"key", "found"} <= said.keys() else None
+        if not labels.is_file() or not {"key", "found"} <= said.keys():
+            return None
+        return {**said, "found": {_current_heading(heading): text for heading, text in said["found"].items()}}
     except (OSError, ValueError, AttributeError):
         return None
+
+
+def _current_heading(heading: str) -> str:
+    """A column of the table of cases with the current name of its label."""
+    name = heading.removesuffix(" (voxels)")
+    return heading.replace(name, FORMER_NAMES.get(name, name))
 
 
 # The dataset -----------------------------------------------------------------------------------------
@@ -250,7 +264,7 @@ def _begin(out: Path, settings: DatasetSettings) -> None:
     path = out / "dataset.json"
     if path.exists():
         try:
-            said = json.loads(path.read_text(encoding="utf-8"))
+            said = _with_current_names(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError):
             said = {}
         for name, value in settings.description().items():
@@ -263,12 +277,29 @@ def _begin(out: Path, settings: DatasetSettings) -> None:
     _describe(out, settings)
 
 
+def _with_current_names(description: Any) -> Any:
+    """The content of a ``dataset.json`` with the current names of labels and fields, where it has those before 0.2."""
+    if not isinstance(description, dict):
+        return description
+    description = with_current_names(description, {"normalisation": "normalization"}, "dataset.json")
+    if isinstance(labels := description.get("labels"), dict):
+        description["labels"] = {FORMER_NAMES.get(name, name): value for name, value in labels.items()}
+    return description
+
+
+def _with_former_names(description: dict) -> dict:
+    """The same the other way round. The keys of cases hold it, so that those of version 0.1 are not prepared again."""
+    former = {current: name for name, current in FORMER_NAMES.items()}
+    labels = {former.get(name, name): value for name, value in description["labels"].items()}
+    return with_current_names({**description, "labels": labels}, {"normalization": "normalisation"}, "dataset.json")
+
+
 def _describe(out: Path, settings: DatasetSettings) -> None:
-    """Writes ``dataset.json``; what somebody has added to it (name, licence) stays."""
+    """Writes ``dataset.json``; what was added to it (name, license) stays."""
     path = out / "dataset.json"
     description = settings.description() | {"numTraining": len(list((out / "labelsTr").glob("*.nii.gz")))}
     try:
-        description = json.loads(path.read_text(encoding="utf-8")) | description
+        description = _with_current_names(json.loads(path.read_text(encoding="utf-8"))) | description
     except (OSError, ValueError, TypeError):
         pass
     with atomic_write(path) as temporary:

@@ -1,4 +1,4 @@
-"""Which cases does a folder hold? The layouts in which public data sets come are told apart by their files."""
+"""Which cases does a folder hold? The layouts in which public data sets come are distinguished by their files."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def find_cases(
             other = found.setdefault(case.name.casefold(), case)
             if other is not case:
                 raise MedDPMError(
-                    f"the case {case.name} is there twice, in {other.source} and in {case.source}: rename one of them,"
+                    f"the case {case.name} occurs twice, in {other.source} and in {case.source}: rename one of them,"
                     " or prepare one of them only"
                 )
     return sorted(found.values(), key=lambda case: case.name)
@@ -112,8 +112,8 @@ def _cases_of(source: Path, scheme: LabelScheme, modalities: Sequence[str], numb
     for folder in (source, source / _MED_DDPM_PARTS.get(scheme.name, "")):
         if not folder.is_dir():
             continue
-        if (contrasts := _contrast_folders(folder, modalities)) is not None:
-            return list(_contrast_cases(folder, contrasts, modalities))
+        if (folders := _modality_folders(folder, modalities)) is not None:
+            return list(_modality_cases(folder, folders, modalities))
         if (pair := _pair_folders(folder)) is not None:
             return list(_paired_cases(folder, *pair, modalities))
     if cases := list(_brats_cases(source, modalities)):
@@ -223,26 +223,26 @@ def _check_label(name: str, scheme: LabelScheme, description: Path) -> None:
     names = ", ".join(one.name for one in numberings(scheme))
     raise MedDPMError(
         f'{description} names a label "{name}", which is none of the scheme "{scheme.name}" ({known}): rename it there,'
-        f" or say with --labels how its values are numbered ({names})"
+        f" or choose the label convention with --labels ({names})"
     )
 
 
 # Med-DDPM and pairs ----------------------------------------------------------------------------------
 
 
-def _contrast_folders(folder: Path, modalities: Sequence[str]) -> dict[str, Path] | None:
-    """The folders of ``folder`` by modality, and "seg", if it has a folder for each contrast."""
-    contrasts = {}
+def _modality_folders(folder: Path, modalities: Sequence[str]) -> dict[str, Path] | None:
+    """The folders of ``folder`` by modality, and "seg", if it has a folder for each modality."""
+    folders = {}
     for path in _entries(folder):
         content = "seg" if path.name.casefold() in _MASK_FOLDERS else _modality(path.name, modalities)
         if path.is_dir() and content:
-            contrasts[content] = path
-    return contrasts if "seg" in contrasts and len(contrasts) > 1 else None
+            folders[content] = path
+    return folders if "seg" in folders and len(folders) > 1 else None
 
 
-def _contrast_cases(source: Path, contrasts: Mapping[str, Path], modalities: Sequence[str]) -> Iterator[CaseFiles]:
+def _modality_cases(source: Path, folders: Mapping[str, Path], modalities: Sequence[str]) -> Iterator[CaseFiles]:
     groups: dict[str, dict[str, list[Path]]] = {}
-    for content, folder in contrasts.items():
+    for content, folder in folders.items():
         for path in _volumes_below(folder, 1):
             stem = volume_stem(path)
             match = next((match for pattern in _BRATS_NAMES if (match := pattern.fullmatch(stem))), None)
@@ -253,7 +253,7 @@ def _contrast_cases(source: Path, contrasts: Mapping[str, Path], modalities: Seq
         wanted = {}
         for what in (*modalities, "seg"):
             ending = f"_{what}" if with_ending else ""
-            wanted[what] = contrasts.get(what, source / what) / f"{name}{ending}{volume_suffix(path)}"
+            wanted[what] = folders.get(what, source / what) / f"{name}{ending}{volume_suffix(path)}"
         yield _case(name, MED_DDPM, source, files, wanted, modalities)
 
 
@@ -303,10 +303,10 @@ def _case(
     problem = None
     for content in (*modalities, "seg"):
         if len(files.get(content, ())) > 1:
-            problem = f"{' and '.join(map(str, files[content]))} are both there: leave one of them"
+            problem = f"{' and '.join(map(str, files[content]))} both exist: keep one of them"
     if missing := [str(wanted[modality]) for modality in modalities if modality not in files]:
         there = [*images.values(), *(path for paths in files.values() for path in paths)]
-        problem = f"{there[0]} is there, and " if there else ""
+        problem = f"{there[0]} exists, but " if there else ""
         problem += f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing"
         if not images:
             problem += ": a mask without its image is nothing to train on"
@@ -346,10 +346,10 @@ def _unknown(source: Path) -> MedDPMError:
     try:
         array = read_volume(first).array
     except MedDPMError:
-        return MedDPMError(f"{source} is in none of the layouts that are known: {_EXPECTED}")
+        return MedDPMError(f"{source} has none of the known layouts: {_EXPECTED}")
     if array.dtype.kind in "bui" and array.max() <= 255 and array.min() >= 0 and len(set(array.flat[::97])) < 64:
         return MedDPMError(
             f"{source} holds masks without images ({first.name} is a map of labels): training needs the image of each"
             f" mask; {_EXPECTED}"
         )
-    return MedDPMError(f"{source} is in none of the layouts that are known: {_EXPECTED}")
+    return MedDPMError(f"{source} has none of the known layouts: {_EXPECTED}")

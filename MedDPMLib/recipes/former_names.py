@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from MedDPMLib.errors import MedDPMError
+from MedDPMLib.validation import with_current_names
 
 #: For each table of a recipe the former names of its fields, until version 0.1, with the current ones.
 _CURRENT = {
@@ -15,25 +15,22 @@ _CURRENT = {
         "gradient_norm": "max_grad_norm",
         "optimiser": "optimizer",
         "tumour_weight": "tumor_weight",
-    }
+    },
+    "card": {"licence": "license"},
 }
 
 
-def with_current_names(values: Mapping[str, Any]) -> dict[str, Any]:
+def current_tables(values: Mapping[str, Any]) -> dict[str, Any]:
     """The tables ``values`` of a recipe with the current name of every field.
 
     Raises :class:`MedDPMError` for a field that is there under both names.
     """
-    renamed = dict(values)
-    for section, names in _CURRENT.items():
-        fields = values.get(section)
-        if not isinstance(fields, Mapping):  # missing or invalid: reported with the rest
-            continue
-        for former, current in names.items():
-            if former in fields and current in fields:
-                raise MedDPMError(f'[{section}]: "{former}" is the former name of "{current}": remove one of them')
-        renamed[section] = {names.get(name, name): value for name, value in fields.items()}
-    return renamed
+    tables = {
+        section: with_current_names(values[section], names, f"[{section}]")
+        for section, names in _CURRENT.items()
+        if section in values
+    }
+    return {**values, **tables}
 
 
 def current_path(path: str) -> str:

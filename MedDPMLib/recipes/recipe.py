@@ -19,7 +19,7 @@ from MedDPMLib.imaging.geometry import Grid
 from MedDPMLib.masks.scheme_files import SUFFIXES, find_scheme
 from MedDPMLib.masks.schemes import LabelScheme, load_scheme, scheme_names
 from MedDPMLib.models.card import GRID, QUALITIES, Card
-from MedDPMLib.recipes.former_names import current_path, with_current_names
+from MedDPMLib.recipes.former_names import current_path, current_tables
 from MedDPMLib.recipes.standard import standard
 from MedDPMLib.validation import Rule, build, field, flag, list_of, number, one_of, table, text, whole
 
@@ -235,7 +235,7 @@ def load_recipe(name_or_path: str | os.PathLike, overrides: Sequence[str] = ()) 
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise MedDPMError(f"the recipe {path} is not TOML: {error}") from error
     try:
-        values = with_current_names({"name": path.stem, **values})
+        values = current_tables({"name": path.stem, **values})
     except MedDPMError as error:
         raise MedDPMError(f"{path}: {error}") from None
     if isinstance(said := values.get("scheme"), str) and said.endswith(SUFFIXES):
@@ -250,7 +250,7 @@ def load_recipe(name_or_path: str | os.PathLike, overrides: Sequence[str] = ()) 
 
 def recipe_from(values: Mapping[str, Any]) -> Recipe:
     """The recipe of the tables ``values``, as read from TOML; :class:`MedDPMError` names an invalid field."""
-    made = with_current_names(values)
+    made = current_tables(values)
     for name, kind in (("training", Training), ("augmentation", Augmentation), ("monitor", Monitor)):
         if name in made:
             made[name] = build(kind, made[name], f"[{name}]")
@@ -312,7 +312,7 @@ def recipe_card(recipe: Recipe, *, training: str = "", training_data: Sequence[M
     own = text(least=0).read(given.pop("training", ""), '[card]: "training"')
     sentences = [own, training]
     data = list_of(table(), 0, 100).read(given.pop("training_data", training_data), '[card]: "training_data"')
-    data = data or ({"name": "none", "licence": "none", "cases": None},)
+    data = data or ({"name": "none", "license": "none", "cases": None},)
     if recipe.distillation:  # it was trained for these steps only
         steps = {"sampler": "ddim", "steps": recipe.distillation.steps}
         given["qualities"] = dict.fromkeys(QUALITIES, steps)

@@ -10,8 +10,8 @@ import torch
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.runtime.allocator import is_own_process
 from MedDPMLib.runtime.host_memory import available_memory
-from MedDPMLib.runtime.known_faults import known_fault
 from MedDPMLib.runtime.names import PRECISIONS, SHORT_PRECISIONS
+from MedDPMLib.runtime.self_test_cache import self_test_fault
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -43,7 +43,7 @@ def choose_execution(device: str | torch.device = "auto", precision: str = "auto
     chosen, why = _choose_device(device)
     dtype, how = _choose_dtype(chosen, precision)
     if device == "auto" and chosen.type == "cuda" and dtype == torch.float32:
-        fault = known_fault(chosen, dtype)  # as of a GPU that this PyTorch has no kernels for
+        fault = self_test_fault(chosen, dtype)  # as of a GPU that this PyTorch has no kernels for
         if fault is not None:
             chosen, why = torch.device("cpu"), f"on the CPU, because {fault} {why}"
             dtype, how = _choose_dtype(chosen, precision)
@@ -67,7 +67,7 @@ def _choose_device(device: str | torch.device) -> tuple[torch.device, str]:
         raise MedDPMError(f'the device "{device}" cannot be used, because PyTorch sees no Apple GPU: use cpu or auto')
     if chosen.type not in ("cpu", "cuda", "mps"):
         raise MedDPMError(f'the device "{device}" is not supported: use auto, cpu, cuda, cuda:1 or mps')
-    return chosen, f"on {chosen}, as asked"
+    return chosen, f"on {chosen}, as requested"
 
 
 def _choose_dtype(device: torch.device, precision: str) -> tuple[torch.dtype, str]:
@@ -75,13 +75,13 @@ def _choose_dtype(device: torch.device, precision: str) -> tuple[torch.dtype, st
     if name in _DTYPES:
         if device.type == "cpu" and name == "float16":
             raise MedDPMError("float16 is not computed on the CPU: use bfloat16, float32 or auto")
-        fault = known_fault(device, _DTYPES[name])
-        return _DTYPES[name], f"in {name}, as asked" + (f", although {fault} in it on this device" if fault else "")
+        fault = self_test_fault(device, _DTYPES[name])
+        return _DTYPES[name], f"in {name}, as requested" + (f", although {fault} in it on this device" if fault else "")
     if name != "auto":
         raise MedDPMError(f'there is no precision "{precision}": use {", ".join(PRECISIONS)}')
     faults = []
     for dtype, why in _fast_dtypes(device):
-        fault = known_fault(device, dtype)
+        fault = self_test_fault(device, dtype)
         if fault is None:
             return dtype, "; ".join([f"in {str(dtype).removeprefix('torch.')}, {why}", *faults])
         faults.append(f"not in {str(dtype).removeprefix('torch.')}, because {fault} in it on this device")

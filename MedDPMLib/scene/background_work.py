@@ -19,13 +19,13 @@ import qt
 
 Work = Generator[Callable[[], Any] | None, Any, Any]
 
-#: Seconds that one look at the thread may take. The application's event loop keeps Python's lock to itself: the thread
+#: Seconds that one wait for the thread may take. The application's event loop keeps Python's lock to itself: the thread
 #: runs only while the main thread waits for it.
 _LOOK = 0.01
 
 
 def run_now(work: Work) -> Any:
-    """Does all of ``work`` now, for a script; returns its result."""
+    """Does all of ``work`` at once, for a script; returns its result."""
     answer, fault = None, None
     while True:
         try:
@@ -40,7 +40,7 @@ def run_now(work: Work) -> Any:
 
 
 class BackgroundWork:
-    """Does one piece of work at a time, a step each time the event loop comes round."""
+    """Does one piece of work at a time, a step in each pass of the event loop."""
 
     def __init__(self) -> None:
         self._work: Work | None = None
@@ -59,14 +59,14 @@ class BackgroundWork:
         return self._work is not None
 
     def start(self, work: Work, done: Callable[[Any], None], failed: Callable[[Exception], None]) -> None:
-        """Begins ``work``: ``done(result)`` or ``failed(error)`` ends it. What was under way before is dropped."""
+        """Begins ``work``: ``done(result)`` or ``failed(error)`` ends it. Work in progress is dropped."""
         self.stop()
         self._work, self._done, self._failed = work, done, failed
         self._answer = self._fault = None
         self._timer.start()
 
     def stop(self) -> None:
-        """Drops the work under way where it stands; it reports nothing more."""
+        """Drops the work in progress; it reports nothing more."""
         self._timer.stop()
         if self._work is not None:
             self._work.close()
@@ -103,7 +103,7 @@ class BackgroundWork:
                 answer = aside()
             except Exception as error:
                 fault = error
-            if self._work is work:  # else it was dropped meanwhile
+            if self._work is work:  # else it was dropped in the meantime
                 self._answer, self._fault = answer, fault
 
         self._thread = threading.Thread(target=compute, name="MedDPM", daemon=True)

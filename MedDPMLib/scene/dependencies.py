@@ -1,4 +1,4 @@
-"""Which Python packages does 3D Slicer lack, and how do they get there? Only after a question, on the main thread."""
+"""Which Python packages does 3D Slicer lack, and how are they installed? Only after a question, on the main thread."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from MedDPMLib.runtime.versions import versions
 #: PyTorch comes from the extension of that name, which chooses the build for the computer.
 TORCH = "torch>=2.5"
 
-#: What the library needs beside PyTorch and what Slicer brings: distribution and requirement.
+#: What the library needs besides PyTorch and the packages of Slicer: distribution and requirement.
 REQUIREMENTS = {
     "nibabel": "nibabel>=5.2",
     "safetensors": "safetensors>=0.4.3",
@@ -28,23 +28,23 @@ _NO_EXTENSION = _(
     "the extension PyTorch is not installed: install it in the Extensions Manager, then restart 3D Slicer"
 )
 
-#: Installers let the event loop run: what happens meanwhile must not begin another installation.
+#: Installers let the event loop run: another installation must not start in the meantime.
 _installing = False
 
 
 def missing() -> list[str]:
     """The requirements that are not met, PyTorch first.
 
-    By their metadata: an import (as in ``PyTorchUtilsLogic.torchInstalled``) takes seconds in which nothing moves.
+    By their metadata: an import (as in ``PyTorchUtilsLogic.torchInstalled``) blocks the application for seconds.
     """
     return [requirement for requirement in (TORCH, *REQUIREMENTS.values()) if not _met(requirement)]
 
 
 def ensure(*, torch: bool = True) -> None:
-    """Asks once for all that is missing and installs it; without ``torch`` PyTorch may stay away.
+    """Asks once for all that is missing and installs it; without ``torch``, PyTorch is not needed.
 
     Raises :class:`MedDPMError`, before it asks, if the PyTorch extension that installs PyTorch is missing. Raises it
-    too if the user declines, if an installer fails, and while an installation is under way.
+    too if the user declines, if an installer fails, and while an installation is running.
     """
     global _installing
     lacking = missing()
@@ -57,7 +57,7 @@ def ensure(*, torch: bool = True) -> None:
     if _installing:
         raise MedDPMError(_("packages are being installed: wait until this has finished, then try again"))
     names = ", ".join(lacking)
-    if slicer.app.testingEnabled():  # as slicer.packaging does: tests leave the application's Python as it is
+    if slicer.app.testingEnabled():  # as slicer.packaging does: tests do not change the application's Python
         raise MedDPMError(_("MedDPM needs {names}, and nothing is installed in testing mode").format(names=names))
     question = _("MedDPM needs Python packages that are not installed yet: {names}.\n\nInstall them now?")
     if TORCH in lacking:
@@ -76,7 +76,7 @@ def ensure(*, torch: bool = True) -> None:
 
 
 def describe() -> str:
-    """Of what is used here the version, place and state, a line each: for the log."""
+    """Version, location and state of what is used, one per line, for the log."""
     lines = [
         f"{slicer.app.applicationName} {slicer.app.applicationVersion} ({slicer.app.revision})",
         *(f"{name} {version}" for name, version in versions().items()),
@@ -104,7 +104,7 @@ def _torch_can_be_installed() -> bool:
 
 
 def _install(requirements: list[str]) -> None:
-    """Raises :class:`MedDPMError`, whatever an installer raises."""
+    """Raises :class:`MedDPMError` for whatever an installer raises."""
     try:
         if TORCH in requirements:
             _install_torch()

@@ -44,24 +44,24 @@ class Order:
 
 
 class Generator:
-    """Carries out one order at a time.
+    """Generates for one order at a time.
 
-    Signals: ``progressed`` (text, part done from 0 to 1), ``ended`` (an error or a sentence if something
-    went wrong, else None).
-    The nodes may go or be renamed while it runs; what was made stays. The views stay on the modality that they show.
+    Signals: ``progressed`` (text, part done from 0 to 1), ``ended`` (an error or a sentence if it failed, else None).
+    The nodes may be removed or renamed while it runs; finished volumes stay. The views stay on the modality that they
+    show.
     """
 
     def __init__(self, client: WorkerClient) -> None:
         self.client = client
         self.progressed, self.ended = Signal(), Signal()
-        #: The order that is carried out, None if none is, and the latest.
+        #: The order in progress, None if there is none, and the latest.
         self.order: Order | None = None
         self.latest: Order | None = None
         #: The labels of the latest order, as they were when it began.
         self.labels: Volume | None = None
         #: The nodes made by the latest order, by seed and modality.
         self.made: dict[tuple[int, str], slicer.vtkMRMLScalarVolumeNode] = {}
-        #: What looks odd about the mask of the latest order, in sentences.
+        #: Notes on the mask of the latest order.
         self.notes: list[str] = []
         self._id: str | None = None
         self._preview: slicer.vtkMRMLScalarVolumeNode | None = None
@@ -73,7 +73,7 @@ class Generator:
         self._shown_before: dict[str, str] = {}
         #: The numbers that the new results of a sample have in their names, by seed.
         self._numbers: dict[int, int] = {}
-        #: What is to be taken into the scene: a modality of a result, then None for its end.
+        #: What is to be added to the scene: a modality of a result, then None for its end.
         self._arrived: deque[tuple[Result, str | None]] = deque()
         self._next = qt.QTimer()
         self._next.setSingleShot(True)
@@ -83,10 +83,10 @@ class Generator:
         client.failed.connect(self._on_failed)
 
     def start(self, order: Order) -> None:
-        """Begins; an order that still runs gives way.
+        """Starts; an order in progress is cancelled.
 
-        Raises :class:`MedDPMError` for a mask that cannot be used or kept, and if no worker can be started, with
-        everything left as it was.
+        Raises :class:`MedDPMError` for a mask that cannot be used or kept, and if no worker can be started; then
+        the scene is unchanged.
         """
         if order.segmentation is None:
             raise MedDPMError(_("no segmentation is chosen: choose one, or start from a template"))
@@ -116,7 +116,7 @@ class Generator:
         self.progressed.emit(_("Starting PyTorch") if cold else _("Waiting for the worker"), 0.0)
 
     def cancel(self) -> None:
-        """Ends the order that runs, at once."""
+        """Ends the order in progress, at once."""
         if self.order is not None:
             self._drop()
             self._end(None)
@@ -127,14 +127,14 @@ class Generator:
         return {} if self.latest is None else {**self.latest.into, **self.made}
 
     def forget(self) -> None:
-        """Ends the order that runs and lets go of everything in the scene, which may be about to be closed."""
+        """Ends the order in progress and drops all references to the scene, which may be about to be closed."""
         self.cancel()
         self.latest = self.labels = None
         self.made, self.notes = {}, []
         self._overwritten, self._shown_before = {}, {}
 
     def undo(self) -> None:
-        """Takes the latest order back: the volumes that it has overwritten come back, and those that it made go."""
+        """Undoes the latest order: volumes that it overwrote are restored, those that it created are removed."""
         self.cancel()
         for key, node in self.made.items():
             if not _in_scene(node):
@@ -149,14 +149,14 @@ class Generator:
         restore_backgrounds(self._shown_before)
 
     def _drop(self) -> None:
-        """Nothing more of the order that runs is wanted."""
+        """Drops the order in progress."""
         self.client.cancel(self._id)
         for event, _modality in self._arrived:
             self.client.discard(event.files)
         self._arrived.clear()
         self._next.stop()
 
-    # What comes from the worker ----------------------------------------------------------------------
+    # Events of the worker ----------------------------------------------------------------------
 
     def _on_event(self, event: Event) -> None:
         if self.order is None or getattr(event, "id", None) != self._id:
@@ -181,7 +181,7 @@ class Generator:
         modality = next(iter(event.files))
         try:
             arrays = self.client.read({modality: event.files[modality]})
-        except MedDPMError:  # the request has ended meanwhile, and with it its previews
+        except MedDPMError:  # the request has ended in the meantime, and with it its previews
             return
         finally:
             self.client.discard(event.files)
@@ -208,7 +208,7 @@ class Generator:
         return 0, HIGHEST
 
     def _keep_next(self) -> None:
-        """Takes one volume of a result into the scene, or shows it; the event loop runs before the next."""
+        """Adds one volume of a result to the scene, or shows it; the event loop runs before the next."""
         event, modality = self._arrived.popleft()
         try:
             if modality is None:
@@ -253,7 +253,7 @@ class Generator:
             self._before = backgrounds()
         made = {modality: self.made[seed, modality] for modality in self.order.modalities}
         made = {modality: node for modality, node in made.items() if _in_scene(node)}
-        if made:  # else they were deleted while the rest of the sample came
+        if made:  # else they were deleted while the rest of the sample arrived
             self._show(made.get(looked_at) or next(iter(made.values())))
             self._before = backgrounds()
         self._remove_preview()
@@ -279,7 +279,7 @@ class Generator:
         segmentation = self._segmentation()
         if segmentation is not None and not self._outlined:
             show_outline(segmentation, True)
-        self._outlined = True  # what the user does to the mask afterwards stays
+        self._outlined = True  # later changes by the user are kept
 
     def _remove_preview(self) -> None:
         node, self._preview = self._preview, None
@@ -287,12 +287,12 @@ class Generator:
             volumes.remove_result(node)
 
     def _segmentation(self) -> slicer.vtkMRMLSegmentationNode | None:
-        """The segmentation of the order, if it has not been deleted meanwhile."""
+        """The segmentation of the order, if it has not been deleted in the meantime."""
         node = self.order.segmentation
         return node if _in_scene(node) else None
 
     def _volume(self, event: Preview | Result, array: np.ndarray) -> Volume:
-        """``array``, in the intensities of the model, as the scene holds it."""
+        """``array``, in the intensities of the model, as stored in the scene."""
         geometry = Geometry(array.shape[::-1], np.array(event.ijk_to_ras))
         return to_stored(Volume(array, geometry), stored_as(self.order.card.intensity_range))
 

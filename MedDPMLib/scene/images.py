@@ -62,7 +62,7 @@ def world_matrix(node: slicer.vtkMRMLTransformableNode) -> np.ndarray | None:
 
 
 def volume_from_node(node: slicer.vtkMRMLScalarVolumeNode) -> Volume:
-    """The voxels (not copied) of a volume node, in RAS. A parent transform that is not linear is left out."""
+    """The voxels (not copied) of a volume node, in RAS. A parent transform that is not linear is ignored."""
     matrix = vtk.vtkMatrix4x4()
     node.GetIJKToRASMatrix(matrix)
     array = slicer.util.arrayFromVolume(node)

@@ -1,4 +1,4 @@
-"""How does the program paint? Templates, missing segments, the brain of an image, a tumour with one click."""
+"""How is painting automated? Templates, missing segments, the brain of an image, a tumor with one click."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from MedDPMLib.masks.brain_area import brain_area
 from MedDPMLib.masks.numberings import shows_brain
 from MedDPMLib.masks.schemes import Label, LabelScheme
 from MedDPMLib.masks.seg_nrrd import REGIONS, TYPES
-from MedDPMLib.masks.tumor import paint_tumour
+from MedDPMLib.masks.tumor import paint_tumor
 from MedDPMLib.scene.background_work import Work, run_now
 from MedDPMLib.scene.images import oriented_image, volume_from_node
 from MedDPMLib.scene.segmentation import is_painted_at, painted, painted_geometry, read_labels, reference_geometry
@@ -24,7 +24,7 @@ from MedDPMLib.scene.segmentation import is_painted_at, painted, painted_geometr
 _BINARY_LABELMAP = slicer.vtkSegmentationConverter.GetBinaryLabelmapRepresentationName()
 _CONVERTER = slicer.vtkSegmentationConverter
 
-#: Litres that a brain can have, children's and the largest.
+#: Liters that a brain can have, children's and the largest.
 _BRAIN = (0.6, 2.1)
 
 
@@ -39,8 +39,8 @@ def add_segmentation(labels: Volume, scheme: LabelScheme, name: str) -> slicer.v
     core = node.GetSegmentation()
     core.SetSourceRepresentationName(_BINARY_LABELMAP)
     array = labels.array.astype(np.uint8, copy=False)
-    rest = [label for label in scheme.labels if label not in scheme.tumour]
-    for group in (scheme.tumour, rest):
+    rest = [label for label in scheme.labels if label not in scheme.tumor]
+    for group in (scheme.tumor, rest):
         lookup = np.zeros(256, np.uint8)
         values = [label.value for label in group]
         lookup[values] = values
@@ -101,7 +101,7 @@ def painting(
     ):
         text = _('the segment "{segment}" of "{segmentation}" cannot be painted: see the error log')
         raise MedDPMError(text.format(segment=segment_id, segmentation=segmentation.GetName()))
-    # Segments in the same image have given way already; those in others are erased, where there is something to erase.
+    # Segments in the same image were overwritten; those in other images are erased where they overlap.
     layer = segmentation.GetBinaryLabelmapInternalRepresentation(segment_id)
     rest = oriented_image(np.where(voxels, 0, 255).astype(np.uint8), lattice, first)
     for other in over:
@@ -140,18 +140,18 @@ def filling_brain(
         raise MedDPMError(text.format(scheme=scheme.name))
     segment_id = _segment_of(scheme.rest, table)
     volume = volume_from_node(image)
-    volume = Volume(volume.array.copy(), volume.geometry)  # the image may go while it is looked at
+    volume = Volume(volume.array.copy(), volume.geometry)  # the image may be removed in the meantime
     area, note = yield partial(brain_area, volume, painted_geometry(segmentation))
     others = {id_: value for id_, value in table.items() if id_ != segment_id}
     paint(segmentation, segment_id, area & ~painted(segmentation, others, scheme))
-    litres = np.count_nonzero(area) * painted_geometry(segmentation).voxel_volume / 1e6
-    if shows_brain(scheme) and not _BRAIN[0] <= litres <= _BRAIN[1]:
-        text = _("{note}. {litres:.2g} l is not the volume of a brain: undo it if the image is not skull-stripped")
-        return text.format(note=note, litres=litres)
+    liters = np.count_nonzero(area) * painted_geometry(segmentation).voxel_volume / 1e6
+    if shows_brain(scheme) and not _BRAIN[0] <= liters <= _BRAIN[1]:
+        text = _("{note}. {liters:.2g} l is not the volume of a brain: undo it if the image is not skull-stripped")
+        return text.format(note=note, liters=liters)
     return note
 
 
-def stamp_tumour(
+def stamp_tumor(
     segmentation: slicer.vtkMRMLSegmentationNode,
     table: Mapping[str, int],
     scheme: LabelScheme,
@@ -160,15 +160,15 @@ def stamp_tumour(
     *,
     seed: int = 0,
 ) -> None:
-    """Paints a tumour around ``center`` (RAS, mm) into the segments, as :func:`MedDPMLib.masks.tumor.paint_tumour`.
+    """Paints a tumor around ``center`` (RAS, mm) into the segments, as :func:`MedDPMLib.masks.tumor.paint_tumor`.
 
-    Every segment of ``table`` gives way, so that what is under the tumour is gone as with the brush. Raises
-    :class:`MedDPMError` if a part of the tumour has no segment, or if there is no brain at ``center``.
+    Every segment of ``table`` gives way, so that what lies under the tumor is erased, as with the brush. Raises
+    :class:`MedDPMError` if a part of the tumor has no segment, or if there is no brain at ``center``.
     """
-    run_now(stamping_tumour(segmentation, table, scheme, center, radius, seed=seed))
+    run_now(stamping_tumor(segmentation, table, scheme, center, radius, seed=seed))
 
 
-def stamping_tumour(
+def stamping_tumor(
     segmentation: slicer.vtkMRMLSegmentationNode,
     table: Mapping[str, int],
     scheme: LabelScheme,
@@ -177,12 +177,12 @@ def stamping_tumour(
     *,
     seed: int = 0,
 ) -> Work:
-    """The work of :func:`stamp_tumour`, step by step."""
+    """The work of :func:`stamp_tumor`, step by step."""
     geometry = painted_geometry(segmentation)
     before = read_labels(segmentation, table, scheme).array
     yield
     center = np.array(tuple(center))
-    first, parts = yield partial(_tumour_parts, before, geometry, scheme, center, radius, seed)
+    first, parts = yield partial(_tumor_parts, before, geometry, scheme, center, radius, seed)
     places = [(_segment_of(label, table), voxels) for label, voxels in parts]
     for segment_id, voxels in places:
         others = [id_ for id_ in table if id_ != segment_id]
@@ -190,11 +190,11 @@ def stamping_tumour(
         yield
 
 
-def _tumour_parts(
+def _tumor_parts(
     before: np.ndarray, geometry: Geometry, scheme: LabelScheme, center: np.ndarray, radius: float, seed: int
 ) -> tuple[tuple[int, ...], list[tuple[Label, np.ndarray]]]:
-    """What a tumour changes: the index (i, j, k) of a box, and in it the voxels (k, j, i) that each label gets."""
-    after = paint_tumour(before, geometry, scheme, center, radius, seed=seed)
+    """What a tumor changes: the index (i, j, k) of a box, and in it the voxels (k, j, i) that each label gets."""
+    after = paint_tumor(before, geometry, scheme, center, radius, seed=seed)
     changed = before != after
     if not changed.any():
         return (0, 0, 0), []
@@ -220,7 +220,7 @@ def _describe(segment: slicer.vtkSegment, label: Label) -> None:
                 TYPES, *codes, *modifier, REGIONS, *region, *modifier
             )
         )
-    # Given on purpose: a change of the terminology is not to rename or recolor it.
+    # Set explicitly: a change of the terminology must not rename or recolor it.
     segment.SetNameAutoGenerated(False)
     segment.SetColorAutoGenerated(False)
 

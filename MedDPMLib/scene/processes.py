@@ -1,4 +1,4 @@
-"""How is a program started beside the application, and ended with everything that it has started?"""
+"""How is a program started next to the application, and ended with everything that it has started?"""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def python_process(owner: qt.QObject) -> qt.QProcess:
 
 
 def kill_tree(roots: set[int]) -> None:
-    """Kills the processes ``roots`` and all that they have started: Slicer's launcher does not take its child along."""
+    """Kills the processes ``roots`` and all that they have started: Slicer's launcher does not end its child."""
     import psutil  # installed with the rest, before anything is started
 
     processes = []
     for pid in roots:
-        with suppress(psutil.Error):  # it has ended meanwhile
+        with suppress(psutil.Error):  # it has ended in the meantime
             root = psutil.Process(pid)
             processes += [root, *root.children(recursive=True)]
     for process in processes:

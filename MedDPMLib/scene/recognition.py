@@ -24,7 +24,7 @@ _NEEDED = ("model", "mask", "seed", "sampler", "steps", "modality", "created", "
 
 
 class Recognition:
-    """Looks at each volume that comes into the scene, from :meth:`start` to :meth:`stop`.
+    """Examines each volume that is added to the scene, from :meth:`start` to :meth:`stop`.
 
     Signal: ``recognized`` (one is marked as synthetic now).
     """
@@ -33,7 +33,7 @@ class Recognition:
         self.recognized = Signal()
         self._tag: int | None = None
         self._new: list[str] = []
-        self._soon = qt.QTimer()  # a volume comes before its file is known
+        self._soon = qt.QTimer()  # a volume is added before its file is known
         self._soon.setSingleShot(True)
         self._soon.interval = 0
         self._soon.timeout.connect(self._look)
@@ -62,7 +62,7 @@ class Recognition:
 
 
 def recognize(node: slicer.vtkMRMLScalarVolumeNode) -> bool:
-    """Marks ``node`` as synthetic if its file says so; whether it was not marked before and is now."""
+    """Marks ``node`` as synthetic if its file says so; returns whether it has been marked just now."""
     storage = node.GetStorageNode()
     path = storage.GetFileName() if storage is not None else None
     if not path or volumes.is_synthetic(node) or volume_suffix(Path(path)) not in NIFTI_SUFFIXES:

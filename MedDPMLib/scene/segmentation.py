@@ -27,7 +27,7 @@ _CONVERTER = slicer.vtkSegmentationConverter
 #: Tag of a segment, followed by a scheme's name: the value of the label that the user chose for it.
 _LABEL_TAG = "MedDPM.label."
 
-#: Largest relative deviation from right angles and from whole voxels that is rounding.
+#: Largest relative deviation from right angles and from whole voxels that counts as rounding.
 _EXACT = 1e-4
 
 #: Points along each side of a box that is sent through a transform that bends it.
@@ -36,7 +36,7 @@ _SAMPLES = 9
 #: Words in the name of a segment that is a tumor, without saying which part of it.
 _TUMOR_WORDS = frozenset("tumor tumour gtv lesion mass core glioma glioblastoma gbm metastasis met cancer".split())
 
-#: So many names of segments are listed in a message.
+#: At most this many names of segments are listed in a message.
 _LISTED = 3
 
 
@@ -44,22 +44,22 @@ _LISTED = 3
 
 
 def guess_table(segmentation: slicer.vtkMRMLSegmentationNode, scheme: LabelScheme) -> dict[str, int]:
-    """Segment ID to label value for the segments that are recognised: by their terminology first, by name second.
+    """Segment ID to label value for the segments that are recognized: by their terminology first, by name second.
 
-    White matter is the rest of the brain in a scheme that does not distinguish it (:func:`_recognise_part`); such
+    White matter is the rest of the brain in a scheme that does not distinguish it (:func:`_recognize_part`); such
     segments come last, behind one that is the label itself.
     """
     core = segmentation.GetSegmentation()
     segments = {id_: core.GetSegment(id_) for id_ in core.GetSegmentIDs()}
     table = {}
-    for recognise in (_recognise, _recognise_part):
-        found = {id_: recognise(segment, scheme) for id_, segment in segments.items() if id_ not in table}
+    for recognize in (_recognize, _recognize_part):
+        found = {id_: recognize(segment, scheme) for id_, segment in segments.items() if id_ not in table}
         table.update({id_: label.value for id_, label in found.items() if label is not None})
     return table
 
 
 def table_of(segmentation: slicer.vtkMRMLSegmentationNode, scheme: LabelScheme) -> dict[str, int]:
-    """Segment ID to label value: what the user chose (:func:`set_label`), else what :func:`guess_table` recognises."""
+    """Segment ID to label value: what the user chose (:func:`set_label`), else what :func:`guess_table` recognizes."""
     core, table = segmentation.GetSegmentation(), guess_table(segmentation, scheme)
     for id_ in core.GetSegmentIDs():
         chosen = vtk.reference("")
@@ -83,7 +83,7 @@ def missing_labels(table: Mapping[str, int], scheme: LabelScheme) -> tuple[Label
 def unlabeled_segments(
     segmentation: slicer.vtkMRMLSegmentationNode, table: Mapping[str, int], scheme: LabelScheme
 ) -> list[str]:
-    """The painted segments that stand for no label although nobody said that they are not to be used."""
+    """The painted segments that stand for no label although they were not marked as not used."""
     core, found = segmentation.GetSegmentation(), []
     for id_ in core.GetSegmentIDs():
         decided = id_ in table or core.GetSegment(id_).HasTag(_LABEL_TAG + scheme.name)
@@ -101,7 +101,7 @@ def likely_label(name: str, scheme: LabelScheme) -> Label | None:
     words = set(re.split(r"[\W_\d]+", name.casefold()))
     if not words & _TUMOR_WORDS:
         return None
-    return next(iter((*scheme.of_tissue("rim"), *scheme.tumour)), None)
+    return next(iter((*scheme.of_tissue("rim"), *scheme.tumor)), None)
 
 
 def tumor_segments(segmentation: slicer.vtkMRMLSegmentationNode) -> list[str]:
@@ -109,7 +109,7 @@ def tumor_segments(segmentation: slicer.vtkMRMLSegmentationNode) -> list[str]:
     tumor = set()
     for name in scheme_names():
         scheme = load_scheme(name)
-        values = {label.value for label in scheme.tumour}
+        values = {label.value for label in scheme.tumor}
         tumor |= {id_ for id_, value in table_of(segmentation, scheme).items() if value in values}
     ids = segmentation.GetSegmentation().GetSegmentIDs()
     return [id_ for id_ in ids if id_ in tumor]
@@ -117,7 +117,7 @@ def tumor_segments(segmentation: slicer.vtkMRMLSegmentationNode) -> list[str]:
 
 def tumor_center(labels: Volume, scheme: LabelScheme) -> np.ndarray | None:
     """A point (RAS, mm) in the middle of the tumor of ``labels`` (values of ``scheme``); None if there is none."""
-    found = np.argwhere(np.isin(labels.array, [label.value for label in scheme.tumour]))
+    found = np.argwhere(np.isin(labels.array, [label.value for label in scheme.tumor]))
     return labels.geometry.to_ras(found.mean(axis=0)[::-1]) if len(found) else None
 
 
@@ -133,7 +133,7 @@ def is_painted_at(
     if layer is None or layer.IsEmpty() or layer.GetPointData().GetScalars() is None:
         return False
     offset = _offset(image_geometry(layer), lattice)
-    if offset is None:  # on another lattice it is not looked for voxel by voxel
+    if offset is None:  # on another lattice it is not compared voxel by voxel
         return True
     array, start = image_array(layer), np.array(first)[::-1] - offset[::-1]
     low = np.maximum(start, 0)
@@ -154,7 +154,7 @@ def fingerprint(segmentation: slicer.vtkMRMLSegmentationNode) -> tuple:
     return tuple(found)
 
 
-def _recognise(segment: slicer.vtkSegment, scheme: LabelScheme) -> Label | None:
+def _recognize(segment: slicer.vtkSegment, scheme: LabelScheme) -> Label | None:
     entry = slicer.vtkSlicerTerminologyEntry()
     if segment.HasTerminology():
         slicer.vtkSlicerTerminologiesModuleLogic.DeserializeTerminologyEntry(segment.GetTerminology(), entry)
@@ -165,10 +165,10 @@ def _recognise(segment: slicer.vtkSegment, scheme: LabelScheme) -> Label | None:
     return label or scheme.label_by_name(segment.GetName() or "") or scheme.label_by_name(words)
 
 
-def _recognise_part(segment: slicer.vtkSegment, scheme: LabelScheme) -> Label | None:
+def _recognize_part(segment: slicer.vtkSegment, scheme: LabelScheme) -> Label | None:
     """The label of ``scheme`` that holds the segment, a structure which only another scheme distinguishes."""
     for name in scheme_names():
-        structure = _recognise(segment, load_scheme(name))
+        structure = _recognize(segment, load_scheme(name))
         if structure is not None and (label := label_for(structure.name, scheme)):
             return label
     return label_named(segment.GetName() or "", scheme)
@@ -181,8 +181,8 @@ def read_labels(segmentation: slicer.vtkMRMLSegmentationNode, table: Mapping[str
     """What is painted, as the values of ``scheme``, uint8, on the segmentation's reference geometry, in RAS.
 
     Of overlapping segments the scheme's priority decides, whatever their order. Several segments of one label
-    are united, which the notes say. A linear parent transform moves the geometry and leaves every voxel as it
-    is; one that bends or shears it has the segments resampled (nearest neighbour).
+    are combined, which the notes report. A linear parent transform moves the geometry and leaves every voxel as it
+    is; one that bends or shears it has the segments resampled (nearest neighbor).
 
     Raises :class:`MedDPMError` if ``table`` names a segment or label that does not exist, if the segmentation
     has no reference geometry, and if nothing is painted.
@@ -207,7 +207,7 @@ def painted(segmentation: slicer.vtkMRMLSegmentationNode, table: Mapping[str, in
 
 
 def _merge(segmentation, table: Mapping[str, int], scheme: LabelScheme) -> tuple[np.ndarray, Geometry, int]:
-    """The labels (k, j, i), uint8, their geometry in RAS, and how many labelled voxels lie outside of it."""
+    """The labels (k, j, i), uint8, their geometry in RAS, and how many labeled voxels lie outside of it."""
     local = reference_geometry(segmentation)
     geometry, transform = _placed(segmentation, local)
     # Where the segments are brought together: their own coordinates, or RAS if they have to be resampled anyway.
@@ -283,7 +283,7 @@ def _united(segmentation, table: Mapping[str, int], scheme: LabelScheme) -> tupl
 
 
 def _layers(segmentation, table: Iterable[str]):
-    """The images that hold the table's segments, each with {value in the image: segment ID}; empty ones are left out.
+    """The images that hold the table's segments, each with {value in the image: segment ID}; without empty ones.
 
     Segments that do not overlap share one image.
     """
@@ -346,7 +346,7 @@ def _offset(part: Geometry, whole: Geometry) -> np.ndarray | None:
 
 def _lay_over(best: np.ndarray, ranks: np.ndarray, offset: np.ndarray, background: int) -> int:
     """Puts ``ranks`` (k, j, i) into ``best`` at ``offset`` (i, j, k), where the lower wins; both hold ``background``
-    where no label is. Returns how many labelled voxels lie outside ``best``.
+    where no label is. Returns how many labeled voxels lie outside ``best``.
     """
     start = offset[::-1]
     low = np.maximum(start, 0)

@@ -1,4 +1,4 @@
-"""What does the 3-D view show? The tumor of a mask in its translucent brain: small surfaces that are made in a moment.
+"""What does the 3-D view show? The tumor of a mask in its translucent brain: small surfaces that are computed quickly.
 
 Slicer's own surfaces of a segmentation are all made again with every stroke, which takes seconds.
 """
@@ -35,13 +35,13 @@ def showing(segmentation: slicer.vtkMRMLSegmentationNode, labels: Volume, scheme
     """The work of showing the surfaces of ``labels`` (values of ``scheme``, RAS), as those of ``segmentation``."""
     shown = {}
     masks = {0: (labels.array > 0, _BRAIN_SPACING)}
-    masks |= {label.value: (labels.array == label.value, _TUMOR_SPACING) for label in scheme.tumour}
+    masks |= {label.value: (labels.array == label.value, _TUMOR_SPACING) for label in scheme.tumor}
     for value, (inside, spacing) in masks.items():
         shown[value] = yield partial(_thinned, inside, labels.geometry, spacing)
     new = not surfaces()
     for value, part in shown.items():
         if slicer.mrmlScene.GetNodeByID(segmentation.GetID() or "") is not segmentation:
-            return  # it has gone meanwhile
+            return  # it was removed in the meantime
         _show(segmentation, value, part, scheme)
         yield
     show_surfaces_of(segmentation)
@@ -57,7 +57,7 @@ def surfaces() -> list[slicer.vtkMRMLModelNode]:
 
 
 def show_surfaces_of(segmentation: slicer.vtkMRMLSegmentationNode | None) -> None:
-    """Shows the surfaces of ``segmentation`` (None: of no segmentation) alone; removes those whose mask has gone."""
+    """Shows the surfaces of ``segmentation`` (None: of no segmentation) alone; removes those whose mask was removed."""
     for node in surfaces():
         owner = slicer.mrmlScene.GetNodeByID(node.GetAttribute(_SURFACE_ATTRIBUTE))
         if owner is None:

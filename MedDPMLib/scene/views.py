@@ -157,7 +157,7 @@ def show_place(ras: Sequence[float]) -> None:
 
 
 def show_only(segmentation: slicer.vtkMRMLSegmentationNode) -> None:
-    """Hides every other segmentation: two masks on each other cannot be told apart."""
+    """Hides every other segmentation: two masks on each other cannot be distinguished."""
     for node in slicer.util.getNodesByClass("vtkMRMLSegmentationNode"):
         display = node.GetDisplayNode()
         if display is not None and bool(display.GetVisibility()) != (node is segmentation):
@@ -313,7 +313,7 @@ def _orient(names: Sequence[str], orientation: str, place: Sequence[float]) -> N
 
 def _fit(names: Sequence[str], place: Sequence[float]) -> None:
     """Brings the compared volumes into view, at the slice through ``place``."""
-    if not _comparison_shown():  # ended meanwhile
+    if not _comparison_shown():  # ended in the meantime
         return
     layout = slicer.app.layoutManager()
     for name in names:

@@ -35,12 +35,12 @@ _SHEET_ROLE = "MedDPM.sheet"
 #: Attribute of the subject hierarchy's folders that hold results.
 _FOLDER_ATTRIBUTE = "MedDPM.results"
 
-#: What of a record decides what a volume looks like (:func:`MedDPMLib.inference.record.describe_run`).
+#: The part of a record that determines what a volume looks like (:func:`MedDPMLib.inference.record.describe_run`).
 _DECISIVE = (
     "model", "mask", "seed", "sampler", "steps", "guidance", "precision", "device", "space", "memory",
 )  # fmt: skip
 
-#: Of the voxels that are not background, the part (percent) that is as bright as the display's white or brighter.
+#: Of the voxels that are not background, the percentage that is as bright as the display's white or brighter.
 _WHITE = 0.5
 
 
@@ -72,7 +72,7 @@ def _is_taken(name: str) -> bool:
 
 
 def _unique(name: str) -> str:
-    """``name`` if no node is called so; the scene's own counter also counts nodes that are gone."""
+    """``name`` if no node is called so; the scene's own counter also counts removed nodes."""
     return slicer.mrmlScene.GenerateUniqueName(name) if _is_taken(name) else name
 
 
@@ -94,7 +94,7 @@ def add_volume(
     node.SetAttribute(MODALITY_ATTRIBUTE, modality)
     node.SetAttribute(_CAPTION_ATTRIBUTE, caption)
     node.SetDescription(SYNTHETIC)
-    # Before the voxels come: Slicer would look through all of them for a window of its own.
+    # Before the voxels are set: Slicer would search all of them for a window of its own.
     node.CreateDefaultDisplayNodes()
     node.GetDisplayNode().SetAndObserveColorNodeID("vtkMRMLColorTableNodeGrey")
     set_window(node, window)
@@ -120,7 +120,7 @@ def update_volume(node: slicer.vtkMRMLScalarVolumeNode, volume: Volume) -> None:
 
 
 def set_window(node: slicer.vtkMRMLScalarVolumeNode, window: tuple[float, float]) -> None:
-    """Shows ``window`` (black, white), whatever comes into the volume later."""
+    """Shows ``window`` (black, white), whatever voxels follow."""
     display = node.GetDisplayNode()
     display.SetAutoWindowLevel(False)
     display.SetWindowLevelMinMax(*map(float, window))
@@ -142,14 +142,14 @@ def set_record(node: slicer.vtkMRMLScalarVolumeNode, record: dict[str, Any]) -> 
 
 
 def caption(modality: str, seed: int | None = None) -> str:
-    """What a view says of a generated volume beside the mark: "FLAIR, seed 12", "FLAIR, forming"."""
+    """The text of a view on a generated volume, next to the mark: "FLAIR, seed 12", "FLAIR, forming"."""
     if seed is None:
         return _("{modality}, forming").format(modality=modality.upper())
     return _("{modality}, seed {seed}").format(modality=modality.upper(), seed=seed)
 
 
 def caption_of(node: slicer.vtkMRMLVolumeNode) -> str:
-    """The :func:`caption` of a generated volume; empty where nothing is known of it."""
+    """The :func:`caption` of a generated volume; empty if nothing is known about it."""
     said = node.GetAttribute(_CAPTION_ATTRIBUTE)
     record = record_of(node) if not said else None
     return caption(record["modality"], record.get("seed")) if record and "modality" in record else said or ""
@@ -185,7 +185,7 @@ def runs() -> list[list[slicer.vtkMRMLScalarVolumeNode]]:
         if record is not None and node.GetImageData() is not None:
             decisive = json.dumps([record.get(name) for name in _DECISIVE], sort_keys=True)
             found.setdefault((node.GetNodeReferenceID(SEGMENTATION_ROLE), decisive), []).append(node)
-    # Of two that were made in the same second the one that came later.
+    # Of two created in the same second, the later one.
     newest = sorted(enumerate(found.values()), key=lambda pair: (_created(pair[1]), pair[0]), reverse=True)
     return [nodes for _number, nodes in newest]
 
@@ -275,7 +275,7 @@ def result_to_show(
 
 
 def remove_result(node: slicer.vtkMRMLScalarVolumeNode) -> None:
-    """Takes a result out of the scene with everything that is its alone, and its folder with the last one."""
+    """Removes a result with everything that belongs to it alone, and its folder with the last one."""
     hierarchy = _hierarchy()
     folder = hierarchy.GetItemParent(hierarchy.GetItemByDataNode(node))
     for owned in [*(node.GetNthDisplayNode(i) for i in range(node.GetNumberOfDisplayNodes())), node.GetStorageNode()]:

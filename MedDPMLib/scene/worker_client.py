@@ -1,6 +1,6 @@
-"""How does the application talk to the worker? A child process through ``QProcess``: nothing here ever waits for it.
+"""How does the application talk to the worker? A child process through ``QProcess``: nothing here ever blocks on it.
 
-``docs/worker-protocol.md`` says what is said. Results come by signals of plain Python:
+``docs/worker-protocol.md`` describes the messages. Results come by signals of plain Python:
 PythonQt crashes on custom ones of Qt.
 """
 
@@ -40,10 +40,10 @@ from MedDPMLib.worker.session import Session
 #: Seconds without work until the worker releases the model, and as many until it ends.
 IDLE = 600.0
 
-#: Seconds between two questions whether the worker is alive, while something is asked of it.
+#: Seconds between two questions whether the worker is alive, while a request is open.
 _PULSE = 5.0
-#: Seconds without a line after which it is taken for dead; at the start it imports PyTorch, from a cold disk and past a
-#: virus scanner.
+#: Seconds without a line after which it is considered dead; at the start it imports PyTorch, from a cold disk and
+#: through a virus scanner.
 _SILENCE = 30.0
 _SILENCE_AT_START = 300.0
 #: Seconds that a request waits for the step of one that was cancelled; then the worker is replaced.
@@ -52,7 +52,7 @@ _LOG_LINES = 300
 
 
 class Signal:
-    """Calls what is connected, in that order."""
+    """Calls the connected functions, in that order."""
 
     def __init__(self) -> None:
         self._slots: list[Callable] = []
@@ -94,7 +94,7 @@ class WorkerClient:
         self._waiting.interval = int(1000 * _PATIENCE)
         self._waiting.timeout.connect(self._on_waited)
 
-    # What the panel calls ----------------------------------------------------------------------------
+    # Requests of the panel ----------------------------------------------------------------------------
 
     @property
     def running(self) -> bool:
@@ -103,7 +103,7 @@ class WorkerClient:
 
     @property
     def busy(self) -> bool:
-        """Whether something is asked of it that it has not answered."""
+        """Whether a request is open."""
         return bool(self._wanted)
 
     @property
@@ -132,7 +132,7 @@ class WorkerClient:
         return self._ask(Generate(id=self._new_id(), mask=mask, **request))
 
     def cancel(self, id: str) -> None:
-        """Ends a request. Nothing of it is received from now on."""
+        """Cancels a request. Nothing more is received of it."""
         if self._wanted.pop(id, None) is None:
             return
         unsent = next((request for request in self._unsent if request.id == id), None)
@@ -161,7 +161,7 @@ class WorkerClient:
         return arrays
 
     def discard(self, files: dict[str, str]) -> None:
-        """Removes files that nobody wants to read."""
+        """Removes files that will not be read."""
         if self._worker is not None:
             for name in files.values():
                 self._worker.session.remove(name)
@@ -178,7 +178,7 @@ class WorkerClient:
         if not worker.wait():
             worker.kill()
             worker.wait()
-        if self._worker is worker:  # else its signal was there first
+        if self._worker is worker:  # else its signal came first
             self._clean_up()
 
     # The process -------------------------------------------------------------------------------------
@@ -187,13 +187,13 @@ class WorkerClient:
         """The worker; starts one if there is none."""
         if self._worker is None:
             self._start(python_program(), new_session())
-        if self._worker is None:  # some systems say at once that there is no such program
+        if self._worker is None:  # some systems report at once that there is no such program
             raise MedDPMError(self.log[-1])
         return self._worker
 
     def _start(self, program: str, session: Session) -> None:
         self._worker = worker = WorkerProcess(self._owner, program, session)
-        # Never disconnected, for that must not happen inside a signal: what comes of an earlier worker is passed over.
+        # Never disconnected, for that must not happen inside a signal: signals of an earlier worker are ignored.
         worker.process.readyReadStandardOutput.connect(lambda: self._on_output(worker))
         worker.process.readyReadStandardError.connect(lambda: self._on_log(worker))
         worker.process.finished.connect(lambda code: self._on_finished(worker, code))
@@ -206,7 +206,7 @@ class WorkerClient:
     def _ask(self, request: Request) -> str:
         worker = self._started()
         self._wanted[request.id] = request
-        if worker.pid is None:  # before its first line nobody listens
+        if worker.pid is None:  # before its first line it does not listen
             self._unsent.append(request)
         else:
             worker.write(request)
@@ -224,7 +224,7 @@ class WorkerClient:
             self._waiting.stop()
         self.state_changed.emit()
 
-    # What it says ------------------------------------------------------------------------------------
+    # Its messages ------------------------------------------------------------------------------------
 
     def _on_output(self, worker: WorkerProcess) -> None:
         if worker is not self._worker:
@@ -233,7 +233,7 @@ class WorkerClient:
             for event in worker.reader.feed(worker.output()):
                 worker.unheard = 0
                 self._receive(worker, event)
-                if worker is not self._worker:  # ended by what the event has set off
+                if worker is not self._worker:  # ended by a consequence of the event
                     return
         except ProtocolError as error:
             self._fail(_("the worker sent an invalid message ({reason}): click Generate again").format(reason=error))
@@ -280,7 +280,7 @@ class WorkerClient:
     # Its end -----------------------------------------------------------------------------------------
 
     def _on_pulse(self) -> None:
-        """Asks whether the worker is alive. Its silence is counted in questions, for the application may have slept."""
+        """Asks whether the worker is alive, and counts unanswered questions, not seconds: the application may sleep."""
         worker = self._worker
         self._on_output(worker)
         if worker is not self._worker:
@@ -300,12 +300,12 @@ class WorkerClient:
             worker.write(Status(id=self._new_id()))
 
     def _on_waited(self) -> None:
-        """A step that nobody wants any more holds up what is wanted: with another worker it begins sooner."""
+        """A step that is no longer wanted delays what is wanted: with another worker it begins sooner."""
         worker = self._worker
         self._on_output(worker)
         if worker is not self._worker or not self._unfinished:
             return
-        if worker.ready is None:  # it is PyTorch that takes long
+        if worker.ready is None:  # PyTorch takes long
             self._waiting.start()
             return
         self.log.append("the worker is replaced: a cancelled step takes too long")

@@ -1,4 +1,4 @@
-"""One worker from its start to its end: the process, the folder of its arrays, what it has said of itself."""
+"""One worker from its start to its end: the process, the folder of its arrays, what it has reported."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FAREWELL = 500
 
 #: How the folders of arrays are called among the application's temporary files.
 _PREFIX = "MedDPM-"
-#: Seconds after which such a folder is nobody's any more: application and worker were killed at once, or power failed.
+#: Seconds after which such a folder is abandoned: application and worker were killed at once, or power failed.
 _STALE = 7 * 24 * 3600
 
 
@@ -35,15 +35,15 @@ class WorkerProcess:
         self.program, self.session = program, session
         self.process = python_process(owner)
         self.reader = EventReader()
-        #: Of the worker itself, which a launcher may have started; known from its first line on.
+        #: The process id of the worker itself, which a launcher may have started; known from its first line on.
         self.pid: int | None = None
         #: Where and how it computes, once PyTorch is imported.
         self.ready: Ready | None = None
-        #: It ends because it was told to, or because it had nothing to do.
+        #: It ends on request, or because it had nothing to do.
         self.leaving = False
-        #: Another one comes in its place and takes over session and requests.
+        #: Another one replaces it and takes over session and requests.
         self.replaced = False
-        #: So often was it asked in vain whether it is alive.
+        #: How often it did not answer whether it is alive.
         self.unheard = 0
         #: The last line on standard error.
         self.last_words = ""
@@ -71,13 +71,13 @@ class WorkerProcess:
         return self.process.state() == qt.QProcess.NotRunning or self.process.waitForFinished(_FAREWELL)
 
     def kill(self) -> None:
-        """Ends it with everything that it has started, whatever it is doing."""
+        """Kills it with everything that it has started, whatever it is doing."""
         kill_tree({self.process.processId(), self.pid} - {0, None})
         self.process.kill()
 
     def remove(self) -> None:
-        """Lets go of the process, which has ended, and removes its files."""
-        self.wait()  # killed it lives for milliseconds still, and it must not outlive its folder
+        """Drops the process, which has ended, and removes its files."""
+        self.wait()  # a killed process lives for milliseconds still, and must not outlive its folder
         self.process.deleteLater()
         _remove_folder(self.session.folder)
 
@@ -94,8 +94,8 @@ def new_session() -> Session:
         return Session(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
     except OSError as error:
         text = _(
-            "no folder can be made in {folder} ({reason}): free some space there, or choose another temporary directory"
-            " in the application's settings, section Modules"
+            "no folder can be created in {folder} ({reason}): free some space there, or choose another temporary"
+            " directory in the application's settings, section Modules"
         )
         raise MedDPMError(text.format(folder=place, reason=error.strerror)) from error
 

@@ -80,13 +80,13 @@ def canonical(path: Path) -> Canonical:
 def common_form(
     cases: Mapping[str, Mapping[str, Path]], *, levels: int, smoothing: float, spacing: float | None, advance=str
 ) -> Form:
-    """The :class:`Form` for ``cases`` (case -> contrast -> file): a grid that holds the largest brain, at the coarsest
+    """The :class:`Form` for ``cases`` (case -> modality -> file): a grid that holds the largest brain, at the coarsest
     spacing of any case (unless ``spacing`` says another), so that none is made finer than it was."""
     extents, coarsest = np.zeros(3), 0.0
     for name, files in cases.items():
-        contrasts = _read_case(name, files)
-        brain = np.logical_or.reduce([one.brain for one in contrasts.values()])
-        first = next(iter(contrasts.values()))
+        modalities = _read_case(name, files)
+        brain = np.logical_or.reduce([one.brain for one in modalities.values()])
+        first = next(iter(modalities.values()))
         extents = np.maximum(extents, np.abs(first.directions) @ (_extent(brain) * first.spacing))
         coarsest = max(coarsest, float(first.spacing.max()))
         advance(name)
@@ -96,12 +96,12 @@ def common_form(
 
 
 def prepare(name: str, files: Mapping[str, Path], form: Form) -> dict[str, np.ndarray]:
-    """Contrast -> array (k, j, i), uint8, on the grid of ``form``: 0 outside the brain, 1 to ``levels`` - 1 in it."""
-    contrasts = _read_case(name, files)
-    brain = np.logical_or.reduce([one.brain for one in contrasts.values()])
+    """Modality -> array (k, j, i), uint8, on the grid of ``form``: 0 outside the brain, 1 to ``levels`` - 1 in it."""
+    modalities = _read_case(name, files)
+    brain = np.logical_or.reduce([one.brain for one in modalities.values()])
     return {
-        contrast: _leveled(*_placed(one, brain, form), one.step, form, f"{name}, {contrast}")
-        for contrast, one in contrasts.items()
+        modality: _leveled(*_placed(one, brain, form), one.step, form, f"{name}, {modality}")
+        for modality, one in modalities.items()
     }
 
 
@@ -123,15 +123,15 @@ def on_integers(array: np.ndarray) -> np.ndarray:
 
 
 def _read_case(name: str, files: Mapping[str, Path]) -> dict[str, Canonical]:
-    found = {contrast: canonical(path) for contrast, path in files.items()}
+    found = {modality: canonical(path) for modality, path in files.items()}
     first = next(iter(found))
-    for contrast, one in found.items():
+    for modality, one in found.items():
         same = one.array.shape == found[first].array.shape and np.allclose(
             one.spacing, found[first].spacing, rtol=_SAME_SPACING
         )
         if not same:
             raise MedDPMError(
-                f"{files[contrast]} and {files[first]} differ in size or spacing: the contrasts of one case ({name})"
+                f"{files[modality]} and {files[first]} differ in size or spacing: the modalities of one case ({name})"
                 " have to lie on one grid, resample them first"
             )
     return found
@@ -272,7 +272,7 @@ def _smoothed(image: np.ndarray, brain: np.ndarray, form: Form) -> np.ndarray:
 
 
 def smoothness(prepared: np.ndarray, spacing: float) -> float:
-    """The full width at half maximum (mm) of the noise in a prepared case, from the correlation of neighbours.
+    """The full width at half maximum (mm) of the noise in a prepared case, from the correlation of neighbors.
 
     Forman et al., Magn. Reson. Med. 33 (1995) 636-647, within the brain and of what a local mean leaves.
     """

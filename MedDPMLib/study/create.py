@@ -38,10 +38,10 @@ REAL = "real"
 
 @dataclass(frozen=True)
 class Plan:
-    """What an organizer asks for. ``real`` is case -> contrast -> file, ``synthetic`` the same for each model."""
+    """What an organizer asks for. ``real`` is case -> modality -> file, ``synthetic`` the same for each model."""
 
     title: str
-    contrasts: tuple[str, ...]
+    modalities: tuple[str, ...]
     real: Mapping[str, Mapping[str, Path]]
     synthetic: Mapping[str, Mapping[str, Mapping[str, Path]]]
     readers: tuple[str, ...]
@@ -109,7 +109,7 @@ def create(folder: Path, plan: Plan, passphrase: str, advance=str) -> tuple[Defi
             title=plan.title,
             identifier=secrets.token_hex(8),
             created=date.today().isoformat(),
-            contrasts=plan.contrasts,
+            modalities=plan.modalities,
             models=tuple(plan.synthetic),
             readers=plan.readers,
             real=sum(not truth for truth in material.truth.values()),
@@ -160,11 +160,11 @@ def _write_cases(folder: Path, sources: Mapping[str, Source], form: blinding.For
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".case-") as waiting:
         for number, (case, source) in enumerate(sources.items()):
             prepared = blinding.prepare(source.name, source.files, form)
-            for contrast, array in prepared.items():
+            for modality, array in prepared.items():
                 raw, deflated = (Path(waiting) / f"{number}-{len(compressed)}{end}" for end in (".npy", ".z"))
                 np.save(raw, array)
                 deflated.write_bytes(compress(array))
-                compressed[folder / CASES / case / f"{contrast}.nrrd"] = raw
+                compressed[folder / CASES / case / f"{modality}.nrrd"] = raw
             widths[case] = float(np.mean([blinding.smoothness(a, form.grid.spacing[0]) for a in prepared.values()]))
             advance(source.name)
         length = common_length(raw.with_suffix(".z").stat().st_size for raw in compressed.values())
@@ -216,7 +216,7 @@ def _truth(plan: Plan, sources: Mapping[str, Source], material: Material) -> dic
                 "synthetic": material.truth[case],
                 "model": source.model,
                 "name": source.name.partition("/")[2],
-                "files": {contrast: str(path) for contrast, path in source.files.items()},
+                "files": {modality: str(path) for modality, path in source.files.items()},
             }
             for case, source in sources.items()
         },

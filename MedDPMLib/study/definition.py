@@ -12,6 +12,7 @@ from pathlib import Path
 
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.runtime.files import atomic_write
+from MedDPMLib.validation import with_current_names
 
 FORMAT = "meddpm-study/1"
 STUDY_FILE = "study.toml"
@@ -85,7 +86,7 @@ class Definition:
     title: str
     identifier: str
     created: str
-    contrasts: tuple[str, ...]
+    modalities: tuple[str, ...]
     models: tuple[str, ...]
     readers: tuple[str, ...]
     real: int
@@ -109,8 +110,10 @@ class Definition:
 
     @property
     def hash(self) -> str:
-        """SHA-256 of everything that the file says."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+        """SHA-256 of everything that the file says, in the names of version 0.1: studies of that version continue."""
+        said = asdict(self)
+        said["contrasts"] = said.pop("modalities")
+        return hashlib.sha256(json.dumps(said, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
 def check_readers(readers: tuple[str, ...]) -> None:
@@ -174,6 +177,7 @@ def parse_definition(text: str, source: str) -> Definition:
         )
     seal = table.pop("seal", {})
     del table["format"]
+    table = with_current_names(table, {"contrasts": "modalities"}, source)
     edited = f"{source} was edited after the study was made: get the study again from its organizer"
     try:
         definition = Definition(

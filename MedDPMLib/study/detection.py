@@ -68,7 +68,7 @@ def sensitivity_index(hits: int, signals: int, false_alarms: int, noises: int) -
     """d' and criterion c of a yes/no task: z(H) - z(F) and -(z(H) + z(F)) / 2.
 
     Rates are (count + 0.5) / (number + 1), which keeps them finite where a reader always gives one answer (Hautus,
-    Behav. Res. Methods 27 (1995) 46-51). A negative criterion is a leaning towards "synthetic".
+    Behav. Res. Methods 27 (1995) 46-51). A negative criterion is a leaning toward "synthetic".
     """
     from scipy.stats import norm
 

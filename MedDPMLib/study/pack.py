@@ -65,8 +65,8 @@ class Task:
     reader: str
     presentations: tuple[Presentation, ...]
 
-    def case_file(self, case: str, contrast: str) -> Path:
-        return self.folder / CASES / case / f"{contrast}.nrrd"
+    def case_file(self, case: str, modality: str) -> Path:
+        return self.folder / CASES / case / f"{modality}.nrrd"
 
 
 def unpack(archive: Path, folder: Path) -> Task:
@@ -110,7 +110,7 @@ def read_task(folder: Path) -> Task:
     task = Task(folder, definition, reader, presentations)
     for presentation in presentations:
         for case in presentation.cases:
-            for contrast in definition.contrasts:
-                if not task.case_file(case, contrast).is_file():
-                    raise MedDPMError(f"{task.case_file(case, contrast)} is missing: unpack the study again")
+            for modality in definition.modalities:
+                if not task.case_file(case, modality).is_file():
+                    raise MedDPMError(f"{task.case_file(case, modality)} is missing: unpack the study again")
     return task

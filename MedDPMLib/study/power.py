@@ -63,13 +63,13 @@ def describe(found: Expectation, readers: int, synthetic: int, real: int, margin
         f" shown with a probability of {100 * found.power:.0f} %",
     ]
     if found.power < _WANTED:
-        ways = []
+        options = []
         if found.cases_needed:
-            ways.append(f"{found.cases_needed} cases of each kind")
+            options.append(f"{found.cases_needed} cases of each kind")
         if found.readers_needed:
-            ways.append(f"{found.readers_needed} readers")
-        if ways:
-            lines.append(f"for 80 % it takes {' or '.join(ways)}, or a wider margin")
+            options.append(f"{found.readers_needed} readers")
+        if options:
+            lines.append(f"for 80 % it takes {' or '.join(options)}, or a wider margin")
         else:
             lines.append("for 80 % it takes more readers and more cases together, or a wider margin")
     return lines

@@ -33,7 +33,7 @@ class Watched:
 
 
 class Stopwatch:
-    """Seconds net of pauses, on a clock that nobody can set."""
+    """Seconds net of pauses, on a clock that cannot be set."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock

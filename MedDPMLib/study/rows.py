@@ -63,8 +63,8 @@ class Readings:
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
 
-    def case_file(self, case: str, contrast: str) -> Path:
-        return self.folder / CASES / case / f"{contrast}.nrrd"
+    def case_file(self, case: str, modality: str) -> Path:
+        return self.folder / CASES / case / f"{modality}.nrrd"
 
 
 def read_readings(folder: Path, answers: Sequence[Path], passphrase: str) -> Readings:

@@ -22,7 +22,7 @@ class Readers:
 
     What a reader perceives of a case is normal with variance 1: d' higher for synthetic cases, of which the share
     ``shared`` is the case's own (it makes readers agree) and the rest the reader's. d' varies between readers by
-    ``spread`` (standard deviation). ``bias`` moves all thresholds towards "synthetic"; with the probability ``lapses``
+    ``spread`` (standard deviation). ``bias`` moves all thresholds toward "synthetic"; with the probability ``lapses``
     an answer is drawn at random.
     """
 

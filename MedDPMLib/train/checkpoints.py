@@ -84,7 +84,7 @@ def read(path: Path, needed: Collection[str] = ("iteration", "ema")) -> dict[str
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         if damaged is not None:
-            raise ValueError(f"{damaged} has another checksum")
+            raise ValueError(f"the checksum of {damaged} is wrong")
         state = torch.load(path, map_location="cpu", weights_only=True)
         missing = [name for name in needed if not isinstance(state, dict) or name not in state]
         if missing:

@@ -86,6 +86,4 @@ def _check_same(teacher: Card, student: Card) -> None:
                 f'the teacher {teacher.name} has another "{what}" than the recipe {student.name}: they have to agree'
             )
     if student.label_dropout and not teacher.label_dropout:
-        raise MedDPMError(
-            f"the teacher {teacher.name} does not know what a brain without labels is: set label_dropout to 0"
-        )
+        raise MedDPMError(f"the teacher {teacher.name} was never trained without labels: set label_dropout to 0")

@@ -77,14 +77,14 @@ class Examples:
         count = len(self.timesteps)
         place = ((1 - r**settings.high_noise) * count).long().clamp(max=count - 1)
         t = torch.tensor([self.timesteps[place] if timestep is None else timestep])
-        unlabelled = torch.rand((), generator=generator) < recipe.label_dropout
-        labels = torch.zeros_like(sample.labels) if unlabelled else sample.labels
+        unlabeled = torch.rand((), generator=generator) < recipe.label_dropout
+        labels = torch.zeros_like(sample.labels) if unlabeled else sample.labels
         encoded = torch.from_numpy(condition(labels.numpy(), self.scheme, recipe.mask_encoding))
         if recipe.positions:
             encoded = torch.cat([encoded, sample.positions])
         weight = torch.full(sample.labels.shape, settings.background_weight)
         weight[sample.labels > 0] = 1.0
-        for label in self.scheme.tumour:
+        for label in self.scheme.tumor:
             weight[sample.labels == label.value] = settings.tumor_weight
         noise = torch.randn(sample.image.shape, generator=generator)
         return Example(sample.image[None], noise[None], encoded[None], t, weight[None, None], (sample.case,))

@@ -59,8 +59,8 @@ def run_card(recipe: Recipe, history: RunHistory, iteration: int) -> Card:
         teacher = history.teacher["model"] if history.teacher else taught.teacher
         sentences.append(f"It was distilled to take {taught.teacher_steps} steps of {teacher} in {taught.steps}.")
     names = ", ".join(cases[:_MOST_NAMES]) + (", ..." if len(cases) > _MOST_NAMES else "")
-    licence = data["licence"] or "not stated: that of the images"
-    entry = {"name": f"{data['name']}: {names}", "licence": licence, "cases": len(cases)}
+    license = data["license"] or "not stated: that of the images"
+    entry = {"name": f"{data['name']}: {names}", "license": license, "cases": len(cases)}
     return recipe_card(recipe, training=" ".join(sentences), training_data=[entry])
 
 

@@ -1,7 +1,7 @@
 """What does the folder of a run say about it?
 
 ``recipe.toml`` is the recipe with every field, ``run.json`` what happened (data, machine, time, losses), ``README.md``
-the same for people; both are written anew with each checkpoint.
+the same for people; both are written again with each checkpoint.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _ROWS = 20
 class RunHistory:
     """What happened in a run so far: plain data for JSON."""
 
-    #: ``name``, ``licence`` (None if unknown) and names of the ``cases`` for training and ``held_out``.
+    #: ``name``, ``license`` (None if unknown) and names of the ``cases`` for training and ``held_out``.
     data: dict[str, Any]
     #: What it was computed on: ``device``, ``precision``, ``processes``, ``threads``, ``processor``, ``versions``.
     machine: dict[str, Any]
-    #: The model whose weights it began with, and what of them did not fit; None for fresh weights.
+    #: The model whose weights it began with, and what of them did not fit; None if it started from scratch.
     init: dict[str, Any] | None = None
     #: ``model`` and ``hash`` of the teacher of a student, see :mod:`MedDPMLib.train.distillation`.
     teacher: dict[str, Any] | None = None
@@ -46,7 +46,7 @@ class RunHistory:
     losses: list[dict[str, Any]] = field(default_factory=list)
     #: The lowest ``score`` and its ``iteration``: the loss of the held-out cases, or the training's smoothed loss.
     best: dict[str, Any] | None = None
-    #: Sentences: where the recipe was changed on the way.
+    #: Sentences: where the recipe was changed during the run.
     changes: list[str] = field(default_factory=list)
 
 
@@ -56,7 +56,7 @@ _table = partial(table_with, more=True, complete=True)
 
 #: What the fields of a :class:`RunHistory` hold; tables may have more fields than these.
 _RULES: dict[str, Rule] = {
-    "data": _table({"name": _TEXT, "licence": optional(_TEXT), "cases": _TEXTS, "held_out": _TEXTS}),
+    "data": _table({"name": _TEXT, "license": optional(_TEXT), "cases": _TEXTS, "held_out": _TEXTS}),
     "machine": _table(
         {
             "device": _TEXT, "processor": _TEXT, "precision": _TEXT, "processes": _COUNT, "threads": _COUNT,
@@ -86,6 +86,9 @@ def history_fields(values: Any, tell: Callable[[str], None] = lambda sentence: N
         return {}
     for name in sorted(values.keys() - _RULES.keys()):
         tell(f'"{name}" in the history of the run is unknown to this version and is dropped')
+    data = values.get("data")
+    if isinstance(data, dict) and "licence" in data:  # its name until version 0.1
+        values = {**values, "data": {"license" if name == "licence" else name: value for name, value in data.items()}}
     found = {}
     for name, rule in _RULES.items():
         if name in values and rule.fits(values[name]):
@@ -122,7 +125,7 @@ class RunFolder:
             if name not in found:
                 raise MedDPMError(
                     f'{path} does not say what the model was trained on: its "{name}" is missing or incomplete. Resume'
-                    f" the run (meddpm train DATASET --run {self.path}), which writes the file anew, and export it then"
+                    f" the run (meddpm train DATASET --run {self.path}), which writes it again, then export it"
                 )
         return RunHistory(**found)
 
@@ -185,7 +188,7 @@ def run_page(recipe: Recipe, history: RunHistory, path: Path) -> str:
         "|---|---|",
         f"| recipe | {recipe.name}: {recipe.network['kind']}, predicts {recipe.prediction}; in full in recipe.toml |",
         f"| data | {data['name']}: {len(data['cases'])} training cases, {len(data['held_out'])} held out |",
-        f"| begun | {history.started}, {_begun_with(history)} |",
+        f"| started | {history.started}, {_begun_with(history)} |",
         f"| machine | {spoken_machine(history.machine)} |",
         f"| versions | {', '.join(f'{name} {number}' for name, number in history.machine['versions'].items())} |",
     ]
@@ -210,7 +213,7 @@ def run_page(recipe: Recipe, history: RunHistory, path: Path) -> str:
         "",
         "- `recipe.toml`: the recipe. `run.json`: what this page says, for programs.",
         "- `checkpoints/`: the states from which the run resumes, and the best averaged weights.",
-        "- `montages/`: what the model made on the way. `tensorboard/`: losses and montages for TensorBoard.",
+        "- `montages/`: images generated during training. `tensorboard/`: losses and montages for TensorBoard.",
         "",
         f"`meddpm train DATASET --run {path.name}` resumes the run; `meddpm models export {path.name} FILE` exports its"
         " model.",
@@ -231,7 +234,7 @@ def _number(value: float | None) -> str:
 
 
 def _thinned(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """About :data:`_ROWS` rows, each the mean of so many neighbours."""
+    """About :data:`_ROWS` rows, each the mean of so many neighbors."""
     each = -(-len(rows) // _ROWS)
     thinned = []
     for start in range(0, len(rows), each):

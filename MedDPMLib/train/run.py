@@ -64,7 +64,7 @@ def train(
 
     Args:
         execution: where, and in which precision forward and backward run.
-        data: ``name`` and ``licence`` of the data, for the run's README and the model's card.
+        data: ``name`` and ``license`` of the data, for the run's README and the model's card.
         init: the model (a name or file) from whose weights a new run starts, as far as they fit.
         checkpointing: less memory for a third more time, see :func:`MedDPMLib.train.blocks.recompute_activations`.
         compile: fuses the network's kernels, which takes a minute and a C++ compiler.
@@ -128,7 +128,7 @@ class _Session:
         self.history = RunHistory(
             data={
                 "name": data.get("name", "cases"),
-                "licence": data.get("licence"),
+                "license": data.get("license"),
                 "cases": [case.name for case in _each(self.training_cases)],
                 "held_out": [case.name for case in _each(self.held_out)],
             },

@@ -14,7 +14,7 @@ from MedDPMLib.worker.session import Session
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m MedDPMLib.worker",
-        description="Makes volumes on request, for a program that starts it; see docs/worker-protocol.md.",
+        description="Generates volumes on request, for the program that starts it; see docs/worker-protocol.md.",
     )
     parser.add_argument("--session", type=_folder, required=True, help="folder for the arrays, for this worker alone")
     parser.add_argument(
@@ -30,7 +30,7 @@ def main() -> None:
 def _folder(text: str) -> Path:
     path = Path(text)
     if not path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text} is not a folder: make it first")
+        raise argparse.ArgumentTypeError(f"{text} is not a folder: create it first")
     return path.resolve()
 
 

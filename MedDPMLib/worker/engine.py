@@ -219,7 +219,7 @@ def _wanted(modalities: list[str] | None, model: Model) -> list[str]:
     card = model.card
     unknown = [name for name in modalities or () if name not in card.modalities]
     if unknown:
-        raise MedDPMError(f'{card.name} does not make "{unknown[0]}": it makes {", ".join(card.modalities)}')
+        raise MedDPMError(f'{card.name} does not generate "{unknown[0]}", only {", ".join(card.modalities)}')
     return list(card.modalities) if modalities is None else list(dict.fromkeys(modalities))
 
 

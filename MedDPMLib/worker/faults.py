@@ -29,4 +29,4 @@ def _describe_other(error: BaseException) -> tuple[str, str]:
         if isinstance(error, ModuleNotFoundError):
             return "package", f"{package} is not installed in this Python: install it, then try again"
         return "package", f"{package} cannot be imported ({error!s:.200}): install it again, then restart 3D Slicer"
-    return "internal", f"an error in MedDPM ({type(error).__name__}: {error!s:.200}): the worker log says where"
+    return "internal", f"an error in MedDPM ({type(error).__name__}: {error!s:.200}): see the worker log"

@@ -231,7 +231,7 @@ class Worker:
     # Both --------------------------------------------------------------------------------------------
 
     def _send(self, event: Event) -> None:
-        """Puts the event's line where the thread that writes takes it: nobody waits for a client that does not read."""
+        """Queues the event's line for the thread that writes: nothing waits for a client that does not read."""
         with self._changed:
             self._lines.put(encode(event))
 
@@ -243,7 +243,7 @@ class Worker:
                 self._events.flush()
                 self._lines.task_done()
         except OSError:
-            self._end()  # nobody listens any more
+            self._end()  # the client is gone
 
     def _fault(self, id: str | None, error: Exception) -> Error:
         fault = describe_fault(id, error)
@@ -279,14 +279,14 @@ class Worker:
         """
         if sys.platform == "win32":  # where there are none: the client closes standard input
             return
-        signalled, signalling = os.pipe()
-        os.set_blocking(signalling, False)
-        signal.set_wakeup_fd(signalling)
+        signaled, signaling = os.pipe()
+        os.set_blocking(signaling, False)
+        signal.set_wakeup_fd(signaling)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda *_: None)
 
         def wait() -> None:
-            os.read(signalled, 1)
+            os.read(signaled, 1)
             self._end()
 
         threading.Thread(target=wait, name="signals", daemon=True).start()

@@ -31,7 +31,7 @@ IJK_TO_RAS = np.array(
 def someLabels(scheme):
     array = np.zeros((12, 14, 16), np.uint8)
     array[1:11, 1:13, 1:15] = scheme.rest.value
-    for number, label in enumerate(scheme.tumour):
+    for number, label in enumerate(scheme.tumor):
         array[3 + number : 9 - number, 3 + number : 9, 4 : 12 - number] = label.value
     return Volume(array, Geometry(array.shape[::-1], IJK_TO_RAS))
 

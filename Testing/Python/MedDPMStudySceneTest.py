@@ -38,7 +38,7 @@ def aTask(folder):
     for case, image in images.items():
         write_case(folder / "cases" / case / "t1.nrrd", compressed[case], image, GRID, length)
     definition = Definition(
-        title="A study <small>", identifier="0", created="2026-01-01", contrasts=("t1",), models=("m",),
+        title="A study <small>", identifier="0", created="2026-01-01", modalities=("t1",), models=("m",),
         readers=("Ada",), real=1, synthetic=1, margin=Margin(0.1, 0.1),
         preparation=Preparation(GRID.size, GRID.spacing[0], GRID.orientation, 256, 0.0),
         tasks=Tasks(True, True, ("vessels",)), sessions=Sessions(length=10),

@@ -92,7 +92,7 @@ def wait_until_painted(panel):
 
 
 def small_segmentation(panel, array=None, name="Small"):
-    """A small brain with a tumour, chosen in the panel, where two steps are enough."""
+    """A small brain with a tumor, chosen in the panel, where two steps are enough."""
     array = small_labels(SCHEME) if array is None else array
     node = painting.add_segmentation(Volume(array, small_geometry()), SCHEME, name)
     panel.ui.segmentationSelector.setCurrentNode(node)

@@ -12,7 +12,7 @@ from bench import start_application
 
 MODULE = Path(__file__).parents[2] / "MedDPM" / "MedDPM.py"
 
-#: Millimetres above the origin: through the tumour of the template.
+#: Millimeters above the origin: through the tumor of the template.
 HEIGHT = 25.0
 #: Pixels along a side of a slice's picture.
 SIDE = 440

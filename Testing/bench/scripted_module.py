@@ -187,7 +187,7 @@ class qSlicerScriptedLoadableModule:
         return self._widget
 
     def discard(self):
-        """Unloads the module: its widget is told to clean up and goes."""
+        """Unloads the module: its widget is asked to clean up and goes."""
         slicer.app.moduleManager().emit("moduleAboutToBeUnloaded(QString)", self.name)
         for name in (self.name.lower(), f"{self.name}Instance", f"{self.name}Widget"):
             if hasattr(slicer.modules, name):

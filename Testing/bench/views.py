@@ -205,7 +205,7 @@ class qMRMLThreeDView(VTKView):
 
 @standin
 class qMRMLSliceWidget(qt.QWidget):
-    """A slice view with its logic, under a bar in the view's colour."""
+    """A slice view with its logic, under a bar in the view's color."""
 
     def __init__(self, sliceNode, appLogic, parent=None):
         super().__init__(parent)

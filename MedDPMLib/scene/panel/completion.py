@@ -1,4 +1,4 @@
-"""What does a model invent for a mask? The completed mask as a segmentation of its own, to be looked at and corrected.
+"""What does a model invent for a mask? The completed mask as a segmentation of its own, to be checked and corrected.
 
 It is computed in a process of its own: a registration takes seconds in which nothing else could run.
 """
@@ -76,7 +76,7 @@ class Completion:
         process.start(python_program(), ["-c", _COMPLETE, self._folder.name, card.name, str(seed)])
 
     def stop(self) -> None:
-        """Ends what still runs, and leaves no file."""
+        """Ends what is still running, and leaves no file."""
         process, self._process = self._process, None
         if process is not None:
             process.kill()

@@ -37,7 +37,7 @@ class LabelTable:
         return table_of(self._segmentation, self._scheme)
 
     def show(self, segmentation: slicer.vtkMRMLSegmentationNode | None, scheme: LabelScheme | None) -> None:
-        """Fills the table; of another segmentation or scheme it is unfolded if there is something to look at."""
+        """Fills the table; of another segmentation or scheme it is expanded if something needs attention."""
         other = segmentation is not self._segmentation or scheme is not self._scheme
         self._segmentation, self._scheme = segmentation, scheme
         table, values = self._ui.labelTable, self.values
@@ -67,7 +67,7 @@ class LabelTable:
         return box
 
     def _show_assigned(self, values: dict[str, int]) -> None:
-        """How far the labels are assigned, in the section's title, and what is missing."""
+        """Shows in the section's title how many labels are assigned, and which are missing."""
         ui, section = self._ui, self._ui.labelsSection
         if self._segmentation is None or self._scheme is None:
             ui.addMissingButton.visible = ui.missingLabel.visible = False
@@ -92,7 +92,7 @@ class LabelTable:
         self._ui.labelsSection.collapsed = not unused and not missing_labels(values, self._scheme)
 
     def ask(self) -> bool:
-        """Asks which labels the painted segments are that have none, if there are any; whether to go on."""
+        """Asks which labels the painted segments are that have none, if there are any; whether to continue."""
         if self._segmentation is None or self._scheme is None:
             return True
         open_ = unlabeled_segments(self._segmentation, self.values, self._scheme)
@@ -119,7 +119,7 @@ def _label_choices(scheme: LabelScheme) -> qt.QComboBox:
     box = qt.QComboBox()
     box.setSizeAdjustPolicy(qt.QComboBox.AdjustToMinimumContentsLengthWithIcon)
     box.addItem(_("(not used)"), 0)
-    for label in (*scheme.tumour, *(label for label in scheme.labels if label not in scheme.tumour)):
+    for label in (*scheme.tumor, *(label for label in scheme.labels if label not in scheme.tumor)):
         box.addItem(label.name, label.value)
     return box
 

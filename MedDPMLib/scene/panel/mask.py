@@ -93,7 +93,7 @@ class MaskSection:
         self._fill_table()
 
     def stop(self) -> None:
-        """Lets go of everything: the module is about to go."""
+        """Drops all references: the module is about to be closed."""
         slicer.qSlicerSegmentEditorEffectFactory.instance().disconnect("effectRegistered(QString)", self._on_effect)
         self.forget()
 
@@ -123,7 +123,7 @@ class MaskSection:
         offered = {
             (ui.templateLabel, ui.templateBox, ui.templateButton): scheme is None or can_hold_templates(scheme),
             (ui.brainLabel, ui.brainSelector, ui.brainButton): scheme is None or scheme.rest is not None,
-            (ui.stampLabel, ui.stampSlider, ui.stampButton): scheme is None or bool(scheme.tumour),
+            (ui.stampLabel, ui.stampSlider, ui.stampButton): scheme is None or bool(scheme.tumor),
         }
         for widgets, is_offered in offered.items():
             for widget in widgets:
@@ -137,13 +137,13 @@ class MaskSection:
         if segmentation is self._segmentation:
             return
         self.forget()
-        say(self._ui.maskMessage, "")  # it was about another mask
+        say(self._ui.maskMessage, "")  # it referred to another mask
         self._segmentation = segmentation
         if segmentation is not None:
             events = slicer.vtkSegmentation
             for event in (events.SegmentAdded, events.SegmentRemoved, events.SegmentModified):
                 self._observe(segmentation.GetSegmentation(), event, self._on_segments)
-            # Undo and redo send SegmentModified alone, as a change of name does: what changed is found out later.
+            # Undo and redo send SegmentModified alone, as a change of name does: what changed is determined later.
             for event in (events.SegmentModified, events.SegmentRemoved, events.SourceRepresentationModified):
                 self._observe(segmentation.GetSegmentation(), event, self._on_edit)
             self._painted = fingerprint(segmentation)
@@ -155,7 +155,7 @@ class MaskSection:
         self._fill_table()
 
     def forget(self) -> None:
-        """Lets go of the segmentation, which may be about to go."""
+        """Drops the segmentation, which may be about to be removed."""
         for observed, tag in self._observed:
             observed.RemoveObserver(tag)
         self._observed = []
@@ -167,7 +167,7 @@ class MaskSection:
         self._show_busy()
 
     def check_source(self) -> None:
-        """Sees to it, once the event loop comes round, that there is a volume to paint over."""
+        """Makes sure, in the next pass of the event loop, that there is a volume to paint over."""
         self._source.start()
 
     def _choose_source(self) -> None:
@@ -226,7 +226,7 @@ class MaskSection:
         self._rest.start()
 
     def _on_rest(self) -> None:
-        """Some time has passed without an edit: says so if it changed the mask."""
+        """Some time has passed without an edit: emits ``edited`` if the mask has changed."""
         if self._segmentation is None:
             return
         painted = fingerprint(self._segmentation)
@@ -235,7 +235,7 @@ class MaskSection:
             self.edited.emit()
 
     def _on_segment_selected(self, _id=None) -> None:
-        """The segment that is being painted is in sight, in the list and in the views."""
+        """Makes the segment that is being painted visible in the list and in the views."""
         if self._segmentation is not None and is_outlined(self._segmentation):
             show_outline(self._segmentation, True)
         for name in ("QTableView", "QTableWidget", "qMRMLSegmentsTableView"):
@@ -261,7 +261,7 @@ class MaskSection:
         self.check_source()
 
     def settle(self) -> None:
-        """Sees to it that the editor has the chosen segmentation: the end of a batch of changes takes it away."""
+        """Makes sure that the editor has the chosen segmentation: the end of a batch of changes removes it."""
         if self.editor.mrmlSegmentEditorNode() is not None:
             if self.editor.segmentationNode() is not self._segmentation:
                 self.editor.setSegmentationNode(self._segmentation)
@@ -286,7 +286,7 @@ class MaskSection:
     # Painting ----------------------------------------------------------------------------------------
 
     def _begin(self, work: Work, done) -> None:
-        """Does ``work`` while the panel stays alive, and reports below what went wrong."""
+        """Does ``work`` while the panel stays responsive, and reports errors below."""
         self._work.start(work, lambda result: self._ended(done, result), self._failed)
         self._show_busy()
 
@@ -301,7 +301,7 @@ class MaskSection:
         say(self._ui.maskMessage, error)
 
     def _show_busy(self) -> None:
-        """One thing at a time; a button says by itself that it works."""
+        """One thing at a time; a button shows that it is busy."""
         ui, busy = self._ui, self._work.busy
         ready = self._segmentation is not None and self._scheme is not None and not busy
         ui.templateButton.enabled = self._scheme is not None and not busy
@@ -323,9 +323,9 @@ class MaskSection:
         show_crosshair()
         if center is not None:
             show_place(center)
-        tumour = next(iter((*self._scheme.of_tissue("rim"), *self._scheme.tumour)), None)
-        if tumour is not None:  # what most will paint first
-            self.editor.setCurrentSegmentID(tumour.name)
+        tumor = next(iter((*self._scheme.of_tissue("rim"), *self._scheme.tumor)), None)
+        if tumor is not None:  # what most users paint first
+            self.editor.setCurrentSegmentID(tumor.name)
 
     def _on_add_missing(self) -> None:
         self.editor.saveStateForUndo()
@@ -343,7 +343,7 @@ class MaskSection:
 
     def _on_stamp(self) -> None:
         self.editor.saveStateForUndo()
-        work = painting.stamping_tumour(
+        work = painting.stamping_tumor(
             self._segmentation, self.table, self._scheme, _crosshair(), self._ui.stampSlider.value, seed=self._stamps
         )
         self._begin(work, self._count_stamp)

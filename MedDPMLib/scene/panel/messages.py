@@ -1,6 +1,6 @@
-"""How does the panel show a message? In a line that is visible while it says something, or in a window.
+"""How does the panel show a message? In a line that is visible while it has text, or in a window.
 
-What the library knows, the panel words for its reader: a remedy names a control of the panel, not an option."""
+The panel words the library's errors for its user: a remedy names a control of the panel, not an option."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def say(line: qt.QLabel, message: str | MedDPMError) -> None:
 
 
 def _remedies() -> dict[str, str]:
-    """What to do in the panel about mistakes whose remedy depends on where they are made, by their code."""
+    """What to do in the panel about errors whose remedy depends on the interface, by their code."""
     fill = _('paint it, or fill it with "Brain from volume" in the section Mask')
     return {
         "ambiguous-labels": _("choose the label of each segment in the table of labels ({choices})"),

@@ -106,7 +106,7 @@ class ModelSection:
             self.changed.emit(self.entry.name)
 
     def choose(self, name: str) -> None:
-        """Chooses the model called ``name``; says so if it is not installed any more."""
+        """Chooses the model called ``name``; reports it if it is no longer installed."""
         if self.entry is not None and self.entry.name == name:
             return
         names = [entry.name for entry in self._entries]
@@ -124,7 +124,7 @@ class ModelSection:
                 return
 
     def stop(self) -> None:
-        """Ends what still runs."""
+        """Ends what is still running."""
         if self._adding is not None:
             self._adding.kill()
             self._adding.waitForFinished(500)
@@ -137,7 +137,7 @@ class ModelSection:
             self.changed.emit(self.entry.name)
 
     def _show(self, before: str = "") -> None:
-        """The chosen model in a line; ``before`` says what has happened to it."""
+        """The chosen model in a line; ``before`` is the text before it."""
         ui, entry = self._ui, self.entry
         ui.removeModelButton.enabled = entry is not None and not entry.bundled
         ui.aboutModelButton.enabled = self.card is not None
@@ -263,5 +263,5 @@ def summary(card: Card) -> str:
 def _installed() -> list[ModelEntry]:
     try:
         return ModelStore().list()
-    except ModuleNotFoundError:  # a package that says where a user's data lies is not installed yet
+    except ModuleNotFoundError:  # the package that locates a user's data is not installed yet
         return ModelStore(BUNDLED_MODELS).list()

@@ -27,7 +27,7 @@ from MedDPMLib.scene.worker_client import Signal
 #: Pixels along a side of a thumbnail.
 _SIDE = 48
 
-#: How many views beside each other can still be looked at.
+#: How many views fit side by side.
 _MOST_COMPARED = 9
 
 
@@ -80,7 +80,7 @@ class ResultsSection:
         self.fill()
 
     def refresh(self) -> None:
-        """Lists anew what is in the scene, once the event loop comes round."""
+        """Updates the list of what is in the scene, in the next pass of the event loop."""
         self._refresh.start()
 
     def stop(self) -> None:
@@ -93,7 +93,7 @@ class ResultsSection:
             self._layout = None
 
     def close_scene(self) -> None:
-        """The volumes are about to go, and the views of a comparison would be empty."""
+        """The volumes are about to be removed, and the views of a comparison would be empty."""
         self._comparison.end()
         self._work.stop()
         self._doomed.clear()
@@ -232,7 +232,7 @@ class ResultsSection:
 
     def _on_delete(self) -> None:
         self._doomed.extend(node.GetID() for node in self.chosen())
-        if not self._work.busy:  # else the deletion under way goes on with these
+        if not self._work.busy:  # else the deletion in progress continues with these
             self._work.start(self._delete(), self._on_deleted, self._on_not_deleted)
 
     def _delete(self) -> Work:
@@ -287,7 +287,7 @@ def _tool_tip(node: slicer.vtkMRMLScalarVolumeNode) -> str:
 
 
 def _time_of_day(created: str) -> str:
-    """When, on the clock here: the time, with the day if that was another."""
+    """In local time, with the day if it was not today."""
     moment = datetime.fromisoformat(created).astimezone()
     today = moment.date() == datetime.now().astimezone().date()
     return moment.strftime("%H:%M" if today else "%Y-%m-%d %H:%M")
@@ -326,10 +326,10 @@ def _thumbnail(node: slicer.vtkMRMLScalarVolumeNode) -> qt.QPixmap:
         image = image[::-1]
     step = max(1, max(image.shape) // (2 * _SIDE))
     low, high = display.GetWindowLevelMin(), display.GetWindowLevelMax()
-    grey = (255 * np.clip((image[::step, ::step] - low) / max(high - low, 1e-6), 0, 1)).astype(np.uint8)
+    gray = (255 * np.clip((image[::step, ::step] - low) / max(high - low, 1e-6), 0, 1)).astype(np.uint8)
     picture = vtk.vtkImageData()
-    picture.SetDimensions(grey.shape[1], grey.shape[0], 1)
-    pixels = np.repeat(np.ascontiguousarray(grey).reshape(-1, 1), 3, axis=1)
+    picture.SetDimensions(gray.shape[1], gray.shape[0], 1)
+    pixels = np.repeat(np.ascontiguousarray(gray).reshape(-1, 1), 3, axis=1)
     picture.GetPointData().SetScalars(numpy_to_vtk(pixels, deep=True))
     converted = qt.QImage()
     slicer.qMRMLUtils().vtkImageDataToQImage(picture, converted)

@@ -15,13 +15,13 @@ from MedDPMLib.scene.generator import Generator, Order
 from MedDPMLib.scene.panel.messages import say, show_text
 from MedDPMLib.scene.worker_client import WorkerClient
 
-#: Seeds fit into the box; half of them, so that the seeds of further samples do, too.
+#: The largest seed that fits into the box; half of it, so that the seeds of further samples fit, too.
 _SEEDS = 2**30
 
 
 class RunSection:
     """``make_order(seeds)`` gives an order of the panel's current choices, ``None`` for their own seeds; ``ask()`` puts
-    the questions that it leaves open, and says whether to go on."""
+    the questions that it leaves open, and returns whether to continue."""
 
     def __init__(self, ui, generator: Generator, client: WorkerClient, make_order, ask) -> None:
         self._ui, self._generator, self._client, self._make_order, self._ask = ui, generator, client, make_order, ask
@@ -38,7 +38,7 @@ class RunSection:
         self.say("")
 
     def disconnect(self) -> None:
-        """Lets go of generator and client."""
+        """Disconnects from generator and client."""
         self._client.state_changed.disconnect(self._show_worker)
         self._generator.progressed.disconnect(self._on_progress)
         self._generator.ended.disconnect(self._on_ended)
@@ -67,7 +67,7 @@ class RunSection:
         self._ui.generateButton.enabled = card is not None
 
     def show_guidance(self, card: Card | None) -> None:
-        """Guidance can be set for a model that was trained for it."""
+        """Enables guidance for a model that was trained for it."""
         box = self._ui.guidanceBox
         box.enabled = card is not None and card.label_dropout > 0
         box.toolTip = (
@@ -79,7 +79,7 @@ class RunSection:
     # Running -----------------------------------------------------------------------------------------
 
     def start(self, order: Order) -> None:
-        """Begins, or says why not."""
+        """Starts, or reports why not."""
         self.say("")
         try:
             dependencies.ensure()
@@ -103,12 +103,12 @@ class RunSection:
         self.start(order)
 
     def toggle(self) -> None:
-        """As a click on the button."""
+        """The same as a click on the button."""
         if self._ui.generateButton.enabled:
             self._on_button()
 
     def clear(self) -> None:
-        """Takes the message away, which was about another mask."""
+        """Clears the message, which referred to another mask."""
         self.say("")
 
     def _on_progress(self, text: str, part: float) -> None:

@@ -9,7 +9,7 @@ import slicer
 
 
 class Keys:
-    """``actions`` is key (as Qt names it) -> what it does; on from :meth:`start` to :meth:`stop`."""
+    """``actions`` is key (as Qt names it) -> what it does; active from :meth:`start` to :meth:`stop`."""
 
     def __init__(self, actions: Mapping[str, Callable[[], None]]) -> None:
         self._actions = actions

@@ -226,7 +226,7 @@ class StudyPanel:
             self._show_reason(False)
 
     def _show_reason(self, shown: bool) -> None:
-        """While a reason is written, the keys write."""
+        """While a reason is written, keys enter text."""
         self.ui.reasonBox.setVisible(shown)
         self.keys.set_enabled(not shown, but=("Ctrl+Return", "Esc"))
         place = self._point
@@ -280,7 +280,7 @@ class StudyPanel:
             self.leave()
 
     def _may_leave(self) -> bool:
-        """Whether the reader wants to, if cases are left."""
+        """Whether the reader confirms it, if cases are left."""
         if self.reading is None or self.reading.finished:
             return True
         question = _("Leave the study? Your answers are kept; the open case will be shown again.")
@@ -292,7 +292,7 @@ class StudyPanel:
         self._show_start(message)
 
     def stop(self) -> None:
-        """Gives screen, views and scene back; the answers are closed. May be called at any time."""
+        """Restores screen, views and scene; the answers are closed. May be called at any time."""
         self._clock.stop()
         self.keys.stop()
         if self.reading is not None:

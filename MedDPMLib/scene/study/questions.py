@@ -15,7 +15,7 @@ _BUTTON = "QPushButton { min-height: 30px; text-align: left; padding: 2px 8px; f
 _SCORE = "QPushButton { min-height: 24px; min-width: 26px; padding: 0; }" \
          "QPushButton:checked { background: #0072B2; color: white; font-weight: bold; }"  # fmt: skip
 
-#: What stands for the main question beside the domains.
+#: Stands for the main question, next to the domains.
 _MAIN = ""
 
 
@@ -59,7 +59,7 @@ class Questions:
         self._rows, self._titles, self._given, self._names, self._cursor = {}, {}, {}, [], 0
 
     def lock(self) -> None:
-        """The answers stay to be seen and cannot be changed."""
+        """The answers stay visible and cannot be changed."""
         self._names = []
         for row in self._rows.values():
             for _value, button in row:
@@ -75,7 +75,7 @@ class Questions:
         return found | ({"scores": scores} if scores else {})
 
     def press(self, number: int) -> None:
-        """A number key: the answer to the question in turn, and on to the next."""
+        """A number key: answers the current question and moves to the next."""
         if self._kind == PAIR or not self._names:
             return
         name = self._names[self._cursor]
@@ -90,7 +90,7 @@ class Questions:
             self._choose(_MAIN, side)
 
     def move(self, questions: int) -> None:
-        """Another question is in turn."""
+        """Moves to another question."""
         if self._names:
             self._cursor = min(max(self._cursor + questions, 0), len(self._names) - 1)
             self._show_cursor()

@@ -1,4 +1,4 @@
-"""How does the application become a screen for one task? All else is hidden and switched off, and comes back."""
+"""How does the application become a screen for one task? Everything else is hidden and disabled, and restored later."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _PARTS = ("DataProbeCollapsibleWidget", "LogoLabel", "HelpCollapsibleButton", "R
 
 
 class _CloseGuard(qt.QWidget):
-    """Filters the main window's events: it closes only if ``ask()`` says so."""
+    """Filters the main window's events: it closes only if ``ask()`` returns True."""
 
     def __init__(self, ask: Callable[[], bool]) -> None:
         qt.QWidget.__init__(self)

@@ -51,14 +51,14 @@ class StudyViews:
         """Shows the case, or both cases of a pair side by side; slices and windows are recorded in ``watched``."""
         self.clear()
         self._levels = task.definition.preparation.levels
-        contrasts = task.definition.contrasts
+        modalities = task.definition.modalities
         sides = (_("Left"), _("Right")) if presentation.kind == PAIR else (_("Case"),)
         shown = []
         for side, case in zip(sides, presentation.cases, strict=True):
-            for contrast in contrasts:
-                name = side if len(contrasts) == 1 else f"{side} {contrast}"
-                shown.append(self._add(name, task.case_file(case, contrast)))
-        # One case of one contrast is seen from three sides; of several, each has a view, all of one orientation.
+            for modality in modalities:
+                name = side if len(modalities) == 1 else f"{side} {modality}"
+                shown.append(self._add(name, task.case_file(case, modality)))
+        # One case of one modality is seen from three sides; of several, each has a view, all of one orientation.
         views = shown * 3 if len(shown) == 1 else shown
         self._arrange(views, len(shown) == 1, columns=len(sides))
         self._watch(watched)
@@ -137,10 +137,10 @@ class StudyViews:
         node.SetCrosshairMode(node.ShowSmallBasic)
         return place
 
-    # How it is done ----------------------------------------------------------------------------------
+    # Implementation ----------------------------------------------------------------------------------
 
     def _add(self, name: str, path) -> slicer.vtkMRMLScalarVolumeNode:
-        """A volume that no list of the application shows, and that knows no file."""
+        """A volume that no list of the application shows, and that has no file."""
         volume = read_volume(path)
         node = slicer.vtkMRMLScalarVolumeNode()
         node.SetName(name)
@@ -206,7 +206,7 @@ class StudyViews:
         return [layout.sliceWidget(name) for name in self._names] if layout is not None else []
 
     def _show_active(self) -> None:
-        """Where views differ, an edge tells which one the arrows move."""
+        """Where views differ, an edge shows which one the arrows move."""
         widgets = self._widgets()
         alike = len({widget.mrmlSliceNode().GetOrientation() for widget in widgets}) < 2
         for number, widget in enumerate(widgets):
@@ -255,7 +255,7 @@ class StudyViews:
 
     def _on_window(self, display, event=None) -> None:
         self._watched.windowed(display.GetWindow(), display.GetLevel())
-        for node in self._nodes:  # both of a pair, and all contrasts, are seen through one window
+        for node in self._nodes:  # both of a pair, and all modalities, have one window and level
             other = node.GetDisplayNode()
             if (other.GetWindow(), other.GetLevel()) != (display.GetWindow(), display.GetLevel()):
                 other.SetWindowLevel(display.GetWindow(), display.GetLevel())
@@ -275,7 +275,7 @@ def _description(names: Sequence[str], three_sides: bool, columns: int) -> str:
     if three_sides:
         beside = f'<item><layout type="vertical">{views[1]}{views[2]}</layout></item>'
         return f'<layout type="horizontal" split="false">{views[0]}{beside}</layout>'
-    if columns == 2:  # a pair: each contrast is a row
+    if columns == 2:  # a pair: each modality is a row
         half = len(views) // 2
         rows = [views[row] + views[half + row] for row in range(half)]
     else:

@@ -91,8 +91,8 @@ def domains(found: Sequence[Domain]) -> str:
 
 
 def thumbnail(readings: Readings, case: str) -> str:
-    """Axial, coronal and sagittal slice through the middle of a case's first contrast, as a PNG's data URI."""
-    array = read_volume(readings.case_file(case, readings.definition.contrasts[0])).array
+    """Axial, coronal and sagittal slice through the middle of a case's first modality, as a PNG's data URI."""
+    array = read_volume(readings.case_file(case, readings.definition.modalities[0])).array
     k, j, i = (n // 2 for n in array.shape)
     # Axes run L, P, S: shown as radiologists look at them, with the patient's left on the right.
     planes = (array[k], array[::-1, j], array[::-1, :, i])
@@ -112,7 +112,7 @@ def heat_map(readings: Readings, points: Sequence[tuple[float, float, float]]) -
         density[k, j, i] += 1
     density = ndimage.gaussian_filter(density, 6.0 / preparation.spacing)
     cases = sorted({row.case for row in readings.rows if row.point})
-    mean = np.mean([read_volume(readings.case_file(c, readings.definition.contrasts[0])).array for c in cases], axis=0)
+    mean = np.mean([read_volume(readings.case_file(c, readings.definition.modalities[0])).array for c in cases], axis=0)
     with _figure(8.4, 3.0, columns=3) as (figure, all_axes):
         for axis, (axes, name) in enumerate(zip(all_axes, ("axial", "coronal", "sagittal"), strict=True)):
             flip = slice(None) if axis == 0 else slice(None, None, -1)

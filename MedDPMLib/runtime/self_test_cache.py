@@ -1,8 +1,8 @@
-"""Was this device already seen to compute correctly, with these very versions? Then it need not be tried again.
+"""Has this device passed the numerical self-test before, with these very versions? Then it is not run again.
 
-To try a device (:mod:`MedDPMLib.runtime.numerics`) takes about a second, in every process. What passed is noted in the
+The self-test (:mod:`MedDPMLib.runtime.numerics`) takes about a second, in every process. What passed is noted in the
 user's cache folder: a file for each device, precision and set of versions. A fault is never noted, but found again, so
-that one that was a passing one does not stay for ever; and whatever is wrong with a note, the device is tried.
+that a temporary one does not stay forever; and if anything is wrong with a note, the test is run.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 
 @lru_cache
-def known_fault(device: torch.device, dtype: torch.dtype) -> str | None:
-    """:func:`MedDPMLib.runtime.numerics.find_fault` of PyTorch's own operations, asked once in a process, and on disk
-    where nothing was wrong."""
+def self_test_fault(device: torch.device, dtype: torch.dtype) -> str | None:
+    """:func:`MedDPMLib.runtime.numerics.find_fault` of PyTorch's own operations, run at most once in a process; a pass
+    is cached on disk."""
     if device.type == "cpu" and dtype == torch.float32:
         return None  # it is what the others are compared with
     try:
@@ -45,7 +45,7 @@ def known_fault(device: torch.device, dtype: torch.dtype) -> str | None:
         try:
             with atomic_write(note) as temporary:
                 temporary.write_text(json.dumps({**about, "passed": True}, indent=1), encoding="utf-8")
-        except MedDPMError:  # no space, or no permission: it is tried the next time
+        except MedDPMError:  # no space, or no permission: the test runs again the next time
             pass
     return fault
 
