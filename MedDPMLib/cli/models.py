@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -84,7 +85,8 @@ def write_card(
     checkpoint = open_checkpoint(file)
     with atomic_write(out) as temporary:
         temporary.write_text(card_template(checkpoint), encoding="utf-8")
-    typer.echo(f"{checkpoint.describe()}\n{out} written: fill it in, then meddpm models import {file} --card {out}")
+    command = f"meddpm models import {shlex.quote(str(file))} --card {shlex.quote(str(out))}"
+    typer.echo(f"{checkpoint.describe()}\n{out} written: fill it in, then {command}")
 
 
 @app.command("export")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +38,7 @@ _LONGEST = 1_000_000
 #: Fields of the card that a file may hold; the rest follows from the weights.
 FIELDS = (
     "name", "title", "summary", "modalities", "scheme", "channels", "axes", "mask_encoding", "image_range",
-    "intensity_range", "prediction", "training", "licence", "intended_use", "limitations", "grid", "schedule",
+    "intensity_range", "prediction", "training", "license", "intended_use", "limitations", "grid", "schedule",
     "training_data", "qualities",
 )  # fmt: skip
 
@@ -48,7 +49,7 @@ _CHANNELS = list_of(either(number(), printable(200)), 1, 300)
 #: What is said of a network of which nobody says more.
 _TEXTS = {
     "training": "Trained by others; how is not stated.",
-    "licence": "Not stated: that of its authors.",
+    "license": "Not stated: that of its authors.",
     "intended_use": "Research and teaching. Not for diagnosis, and not for any decision about a patient.",
     "limitations": "Only for masks like those that it was trained on. Anatomy that the mask does not show is invented."
     " It may reproduce parts of its training images. The network was trained by others and its images have not been"
@@ -59,7 +60,8 @@ _TEXTS = {
 def card_template(checkpoint: Checkpoint, values: Mapping[str, Any] | None = None) -> str:
     """The text of a card for ``checkpoint`` in which everything is filled in that could be read, and the ``values``
     that are known by field."""
-    network, file = checkpoint.network, checkpoint.path.name
+    network = checkpoint.network
+    file = "".join(letter if letter.isprintable() else "?" for letter in checkpoint.path.name)
     name = checkpoint.facts()["name"]
     known = {
         "name": name,
@@ -92,7 +94,7 @@ def card_template(checkpoint: Checkpoint, values: Mapping[str, Any] | None = Non
     }
     lines = [
         f"# Card of the network in {file}. Replace every {toml_value(UNKNOWN)}, then run",
-        f"# meddpm models import {file} --card CARD",
+        f"# meddpm models import {shlex.quote(file)} --card CARD",
         f"# Read in the file: {checkpoint.describe()}",
         "",
     ]
@@ -142,7 +144,7 @@ class _Reader:
         if isinstance(modalities, list) and len(modalities) != network["image_channels"]:
             text = f"the network makes {network['image_channels']} images, {len(modalities)} modalities are named"
             raise self._wrong("modalities", text)
-        given.setdefault("training_data", [{"name": "not stated", "licence": "not stated", "cases": None}])
+        given.setdefault("training_data", [{"name": "not stated", "license": "not stated", "cases": None}])
         given.setdefault("intensity_range", given.get("image_range"))
         given["training_data"] = [
             {"cases": None, **entry} if isinstance(entry, dict) else entry for entry in given["training_data"]
