@@ -75,7 +75,8 @@ class Checkpoint:
         schedule = f"{self.schedule['name']}, {self.schedule['timesteps']} timesteps" if self.schedule else "not stated"
         return (
             f"{network['image_channels']} image and {network['condition_channels']} condition channels, base"
-            f" {network['base']}, multipliers {numbers}, residual blocks a level {network['blocks']}, attention {attention};"
+            f" {network['base']}, multipliers {numbers}, residual blocks a level {network['blocks']}, attention"
+            f" {attention};"
             f" noise schedule: {schedule}"
         )
 
