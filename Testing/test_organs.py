@@ -120,10 +120,10 @@ def test_the_dataset_holds_what_was_in_the_cases(world):
     assert np.abs(prepared.geometry.center - middle).max() <= 20
     for number, modality in enumerate(MODALITIES):
         image = read_volume(world / "dataset" / "imagesTr" / f"case1_{number:04d}.nii.gz").array
-        means = [image[prepared.array == value].mean() for value in ORGANS]
-        assert means == sorted(means), modality  # brighter from organ to organ
         body = image[(prepared.array == 0) & (image > -0.9)]
         assert len(body) > 1000  # what has no label is part of the picture
+        liver, spleen, kidney = (image[prepared.array == value].mean() for value in ORGANS)
+        assert body.mean() < liver < spleen and body.mean() < kidney, modality
 
 
 def test_volumes_lie_where_the_organs_are(world, tmp_path):

@@ -38,7 +38,7 @@ class Template:
     tumor: tuple[str, tuple[float, float, float], float, int] | None = None
 
     #: The name of :attr:`tumor` until version 0.1.
-    tumor = former_attribute("tumor", "tumor")
+    tumour = former_attribute("tumour", "tumor")
 
 
 @lru_cache
