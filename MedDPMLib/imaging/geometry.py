@@ -12,6 +12,7 @@ from functools import cached_property
 import numpy as np
 
 from MedDPMLib.errors import MedDPMError
+from MedDPMLib.moved import former_names
 
 #: The RAS axis and its sign for each letter of an orientation code: "L" points to -R.
 _AXIS_LETTERS = {"R": (0, 1), "L": (0, -1), "A": (1, 1), "P": (1, -1), "S": (2, 1), "I": (2, -1)}
@@ -21,6 +22,8 @@ _ALIGNED_TOLERANCE = 1e-3
 
 #: Relative difference of two spacings that is header rounding, not another spacing.
 _SPACING_TOLERANCE = 1e-3
+
+__getattr__ = former_names(__name__, {"brain_center": "center_of"})
 
 
 @dataclass(frozen=True, eq=False)
