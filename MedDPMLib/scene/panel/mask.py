@@ -129,9 +129,9 @@ class MaskSection:
             for widget in widgets:
                 widget.visible = is_offered
         if scheme is not None and scheme.rest is not None and not shows_brain(scheme):
-            ui.brainLabel.text = _("{label} from volume").format(label=scheme.rest.name)
+            ui.brainLabel.text = _("{label} from volume:").format(label=scheme.rest.name)
         else:
-            ui.brainLabel.text = _("Brain from volume")
+            ui.brainLabel.text = _("Brain from volume:")
 
     def set_segmentation(self, segmentation: slicer.vtkMRMLSegmentationNode | None) -> None:
         if segmentation is self._segmentation:
