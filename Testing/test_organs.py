@@ -38,7 +38,8 @@ def trunk(seed: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
     for value, (center, radius) in zip(ORGANS, (((9, 9, 16), 5), ((10, 12, 6), 3), ((5, 12, 10), 2)), strict=True):
         labels[sum((axis - at) ** 2 for axis, at in zip((k, j, i), center, strict=True)) < radius**2] = value
     images = {
-        modality: np.where(body, 100 + 30 * (number + 1) * (labels // 10), -1000) + generator.normal(0, 3, body.shape)
+        modality: np.where(body, 100 + 30 * (number + 1) * (labels.astype(int) // 10), -1000)
+        + generator.normal(0, 3, body.shape)
         for number, modality in enumerate(MODALITIES)
     }
     return images, labels

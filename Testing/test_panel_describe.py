@@ -97,7 +97,7 @@ def test_what_is_missing_is_asked_for_once(panel, checkpoint):
     assert (card.constants, card.axes, card.mask_encoding) == ((0.5,), "xyz", (-1, 1))
     assert [label.name for label in card.scheme.labels] == ["Brain", "Schwannoma"]
     assert card.network_description == NETWORK | {"multipliers": [1, 1]}
-    assert session_folders() == [] or not any(folder.glob("card.*") for folder in session_folders())
+    assert not [path for folder in session_folders() for path in folder.glob("card.*")]
     ModelStore().remove("their-model")
 
 
