@@ -134,6 +134,16 @@ def either(first: Rule, second: Rule) -> Rule:
     return Rule(says, read)
 
 
+def converted(convert: Callable[[Any], Any], inner: Rule) -> Rule:
+    """What ``inner`` says of what ``convert`` makes of a value."""
+    return Rule(inner.says, lambda value, what: inner.read(convert(value), what))
+
+
+def as_python(inner: Rule) -> Rule:
+    """What ``inner`` says of a Python number, also where NumPy or PyTorch made it."""
+    return converted(lambda value: value.item() if getattr(value, "shape", None) == () else value, inner)
+
+
 # Lists and tables ------------------------------------------------------------------------------------
 
 
@@ -238,9 +248,9 @@ def with_current_names(values: object, current: Mapping[str, str], where: str) -
 # Dataclasses -----------------------------------------------------------------------------------------
 
 
-def field(rule: Rule, **options: Any) -> Any:
-    """The field of a dataclass that holds what ``rule`` says; ``options`` are those of :func:`dataclasses.field`."""
-    return dataclasses.field(metadata={_RULE: rule}, **options)
+def field(rule: Rule, *, metadata: Mapping[str, Any] | None = None, **options: Any) -> Any:
+    """The field of a dataclass that holds what ``rule`` says; all else is as for :func:`dataclasses.field`."""
+    return dataclasses.field(metadata={**(metadata or {}), _RULE: rule}, **options)
 
 
 def build(cls: type[T], values: object, where: str, *, more: bool = False) -> T:

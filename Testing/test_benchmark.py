@@ -11,7 +11,7 @@ import torch
 from conftest import small_card
 
 from MedDPMLib.benchmark import inference, throughput, timed_process, training
-from MedDPMLib.benchmark.inference import Benchmark, Measurement, benchmark
+from MedDPMLib.benchmark.inference import Benchmark, Measurement, NotMeasured, benchmark
 from MedDPMLib.benchmark.report import HEADINGS, remarks, rows
 from MedDPMLib.benchmark.throughput import PeakThroughput, step_flops
 from MedDPMLib.benchmark.training import TrainingRow
@@ -123,14 +123,15 @@ def test_the_peak_is_a_peak():
 def measurement(configuration: str, **figures) -> Measurement:
     known = {
         "model": "net", "grid": (16, 16, 16), "weights": "trained", "sampler": "ddpm", "steps": 250, "device": "cpu",
-        "precision": "float32", "load_seconds": 1.0, "first_seconds": 2.0, "step_seconds": 4.0, "step_cpu_seconds": 8.0,
-        "measured_steps": 3, "volume_seconds": 1000.0, "extrapolated": True, "peak_bytes": 4 * 2**30,
+        "precision": "float32", "reason": "as is tested", "memory": None, "planned_bytes": None,
+        "load_seconds": 1.0, "first_seconds": 2.0, "step_seconds": 4.0, "step_cpu_seconds": 8.0, "measured_steps": 3,
+        "volume_seconds": 1000.0, "extrapolated": True, "peak_bytes": 4 * 2**30,
         "step_flops": 10**12, "of_peak": 0.25, "of_peak_cpu": 0.25,
     }  # fmt: skip
     return Measurement(configuration=configuration, **known | figures)
 
 
-def result(*measurements: Measurement, share: float = 1.0) -> Benchmark:
+def result(*measurements: Measurement | NotMeasured, share: float = 1.0) -> Benchmark:
     quiet = {"busy": 0.0, "average": 0.0, "free_bytes": 2**34}
     return Benchmark(
         describe_machine(),
@@ -158,7 +159,7 @@ def test_ratios_are_to_the_baseline_of_the_same_network_and_device():
 
 
 def test_what_could_not_be_measured_is_reported():
-    broken = Measurement(
+    broken = NotMeasured(
         model="net", configuration="baseline", grid=(16, 16, 16), weights="random", sampler="ddpm", steps=250,
         device="cpu", problem="there is too little memory",
     )  # fmt: skip
@@ -190,7 +191,7 @@ def test_a_run_measures_every_configuration(small_model):
     assert [one.extrapolated for one in found.measurements] == [False, False, False]
     assert baseline.measured_steps == 50 - 2 and standard.measured_steps == 1
     for one in found.measurements:
-        assert one.problem is None and one.weights == "trained" and one.grid == (16, 16, 16)
+        assert isinstance(one, Measurement) and one.weights == "trained" and one.grid == (16, 16, 16)
         assert 0 < one.step_seconds < one.volume_seconds and one.peak_bytes > 50e6
         assert one.of_peak > 0 and "on cpu" in one.reason
         if one.configuration != "baseline":

@@ -241,11 +241,13 @@ def test_wrong_settings_are_refused(tmp_path):
     for wrong, message in (
         ({"sampler": "ddpm"}, "sampled by dpm-solver"),
         ({"steps": 51}, "1 to 50"),
-        ({"appearance": "old"}, 'no appearance "old"'),
+        ({"appearance": "old"}, '"appearance" must be random, typical or'),
         ({"guidance": 2.0}, "does not support guidance"),
     ):
         with pytest.raises(MedDPMError, match=message):
             generate(model, _mask(), device="cpu", **wrong)
+    with pytest.raises(MedDPMError, match="no timesteps and so no denoiser"):
+        model.denoiser  # noqa: B018
     with pytest.raises(MedDPMError, match="six widths"):
         build_network({**NETWORK, "widths": [8, 8], "image_channels": 2, "condition_channels": 21})
     with pytest.raises(MedDPMError, match="not for its network"):

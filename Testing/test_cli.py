@@ -124,13 +124,13 @@ def test_completion_offers_what_is_there(small_model, meddpm, meddpm_process, wo
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        (["--sampler", "euler"], r'no sampler "euler": use one of .*ddpm'),
+        (["--sampler", "euler"], r'"sampler" must be one of .*ddpm, not .euler.'),
         (["--steps", "0"], r"whole number from 1 to 10000, not 0"),
         (["--steps", "51"], r"steps is 1 to 50 for the model small, not 51"),
-        (["--quality", "best"], r'no quality "best": use one of draft, standard, reference'),
-        (["--device", "tpu"], r'device "tpu"'),
-        (["--precision", "int8"], r'no precision "int8"'),
-        (["--space", "mni"], r'no space "mni": use one of model, mask'),
+        (["--quality", "best"], r'"quality" must be one of draft, standard, reference, not .best.'),
+        (["--device", "tpu"], r'"device" must be one of auto, cpu, cuda, mps or cuda:1, not .tpu.'),
+        (["--precision", "int8"], r'"precision" must be one of auto, float32, .*not .int8.'),
+        (["--space", "mni"], r'"space" must be one of model, mask, not .mni.'),
         (["--labels", "mine"], r'no label convention "mine"'),
         (["--brain-from", "missing.nii"], r"missing.nii does not exist"),
     ],

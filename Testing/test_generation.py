@@ -100,7 +100,7 @@ def test_numbers_of_numpy_are_whole_numbers_and_others_are_reported(bundle, tmp_
     assert np.array_equal(generated["t1"].array, generate(model, mask, seed=5, steps=2)["t1"].array)
     write_result(tmp_path, "case", generated)
     for wrong in ({"seed": 1.5}, {"seed": None}, {"steps": 2.0}, {"steps": "3"}):
-        with pytest.raises(MedDPMError, match="is a whole number from"):
+        with pytest.raises(MedDPMError, match="must be a whole number from"):
             generate(model, mask, **wrong)
 
 

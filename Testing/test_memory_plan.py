@@ -101,7 +101,7 @@ def test_low_takes_as_little_as_can_be(model, free):
 
 @pytest.mark.parametrize("wrong", ["", "much", "4", "4 MB", "-4 GB", "GB", 4, None])
 def test_another_memory_is_refused(model, wrong):
-    with pytest.raises(MedDPMError, match='the memory is "auto", "low" or'):
+    with pytest.raises(MedDPMError, match='the memory must be "auto", "low" or'):
         plan_memory(model, execution(), memory=wrong)
 
 

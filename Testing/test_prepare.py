@@ -418,7 +418,7 @@ def test_every_orientation_gives_the_same_case(tmp_path):
             assert np.array_equal(found.images[modality].array, first.images[modality].array), orientation
 
 
-@pytest.mark.parametrize("orientation", ["LPS", "RAS", "ASL", "IPR"])
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_turning_axes_leaves_every_voxel_in_its_place(orientation):
     """Against resampling at the turned geometry, which knows positions only."""
     rng = np.random.default_rng(0)

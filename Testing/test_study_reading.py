@@ -174,6 +174,9 @@ def test_the_whole_study_goes_home_in_one_file(study, task, tmp_path):
             reading.show()
             clock.forward(10)
             reading.answer(rate(reading.current))
+        for beyond_the_last in (reading.show, lambda: reading.answer(ANSWER)):
+            with pytest.raises(MedDPMError, match="every case has been answered"):
+                beyond_the_last()
         sent = reading.export(tmp_path)
     assert sent.name == "ada.answers.sqlite" and not list(tmp_path.glob("*-wal"))
     whose, given = read_answers(sent)

@@ -8,15 +8,19 @@ import subprocess
 import sys
 from dataclasses import asdict, dataclass
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.validation import (
     Rule,
+    as_python,
     build,
     check_fields,
+    converted,
     either,
     field,
     flag,
@@ -46,6 +50,7 @@ RULES = {
     "printable": printable(5), "matching": matching("[a-z]+", "letters"), "one of": one_of("a", "b"),
     "optional": optional(whole(0)), "either": either(whole(0), list_of(whole(0), 0, 3)),
     "list": list_of(list_of(number(), 0, 2), 1, 3), "pair": increasing_pair(), "table": table(2),
+    "as Python": as_python(number(0, 9)), "converted": converted(str, one_of("1", "True")),
     "table of": table_of(printable(3), flag()), "table with": table_with({"a": optional(whole(0)), "b": text()}),
 }  # fmt: skip
 
@@ -90,6 +95,15 @@ def test_whatever_comes_is_read_once_and_for_all_or_refused_by_name(rule: Rule, 
 def test_bounds_are_where_they_are_said_to_be(rule, good, bad):
     assert all(map(rule.fits, good))
     assert not any(map(rule.fits, bad))
+
+
+@pytest.mark.parametrize("value", [3, np.int64(3), np.uint8(3), np.array(3), torch.tensor(3)])
+def test_numbers_of_other_libraries_become_those_of_python(value):
+    assert type(as_python(whole(1, 3)).read(value, "it")) is int
+    assert type(as_python(number()).read(value, "it")) is float
+    for wrong in (value + 1, np.array([3]), np.bool_(True), "3"):
+        with pytest.raises(MedDPMError, match="^it must be a whole number from 1 to 3"):
+            as_python(whole(1, 3)).read(wrong, "it")
 
 
 def test_values_come_in_the_type_that_was_asked_for():

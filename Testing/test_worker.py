@@ -494,10 +494,14 @@ def test_lines_that_are_no_request_are_answered(worker):
         (line(type="generate", **mask, seeds=[]), "x", "seeds"),
         (line(type="generate", **mask, seeds=[2**63]), "x", "seeds"),
         (line(type="generate", **mask, seeds=[True]), "x", "seeds"),
-        (line(type="generate", **mask, settings={"steps": 0}), "x", "number of denoising steps"),
+        (line(type="generate", **mask, settings={"steps": 0}), "x", '"steps" must be a whole number'),
         (line(type="generate", **mask, preview_every=-1), "x", "preview_every"),
-        (line(type="generate", **mask, settings={"guidance": -1}), "x", "guidance scale"),
-        (line(type="generate", **mask, settings={"guidance": "much"}), "x", "guidance scale"),
+        (line(type="generate", **mask, settings={"guidance": -1}), "x", '"guidance" must be a number of at least 0'),
+        (
+            line(type="generate", **mask, settings={"guidance": "much"}),
+            "x",
+            '"guidance" must be a number of at least 0',
+        ),
     ]
     for sent, id, says in cases:
         worker.send(sent)

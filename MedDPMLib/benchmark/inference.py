@@ -29,11 +29,8 @@ _RATIOS = ("step_ratio", "step_cpu_ratio", "volume_ratio", "volume_cpu_ratio", "
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """One configuration of one network on one device. Times in seconds, memory in bytes.
-
-    If nothing was measured, ``problem`` is a sentence with the reason, and the figures are None.
-    """
+class _Measured:
+    """What is measured: one configuration of one network on one device."""
 
     model: str
     configuration: str
@@ -43,30 +40,43 @@ class Measurement:
     sampler: str
     steps: int
     device: str
-    precision: str | None = None
-    problem: str | None = None
-    #: Why this device and precision, how the network was computed, and the predicted bytes; None for the baseline.
-    reason: str | None = None
-    memory: str | None = None
-    planned_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class NotMeasured(_Measured):
+    """``problem`` is a sentence that says why."""
+
+    problem: str
+
+
+@dataclass(frozen=True)
+class Measurement(_Measured):
+    """Times in seconds, memory in bytes."""
+
+    #: Why this device and precision.
+    precision: str
+    reason: str
+    #: How the network was computed, and the predicted bytes; None for the baseline.
+    memory: str | None
+    planned_bytes: int | None
     #: Loading the model.
-    load_seconds: float | None = None
+    load_seconds: float
     #: The first step, including the preparations; the median of the others.
-    first_seconds: float | None = None
-    step_seconds: float | None = None
+    first_seconds: float
+    step_seconds: float
     #: Processor time of a step, all cores together: other work on the machine hardly changes it. None on a GPU.
-    step_cpu_seconds: float | None = None
+    step_cpu_seconds: float | None
     #: How many steps the median is of.
-    measured_steps: int | None = None
+    measured_steps: int
     #: A volume, without loading; whether it was extrapolated from the measured steps.
-    volume_seconds: float | None = None
-    extrapolated: bool | None = None
-    peak_bytes: int | None = None
+    volume_seconds: float
+    extrapolated: bool
+    peak_bytes: int
     #: Floating-point operations of a step, and their rate as a share of the peak throughput.
-    step_flops: int | None = None
-    of_peak: float | None = None
+    step_flops: int
+    of_peak: float
     #: The same by processor time; an idle core, which costs none, does not show here.
-    of_peak_cpu: float | None = None
+    of_peak_cpu: float | None
 
 
 @dataclass(frozen=True)
@@ -79,15 +89,15 @@ class Benchmark:
     after: dict
     share: float
     peak_throughput: dict[str, dict[str, float]]
-    measurements: tuple[Measurement, ...]
+    measurements: tuple[Measurement | NotMeasured, ...]
 
     def to_dict(self) -> dict:
         """As baseline data for JSON, with the ratios to the baseline."""
         data = {name: getattr(self, name) for name in ("machine", "before", "after", "share", "peak_throughput")}
-        data["measurements"] = [{**asdict(one), **self.ratios(one)} for one in self.measurements]
+        data["measurements"] = [{"problem": None, **asdict(one), **self.ratios(one)} for one in self.measurements]
         return data
 
-    def ratios(self, one: Measurement) -> dict[str, float | None]:
+    def ratios(self, one: Measurement | NotMeasured) -> dict[str, float | None]:
         """How many times faster ``one`` is than the baseline, for a step and a volume, and its share of the memory.
 
         By wall-clock time, and ("..._cpu_ratio", None on a GPU) by the processor time of the steps alone.
@@ -100,7 +110,7 @@ class Benchmark:
             ),
             None,
         )
-        if baseline is None or baseline.problem or one.problem:
+        if not isinstance(baseline, Measurement) or isinstance(one, NotMeasured):
             return dict.fromkeys(_RATIOS)
         by_cpu = None
         if baseline.step_cpu_seconds and one.step_cpu_seconds:
@@ -149,7 +159,7 @@ def benchmark(
     before = load()
     measurements, peak_throughputs = [], {}
     for device in devices:
-        rates = []
+        rates: list[dict[str, float]] = []
         with _Process(measure_peak_throughput, device) as peak_throughput:
             peak_throughput.begin()
             for one in benchmarked.values():
@@ -174,7 +184,7 @@ def _measure(
     peak_throughput: _Process,
     all_rates: list[dict[str, float]],
     report: Callable[[str], None],
-) -> list[Measurement]:
+) -> list[Measurement | NotMeasured]:
     """All configurations of one model on one device, their steps in turn; the measured peak throughput is appended to
     ``all_rates``."""
     name, measured = model.name, {}
@@ -264,7 +274,7 @@ class _Process:
 
 def _summary(
     model: _BenchmarkedModel, configuration: str, device: str, process: _Process, peak_throughput: dict[str, float]
-) -> Measurement:
+) -> Measurement | NotMeasured:
     card = model.card
     all_steps = {"sampler": "ddpm", "steps": card.schedule["timesteps"]}
     settings = all_steps if configuration == "baseline" else card.qualities["standard"]
@@ -276,9 +286,10 @@ def _summary(
         "device": device,
         **settings,
     }
-    if process.problem:
-        return Measurement(**about, problem=process.problem)
+    if process.problem is not None:
+        return NotMeasured(**about, problem=process.problem)
     found = process.result
+    assert found is not None, "it has ended without a problem"
     first = found["step_seconds"][0]
     # The last step may do more than the others.
     others = slice(_first_steps(device), -1 if found["finished"] else None)

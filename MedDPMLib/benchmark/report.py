@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from MedDPMLib.benchmark.inference import Benchmark, Measurement
+from MedDPMLib.benchmark.inference import Benchmark, Measurement, NotMeasured
 from MedDPMLib.runtime.names import PRECISIONS
 
 HEADINGS = (
@@ -19,12 +19,15 @@ def rows(result: Benchmark) -> list[list[str]]:
     return [_row(one, result.ratios(one)) for one in result.measurements]
 
 
-def _row(one: Measurement, ratios: dict[str, float | None]) -> list[str]:
-    about = [one.model, one.device, one.configuration, one.precision or "", str(one.steps)]
-    if one.problem:
+def _row(one: Measurement | NotMeasured, ratios: dict[str, float | None]) -> list[str]:
+    about = [one.model, one.device, one.configuration]
+    if isinstance(one, NotMeasured):
+        about += ["", str(one.steps)]
         return [*about, *[""] * (len(HEADINGS) - len(about))]
     return [
         *about,
+        one.precision,
+        str(one.steps),
         f"{one.step_seconds:.3g}",
         f"{one.step_cpu_seconds:.3g}" if one.step_cpu_seconds else "",
         ("~" if one.extrapolated else "") + _seconds(one.volume_seconds),
@@ -42,18 +45,19 @@ def remarks(result: Benchmark) -> list[str]:
         f" ({', '.join(f'{name} {rates[name] / 1e12:.3g}' for name in PRECISIONS if name in rates)})."
         for device, rates in result.peak_throughput.items()
     ]
-    reasons = {one.device: one.reason for one in result.measurements if one.reason and one.configuration == "standard"}
+    measured = [one for one in result.measurements if isinstance(one, Measurement)]
+    reasons = {one.device: one.reason for one in measured if one.configuration == "standard"}
     found += [f"{device}: the optimized configurations run {reason}." for device, reason in reasons.items()]
     found += [
         f"{one.model}, {one.configuration} on {one.device}: {one.memory}, {one.planned_bytes / 1e9:.1f} GB predicted,"
         f" {one.peak_bytes / 1e9:.1f} GB used."
-        for one in result.measurements
-        if one.memory
+        for one in measured
+        if one.memory and one.planned_bytes
     ]
     found.append(
         "baseline: float32, channels first, every step of the schedule by ancestral sampling. speedup: for a volume."
     )
-    if any(one.extrapolated for one in result.measurements):
+    if any(one.extrapolated for one in measured):
         found.append("~: extrapolated from the measured steps.")
     if result.share != 1:
         found.append(f"Grids are scaled down: {result.share:g} of each side.")
@@ -65,13 +69,9 @@ def remarks(result: Benchmark) -> list[str]:
     found += [
         f"{one.model}, {one.configuration} on {one.device} was not measured: {one.problem}"
         for one in result.measurements
-        if one.problem
+        if isinstance(one, NotMeasured)
     ]
-    loaded = ", ".join(
-        f"{one.model} {one.load_seconds:.2g} s"
-        for one in result.measurements
-        if one.configuration == "standard" and not one.problem
-    )
+    loaded = ", ".join(f"{one.model} {one.load_seconds:.2g} s" for one in measured if one.configuration == "standard")
     if loaded:
         found.append(f"Loading a model is done once and not included: {loaded}.")
     machine, before, after = result.machine, result.before, result.after
@@ -80,7 +80,7 @@ def remarks(result: Benchmark) -> list[str]:
         f", PyTorch {machine['versions']['torch']}. Other work kept {before['busy']:.0%} of the cores busy before and"
         f" {after['busy']:.0%} after: compare ratios, not seconds."
     )
-    by_cpu = [_by_cpu(one, ratios) for one in result.measurements if (ratios := result.ratios(one))["step_cpu_ratio"]]
+    by_cpu = [_by_cpu(one, ratios) for one in measured if (ratios := result.ratios(one))["step_cpu_ratio"]]
     if by_cpu and max(before["busy"], after["busy"]) > _QUIET:
         found.append(f"By processor time, which other work hardly changes: {'; '.join(by_cpu)}.")
     return found

@@ -146,16 +146,18 @@ def measure_peak_throughput(connection: Connection, device: str) -> None:
 
 def _sample_baseline(model: Model, device: torch.device, progress: Progress) -> Tensor:
     """Samples like the published code: every step of the schedule, the whole network in float32, channels first."""
-    card = model.card
+    card, schedule = model.card, model.schedule
+    if schedule is None:
+        raise MedDPMError(f"the model {card.name} is a cascade, of which there is no baseline form")
     fitted = network_labels(painted_ball(card), card, seed=0)
     execution = choose_execution(str(device), "float32")
     return sample(
         model.network,
         condition_tensor(card, as_network(card, fitted.labels), execution),
-        model.schedule,
+        schedule,
         shape=(1, len(card.modalities), *card.array_shape),
         method="ddpm",
-        steps=model.schedule.timesteps,
+        steps=schedule.timesteps,
         generator=torch.Generator().manual_seed(0),
         prediction=card.prediction,
         progress=progress,

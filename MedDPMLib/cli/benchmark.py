@@ -26,6 +26,7 @@ from MedDPMLib.runtime.packages import require
 
 if TYPE_CHECKING:
     from MedDPMLib.benchmark.steps import Row
+    from MedDPMLib.models.model import Model
 
 app = typer.Typer(
     no_args_is_help=True, help="Measure speed and memory on this machine, and the effect of fewer denoising steps."
@@ -238,7 +239,7 @@ def steps(
 
     total = card.schedule["timesteps"]
     counts = step_counts.split(",") if step_counts else [*(n for n in STEPS if n < total), total]
-    students = {}
+    students: dict[str, Model] = {}
     for taught in map(load_model, student or []):
         if taught.card.name in (card.name, *students):
             raise MedDPMError(

@@ -65,7 +65,7 @@ def generate(
     check_writable(out)
     batch = Batch(entry, settings, out, labels, brain_from, geometry)
     seeds = range(seed, seed + samples)
-    with show_progress(len(paths) * len(seeds) * settings.steps, "starting") as progress:
+    with show_progress(len(paths) * len(seeds) * batch.steps, "starting") as progress:
         for path in paths:
             batch.make(path, seeds, progress)
     typer.echo(batch.summary())
@@ -88,7 +88,8 @@ class Batch:
         """``settings`` are complete, as :meth:`GenerationSettings.for_card` returns them."""
         from MedDPMLib.runtime.device import choose_execution
 
-        self.entry, self.settings, self.out = entry, settings, out
+        assert settings.steps is not None, "a model's card fills them in"
+        self.entry, self.settings, self.steps, self.out = entry, settings, settings.steps, out
         self.reading = {"numbering": numbering, "brain_from": brain_from, "geometry": geometry}
         self.execution = choose_execution(settings.device, settings.precision)
         self.made = self.skipped = self.failed = 0
@@ -124,7 +125,7 @@ class Batch:
             )  # fmt: skip
             if is_finished(self.out, stem, card.modalities, run):
                 self.skipped += 1
-                progress.drop(settings.steps)
+                progress.drop(self.steps)
                 typer.echo(f"{doing}: finished before, skipped")
                 continue
             try:
@@ -141,7 +142,7 @@ class Batch:
 
     def _fail(self, error: MedDPMError, samples: int, progress: Progress) -> None:
         self.failed += 1
-        progress.drop(samples * self.settings.steps)
+        progress.drop(samples * self.steps)
         complain(worded(error))
 
     def summary(self) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from MedDPMLib.data.cases import Case, SmoothedCases
-from MedDPMLib.data.variation import Part, Variation, centers, draw_variation
+from MedDPMLib.data.variation import Part, Variation, centers, draw_variation, whole_box
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.masks.schemes import LabelScheme
 from MedDPMLib.recipes.recipe import Augmentation
@@ -112,7 +112,7 @@ class VariedCases(Dataset):
     def _part(self, number: int, case: Case, variation: Variation, index: int) -> Part:
         """The patch of sample ``index``: around a chosen voxel of the case, there where the variation puts it."""
         if self._middles is None:
-            return tuple(slice(0, side) for side in self.shape)
+            return whole_box(self.shape)
         from monai.transforms.utils import generate_label_classes_crop_centers
 
         size = case.labels.shape
@@ -128,4 +128,5 @@ class VariedCases(Dataset):
             start = round((coordinate + 1) / 2 * length - side / 2)
             start = min(max(start, 0), length - side)
             part.append(slice(start, start + side))
-        return tuple(part)
+        z, y, x = part
+        return z, y, x

@@ -25,6 +25,12 @@ from MedDPMLib.recipes.recipe import Augmentation
 Part = tuple[slice, slice, slice]
 
 
+def whole_box(shape: Sequence[int]) -> Part:
+    """All voxels of ``shape`` (D, H, W)."""
+    depth, height, width = shape
+    return slice(0, depth), slice(0, height), slice(0, width)
+
+
 @dataclass(frozen=True)
 class Variation:
     """A random variation. ``matrix`` (3, 4) maps normalized output to input coordinates (x, y, z), each axis of
@@ -42,7 +48,7 @@ class Variation:
         With ``part`` only this box of them, and only this box is computed: labels are exactly those of the whole, and
         intensities too, but for the last bit. Both are interpolated once: the image linearly, labels to the nearest.
         """
-        part = part or tuple(slice(0, side) for side in shape)
+        part = part or whole_box(shape)
         if self.is_identity and tuple(shape) == case.labels.shape:
             return case.image[(slice(None), *part)].float(), case.labels[part].clone()
         grid = self._source_coordinates(shape, part)[None]

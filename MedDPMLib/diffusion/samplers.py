@@ -158,7 +158,7 @@ def sample(
     plan = plan_steps(schedule, method, steps)
     schedule = schedule.to(condition.device)
     x = _noise(shape, generator, condition.device)
-    before = None
+    before: Tensor | None = None
     for number, step in enumerate(plan, start=1):
         for evaluation in step:
             t = torch.full((shape[0],), evaluation.t, dtype=torch.int64, device=condition.device)
@@ -173,6 +173,7 @@ def sample(
             x0 = x0.clamp(-1, 1)
             x = evaluation.x * x + evaluation.x0 * x0
             if evaluation.change:
+                assert before is not None, "a plan's first evaluation changes nothing"
                 x += evaluation.change * (x0 - before)
             if evaluation.noise is not None:
                 x += evaluation.noise * _noise(shape, generator, condition.device)

@@ -27,8 +27,8 @@ def appearance(image: np.ndarray, labels: np.ndarray, scheme) -> np.ndarray:
     logarithm of the mean squared difference of neighbors over that of next but one neighbors, inside tissue: 0 for
     noise, below -0.6 for an image that was interpolated from thick slices.
     """
-    values = {name: scheme.label_by_name(name).value for name in (_WHITE_MATTER, _CORTEX, _VENTRICLE)}
-    rest = scheme.rest.value
+    values = {name: scheme.require_label(name).value for name in (_WHITE_MATTER, _CORTEX, _VENTRICLE)}
+    rest = scheme.require_rest().value
     features = []
     for value in (values[_WHITE_MATTER], values[_CORTEX], rest):
         inside = image[labels == value]

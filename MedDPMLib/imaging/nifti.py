@@ -207,7 +207,8 @@ def _farthest(one: np.ndarray, other: np.ndarray, shape) -> tuple[float, tuple[i
     corners = np.array(np.meshgrid(*[[0, n - 1] for n in shape[:3]], indexing="ij")).reshape(3, -1).T
     homogeneous = np.c_[corners, np.ones(len(corners))]
     apart = np.linalg.norm((homogeneous @ (one - other).T)[:, :3], axis=1)
-    return float(apart.max()), tuple(int(n) for n in corners[apart.argmax()])
+    i, j, k = corners[apart.argmax()].tolist()
+    return float(apart.max()), (i, j, k)
 
 
 def _voxel(matrix: np.ndarray) -> float:

@@ -78,9 +78,9 @@ def complete(fitted: Fitted, scheme: LabelScheme, into: LabelScheme, seed: int) 
     core = np.isin(fitted.labels, [label.value for label in scheme.tumor if label.tissue != "edema"])
     inside = _warped(structures, Volume(brain, fitted.geometry), core, generator)
     # Where the template does not reach the outline, there is what lies between brain and skull.
-    labels = np.where(brain & (inside == 0), np.uint8(into.rest.value), inside) * brain
+    labels = np.where(brain & (inside == 0), np.uint8(into.require_rest().value), inside) * brain
     for label in scheme.tumor:
-        labels[fitted.labels == label.value] = into.label_by_name(label.name).value
+        labels[fitted.labels == label.value] = into.require_label(label.name).value
     note = (
         f'invented: where the structures of the brain lie (seed {seed}: after the template "{template.title}"'
         f"{', mirrored' if mirrored else ''}, fitted to the brain's outline)"

@@ -22,7 +22,7 @@ from MedDPMLib.inference.atlas import network_labels
 from MedDPMLib.inference.memory_plan import MemoryPlan, not_enough, plan_memory
 from MedDPMLib.inference.record import make_record
 from MedDPMLib.inference.result import Generated, volumes_of
-from MedDPMLib.inference.settings import GenerationSettings, check_whole
+from MedDPMLib.inference.settings import GenerationSettings
 from MedDPMLib.masks.condition import condition, voxel_positions
 from MedDPMLib.masks.fit import Fitted
 from MedDPMLib.masks.mask import Mask, read_mask
@@ -33,11 +33,12 @@ from MedDPMLib.networks.denoiser import Denoiser
 from MedDPMLib.networks.memory_mode import MemoryMode
 from MedDPMLib.runtime.allocator import handing_back
 from MedDPMLib.runtime.device import Execution, choose_execution
+from MedDPMLib.validation import as_python, whole
 
 #: (step from 1, steps, current estimate of x0 (1, C, D, H, W)) after every step; what it raises ends the run.
 Progress = Callable[[int, int, Tensor], None]
 
-_LARGEST_SEED = 2**63 - 1
+_SEED = as_python(whole(0, 2**63 - 1))
 
 
 def generate(
@@ -64,7 +65,7 @@ def generate(
 
 
 def check_seed(seed: object) -> int:
-    return check_whole("seed", seed, 0, _LARGEST_SEED)
+    return _SEED.read(seed, "the seed")
 
 
 @dataclass(frozen=True, eq=False)

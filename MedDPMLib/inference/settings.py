@@ -7,16 +7,27 @@ build their options and controls from it, so that a new setting needs a field he
 
 from __future__ import annotations
 
-import operator
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from MedDPMLib.diffusion.names import LEVELS_METHOD, MAX_TIMESTEPS, METHOD_TITLES, METHODS
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.models.card import QUALITIES, Card
 from MedDPMLib.runtime.names import DEVICES, PRECISIONS, SHORT_PRECISIONS
+from MedDPMLib.validation import (
+    Rule,
+    as_python,
+    build,
+    check_fields,
+    converted,
+    field,
+    matching,
+    number,
+    one_of,
+    optional,
+    whole,
+)
 
 #: Whose look a brain gets, of models that know several, if it is not that of a scan.
 APPEARANCES = ("random", "typical")
@@ -30,8 +41,7 @@ SPACES = ("model", "mask")
 #: Beyond this an image is nothing but contrast.
 MAX_GUIDANCE = 20.0
 
-_DEVICE = re.compile(rf"({'|'.join(DEVICES)})|cuda:[0-9]{{1,3}}")
-_MEMORY_LIMIT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*GB\s*", re.IGNORECASE)
+_GIGABYTES = r"\s*(\d+(?:\.\d+)?)\s*[Gg][Bb]\s*"
 
 
 @dataclass(frozen=True)
@@ -51,89 +61,40 @@ class Setting:
     default: Any
     title: str
     help: str
-    check: Callable[[Any], Any]
     choices: tuple[Choice, ...] = ()
     low: float | None = None
     high: float | None = None
 
 
-def _setting(default: Any, title: str, help: str, check: Callable[[Any], Any], **more: Any) -> Any:
-    return field(default=default, metadata={"title": title, "help": help, "check": check, **more})
+#: Where a field holds what is displayed of it.
+_SHOWN = "shown"
 
 
-def _one_of(what: str, names: tuple[str, ...]) -> Callable[[Any], str]:
-    def check(value: Any) -> str:
-        if value not in names:
-            raise MedDPMError(f'there is no {what} "{value}"', remedy=f"use one of {', '.join(names)}")
-        return value
-
-    return check
+def _setting(default: Any, title: str, help: str, rule: Rule, **more: Any) -> Any:
+    return field(rule, default=default, metadata={_SHOWN: {"title": title, "help": help, **more}})
 
 
-def _or_none(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    return lambda value: None if value is None else check(value)
-
-
-def check_whole(what: str, value: object, low: int, high: int) -> int:
-    """``value`` as Python's own integer, which generators and JSON need; those of numpy count."""
-    try:
-        whole = operator.index(value)
-    except TypeError:
-        whole = None
-    if whole is None or not low <= whole <= high:
-        raise MedDPMError(f"the {what} is a whole number from {low} to {high}, not {value!r:.50}")
-    return whole
-
-
-def _check_steps(value: Any) -> int:
-    return check_whole("number of denoising steps", value, 1, MAX_TIMESTEPS)
-
-
-def _check_guidance(value: Any) -> float:
-    try:
-        guidance = float(value)
-    except (TypeError, ValueError):
-        raise MedDPMError(f"the guidance scale is a number from 0 to {MAX_GUIDANCE:g}, not {value!r:.50}") from None
-    if not 0 <= guidance <= MAX_GUIDANCE:
-        raise MedDPMError(f"the guidance scale is a number from 0 to {MAX_GUIDANCE:g}, not {guidance:g}")
-    return guidance
-
-
-def _check_device(value: Any) -> str:
-    name = str(value)  # a torch.device names itself
-    if not _DEVICE.fullmatch(name):
-        raise MedDPMError(f'there is no device "{name:.50}"', remedy=f"use one of {', '.join(DEVICES)} or cuda:1")
-    return name
-
-
-def _check_precision(value: Any) -> str:
-    return _one_of("precision", PRECISIONS)(SHORT_PRECISIONS.get(value, value) if isinstance(value, str) else value)
-
-
-def _check_appearance(value: Any) -> str:
-    text = str(value)  # a path names itself
-    if text not in APPEARANCES and not text.endswith(APPEARANCE_SUFFIX):
-        raise MedDPMError(
-            f'there is no appearance "{text:.50}"',
-            remedy=f"use {', '.join(APPEARANCES)} or the {APPEARANCE_SUFFIX} file of a scan's appearance",
-        )
-    return text
-
-
-def _check_memory(value: Any) -> str:
-    memory_limit(value)
-    return value
+_STEPS = as_python(whole(1, MAX_TIMESTEPS))
+_GUIDANCE = as_python(number(0, MAX_GUIDANCE))
+_DEVICE = converted(
+    str, matching(rf"({'|'.join(DEVICES)})|cuda:[0-9]{{1,3}}", f"one of {', '.join(DEVICES)} or cuda:1")
+)
+_PRECISION = converted(lambda value: SHORT_PRECISIONS.get(str(value), value), one_of(*PRECISIONS))
+_APPEARANCE = converted(
+    str,  # a path names itself
+    matching(
+        rf"{'|'.join(APPEARANCES)}|.*{re.escape(APPEARANCE_SUFFIX)}",
+        f"{', '.join(APPEARANCES)} or the {APPEARANCE_SUFFIX} file of a scan's appearance",
+    ),
+)
+_MEMORY = matching(rf"auto|low|{_GIGABYTES}", '"auto", "low" or a number of gigabytes such as "4 GB"')
 
 
 def memory_limit(memory: str) -> int | None:
     """The bytes that ``memory`` ("4 GB", 10^9 bytes each) allows, None for "auto" and "low"; :class:`MedDPMError` for
     anything else."""
-    match = _MEMORY_LIMIT.fullmatch(memory) if isinstance(memory, str) else None
-    if match:
-        return int(float(match[1]) * 1e9)
-    if memory not in ("auto", "low"):
-        raise MedDPMError(f'the memory is "auto", "low" or a number of gigabytes such as "4 GB", not {memory!r:.50}')
-    return None
+    limit = re.fullmatch(_GIGABYTES, _MEMORY.read(memory, "the memory"))
+    return int(float(limit[1]) * 1e9) if limit else None
 
 
 def _member(name: str) -> str:
@@ -154,7 +115,7 @@ class GenerationSettings:
         "Quality",
         "Draft is the fastest, standard is recommended by the model card, reference uses all denoising steps of the"
         " training",
-        _one_of("quality", QUALITIES),
+        one_of(*QUALITIES),
         choices=(
             Choice("draft", "Draft", "Draft"),
             Choice("standard", "Standard", "Standard"),
@@ -165,7 +126,7 @@ class GenerationSettings:
         None,
         "Sampling algorithm",
         "Sampling algorithm; by default the one that belongs to the quality",
-        _or_none(_one_of("sampler", METHODS)),
+        optional(one_of(*METHODS)),
         choices=(
             Choice(None, "Recommended", "Same as quality"),
             *(Choice(method, _member(method), title) for method, title in METHOD_TITLES.items()),
@@ -175,7 +136,7 @@ class GenerationSettings:
         None,
         "Steps",
         "Number of denoising steps; by default the one that belongs to the quality",
-        _or_none(_check_steps),
+        optional(_STEPS),
         low=1,
         high=MAX_TIMESTEPS,
     )
@@ -184,7 +145,7 @@ class GenerationSettings:
         "Guidance",
         "Classifier-free guidance scale: above 1 follows the mask more closely, in twice the time; only for models that"
         " were trained for it",
-        _check_guidance,
+        _GUIDANCE,
         low=0.0,
         high=MAX_GUIDANCE,
     )
@@ -193,14 +154,14 @@ class GenerationSettings:
         "Appearance",
         "Whose look the brain gets, of models that know several: that of a training brain drawn by the seed, the"
         " typical one, or the file of a scan's appearance",
-        _check_appearance,
+        _APPEARANCE,
         choices=(Choice("random", "Random", "Random patient"), Choice("typical", "Typical", "Typical patient")),
     )
     device: str = _setting(
         "auto",
         "Device",
         "Where the network runs; by default on an NVIDIA GPU if PyTorch supports one here, otherwise on the CPU",
-        _check_device,
+        _DEVICE,
         choices=(
             Choice("auto", "Automatic", "Automatic"),
             Choice("cpu", "Cpu", "CPU"),
@@ -212,7 +173,7 @@ class GenerationSettings:
         "auto",
         "Precision",
         "Numerical precision; by default the fastest that the device computes correctly",
-        _check_precision,
+        _PRECISION,
         choices=(
             Choice("auto", "Automatic", "Automatic"),
             Choice("float32", "Float32", "float32"),
@@ -224,20 +185,19 @@ class GenerationSettings:
         "auto",
         "Memory",
         "How much memory may be used: by default what is free; low uses less but is slower; or a limit such as 4GB",
-        _check_memory,
+        _MEMORY,
         choices=(Choice("auto", "Automatic", "Automatic"), Choice("low", "Low", "Low (slower)")),
     )
     space: str = _setting(
         "model",
         "Output grid",
         "Grid of the result: that of the model, or resampled to that of the mask",
-        _one_of("space", SPACES),
+        one_of(*SPACES),
         choices=(Choice("model", "Model", "Model"), Choice("mask", "Segmentation", "Segmentation")),
     )
 
     def __post_init__(self) -> None:
-        for entry in fields(self):
-            object.__setattr__(self, entry.name, entry.metadata["check"](getattr(self, entry.name)))
+        check_fields(self)
 
     @property
     def guided(self) -> bool:
@@ -246,8 +206,7 @@ class GenerationSettings:
 
     def changed(self, **values: Any) -> GenerationSettings:
         """These settings with other ``values``; :class:`MedDPMError` for a name that is no setting's."""
-        _check_names(values)
-        return replace(self, **values)
+        return self.from_dict({**self.to_dict(), **values})
 
     def for_card(self, card: Card) -> GenerationSettings:
         """These settings with ``sampler`` and ``steps`` as a model's ``card`` recommends where they are None.
@@ -284,19 +243,10 @@ class GenerationSettings:
     @classmethod
     def from_dict(cls, data: object) -> GenerationSettings:
         """Reads :meth:`to_dict`'s data; settings that are missing have their defaults."""
-        if not isinstance(data, Mapping):
-            raise MedDPMError(f"settings are a table, not {data!r:.50}")
-        _check_names(data)
-        return cls(**data)
-
-
-def _check_names(values: Mapping[str, Any]) -> None:
-    for name in values:
-        if name not in SETTINGS:
-            raise MedDPMError(f"there is no setting {name!r:.50}", remedy=f"use {', '.join(SETTINGS)}")
+        return build(cls, data, "the table of settings")
 
 
 #: Every setting by its name.
 SETTINGS: dict[str, Setting] = {
-    entry.name: Setting(entry.name, entry.default, **entry.metadata) for entry in fields(GenerationSettings)
+    entry.name: Setting(entry.name, entry.default, **entry.metadata[_SHOWN]) for entry in fields(GenerationSettings)
 }

@@ -142,7 +142,7 @@ def named_numbering(scheme: LabelScheme, names: Mapping[int, str], name: str, ti
     """
     labels = {value: label_named(text, scheme) for value, text in names.items()}
     known = tuple((value, label.value) for value, label in sorted(labels.items()) if label)
-    meanings = tuple((value, labels[value].name if labels[value] else text) for value, text in sorted(names.items()))
+    meanings = tuple((value, label.name if (label := labels[value]) else text) for value, text in sorted(names.items()))
     return Numbering(name, title, known, meanings)
 
 
@@ -203,7 +203,7 @@ def label_for(part: str, scheme: LabelScheme) -> Label | None:
     if label is not None or scheme.rest is None:
         return label
     known = load_scheme(_ALL_PARTS)
-    if scheme.rest.name != known.rest.name:
+    if scheme.rest.name != known.require_rest().name:
         return None
     if part in brain_parts():  # some of this and some of that structure, if there are any
         return None if any(one.role == "structure" for one in scheme.labels) else scheme.rest

@@ -177,7 +177,8 @@ def _judged(
 
 
 def _doubts(numbering: Numbering, parts: Sequence, volumes: Mapping[int, float], scheme: LabelScheme) -> list[str]:
-    doubts, small = [], []
+    doubts: list[str] = []
+    small: list[str] = []
     if any(name in _STRUCTURES for _, name in numbering.meanings):
         scheme = load_scheme("anatomy")  # where the rest of the brain is what its structures leave
     for name, _, volume in parts:
@@ -346,10 +347,10 @@ def _in_some_order(
 
     So 3D Slicer numbers the segments of a label map that it exports.
     """
-    labels = [scheme.label_by_name(name) for name in _ROLES]
+    labels = [label for name in _ROLES if (label := scheme.label_by_name(name))]
     brains = [value for value, volume in volumes.items() if volume >= _BRAIN[0]]
     values = [value for value in volumes if value not in brains]
-    if scheme.rest is None or None in labels or len(brains) > 1 or len(values) != len(labels):
+    if scheme.rest is None or len(brains) > 1 or not len(values) == len(labels) == len(_ROLES):
         return None
     found = []
     for order in permutations(values):

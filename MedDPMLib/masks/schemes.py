@@ -118,6 +118,14 @@ class LabelScheme:
         """The label of what is inside the brain (or head) and has no other label, if the scheme has one."""
         return next((label for label in self.labels if label.role == "rest"), None)
 
+    def require_rest(self) -> Label:
+        """:attr:`rest`; :class:`MedDPMError` if the scheme has none."""
+        if self.rest is None:
+            raise MedDPMError(
+                f'the scheme "{self.name}" has no label for the rest of the brain: it has {self.describe_labels()}'
+            )
+        return self.rest
+
     def of_tissue(self, tissue: str) -> tuple[Label, ...]:
         """The labels that show ``tissue``, one of :data:`TISSUES`."""
         return tuple(label for label in self.labels if label.tissue == tissue)
@@ -136,6 +144,13 @@ class LabelScheme:
             if wanted == label.name.casefold():
                 return label
         return next((label for label in self.labels if wanted in map(str.casefold, label.aliases)), None)
+
+    def require_label(self, name: str) -> Label:
+        """The label that :meth:`label_by_name` finds; :class:`MedDPMError` if there is none."""
+        label = self.label_by_name(name)
+        if label is None:
+            raise MedDPMError(f'the scheme "{self.name}" has no label "{name}": it has {self.describe_labels()}')
+        return label
 
     def label_by_code(self, scheme: str, value: str) -> Label | None:
         """The label whose type has this code, for example ("SCT", "79654002"), if any."""

@@ -52,18 +52,22 @@ class Model:
 
         x (B, C, D, H, W), t (B,) integer, condition (B, K, D, H, W) in the card's mask encoding, all on the
         network's device. For :func:`MedDPMLib.diffusion.samplers.sample` with ``prediction="noise"``. Raises
-        :class:`MedDPMError` for arrays of other shapes and, on the CPU, for timesteps outside 0 to T - 1.
+        :class:`MedDPMError` for arrays of other shapes and, on the CPU, for timesteps outside 0 to T - 1; a cascade,
+        which has no timesteps, has no denoiser.
         """
+        schedule = self.schedule
+        if schedule is None:
+            raise MedDPMError(f"the model {self.card.name} is a cascade, which has no timesteps and so no denoiser")
 
         @torch.no_grad()
         def predict_noise(x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-            self._check_input(x, t, condition)
+            self._check_input(x, t, condition, schedule.timesteps - 1)
             predicted = self.network(x.float(), t, condition.float())
-            return self.schedule.noise_from(predicted, x, t, self.card.prediction)
+            return schedule.noise_from(predicted, x, t, self.card.prediction)
 
         return predict_noise
 
-    def _check_input(self, x: Tensor, t: Tensor, condition: Tensor) -> None:
+    def _check_input(self, x: Tensor, t: Tensor, condition: Tensor, last: int) -> None:
         described = self.card.network_description
         channels, labels = described["image_channels"], described["condition_channels"]
         if x.ndim != 5 or x.shape[1] != channels:
@@ -71,7 +75,6 @@ class Model:
         if condition.shape != (len(x), labels, *x.shape[2:]):
             expected = (len(x), labels, *x.shape[2:])
             raise MedDPMError(f"the condition is {expected} for this x, not {tuple(condition.shape)}")
-        last = self.schedule.timesteps - 1
         wrong = t.shape != (len(x),) or t.is_floating_point()
         # On another device the answer would be waited for, at every step.
         if wrong or (t.device.type == "cpu" and not ((t >= 0) & (t <= last)).all()):

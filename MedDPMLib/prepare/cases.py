@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.geometry import Geometry
@@ -38,8 +39,6 @@ _ROUNDED = 0.1
 _SMALLEST_HEAD = 300_000.0
 
 _NO_STRUCTURES = "shows no structures of the brain: give the folder of CASE_anatomy.nii.gz with --anatomy"
-
-_OPPOSITE = dict(zip("RLAPSI", "LRPAIS", strict=True))
 
 
 @dataclass(frozen=True)
@@ -123,19 +122,10 @@ def _check_grid(volume: Volume, grid: Geometry, path: Path, first: Path) -> None
 
 def reoriented(volume: Volume, orientation: str) -> Volume:
     """The same voxels with axes that run as ``orientation`` says, each to the nearest: nothing is interpolated."""
-    letters = volume.geometry.orientation
-    turn, array_axes = np.zeros((4, 4)), [0, 0, 0]
-    turn[3, 3] = 1
-    flipped = []
-    for target, letter in enumerate(orientation):
-        source = next(s for s, other in enumerate(letters) if other in (letter, _OPPOSITE[letter]))
-        array_axes[2 - target] = 2 - source
-        turn[source, target] = 1
-        if letters[source] != letter:
-            turn[source, target], turn[source, 3] = -1, volume.geometry.size[source] - 1
-            flipped.append(2 - target)
-    array = np.flip(volume.array.transpose(array_axes), flipped)
-    geometry = Geometry(array.shape[::-1], volume.geometry.ijk_to_ras @ turn)
+    stored = volume.geometry
+    turn = ornt_transform(axcodes2ornt(stored.orientation), axcodes2ornt(orientation))
+    array = apply_orientation(volume.array.T, turn).T
+    geometry = Geometry(array.shape[::-1], stored.ijk_to_ras @ inv_ornt_aff(turn, stored.size))
     return Volume(np.ascontiguousarray(array), geometry, volume.notes)
 
 
@@ -176,7 +166,7 @@ def _labels(
     if not segmentation.array.any():
         if brain is None:
             raise MedDPMError(f"{case.segmentation} is empty: nothing can be learned from it")
-        labels = np.where(brain, scheme.rest.value, 0).astype(np.uint8)
+        labels = np.where(brain, scheme.require_rest().value, 0).astype(np.uint8)
         return _with_structures(Volume(labels, segmentation.geometry), scheme), ("no tumor",)
     try:
         mask = Mask.from_volume(
@@ -213,12 +203,13 @@ def _said(case: CaseFiles, segmentation: Volume, scheme: LabelScheme) -> tuple[N
 
 def _check_head(labels: np.ndarray, geometry: Geometry, scheme: LabelScheme, case: CaseFiles) -> None:
     """Refuses a "head" that is no head: values 1 and 2 are the parts of a tumor in many files."""
-    if scheme.rest is None or not shows_brain(scheme):
+    rest = scheme.rest
+    if rest is None or not shows_brain(scheme):
         return
-    volume = np.count_nonzero(labels == scheme.rest.value) * geometry.voxel_volume
+    volume = np.count_nonzero(labels == rest.value) * geometry.voxel_volume
     if volume < _SMALLEST_HEAD:
         raise MedDPMError(
-            f"{case.segmentation} has a {scheme.rest.name.lower()} (value {scheme.rest.value}) of only"
+            f"{case.segmentation} has a {rest.name.lower()} (value {rest.value}) of only"
             f" {describe_volume(volume)}: these are labels of another scheme, or the spacing in its header is wrong"
         )
 
@@ -273,7 +264,7 @@ def compose_anatomy(
     for volume in (*images, *([segmentation] if segmentation else [])):
         if not volume.geometry.is_close(anatomy.geometry, _ROUNDED):
             raise MedDPMError("images, anatomy and tumor segmentation are not on the same grid: resample them first")
-    labels[_brain(images) & (labels == 0)] = _ANATOMY.rest.value
+    labels[_brain(images) & (labels == 0)] = _ANATOMY.require_rest().value
     if segmentation is not None and segmentation.array.any():
         # The brain is known already: what is asked of the mask here is only what its values mean.
         brats = load_scheme("brats")
@@ -282,5 +273,5 @@ def compose_anatomy(
         )
         notes = tuple(note for note in tumor.notes if "brain area" not in note)
         for label in tumor.scheme.tumor:
-            labels[tumor.volume.array == label.value] = _ANATOMY.label_by_name(label.name).value
+            labels[tumor.volume.array == label.value] = _ANATOMY.require_label(label.name).value
     return Volume(labels, anatomy.geometry, notes)

@@ -183,7 +183,7 @@ def _nnunet_cases(
             f"{description} is not nnU-Net's description of a dataset ({error!r:.100}): it needs channel_names and"
             " labels"
         ) from error
-    numbers = {}
+    numbers: dict[str, int] = {}
     for number, name in channels.items():
         if modality := _modality(name, modalities):
             numbers.setdefault(modality, number)

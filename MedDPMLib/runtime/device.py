@@ -79,7 +79,7 @@ def _choose_dtype(device: torch.device, precision: str) -> tuple[torch.dtype, st
         return _DTYPES[name], f"in {name}, as requested" + (f", although {fault} in it on this device" if fault else "")
     if name != "auto":
         raise MedDPMError(f'there is no precision "{precision}": use {", ".join(PRECISIONS)}')
-    faults = []
+    faults: list[str] = []
     for dtype, why in _fast_dtypes(device):
         fault = self_test_fault(device, dtype)
         if fault is None:

@@ -43,7 +43,7 @@ def _groups(table: Path) -> list[tuple[tuple[str, ...], str]]:
         lines = [line.split(":", 2) for line in table.read_text().splitlines()]
     except OSError:  # not Linux
         return []
-    groups = []
+    groups: list[tuple[tuple[str, ...], str]] = []
     for number, controllers, path in (line for line in lines if len(line) == 3):
         if "memory" in controllers.split(","):
             groups.append((_VERSION_1, path))

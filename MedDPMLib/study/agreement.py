@@ -82,7 +82,7 @@ def intraclass(values: np.ndarray) -> tuple[tuple[float, float, float] | None, t
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # ratings without any residual divide by zero
         found = pingouin.intraclass_corr(table, targets="case", raters="reader", ratings="rating")
-    return tuple(_icc(found, name) for name in ("ICC(A,1)", "ICC(A,k)"))
+    return _icc(found, "ICC(A,1)"), _icc(found, "ICC(A,k)")
 
 
 def _icc(table, name: str) -> tuple[float, float, float] | None:

@@ -229,7 +229,8 @@ def _seconds(readings: Readings) -> dict[str, tuple[float, float, float]]:
     for reader in readings.definition.readers:
         seconds = [r.seconds for r in readings.rows if r.reader == reader and not r.presentation.training]
         if seconds:
-            found[reader] = tuple(float(q) for q in np.percentile(seconds, (25, 50, 75)))
+            low, middle, high = np.percentile(seconds, (25, 50, 75)).tolist()
+            found[reader] = low, middle, high
     return found
 
 

@@ -210,7 +210,7 @@ def _placed(one: Canonical, brain: np.ndarray, form: Form) -> tuple[np.ndarray, 
     upright = np.array_equal(one.directions, np.eye(3))
     if upright and np.allclose(one.spacing, grid.spacing, rtol=_SAME_SPACING):
         first = (low + high) // 2 - np.array(grid.size) // 2
-        return tuple(_cut(array, first[::-1], grid.shape) for array in (one.array, brain))
+        return _cut(one.array, first[::-1], grid.shape), _cut(brain, first[::-1], grid.shape)
     matrix = np.eye(4)
     matrix[:3, :3] = one.directions * one.spacing
     source = Geometry(brain.shape[::-1], matrix)

@@ -138,7 +138,8 @@ def _pooled(covariance: np.ndarray) -> tuple[float, float, float, float]:
     treatments, readers = covariance.shape[:2]
     t, r, s, q = np.indices(covariance.shape)
     kinds = ((t == s) & (r == q), (t != s) & (r == q), (t == s) & (r != q), (t != s) & (r != q))
-    return tuple(float(covariance[kind].mean()) for kind in kinds)
+    var_error, cov1, cov2, cov3 = (float(covariance[kind].mean()) for kind in kinds)
+    return var_error, cov1, cov2, cov3
 
 
 def _estimate(value: float, variance: float, df: float, level: float) -> Estimate:

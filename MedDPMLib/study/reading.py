@@ -40,7 +40,8 @@ class Stopwatch:
         self.reset()
 
     def reset(self) -> None:
-        self._gone, self._since = 0.0, self._clock()
+        self._gone = 0.0
+        self._since: float | None = self._clock()
 
     def pause(self) -> None:
         if self._since is not None:
@@ -71,6 +72,8 @@ class Reading:
         self.watch, self.work = Stopwatch(clock), Stopwatch(clock)
         self.watched = Watched()
         self.paused = False
+        #: Of the case shown last, in this sitting.
+        self._session: int | None = None
         self._begin()
 
     def __enter__(self) -> Reading:
@@ -124,10 +127,11 @@ class Reading:
             raise MedDPMError(
                 f"the next session can begin in {self.wait_days():.1f} days: washout is part of the study"
             )
-        self._session = self.current.session
+        current = self._due()
+        self._session = current.session
         self.watched = Watched()
         self.watch.reset()
-        return self.current
+        return current
 
     def pause(self) -> None:
         if not self.paused:
@@ -151,7 +155,7 @@ class Reading:
         have ``reason`` and ``point`` (R, A, S in mm). Returns whether a training answer was right, else None. Raises
         :class:`MedDPMError` for one that is incomplete.
         """
-        current = self.current
+        current = self._due()
         missing = missing_answers(self.task, current, given)
         if missing:
             raise MedDPMError(f"not answered yet: {', '.join(missing)}")
@@ -183,7 +187,6 @@ class Reading:
         return path
 
     def _begin(self) -> None:
-        self._session = None
         last = self._last_answer()
         here = machine()
         before = next(
@@ -192,6 +195,13 @@ class Reading:
         self.answers.note("start", machine=here, moved=before != here)
         if last is not None and self._now() < last["time"]:
             self.answers.note("clock", set_back_by=last["time"] - self._now())
+
+    def _due(self) -> Presentation:
+        """The current presentation; :class:`MedDPMError` after the last."""
+        current = self.current
+        if current is None:
+            raise MedDPMError("every case has been answered: export the answers")
+        return current
 
     def _last_answer(self) -> Mapping[str, Any] | None:
         return self.answers.given[max(self.answers.given)] if self.answers.given else None

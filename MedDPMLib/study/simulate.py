@@ -114,6 +114,7 @@ def simulate(
     widths = 0.0
     for child in np.random.SeedSequence(seed).spawn(studies):
         found = single(auc(population.draw(readers, synthetic, real, np.random.default_rng(child)))).random
+        assert found is not None, "there are two readers or more"
         covered += found.ci[0] <= truth <= found.ci[1]
         shown += two_one_sided_tests(found, margin, alpha=alpha).shown
         widths += (found.ci[1] - found.ci[0]) / 2

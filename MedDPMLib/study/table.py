@@ -101,9 +101,10 @@ def ratings_of(rows: Iterable[Mapping[str, str]], source: str, first_line: int =
 
 
 def _name(text: str | None, column: str, where: str) -> str:
-    if not (text or "").strip():
+    text = (text or "").strip()
+    if not text:
         raise MedDPMError(f"{where}: the column {column} is empty")
-    return text.strip()
+    return text
 
 
 def _rating(text: str | None, where: str) -> float | None:

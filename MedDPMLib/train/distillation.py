@@ -22,13 +22,14 @@ from MedDPMLib.recipes.recipe import Recipe, recipe_card
 
 
 class Teacher:
-    """The model that ``recipe.distillation`` names, on ``device`` in ``dtype``; ``schedule`` is the recipe's, there.
+    """The teacher of a student by ``recipe``, on ``device`` in ``dtype``; ``schedule`` is the recipe's, there.
 
     Raises :class:`MedDPMError` for a model that makes something else than the recipe's.
     """
 
     def __init__(self, recipe: Recipe, schedule: NoiseSchedule, device: torch.device, dtype: torch.dtype) -> None:
         settings = recipe.distillation
+        assert settings is not None, "only a student has a teacher"
         model = load_model(settings.teacher)
         _check_same(model.card, recipe_card(recipe))
         #: For the run's history.

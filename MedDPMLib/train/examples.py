@@ -63,8 +63,8 @@ class Examples:
 
     def batch(self, numbers: Sequence[int], timesteps: Sequence[int] | None = None) -> Example:
         """The examples of these ``numbers`` together, each as it is alone; at ``timesteps`` instead of drawn ones."""
-        timesteps = timesteps or [None] * len(numbers)
-        made = [self._example(number, t) for number, t in zip(numbers, timesteps, strict=True)]
+        chosen: Sequence[int | None] = timesteps or [None] * len(numbers)
+        made = [self._example(number, t) for number, t in zip(numbers, chosen, strict=True)]
         joined = {entry.name: [getattr(example, entry.name) for example in made] for entry in fields(Example)}
         cases = tuple(name for names in joined.pop("cases") for name in names)
         return Example(cases=cases, **{name: torch.cat(tensors) for name, tensors in joined.items()})

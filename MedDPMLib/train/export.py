@@ -25,14 +25,11 @@ def export_run(run: Path, out: Path, *, best: bool = False) -> Card:
     """
     folder = RunFolder(run)
     recipe, history, checkpoints = folder.recipe(), folder.history(), folder.checkpoints()
-    if best:
-        if not checkpoints.best.is_file():
-            raise MedDPMError(f"{run} has no best weights yet: train further, or export the newest")
-        state = read(checkpoints.best)
-    else:
-        state = checkpoints.load(lambda sentence: None)
-        if state is None:
-            raise MedDPMError(f"{run} has no checkpoint yet: train further")
+    if best and not checkpoints.best.is_file():
+        raise MedDPMError(f"{run} has no best weights yet: train further, or export the newest")
+    state = read(checkpoints.best) if best else checkpoints.load(lambda sentence: None)
+    if state is None:
+        raise MedDPMError(f"{run} has no checkpoint yet: train further")
     card = run_card(recipe, history, state["iteration"])
     write_bundle(out, card, state["ema"], dtype=torch.float16)
     return card

@@ -181,14 +181,14 @@ class _Session:
                 f" ({type(error).__name__}: {str(error):.80}): resume the run with that version, or start a new run"
                 " from its model (meddpm models export, --init)"
             ) from error
-        losses = state.get("losses")
+        losses = state.get("losses", [])
         self.losses = losses if list_of(number(), 0, 10**6).fits(losses) else []
 
     def _check_teacher(self) -> None:
         teacher = self.engine.teacher
         if teacher and teacher.identity != self.history.teacher:
             raise MedDPMError(
-                f"the teacher {self.recipe.distillation.teacher} has changed since the run was started: restore it, or"
+                f"the teacher {teacher.identity['model']} has changed since the run was started: restore it, or"
                 " choose another run folder"
             )
 
@@ -260,7 +260,7 @@ class _Session:
         if plan.montage_every and (last or (iteration % plan.montage_every == 0 and not stopping)):
             self._draw()
         if due or stopping:
-            if self.main:
+            if self.monitor is not None:
                 self.monitor.flush()
             self.engine.accelerator.wait_for_everyone()
 

@@ -233,7 +233,7 @@ class StudyViews:
         for widget in self._widgets():
             node = widget.mrmlSliceNode()
             place[{"Axial": 2, "Coronal": 1, "Sagittal": 0}[node.GetOrientation()]] = node.GetSliceOffset()
-        return tuple(place)
+        return place[0], place[1], place[2]
 
     def _watch(self, watched: Watched) -> None:
         self._watched = watched

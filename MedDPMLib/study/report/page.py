@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from MedDPMLib.runtime.files import atomic_write
-from MedDPMLib.study.analysis import Analysis
+from MedDPMLib.study.analysis import Analysis, Detected
+from MedDPMLib.study.definition import Margin
 from MedDPMLib.study.detection import Proportion
 from MedDPMLib.study.mrmc import Estimate
 from MedDPMLib.study.report import plots
@@ -33,14 +34,14 @@ def render(analysis: Analysis) -> str:
     # Names and reasons come from people: everything is escaped but the plots.
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"share": _share, "estimate": _estimate, "number": _number, "p": p}
-    definition = analysis.readings.definition
+    definition, detected = analysis.readings.definition, analysis.detected
     reasons = [row for row in analysis.readings.rows if row.reason and row.counts]
     points = [row.point for row in analysis.readings.rows if row.point]
     return environment.from_string(source).render(
         version=__version__,
         study=definition,
         analysis=analysis,
-        models=[_model(analysis, model) for model in definition.models] if analysis.detected else [],
+        models=[_model(detected, model, definition.margin) for model in definition.models] if detected else [],
         ratings_plot=_ratings_plot(analysis),
         domains_plot=plots.domains(analysis.domains) if analysis.domains else "",
         cases=[(one, plots.thumbnail(analysis.readings, one.case)) for one in analysis.fooling[:_SHOWN_CASES]],
@@ -50,8 +51,7 @@ def render(analysis: Analysis) -> str:
     )
 
 
-def _model(analysis: Analysis, model: str) -> dict[str, Any]:
-    detected, margin = analysis.detected, analysis.readings.definition.margin
+def _model(detected: Detected, model: str, margin: Margin) -> dict[str, Any]:
     of_auc, of_accuracy, of_sensitivity, of_specificity = detected.means[model]
     both = detected.equivalence[model] or (None, None)
     return {
@@ -70,13 +70,11 @@ def _model(analysis: Analysis, model: str) -> dict[str, Any]:
 
 
 def _ratings_plot(analysis: Analysis) -> str:
-    rows = [row for row in analysis.readings.rows if row.counts and row.rating is not None]
-    if not rows:
-        return ""
     counts = np.zeros((2, 6), int)
-    for row in rows:
-        counts[row.truth, row.rating - 1] += 1
-    return plots.ratings(counts)
+    for row in analysis.readings.rows:
+        if row.counts and row.rating is not None:
+            counts[row.truth, row.rating - 1] += 1
+    return plots.ratings(counts) if counts.any() else ""
 
 
 def _share(found: Proportion) -> str:
