@@ -84,13 +84,13 @@ def _numberings(scheme: LabelScheme, *_told_apart_by: tuple) -> tuple[Numbering,
     )
     found = [own]
     for convention in scheme.conventions:
-        labels = {value: scheme.label_by_name(name) for value, name in convention.meanings}
+        named = {value: scheme.label_by_name(name) for value, name in convention.meanings}
         found.append(
             Numbering(
                 convention.name,
                 convention.title,
-                tuple((value, label.value if label else 0) for value, label in labels.items()),
-                tuple((value, label.name if label else "nothing") for value, label in labels.items()),
+                tuple((value, label.value if label else 0) for value, label in named.items()),
+                tuple((value, label.name if label else "nothing") for value, label in named.items()),
                 convention.file_names,
             )
         )

@@ -12,8 +12,8 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from json.decoder import JSONObject
-from json.scanner import py_make_scanner
+from json.decoder import JSONObject  # type: ignore[attr-defined]
+from json.scanner import py_make_scanner  # type: ignore[attr-defined]
 from pathlib import Path
 from typing import Any
 
@@ -246,7 +246,8 @@ def _twice(labels: dict[int, Any], lines: _Lines) -> list[Problem]:
 
 def _odd(labels: dict[int, Any], lines: _Lines) -> list[Problem]:
     """What can be used, but is hardly meant: names that mean two labels, colors that look alike."""
-    problems, names = [], {}
+    problems: list[Problem] = []
+    names: dict[str, int] = {}
     for index, label in labels.items():
         for name in (label.name, *label.aliases):
             other = names.setdefault(name.strip().casefold(), index)
