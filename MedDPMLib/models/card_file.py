@@ -156,8 +156,8 @@ class _Reader:
             card = Card(network=kept, scheme=scheme, constants=constants, **given)
             self._check_grid(card)
         except MedDPMError as error:
-            key = next((key for key in (*values.get("grid", ()), *FIELDS) if f'"{key}"' in str(error)), None)
-            raise self._wrong(key, str(error)) from None
+            about = next((key for key in (*values.get("grid", ()), *FIELDS) if f'"{key}"' in str(error)), None)
+            raise self._wrong(about, str(error)) from None
         except TypeError as error:
             raise MedDPMError(f"{self.path} is no valid card: {error}") from error
         weights = dict(self.checkpoint.weights)

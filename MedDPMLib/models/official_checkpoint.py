@@ -14,6 +14,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,10 +55,10 @@ class Checkpoint:
 
     path: Path
     weights: Mapping[str, Tensor]
-    network: Mapping[str, object]
-    schedule: Mapping[str, object] | None
+    network: Mapping[str, Any]
+    schedule: Mapping[str, Any] | None
 
-    def facts(self) -> dict[str, object]:
+    def facts(self) -> dict[str, Any]:
         """As plain data, for somebody who is to say the rest."""
         name = re.sub(r"[^a-z0-9]+", "-", self.path.stem.casefold()).strip("-")[:60] or "model"
         return {
@@ -239,7 +240,7 @@ def _recognized(weights: Mapping[str, Tensor], tables: Mapping[str, Tensor]) -> 
     )
 
 
-def _is_like(network: Mapping[str, object], card: Card) -> bool:
+def _is_like(network: Mapping[str, Any], card: Card) -> bool:
     """Whether ``network`` is that of ``card``, wherever it has attention: that is not published of every one."""
     wanted = card.network_description
     return all(network[name] == wanted[name] for name in network if name != "attention")
@@ -254,7 +255,7 @@ def _expectation() -> str:
     return f"expected are {' or '.join(expected)}"
 
 
-def _schedule(tables: Mapping[str, Tensor]) -> dict[str, object] | None:
+def _schedule(tables: Mapping[str, Tensor]) -> dict[str, Any] | None:
     """Name and timesteps of the noise schedule that the file's ``tables`` are of; None if there are none.
 
     A table that cannot be one of any schedule counts as absent; one of an unknown schedule is refused.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.networks import shape_mismatch, state_shapes
@@ -14,7 +15,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 FIRST, LAST = "input_blocks.0.0.weight", "out.2.weight"
 
 
-def describe_network(shapes: Shapes) -> dict[str, object]:
+def describe_network(shapes: Shapes) -> dict[str, Any]:
     """The description (:func:`MedDPMLib.networks.build_network`) of the U-Net whose state dict has these ``shapes``.
 
     Raises :class:`MedDPMError` if it is none of the family, with what does not fit.
@@ -33,7 +34,7 @@ def describe_network(shapes: Shapes) -> dict[str, object]:
             f"no network of Med-DDPM's family: its levels have {', '.join(map(str, widths))} channels, in"
             f" {', '.join(str(blocks) for _, blocks, _ in levels)} blocks, where the first has {base}"
         )
-    description: dict[str, object] = {
+    description: dict[str, Any] = {
         "kind": "unet",
         "image_channels": image,
         "condition_channels": inputs - image,
