@@ -31,7 +31,7 @@ except ModuleNotFoundError:  # run from the source tree: the library lies beside
 from MedDPMLib.inference.settings import SETTINGS, GenerationSettings  # needs no PyTorch
 
 #: The settings of the section Advanced, in the order of its rows.
-ADVANCED = ("appearance", "sampler", "steps", "device", "precision", "memory", "guidance", "space")
+ADVANCED = ("sampler", "steps", "device", "precision", "memory", "guidance", "space", "appearance")
 
 #: The brain of medium width, for the module's test.
 _SAMPLE = "ventricles-medium"
@@ -137,6 +137,7 @@ class MedDPMParameterNode:
     sampler: Sampler = Sampler(DEFAULTS.sampler)
     steps: Annotated[int, WithinRange(0, SETTINGS["steps"].high)] = 0
     appearance: Appearance = Appearance(DEFAULTS.appearance)
+    likeVolume: slicer.vtkMRMLScalarVolumeNode
     device: Device = Device(DEFAULTS.device)
     precision: Precision = Precision(DEFAULTS.precision)
     memory: Memory = Memory(DEFAULTS.memory)
@@ -157,6 +158,7 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def setup(self):
         from MedDPMLib.scene.background_work import BackgroundWork
+        from MedDPMLib.scene.panel.appearance import AppearanceRows
         from MedDPMLib.scene.panel.completion import Completion
         from MedDPMLib.scene.panel.guide import Guide
         from MedDPMLib.scene.panel.mask import MaskSection
@@ -181,6 +183,7 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.models = ModelSection(self.ui)
         self.mask = MaskSection(self.ui)
         self.run = RunSection(self.ui, self.logic.generator, self.logic.client, self.makeOrder, self.mask.labels.ask)
+        self.appearance = AppearanceRows(self.ui)
         self.results = ResultsSection(self.ui)
         self.marks = SyntheticMarks()
         self.recognition = Recognition()
@@ -422,6 +425,7 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         leftOut = list(self._parameterNode.leftOut) if self._parameterNode is not None else []
         self.run.show_modalities(card, leftOut, self.onModalitiesChanged)
         self.run.show_guidance(card)
+        self.appearance.show(card)
         self.ui.completeButton.visible = card is not None and card.completion is not None
         self.ui.completeLabel.visible = self.ui.completeButton.visible
         if self._parameterNode is not None and self.models.entry is not None:
@@ -475,6 +479,8 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             if chosen.segmentation is None:
                 raise MedDPMError(_("no segmentation is chosen: choose one, or start from a template"))
             dependencies.ensure(torch=False)
+            if not self.mask.labels.ask():
+                return
             self.completion.start(chosen.segmentation, self.mask.table, self.models.card, chosen.seed)
         except MedDPMError as error:
             say(message, error)
@@ -506,7 +512,8 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             if chosen.newSeed:
                 chosen.seed = new_seed()
             seeds = range(chosen.seed, chosen.seed + chosen.samples)
-        return self.logic.makeOrder(chosen, self.models.card, self.mask.table, seeds, into or {})
+        order = self.logic.makeOrder(chosen, self.models.card, self.mask.table, seeds, into or {})
+        return self.appearance.applied(order, chosen.likeVolume)
 
     def onMaskEdited(self):
         """The newest edit wins: an order in progress is cancelled."""

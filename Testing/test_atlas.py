@@ -88,23 +88,25 @@ def test_a_template_is_found_in_its_own_outline(name, tilt, monkeypatch):
     assert np.mean(overlap(others, truth)) < 0.7
 
 
-def test_a_core_pushes_its_surroundings_away_from_it(monkeypatch):
-    """Shells around a ball in the left frontal lobe: those close to it lie farther out then, those far away stay."""
+def test_a_tumor_pushes_its_surroundings_away_from_it(monkeypatch):
+    """Shells around balls in the left frontal lobe lie farther out then, by as much as patients' midlines shift: the
+    more, the larger the ball."""
     monkeypatch.setattr(atlas, "_BENDING", 0.0)
     brain = load_template("ventricles-medium").volume
     k, j, i = np.indices(brain.geometry.shape)
     ras = brain.geometry.to_ras(np.stack([i, j, k], axis=-1))
     distance = np.linalg.norm(ras - [-28.0, 20.0, 25.0], axis=-1)
     shells = np.where(brain.array > 0, 1 + distance // 5, 0).astype(np.uint8)
-    core = distance < 15
-    deep = (np.abs(ras[..., 0]) < 40) & (np.abs(ras[..., 2] - 20) < 20) & ~core  # where the outline holds nothing back
-    moved = atlas._warped(
-        Volume(shells, brain.geometry), Volume(brain.array > 0, brain.geometry), core, np.random.default_rng(0)
-    )
-    near, far = (
-        distance[deep & (moved == shell)].mean() - distance[deep & (shells == shell)].mean() for shell in (5, 18)
-    )
-    assert 1.5 < near < 5 and abs(far) < 0.7
+    deep = (np.abs(ras[..., 0]) < 40) & (np.abs(ras[..., 2] - 20) < 20)  # where the outline holds nothing back
+    for radius in (22, 30):
+        ball = distance < radius
+        moved = atlas._warped(
+            Volume(shells, brain.geometry), Volume(brain.array > 0, brain.geometry), ball, np.random.default_rng(0)
+        )
+        shell = 2 + radius // 5
+        near = distance[deep & (moved == shell)].mean() - distance[deep & (shells == shell)].mean()
+        expected = 0.0275 * 4 / 3 * np.pi * radius**3 / 1000
+        assert 0.6 * expected < near < 1.3 * expected
 
 
 def test_left_stays_left(monkeypatch, glioma):

@@ -13,15 +13,11 @@ from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.appearance import FEATURES, appearance
 from MedDPMLib.imaging.geometry import Geometry, Grid
 from MedDPMLib.imaging.haar import halve_mask, merge
+from MedDPMLib.imaging.io import read_volume, write_nifti
 from MedDPMLib.imaging.volume import Volume
-from MedDPMLib.inference.appearance import (
-    measure,
-    random_appearance,
-    read_appearance,
-    typical_appearance,
-    write_appearance,
-)
+from MedDPMLib.inference.appearance import random_appearance, read_appearance, typical_appearance
 from MedDPMLib.inference.cascade import draw
+from MedDPMLib.inference.scan_appearance import measure, write_appearance
 from MedDPMLib.masks.distances import depths
 from MedDPMLib.masks.mask import Mask
 from MedDPMLib.masks.schemes import load_scheme
@@ -252,3 +248,72 @@ def test_wrong_settings_are_refused(tmp_path):
         build_network({**NETWORK, "widths": [8, 8], "image_channels": 2, "condition_channels": 21})
     with pytest.raises(MedDPMError, match="not for its network"):
         Model(_card(schedule={"name": "cosine", "timesteps": 50}), _cascade(), "0" * 64)
+
+
+def test_generate_looks_like_a_scan(tmp_path, meddpm):
+    """By one option as by the command that measures a look first; and another scan in its place is no finished one."""
+
+    def run(*arguments):
+        done = meddpm(*arguments)
+        return done.returncode, done.stdout + done.stderr
+
+    card, mask = _card(), _mask()
+    write_bundle(tmp_path / "small.safetensors", card, _cascade().state_dict())
+    write_nifti(tmp_path / "mask.nii.gz", mask.volume)
+    random = np.random.default_rng(0)
+    for name, most in (("a", 100.0), ("b", 30.0)):
+        image = np.where(_labels() == 1, most, 40.0) * (_labels() > 0)
+        image += random.uniform(0, 5, image.shape) * (_labels() > 0)
+        write_nifti(tmp_path / f"{name}.nii.gz", Volume(image.astype(np.float32), mask.volume.geometry))
+    common = ["generate", tmp_path / "mask.nii.gz", "--model", tmp_path / "small.safetensors", "--steps", "2"]
+    common += ["--device", "cpu", "--precision", "float32", "--labels", ANATOMY.own_numbering]
+    like = ["--look-like", f"t2={tmp_path / 'a.nii.gz'}"]
+    code, said = run(*common, "--out", tmp_path / "one", *like)
+    assert code == 0, said
+    code, said = run(
+        "appearance", tmp_path / "mask.nii.gz", "--scan", f"t2={tmp_path / 'a.nii.gz'}", "--labels",
+        ANATOMY.own_numbering,
+        "--model", tmp_path / "small.safetensors", "--out", tmp_path / "look.json",
+    )  # fmt: skip
+    assert code == 0, said
+    code, said = run(*common, "--out", tmp_path / "two", "--appearance", tmp_path / "look.json")
+    assert code == 0, said
+    one, two = (read_volume(tmp_path / where / "mask_seed0_t1.nii.gz").array for where in ("one", "two"))
+    assert np.array_equal(one, two)
+    code, said = run(*common, "--out", tmp_path / "one", *like)
+    assert code == 0 and "1 skipped" in said
+    code, said = run(*common, "--out", tmp_path / "one", "--look-like", f"t2={tmp_path / 'b.nii.gz'}")
+    assert code == 0 and "1 generated" in said
+    for wrong, message in (
+        (["--look-like", "t2"], "not one modality and its file"),
+        (["--look-like-mask", tmp_path / "mask.nii.gz"], "give them with --look-like"),
+        ([*like, "--appearance", "typical"], "contradict each other"),
+        (["--look-like", f"flair={tmp_path / 'a.nii.gz'}"], "taken from scans of t1, t2, not of flair"),
+    ):
+        code, said = run(*common, "--out", tmp_path / "none", *wrong)
+        assert code == 2 and message in said
+
+
+def test_a_cascade_is_benchmarked(tmp_path, meddpm):
+    """Its baseline is its reference, unfrozen in float32; and numbers of steps are compared as of any model."""
+    from MedDPMLib.benchmark.timed_process import _sample_baseline, baseline_settings
+    from MedDPMLib.benchmark.workload import load_scaled_model, painted_ball
+    from MedDPMLib.runtime.device import choose_execution
+
+    write_bundle(tmp_path / "small.safetensors", _card(), _cascade().state_dict())
+    model = load_scaled_model(str(tmp_path / "small.safetensors"), 0.5)
+    assert model.card.grid.size == (32, 32, 32) and baseline_settings(model.card)["steps"] == 2
+    told = []
+    exact = choose_execution("cpu", "float32")
+    images = _sample_baseline(model, exact, lambda step, steps, x0: told.append((step, steps)))
+    assert told == [(1, 2), (2, 2)] and images.shape == (2, 32, 32, 32)
+    expected = generate(model, painted_ball(model.card), seed=0, device="cpu", precision="float32", quality="reference")
+    assert np.allclose(expected["t1"].array, images[0].numpy(), atol=1e-5)
+    write_nifti(tmp_path / "mask.nii.gz", _mask().volume)
+    done = meddpm(
+        "benchmark", "steps", tmp_path / "mask.nii.gz", "--model", tmp_path / "small.safetensors", "--steps", "1,2",
+        "--samples", "1", "--labels", ANATOMY.own_numbering, "--device", "cpu", "--precision", "float32", "--out",
+        tmp_path / "steps",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "the reference is 2 dpm-solver++" in done.stdout

@@ -24,6 +24,7 @@ from MedDPMLib.imaging.checksums import gunzip
 from MedDPMLib.imaging.geometry import Geometry
 from MedDPMLib.imaging.io import read_volume, write_nifti
 from MedDPMLib.imaging.volume import Volume
+from MedDPMLib.inference.record import SYNTHETIC, read_result
 from MedDPMLib.masks.label_tables import read_table
 from MedDPMLib.masks.mask import read_mask
 from MedDPMLib.masks.schemes import LabelScheme, load_scheme
@@ -135,6 +136,50 @@ def test_other_compressions_are_checked_too(tmp_path):
     raw.write_bytes(content)
     with pytest.raises(MedDPMError, match="damaged"):
         read_volume(path)
+
+
+def test_voxels_are_read_from_files_alone(tmp_path):
+    """A device named in a header would be read without an end."""
+    lines = "NDims = 3\nDimSize = 4 4 4\nElementType = MET_UCHAR\nCompressedData = True\nElementDataFile = "
+    for name in ("/dev/zero", "absent.zraw", str(tmp_path)):
+        (tmp_path / "a.mhd").write_text(lines + name + "\n")
+        with pytest.raises(MedDPMError, match="missing or not a file"):
+            read_volume(tmp_path / "a.mhd")
+    (tmp_path / "b.nhdr").write_text("NRRD0004\ntype: uint8\ndimension: 3\nsizes: 4 4 4\ndata file: /dev/zero\n\n")
+    with pytest.raises(MedDPMError, match="missing or not a file"):
+        read_volume(tmp_path / "b.nhdr")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [("NDims = 3", "NDims = 1e5"), ("NDims = 3", "NDims = 0"), ("DimSize = 6 6 6", "DimSize = -1 6 6"),
+     ("DimSize = 6 6 6", "DimSize = 6 6"), ("NDims = 3\n", "")],
+)  # fmt: skip
+def test_a_header_that_ends_the_parser_is_refused_before_it(tmp_path, change):
+    """ITK takes axes of any number at their word, and its process ends with a segmentation fault."""
+    path = save(tmp_path / "a.mha", glioma(6), compressed=False)
+    content = path.read_bytes()
+    assert change[0].encode() in content and read_volume(path).array.any()
+    path.write_bytes(content.replace(change[0].encode(), change[1].encode(), 1))
+    with pytest.raises(MedDPMError, match="its header says that it"):
+        read_volume(path)
+
+
+@pytest.mark.parametrize("line", ["x" * 5000, "x" * 5000 + ": 1", "no field"])
+def test_a_line_that_is_no_field_is_refused_before_the_parser(tmp_path, line):
+    path = save(tmp_path / "a.nrrd", glioma(6))
+    path.write_bytes(path.read_bytes().replace(b"\nencoding", b"\n" + line.encode() + b"\nencoding", 1))
+    with pytest.raises(MedDPMError, match="which is no field"):
+        read_volume(path)
+
+
+@pytest.mark.parametrize("line", [5, [], {"slope": "x", "intercept": 0}, {"slope": float("nan"), "intercept": 0}])
+def test_a_damaged_record_gives_no_intensities(tmp_path, line):
+    path = tmp_path / "a.nii.gz"
+    write_nifti(path, Volume(glioma(6).array.astype(np.int16), glioma(6).geometry))
+    (tmp_path / "a.json").write_text(json.dumps({"description": SYNTHETIC, "intensities": line}))
+    with pytest.raises(MedDPMError, match="a.nii.gz: .* record are damaged"):
+        read_result(path)
 
 
 # Anything --------------------------------------------------------------------------------------------

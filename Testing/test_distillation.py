@@ -19,7 +19,7 @@ from MedDPMLib.models.card import QUALITIES
 from MedDPMLib.recipes.recipe import load_recipe, recipe_card, recipe_toml
 from MedDPMLib.train.distillation import Teacher
 from MedDPMLib.train.engine import Engine
-from MedDPMLib.train.examples import Examples, batch_numbers, held_out_batches
+from MedDPMLib.train.examples import Examples, batch_numbers
 from MedDPMLib.train.export import export_run
 from MedDPMLib.train.run import train
 
@@ -71,7 +71,7 @@ def test_only_the_students_timesteps_are_learned(teacher):
     made = Examples(student_recipe(teacher), student_recipe(teacher).stages[0], CASES)
     grid = timestep_grid(250, 2)
     assert {int(made.batch([number]).t) for number in range(20)} == set(grid)
-    assert {int(batch.t) for batch in held_out_batches(made)} == set(grid)
+    assert {int(batch.t) for batch in made.held_out()} == set(grid)
 
 
 @pytest.mark.parametrize("space", ["x0", "v"])
@@ -83,11 +83,12 @@ def test_a_student_learns_from_its_teacher_and_not_from_the_image(teacher, space
     for one in (engine, alone):
         one.start_from(load_model(teacher).network.state_dict())
     batch = made.batch([0])
-    x_t = engine.schedule.add_noise(batch.x0, batch.t, batch.noise)
-    x0 = engine.teacher.x0(x_t, batch.t, batch.condition)
-    taught = replace(batch, x0=x0, noise=engine.schedule.noise_from(x0, x_t, batch.t, "x0"))
+    x_t = engine.task.schedule.add_noise(batch.x0, batch.t, batch.noise)
+    x0 = engine.task.teacher.x0(x_t, batch.t, batch.condition)
+    taught = replace(batch, x0=x0, noise=engine.task.schedule.noise_from(x0, x_t, batch.t, "x0"))
     found, expected, untaught = (
-        one.loss(one.network, example).item() for one, example in ((engine, batch), (alone, taught), (alone, batch))
+        one.task.loss(one.network, example).item()
+        for one, example in ((engine, batch), (alone, taught), (alone, batch))
     )
     assert found == pytest.approx(expected, rel=1e-3)
     assert abs(found - untaught) > 0.1 * untaught
@@ -100,8 +101,9 @@ def test_from_the_teachers_weights_in_as_many_steps_there_is_nothing_to_learn(te
     engine.start_from(load_model(teacher).network.state_dict())
     # The teacher clips its image, the student's training does not.
     batches = [made.batch(numbers) for numbers in batch_numbers(recipe, 0)]
-    taught = [engine.teacher.x0(engine.schedule.add_noise(b.x0, b.t, b.noise), b.t, b.condition) for b in batches]
-    said = [engine.network(engine.schedule.add_noise(b.x0, b.t, b.noise), b.t, b.condition) for b in batches]
+    noisy = [(engine.task.schedule.add_noise(b.x0, b.t, b.noise), b.t, b.condition) for b in batches]
+    taught = [engine.task.teacher.x0(*seen) for seen in noisy]
+    said = [engine.network(*seen) for seen in noisy]
     torch.testing.assert_close(taught[0], said[0].detach().clamp(-1, 1), atol=1e-4, rtol=0)
 
 

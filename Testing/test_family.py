@@ -252,7 +252,7 @@ def test_channels_reach_the_weights_of_their_labels(tmp_path):
 
 def test_axes_only_turn_the_arrays(tmp_path):
     """A network with the axes x, y, z, asked with labels that are turned, makes the volume that is turned back."""
-    from MedDPMLib.inference.generation import as_network, as_volumes
+    from MedDPMLib.inference.timesteps import as_network, as_volumes
 
     card = GLIOMAGEN
     labels = np.random.default_rng(0).integers(0, 6, (3, 4, 5))

@@ -101,7 +101,7 @@ def test_what_is_no_table_says_nothing(tmp_path):
     ):  # fmt: skip
         (tmp_path / name).write_text(text)
         assert 'read as "med-ddpm", by the volumes' in read_mask(tmp_path / "case.nii.gz", BRATS).notes[0]
-        with pytest.raises(MedDPMError, match="names no labels|does not say"):
+        with pytest.raises(MedDPMError, match="names no labels|does not name its labels"):
             read_table(tmp_path / name)
     with pytest.raises(MedDPMError, match="cannot be read"):
         read_table(tmp_path / "absent.ctbl")

@@ -308,22 +308,91 @@ def test_one_class_only_is_refused(tmp_path, meddpm):
     assert "no column treatment, truth" in meddpm("study", "analyze", "--table", path, "--json", "o.json").stderr
 
 
-def test_imrmc_file_follows_its_documentation(tmp_path):
+def opened_as_imrmc_does(path):
+    """The ratings in ``path`` by (modality, reader, case), and the truth by case, read by the rules of iMRMC's reader.
+
+    It looks for the counts anywhere in a line of the header, in capitals, and takes what follows the third letter for
+    the number; it cuts the last two letters off each line, which has to have them; rows that belong to no case, or a
+    case that comes twice, are refused.
+    """
+    lines = path.read_text(encoding="ascii").splitlines()
+    assert all(len(line) != 1 for line in lines)
+    start = next(n for n, line in enumerate(lines) if line.upper().startswith("BEGIN DATA:"))
+    counts = {}
+    for line in (line.upper() for line in lines[:start]):
+        for name in ("N0:", "N1:", "NR:", "NM:"):
+            if name in line:
+                counts[name] = int(line[3:])
+    rows = [[field.strip() for field in line.split(",")] for line in lines[start + 1 :]]
+    assert all(len(row) == 4 for row in rows)
+    truths = [(case, score) for reader, case, _, score in rows if reader == "-1"]
+    truth = dict(truths)
+    assert len(truth) == len(truths) and set(truth.values()) <= {"0", "1"}
+    ratings = {}
+    for reader, case, modality, score in (row for row in rows if row[0] != "-1"):
+        assert case in truth and (modality, reader, case) not in ratings
+        ratings[modality, reader, case] = float(score)
+    modalities, readers, _cases = (set(part) for part in zip(*ratings, strict=True))
+    found = {"N0:": list(truth.values()).count("0"), "N1:": list(truth.values()).count("1")}
+    assert counts == {**found, "NR:": len(readers), "NM:": len(modalities)}
+    return ratings, truth
+
+
+@pytest.mark.parametrize(
+    "title", ["Ünicode\ntitle", "", "A", "Session0: can experts tell?", "Begin data: N1: x", "a,,"]
+)
+def test_imrmc_file_is_read_by_the_rules_of_its_reader(tmp_path, title):
     ratings = some_ratings()
-    write_imrmc(tmp_path / "r.imrmc", ratings, "Ünicode\ntitle")
-    lines = (tmp_path / "r.imrmc").read_text(encoding="ascii").splitlines()
-    counts = dict(
-        line.split(": ") for line in lines[: lines.index("BEGIN DATA:")] if line[:3] in ("N0:", "N1:", "NR:", "NM:")
-    )
-    assert counts == {"N0": "12", "N1": "9", "NR": "3", "NM": "2"}
-    data = [line.split(",") for line in lines[lines.index("BEGIN DATA:") + 1 :]]
-    assert all(len(row) == 4 for row in data)
-    truth = {case: score for reader, case, modality, score in data if reader == "-1" and modality == "0"}
+    write_imrmc(tmp_path / "r.imrmc", ratings, title)
+    found, truth = opened_as_imrmc_does(tmp_path / "r.imrmc")
     assert [truth[str(n + 1)] for n in range(21)] == [str(int(t)) for t in ratings.truth]
-    scores = {(int(m), int(r), int(c)): float(s) for r, c, m, s in data if r != "-1"}
-    assert len(scores) == ratings.values.size == len(data) - 21
+    assert len(found) == ratings.values.size
     for index, value in np.ndenumerate(ratings.values):
-        assert scores[tuple(n + 1 for n in index)] == value
+        assert found[tuple(str(n + 1) for n in index)] == value
+
+
+def opened_as_rjafroc_does(path):
+    """The ratings in the workbook ``path`` by (modality, reader, case), read by the rules of RJafroc's reader.
+
+    Its sheets are found by name, columns by their headings; readers and modalities are words in the sheet Truth, which
+    the other sheets have to use, split at commas; a normal case has the lesion 0, and each case has one row; the
+    weights of a case add up to 1; the sheet FP has normal cases alone, TP every lesion, both exactly once for each
+    reader and modality.
+    """
+    from openpyxl import load_workbook
+
+    book = load_workbook(path)
+    assert sorted(name.upper() for name in book.sheetnames) == ["FP", "TP", "TRUTH"]
+    sheets = {}
+    for sheet in book:
+        head, *rows = sheet.values
+        sheets[sheet.title.upper()] = [dict(zip(head, row, strict=True)) for row in rows]
+        assert all(None not in row[:5] for row in rows)
+    design = [row["Paradigm"] for row in sheets["TRUTH"] if row["Paradigm"] is not None]
+    assert design == ["ROC", "FCTRL"]
+    lesions = {row["CaseID"]: row["LesionID"] for row in sheets["TRUTH"]}
+    assert len(lesions) == len(sheets["TRUTH"]) and set(lesions.values()) == {0, 1}
+    assert all(row["Weight"] == 1 for row in sheets["TRUTH"] if row["LesionID"])
+    (modalities,), (readers,) = (
+        {tuple(row[name].replace(" ", "").split(",")) for row in sheets["TRUTH"]} for name in ("ModalityID", "ReaderID")
+    )  # factorial: every case has been read by all
+    found = {}
+    for name, rating, is_abnormal in (("FP", "FP_Rating", 0), ("TP", "TP_Rating", 1)):
+        for row in sheets[name]:
+            key = str(row["ModalityID"]), str(row["ReaderID"]), row["CaseID"]
+            assert key[0] in modalities and key[1] in readers and key not in found
+            assert lesions[key[2]] == is_abnormal == row.get("LesionID", 0)
+            found[key] = float(row[rating])
+    assert len(found) == len(modalities) * len(readers) * len(lesions)
+    return found
+
+
+def test_rjafroc_workbook_is_read_by_the_rules_of_its_reader(tmp_path):
+    ratings = some_ratings()
+    write_rjafroc(tmp_path / "r.xlsx", ratings)
+    found = opened_as_rjafroc_does(tmp_path / "r.xlsx")
+    for (modality, reader, case), value in np.ndenumerate(ratings.values):
+        assert found[str(modality + 1), str(reader + 1), case + 1] == value
 
 
 def test_rjafroc_workbook_follows_its_documentation(tmp_path):

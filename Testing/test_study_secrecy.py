@@ -4,8 +4,20 @@
 
 from __future__ import annotations
 
+import pytest
 from bench import dialogs
-from bench.study_driver import MODULE, answer_by_keys, application, archive, begin, module, press, study  # noqa: F401
+from bench.study_driver import (  # noqa: F401
+    answer_by_keys,
+    application,
+    archive,
+    begin,
+    click,
+    drag,
+    module,
+    mouse,
+    press,
+    study,
+)
 from study_cases import PASSPHRASE
 
 import qt  # isort: skip
@@ -113,3 +125,125 @@ def test_only_the_study_can_be_reached_and_leaving_asks(module, archive):
     assert not slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode") and not module.panel.keys._shortcuts
     begin(module, archive)  # the open case is asked again
     assert module.panel.reading.current.number == 0
+
+
+# The mouse, keys of the views, files ------------------------------------------------------------------
+
+
+def views_of(module):
+    return [widget.sliceView() for widget in module.panel.views._widgets()]
+
+
+def test_a_right_click_in_a_view_opens_its_menu_before_and_after_a_study_but_not_in_it(module, archive):
+    red = slicer.app.layoutManager().sliceWidget("Red").sliceView()
+    dialogs.reply_with(None, None)
+    click(red)
+    assert [shown.kind for shown in dialogs.shown] == ["menu"] and "Copy image" in dialogs.shown[0].text
+    begin(module, archive)
+    for view in views_of(module):
+        click(view)
+    assert len(dialogs.shown) == 1
+    module.panel.leave()
+    click(red)
+    assert dialogs.shown[1].text == dialogs.shown[0].text
+
+
+def test_the_actions_that_another_module_allows_in_that_menu_come_back(module, archive):
+    menu = slicer.qSlicerSubjectHierarchyPluginHandler.instance().pluginLogic()
+    menu.allowedViewContextMenuActionNames = ["CopyImageAction"]
+    begin(module, archive)
+    assert "CopyImageAction" not in menu.allowedViewContextMenuActionNames
+    module.panel.leave()
+    assert tuple(menu.allowedViewContextMenuActionNames) == ("CopyImageAction",)
+    menu.allowedViewContextMenuActionNames = []
+
+
+def test_the_mouse_changes_the_window_and_that_is_recorded(module, archive):
+    mode = slicer.app.applicationLogic().GetInteractionNode()
+    former = mode.GetCurrentInteractionMode()
+    begin(module, archive)
+    windows = module.panel.reading.watched.windows
+    assert windows[-1] == (255, 127.5)
+    drag(views_of(module)[0])
+    assert windows[-1] != (255, 127.5)
+    module.panel.leave()
+    assert mode.GetCurrentInteractionMode() == former
+
+
+def test_no_key_of_a_view_exchanges_the_volumes_of_a_pair_and_no_drag_tilts_the_plane(module, archive):
+    begin(module, archive)
+    while module.panel.reading.current.kind != PAIR:
+        answer_by_keys(module)
+    widgets = module.panel.views._widgets()
+    shown = [widget.mrmlSliceCompositeNode().GetBackgroundVolumeID() for widget in widgets]
+    for widget in widgets:
+        for key in ("bracketleft", "bracketright", "braceleft", "braceright", "v", "t", "g"):
+            mouse(widget.sliceView(), "KeyPressEvent", 40, 40, key=key)
+        drag(widget.sliceView(), ctrl=True, alt=True)
+        assert widget.mrmlSliceNode().GetOrientation() == "Axial"
+    assert [widget.mrmlSliceCompositeNode().GetBackgroundVolumeID() for widget in widgets] == shown
+    press(module, "Up")  # where views have an orientation, keys know what to do
+
+
+def test_a_view_that_fills_the_screen_does_so_for_one_case(module, archive):
+    begin(module, archive)
+    layout = slicer.app.layoutManager().layoutLogic().GetLayoutNode()
+    layout.AddMaximizedViewNode(module.panel.views._widgets()[1].mrmlSliceNode())
+    answer_by_keys(module)
+    assert layout.GetNumberOfMaximizedViewNodes() == 0
+
+
+@pytest.fixture
+def dropped():
+    """Drops a file on a widget as a file manager does; the files that the application would load."""
+    window = slicer.util.mainWindow()
+
+    def drop():
+        data = qt.QMimeData()
+        data.setUrls([qt.QUrl.fromLocalFile("/somewhere/patient.nii.gz")])
+        place, action, button = qt.QPoint(5, 5), qt.Qt.CopyAction, qt.Qt.LeftButton
+        entering = qt.QDragEnterEvent(place, action, data, button, qt.Qt.NoModifier)
+        qt.QApplication.sendEvent(window, entering)
+        qt.QApplication.sendEvent(window, qt.QDropEvent(place, action, data, button, qt.Qt.NoModifier))
+        return list(window.dropped)
+
+    yield drop
+    window.dropped.clear()
+
+
+def test_files_that_are_dropped_on_the_window_are_not_loaded(module, archive, dropped):
+    assert len(dropped()) == 1  # the application takes them
+    begin(module, archive)
+    assert len(dropped()) == 1
+    module.panel.leave()
+    assert len(dropped()) == 2
+
+
+def test_the_list_of_panels_and_tool_bars_does_not_open(module, archive):
+    window = slicer.util.mainWindow()
+    window.show()
+
+    def open_list():
+        place = qt.QPoint(2, 2)
+        qt.QApplication.sendEvent(window, qt.QContextMenuEvent(qt.QContextMenuEvent.Mouse, place, place))
+        popup = qt.QApplication.activePopupWidget()
+        if popup is not None:
+            popup.close()
+        return popup is not None
+
+    assert open_list()
+    begin(module, archive)
+    assert not open_list()
+    module.panel.leave()
+    assert open_list()
+
+
+def test_other_windows_are_gone_while_cases_are_read(module, archive):
+    browser, closed = qt.QDialog(), qt.QDialog()
+    browser.setWindowTitle("DICOM database: patient A, synthetic")
+    browser.show()
+    begin(module, archive)
+    assert browser.isHidden() and closed.isHidden()
+    module.panel.leave()
+    assert not browser.isHidden() and closed.isHidden()
+    browser.close()

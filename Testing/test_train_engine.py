@@ -184,7 +184,7 @@ def test_a_step_is_that_of_plain_pytorch():
         batch = made.batch([n])
         for group in optimizer.param_groups:
             group["lr"] = recipe.training.learning_rate * (0.03 + 0.97 * 0.5 * (1 + np.cos(np.pi * n / 8)))
-        engine.loss(network, batch).backward()
+        engine.task.loss(network, batch).backward()
         optimizer.step()
         optimizer.zero_grad()
         engine.step([batch])
@@ -222,7 +222,7 @@ def test_recomputing_saves_memory():
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            loss = engine.loss(engine.predict, batch)
+            loss = engine.task.loss(engine.predict, batch)
         kept[checkpointing] = sum(storages.values())
         del loss
     assert kept[True] < 0.5 * kept[False]

@@ -127,3 +127,20 @@ def test_the_papers_learning_rate_is_constant_and_its_average_begins_late():
     assert [ema_decay(PLAIN, i) for i in (1, 1999, 2000, 90_000)] == [0, 0, 0.995, 0.995]
     compact = load_recipe("brain-anatomy").training
     assert ema_decay(compact, 1) == pytest.approx(2 / 11) and ema_decay(compact, 10_000) == compact.ema
+
+
+def test_the_learning_rate_may_fall_as_the_inverse_square_root():
+    """Whatever the number of iterations: a run may be made longer."""
+    settings = replace(
+        PLAIN, learning_rate=2e-3, warm_up=10, inverse_sqrt_from=100, min_lr_ratio=0.05, ema=0.9999, ema_start=1
+    )
+    assert learning_rate(settings, 4, 500) == pytest.approx(1e-3)
+    for iterations in (500, 5000):
+        assert learning_rate(settings, 99, iterations) == 2e-3
+        assert learning_rate(settings, 400, iterations) == pytest.approx(1e-3)
+        assert learning_rate(settings, 10**6, iterations) == pytest.approx(1e-4)
+    # And the average is one over a fixed share of the iterations: a ninth of them counts for what e is.
+    kept = 1.0
+    for iteration in range(4500, 5001):
+        kept *= ema_decay(settings, iteration)
+    assert kept == pytest.approx((4500 / 5000) ** 9, rel=0.01)

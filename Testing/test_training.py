@@ -26,6 +26,7 @@ from MedDPMLib.recipes.recipe import load_recipe, recipe_changes, recipe_values
 from MedDPMLib.runtime.device import choose_execution
 from MedDPMLib.train import memory_estimate
 from MedDPMLib.train import run as run_module
+from MedDPMLib.train import task as task_module
 from MedDPMLib.train.checkpoints import Checkpoints
 from MedDPMLib.train.examples import Examples
 from MedDPMLib.train.export import export_run, run_card
@@ -395,7 +396,7 @@ def test_training_learns(tmp_path):
 
 def test_held_out_cases_are_measured_and_decide_what_is_best(tmp_path, monkeypatch):
     made = []
-    monkeypatch.setattr(run_module, "Examples", lambda *what: made.append(what) or Examples(*what))
+    monkeypatch.setattr(task_module, "Examples", lambda *what: made.append(what) or Examples(*what))
     recipe = small_recipe("training.held_out=0.3", "stages=[{size=[16, 16, 8], iterations=4, batch=1}]")
     history, _, _ = run(recipe, tmp_path)
     assert len(history.data["cases"]) == 2 and len(history.data["held_out"]) == 1

@@ -15,7 +15,13 @@ from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 from MedDPMLib.benchmark.throughput import step_flops
-from MedDPMLib.benchmark.timed_process import CONFIGURATIONS, TimedJob, measure_configuration, measure_peak_throughput
+from MedDPMLib.benchmark.timed_process import (
+    CONFIGURATIONS,
+    TimedJob,
+    baseline_settings,
+    measure_configuration,
+    measure_peak_throughput,
+)
 from MedDPMLib.benchmark.workload import RANDOM, load_scaled_model
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.models.card import Card
@@ -72,9 +78,9 @@ class Measurement(_Measured):
     volume_seconds: float
     extrapolated: bool
     peak_bytes: int
-    #: Floating-point operations of a step, and their rate as a share of the peak throughput.
-    step_flops: int
-    of_peak: float
+    #: Floating-point operations of a step, and their rate as a share of the peak throughput; None for a cascade.
+    step_flops: int | None
+    of_peak: float | None
     #: The same by processor time; an idle core, which costs none, does not show here.
     of_peak_cpu: float | None
 
@@ -276,8 +282,7 @@ def _summary(
     model: _BenchmarkedModel, configuration: str, device: str, process: _Process, peak_throughput: dict[str, float]
 ) -> Measurement | NotMeasured:
     card = model.card
-    all_steps = {"sampler": "ddpm", "steps": card.schedule["timesteps"]}
-    settings = all_steps if configuration == "baseline" else card.qualities["standard"]
+    settings = baseline_settings(card) if configuration == "baseline" else card.qualities["standard"]
     about = {
         "model": model.name,
         "configuration": configuration,
@@ -301,7 +306,9 @@ def _summary(
     else:
         # The preparations are negligible compared with hundreds of steps, but not with twenty.
         volume = (step if configuration == "baseline" else first) + (settings["steps"] - 1) * step
-    flops = step_flops(card.network_description, card.grid.shape, encoded=configuration != "baseline")
+    flops = None
+    if not card.draws_by_levels:  # whose steps are of several networks
+        flops = step_flops(card.network_description, card.grid.shape, encoded=configuration != "baseline")
     on_cpu = device == "cpu"
     return Measurement(
         **about,
@@ -318,6 +325,6 @@ def _summary(
         extrapolated=not found["finished"],
         peak_bytes=found["peak_bytes"],
         step_flops=flops,
-        of_peak=flops / step / peak_throughput["highest"],
-        of_peak_cpu=flops / cpu / peak_throughput["per_cpu_second"] if on_cpu else None,
+        of_peak=flops and flops / step / peak_throughput["highest"],
+        of_peak_cpu=flops / cpu / peak_throughput["per_cpu_second"] if flops and on_cpu else None,
     )

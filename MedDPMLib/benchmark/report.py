@@ -34,7 +34,7 @@ def _row(one: Measurement | NotMeasured, ratios: dict[str, float | None]) -> lis
         "" if one.configuration == "baseline" else f"{ratios['volume_ratio']:.3g}x" if ratios["volume_ratio"] else "?",
         f"{one.peak_bytes / 2**30:.2f} GiB",
         "" if one.configuration == "baseline" else f"{ratios['memory_ratio']:.0%}" if ratios["memory_ratio"] else "?",
-        f"{one.of_peak:.0%}",
+        f"{one.of_peak:.0%}" if one.of_peak else "",
     ]
 
 
@@ -55,7 +55,8 @@ def remarks(result: Benchmark) -> list[str]:
         if one.memory and one.planned_bytes
     ]
     found.append(
-        "baseline: float32, channels first, every step of the schedule by ancestral sampling. speedup: for a volume."
+        "baseline: float32, channels first, every step of the schedule by ancestral sampling, of a cascade those of its"
+        " reference. speedup: for a volume."
     )
     if any(one.extrapolated for one in measured):
         found.append("~: extrapolated from the measured steps.")
@@ -80,17 +81,22 @@ def remarks(result: Benchmark) -> list[str]:
         f", PyTorch {machine['versions']['torch']}. Other work kept {before['busy']:.0%} of the cores busy before and"
         f" {after['busy']:.0%} after: compare ratios, not seconds."
     )
-    by_cpu = [_by_cpu(one, ratios) for one in measured if (ratios := result.ratios(one))["step_cpu_ratio"]]
+    by_cpu = [
+        _by_cpu(one, ratios)
+        for one in measured
+        if (ratios := result.ratios(one))["step_cpu_ratio"] and (one.of_peak_cpu or one.configuration != "baseline")
+    ]
     if by_cpu and max(before["busy"], after["busy"]) > _QUIET:
         found.append(f"By processor time, which other work hardly changes: {'; '.join(by_cpu)}.")
     return found
 
 
 def _by_cpu(one: Measurement, ratios: dict[str, float | None]) -> str:
-    share = f"{one.model}, {one.configuration}: {one.of_peak_cpu:.0%} of the peak throughput"
-    if one.configuration == "baseline":
-        return share
-    return f"{share}, a step {ratios['step_cpu_ratio']:.3g}x and a volume {ratios['volume_cpu_ratio']:.3g}x faster"
+    share = f"{one.of_peak_cpu:.0%} of the peak throughput" if one.of_peak_cpu else ""
+    if one.configuration != "baseline":
+        faster = f"a step {ratios['step_cpu_ratio']:.3g}x and a volume {ratios['volume_cpu_ratio']:.3g}x faster"
+        share = ", ".join(filter(None, [share, faster]))
+    return f"{one.model}, {one.configuration}: {share}"
 
 
 def _seconds(seconds: float) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,11 +20,14 @@ from MedDPMLib.benchmark.workload import load_scaled_model, painted_ball
 from MedDPMLib.diffusion.samplers import sample
 from MedDPMLib.errors import MedDPMError, OutOfMemory
 from MedDPMLib.inference.atlas import network_labels
-from MedDPMLib.inference.generation import Progress, as_network, condition_tensor, plan_run
+from MedDPMLib.inference.generation import plan_run
+from MedDPMLib.inference.sampling import sample_images
 from MedDPMLib.inference.settings import GenerationSettings
+from MedDPMLib.inference.timesteps import Progress, as_network, condition_tensor
+from MedDPMLib.models.card import Card
 from MedDPMLib.models.model import Model
 from MedDPMLib.runtime.allocator import keep_freed_memory
-from MedDPMLib.runtime.device import choose_execution, free_memory
+from MedDPMLib.runtime.device import Execution, choose_execution, free_memory
 from MedDPMLib.runtime.hardware import peak_memory
 
 #: The baseline; MedDPM's inference in the card's quality "standard"; and the same with as little memory as possible.
@@ -101,7 +105,7 @@ def measure_configuration(connection: Connection, job: TimedJob) -> None:
             """Whether the run was completed."""
             try:
                 if baseline:
-                    _sample_baseline(model, device, progress)
+                    _sample_baseline(model, execution, progress)
                 else:
                     planned.generate(painted_ball(model.card), progress=progress)
             except _Stopped:
@@ -144,20 +148,27 @@ def measure_peak_throughput(connection: Connection, device: str) -> None:
         connection.send(("failed", str(error) or "it ran out of memory"))
 
 
-def _sample_baseline(model: Model, device: torch.device, progress: Progress) -> Tensor:
+def baseline_settings(card: Card) -> dict[str, Any]:
+    """Sampler and steps of the baseline: every step of the schedule or, without one, the card's reference."""
+    if card.draws_by_levels:
+        return card.qualities["reference"]
+    return {"sampler": "ddpm", "steps": card.schedule["timesteps"]}
+
+
+def _sample_baseline(model: Model, execution: Execution, progress: Progress) -> Tensor:
     """Samples like the published code: every step of the schedule, the whole network in float32, channels first."""
     card, schedule = model.card, model.schedule
-    if schedule is None:
-        raise MedDPMError(f"the model {card.name} is a cascade, of which there is no baseline form")
     fitted = network_labels(painted_ball(card), card, seed=0)
-    execution = choose_execution(str(device), "float32")
+    if card.draws_by_levels:
+        settings = GenerationSettings(**baseline_settings(card)).for_card(card)
+        return sample_images(model, model.network, fitted.labels, execution, settings, 0, progress)
     return sample(
         model.network,
         condition_tensor(card, as_network(card, fitted.labels), execution),
         schedule,
         shape=(1, len(card.modalities), *card.array_shape),
         method="ddpm",
-        steps=schedule.timesteps,
+        steps=baseline_settings(card)["steps"],
         generator=torch.Generator().manual_seed(0),
         prediction=card.prediction,
         progress=progress,

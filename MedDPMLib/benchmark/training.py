@@ -11,12 +11,12 @@ from shutil import which
 import torch
 
 from MedDPMLib.errors import MedDPMError, OutOfMemory
-from MedDPMLib.networks import build_network
-from MedDPMLib.networks.denoiser import Denoiser
-from MedDPMLib.recipes.recipe import Recipe, recipe_card, recipe_values
+from MedDPMLib.networks.denoiser import Network
+from MedDPMLib.recipes.recipe import Recipe, recipe_values
 from MedDPMLib.runtime.device import choose_execution, free_memory
 from MedDPMLib.train.iteration_cost import Job, measure
 from MedDPMLib.train.memory_estimate import TIMES_GENERATING
+from MedDPMLib.train.tasks import network_of
 
 
 def can_compile(device: torch.device) -> bool:
@@ -53,7 +53,7 @@ def measure_training(
     """
     recipe = replace(recipe, distillation=None)
     grid = recipe.stages[-1].example_size if grid is None else grid
-    network = build_network(recipe_card(recipe).network_description)
+    network = network_of(recipe)
     multiple = network.side_multiple
     if any(side % multiple or side < 1 for side in grid):
         sides = " x ".join(map(str, grid))
@@ -89,7 +89,7 @@ def measure_training(
     return rows
 
 
-def _check_fits(network: Denoiser, grid: tuple[int, int, int], precision: str, device: torch.device) -> None:
+def _check_fits(network: Network, grid: tuple[int, int, int], precision: str, device: torch.device) -> None:
     """Raises :class:`OutOfMemory` for what is far too large: trying it would exhaust the memory of the machine."""
     expected = TIMES_GENERATING * network.values_per_voxel * math.prod(grid) * getattr(torch, precision).itemsize
     if expected > 2 * free_memory(device):

@@ -38,11 +38,6 @@ def load_scaled_model(name: str, share: float = 1.0) -> Model:
         model = Model(published[name], _random_network(published[name]), RANDOM)
     else:
         model = load_model(name)
-    if model.card.draws_by_levels:
-        raise MedDPMError(
-            f"the model {name} is a cascade, whose steps differ from level to level, and is not benchmarked",
-            remedy="choose another model",
-        )
     if share == 1:
         return model
     card = replace(model.card, grid=scaled_grid(model.card.grid, share, model.network.side_multiple))

@@ -19,6 +19,7 @@ from MedDPMLib.cli import (
     labels,
     models,
     prepare,
+    realism,
     study,
     training,
 )
@@ -88,5 +89,6 @@ app.add_typer(labels.app, name="labels")
 app.command()(prepare.prepare)
 app.command()(training.train)
 app.command()(fidelity.fidelity)
+app.command()(realism.realism)
 app.add_typer(benchmark.app, name="benchmark")
 app.add_typer(study.app, name="study")

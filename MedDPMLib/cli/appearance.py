@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -29,7 +30,7 @@ def appearance(
     meddpm generate MASK --appearance FILE.json draws brains that look so.
     """
     from MedDPMLib.imaging.io import read_volume
-    from MedDPMLib.inference.appearance import measure, write_appearance
+    from MedDPMLib.inference.scan_appearance import measure, write_appearance
     from MedDPMLib.inference.settings import APPEARANCE_SUFFIX
     from MedDPMLib.masks.mask import read_mask
     from MedDPMLib.models.store import ModelStore
@@ -40,13 +41,19 @@ def appearance(
     card = ModelStore().find(model).card
     if not card.draws_by_levels:
         raise MedDPMError(f"the model {card.name} knows no appearances")
-    files = {}
-    for given in scan:
-        modality, _, file = given.partition("=")
-        if not file or modality in files:
-            raise MedDPMError(f'"{given}" is not one modality and its file: write it as t1=FILE, each once')
-        files[modality] = Path(file)
+    files = scan_files(scan)
     structures = read_mask(mask, card.condition_scheme, numbering=labels)
     scans = {modality: read_volume(path) for modality, path in files.items()}
     write_appearance(out, measure(card, scans, structures))
     typer.echo(str(out))
+
+
+def scan_files(given: Sequence[str]) -> dict[str, Path]:
+    """The files by modality of options such as t1=FILE; :class:`MedDPMError` for anything else."""
+    files: dict[str, Path] = {}
+    for one in given:
+        modality, _, file = one.partition("=")
+        if not file or modality in files:
+            raise MedDPMError(f'"{one}" is not one modality and its file: write it as t1=FILE, each once')
+        files[modality] = Path(file)
+    return files

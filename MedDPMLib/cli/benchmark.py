@@ -133,8 +133,7 @@ def train(
 
     from MedDPMLib.benchmark.training import measure_training
     from MedDPMLib.benchmark.workload import scaled_size
-    from MedDPMLib.networks import build_network
-    from MedDPMLib.recipes.recipe import load_recipe, recipe_card, recipe_names
+    from MedDPMLib.recipes.recipe import load_recipe, recipe_names
     from MedDPMLib.runtime.hardware import describe_machine, load
 
     require("benchmark train", "accelerate", "monai")
@@ -142,8 +141,12 @@ def train(
         check_writable_file(json_file)
     if quick:
         grid, iterations = _QUICK_GRID, 1
-    loaded = [load_recipe(name) for name in recipes or recipe_names()]
-    multiples = [build_network(recipe_card(settings).network_description).side_multiple for settings in loaded]
+    from MedDPMLib.train.tasks import network_of
+
+    loaded = []
+    for settings in map(load_recipe, recipes or recipe_names()):
+        loaded += [settings.at_level(level.name) for level in settings.levels] or [settings]
+    multiples = [network_of(settings).side_multiple for settings in loaded]
     sizes = [
         scaled_size(settings.stages[-1].example_size, grid, multiple)
         for settings, multiple in zip(loaded, multiples, strict=True)
@@ -237,7 +240,7 @@ def steps(
     from MedDPMLib.runtime.device import choose_execution
     from MedDPMLib.runtime.files import atomic_write
 
-    total = card.schedule["timesteps"]
+    total = card.qualities["reference"]["steps"] if card.draws_by_levels else card.schedule["timesteps"]
     counts = step_counts.split(",") if step_counts else [*(n for n in STEPS if n < total), total]
     students: dict[str, Model] = {}
     for taught in map(load_model, student or []):

@@ -27,6 +27,7 @@ from MedDPMLib.inference.settings import SETTINGS, GenerationSettings
 
 if TYPE_CHECKING:
     from MedDPMLib.inference.generation import PlannedRun
+    from MedDPMLib.models.card import Card
     from MedDPMLib.models.store import ModelEntry
 
 
@@ -41,6 +42,24 @@ def generate(
     ] = 1,
     seed: SeedOption = 0,
     settings: GenerationSettings,
+    look_like: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--look-like",
+            metavar="MODALITY=FILE",
+            help="Draw brains that look like this skull-stripped scan: t1=FILE, repeated for more modalities of one"
+            " patient; only for models that know appearances.",
+        ),
+    ] = None,
+    scanned: Annotated[
+        Path | None,
+        typer.Option(
+            "--look-like-mask",
+            metavar="MASK",
+            help="A mask of the brain in the scans of --look-like; by default MASK itself, which then was painted on"
+            " them.",
+        ),
+    ] = None,
     labels: LabelsOption = None,
     brain_from: BrainFromOption = None,
     geometry: GeometryOption = None,
@@ -52,17 +71,19 @@ def generate(
     skipped, the others are processed; the exit code is then 2.
     """
     from MedDPMLib.imaging.io import check_readable
-    from MedDPMLib.masks.said import asked_numbering
+    from MedDPMLib.masks.said import check_said
     from MedDPMLib.models.store import ModelStore
 
     paths = find_masks(masks, out)
     entry = ModelStore().find(model)
     settings = settings.for_card(entry.card)
     if labels is not None:
-        asked_numbering(entry.card.scheme, labels)
+        check_said(entry.card.scheme, labels)
     if brain_from is not None:
         check_readable(brain_from)
     check_writable(out)
+    if look_like or scanned is not None:
+        settings = _looking_like(entry.card, settings, look_like or [], scanned, paths, out, labels)
     batch = Batch(entry, settings, out, labels, brain_from, geometry)
     seeds = range(seed, seed + samples)
     with show_progress(len(paths) * len(seeds) * batch.steps, "starting") as progress:
@@ -71,6 +92,36 @@ def generate(
     typer.echo(batch.summary())
     if batch.failed:
         raise typer.Exit(2)
+
+
+def _looking_like(
+    card: Card, settings: GenerationSettings, scans: Sequence[str], scanned: Path | None, masks: Sequence[Path],
+    out: Path, labels: str | None,
+) -> GenerationSettings:  # fmt: skip
+    """``settings`` with the appearance of ``scans``, which is written into ``out``."""
+    from MedDPMLib.cli.appearance import scan_files
+    from MedDPMLib.imaging.io import read_volume
+    from MedDPMLib.inference.scan_appearance import measure, write_appearance
+    from MedDPMLib.inference.settings import APPEARANCE_SUFFIX
+    from MedDPMLib.masks.mask import read_mask
+
+    if not scans:
+        raise MedDPMError("--look-like-mask is the mask of scans: give them with --look-like t1=FILE")
+    if not card.draws_by_levels:
+        raise MedDPMError(f"the model {card.name} knows no appearances: leave out --look-like")
+    if settings.appearance != SETTINGS["appearance"].default:
+        raise MedDPMError("--appearance and --look-like contradict each other: leave out one of them")
+    if scanned is None and len(masks) > 1:
+        raise MedDPMError(
+            f"the scans of --look-like show one brain, and {len(masks)} masks are given: name its mask with"
+            " --look-like-mask"
+        )
+    files = scan_files(scans)
+    mask = read_mask(scanned or masks[0], card.scheme, numbering=labels)
+    path = out / f"look-like{APPEARANCE_SUFFIX}"
+    write_appearance(path, measure(card, {name: read_volume(file) for name, file in files.items()}, mask))
+    typer.echo(str(path))
+    return settings.changed(appearance=str(path))
 
 
 class Batch:

@@ -42,8 +42,9 @@ LabelsOption = Annotated[
     typer.Option(
         "--labels",
         metavar="CONVENTION",
-        help="Label convention of the masks, if it is ambiguous: a name such as brats-2023, a color table, or what each"
-        ' value is: "1=necrosis,2=edema,3=enhancing tumor,4=rest of the brain".',
+        help="Label convention of the masks, if it is ambiguous: a name such as brats-2023, a color table, what each"
+        ' value is ("1=necrosis,2=edema,3=enhancing tumor,4=rest of the brain"), or what a segment is'
+        ' ("tumor core=necrosis").',
     ),
 ]
 GeometryOption = Annotated[
@@ -51,7 +52,8 @@ GeometryOption = Annotated[
     typer.Option(
         "--geometry",
         metavar="FORM",
-        help="sform or qform: which is right where a NIfTI header gives two positions of a volume.",
+        help="sform or qform: which of the two positions in a NIfTI header is right, where they contradict each other"
+        " and the file is refused for it.",
         callback=_known_geometry,
     ),
 ]

@@ -33,12 +33,21 @@ def train(
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="whole-head, brats, brain-anatomy, brats-compact, or a TOML file; by default that of the run.",
+            help="whole-head, brats, brain-anatomy, brain-cascade, brats-compact, or a TOML file; by default that of"
+            " the run.",
             autocompletion=_recipe_names,
         ),
     ] = None,
     run: Annotated[
         Path | None, typer.Option(help="Folder of the run; a run that was stopped or killed resumes.")
+    ] = None,
+    level: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LEVEL",
+            help="Level of a cascade to train, coarse, middle or fine: each by itself, also at the same time. By"
+            " default one after the other.",
+        ),
     ] = None,
     changes: Annotated[
         list[str] | None,
@@ -82,6 +91,9 @@ def train(
     `meddpm models export RUN FILE` exports the model of a run.
     """
     settings = _recipe(recipe, run, changes or [])
+    parts = [settings]
+    if settings.levels or level is not None:
+        parts = [settings.at_level(name) for name in ([level] if level else [one.name for one in settings.levels])]
     from MedDPMLib.runtime.device import choose_execution
 
     if device in ("auto", "cuda"):
@@ -89,7 +101,10 @@ def train(
     execution = choose_execution(device, precision)
     if estimate_memory:
         require("--estimate-memory", "accelerate", "monai")
-        _print_memory(settings, execution.device)
+        for part in parts:
+            if part.level:
+                typer.echo(f"level {part.level}:")
+            _print_memory(part, execution.device)
         return
     if dataset is None or run is None:
         raise MedDPMError(
@@ -105,39 +120,47 @@ def train(
     check_writable(run)
 
     from MedDPMLib.data import read_dataset
+    from MedDPMLib.train.folder import RunFolder
     from MedDPMLib.train.run import train as train_network
     from MedDPMLib.train.stopping import Stopped, StopRequest
 
     cases = read_dataset(dataset, settings.modalities, scheme=settings.label_scheme)
     main = os.environ.get("RANK", "0") == "0"
-    with StopRequest() as stop, show_progress(settings.iterations, "training") if main else nullcontext() as progress:
-        reporter = _Reporter(progress) if main else None
-        try:
-            history = train_network(
-                settings,
-                cases,
-                run,
-                execution=execution,
-                data=_data(dataset),
-                init=init,
-                checkpointing=checkpointing,
-                compile=compile_kernels,
-                shard=shard,
-                workers=workers,
-                report=reporter or (lambda iteration, loss: None),
-                tell=complain,
-                stop=stop,
-            )
-        except Stopped as stopped:
-            if main:
-                name = signal.Signals(stopped.signal).name
-                complain(
-                    f"stopped by {name} after iteration {stopped.iteration:,}, whose checkpoint was written;"
-                    " the same command resumes from here"
+    if settings.levels and main:  # each level has a folder of its own with its recipe
+        RunFolder(run).write_recipe(settings)
+    for part in parts:
+        doing = f"training {part.level}" if part.level else "training"
+        with StopRequest() as stop, show_progress(part.iterations, doing) if main else nullcontext() as progress:
+            reporter = _Reporter(progress, doing) if main else None
+            try:
+                history = train_network(
+                    part,
+                    cases,
+                    run,
+                    execution=execution,
+                    data=_data(dataset),
+                    init=init,
+                    checkpointing=checkpointing,
+                    compile=compile_kernels,
+                    shard=shard,
+                    workers=workers,
+                    report=reporter or (lambda iteration, loss: None),
+                    tell=complain,
+                    stop=stop,
                 )
-            raise typer.Exit(128 + stopped.signal) from None
-    if main:
-        typer.echo(f"{run}: {history.iteration:,} iterations done; meddpm models export {run} FILE exports the model")
+            except Stopped as stopped:
+                if main:
+                    name = signal.Signals(stopped.signal).name
+                    complain(
+                        f"stopped by {name} after iteration {stopped.iteration:,}, whose checkpoint was written;"
+                        " the same command resumes from here"
+                    )
+                raise typer.Exit(128 + stopped.signal) from None
+        if main:
+            what = f"level {part.level}, " if part.level else ""
+            typer.echo(
+                f"{run}: {what}{history.iteration:,} iterations done; meddpm models export {run} FILE exports the model"
+            )
 
 
 def _take_own_gpu() -> None:
@@ -152,8 +175,8 @@ def _take_own_gpu() -> None:
 class _Reporter:
     """Loss (smoothed) and speed beside the bar."""
 
-    def __init__(self, progress) -> None:
-        self.progress = progress
+    def __init__(self, progress, doing: str) -> None:
+        self.progress, self.doing = progress, doing
         self.loss: float | None = None
         self.speed: float | None = None
         self.last = time.monotonic()
@@ -164,7 +187,7 @@ class _Reporter:
         self.loss = loss if self.loss is None else 0.95 * self.loss + 0.05 * loss
         self.speed = speed if self.speed is None else 0.9 * self.speed + 0.1 * speed
         pace = f"{self.speed:.2f} iterations/s" if self.speed > 1 else f"{1 / self.speed:.1f} s an iteration"
-        self.progress.reach(iteration, f"training, loss {self.loss:.4f}, {pace}")
+        self.progress.reach(iteration, f"{self.doing}, loss {self.loss:.4f}, {pace}")
 
 
 def _recipe(recipe: str | None, run: Path | None, changes: list[str]) -> Recipe:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -24,6 +25,7 @@ from torch.utils.data import Dataset
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.geometry import Grid
 from MedDPMLib.imaging.io import read_volume
+from MedDPMLib.masks.distances import FARTHEST, depths
 from MedDPMLib.masks.schemes import LabelScheme
 from MedDPMLib.runtime.files import atomic_write
 from MedDPMLib.validation import matching, optional, read_json, table, table_of, table_with, text
@@ -258,16 +260,20 @@ def smoothed_for(case: Case, shape: Sequence[int]) -> Case:
     return replace(case, image=torch.from_numpy(image).to(case.image.dtype))
 
 
-class SmoothedCases(Dataset):
-    """The ``cases`` as :func:`smoothed_for` makes them for ``shape``, each computed once, when it is first used.
+class DerivedCases(Dataset, ABC):
+    """The ``cases`` with the images that :meth:`derive` makes of each, computed once, when it is first used.
 
-    What is smoothed of a decoded case is kept beside it and mapped, as the case itself is: a dataset may be larger
-    than the memory, and all processes share the pages.
+    What is derived of a decoded case is kept beside it under ``name`` and mapped, as the case itself is: a dataset may
+    be larger than the memory, and all processes share the pages.
     """
 
-    def __init__(self, cases: Sequence[Case] | Dataset, shape: Sequence[int]) -> None:
-        self.cases, self.shape = cases, tuple(shape)
+    def __init__(self, cases: Sequence[Case] | Dataset, name: str) -> None:
+        self.cases, self.name = cases, name
         self._in_memory: dict[int, Case] = {}
+
+    @abstractmethod
+    def derive(self, case: Case) -> Case:
+        """``case`` with other images."""
 
     def __len__(self) -> int:
         return len(self.cases)
@@ -277,13 +283,45 @@ class SmoothedCases(Dataset):
             return self._in_memory[index]
         case = self.cases[index]
         if case.file is None:
-            return self._in_memory.setdefault(index, smoothed_for(case, self.shape))
-        path = case.file.with_suffix(f".smoothed-{'x'.join(map(str, reversed(self.shape)))}.npy")
+            return self._in_memory.setdefault(index, self.derive(case))
+        path = case.file.with_suffix(f".{self.name}.npy")
         if not path.is_file():
-            smoothed = smoothed_for(case, self.shape)
+            derived = self.derive(case)
             try:
                 with atomic_write(path) as temporary:
-                    np.save(temporary, smoothed.image.numpy())
+                    np.save(temporary, derived.image.numpy())
             except MedDPMError:  # no space, or no permission: no reason to end a run, nor to fill the memory instead
-                return smoothed
+                return derived
         return replace(case, image=_mapped(path), file=path)
+
+
+class SmoothedCases(DerivedCases):
+    """The ``cases`` as :func:`smoothed_for` makes them for ``shape``."""
+
+    def __init__(self, cases: Sequence[Case] | Dataset, shape: Sequence[int]) -> None:
+        super().__init__(cases, f"smoothed-{'x'.join(map(str, reversed(shape)))}")
+        self.shape = tuple(shape)
+
+    def derive(self, case: Case) -> Case:
+        return smoothed_for(case, self.shape)
+
+
+def with_depths(case: Case, scheme: LabelScheme) -> Case:
+    """``case`` with -1 for whatever lies outside its labels, and three more images in [-1, 1]: 1 inside of them, and
+    the two depths of :func:`MedDPMLib.masks.distances.depths`, as shares of the greatest."""
+    inside = case.labels > 0
+    depth = torch.from_numpy(depths(case.labels.numpy(), scheme)) / FARTHEST
+    image = torch.where(inside, case.image, -torch.ones((), dtype=case.image.dtype))
+    more = torch.cat([inside[None] * 2.0 - 1, depth]).to(image.dtype)
+    return replace(case, image=torch.cat([image, more]))
+
+
+class CasesWithDepths(DerivedCases):
+    """The ``cases`` as :func:`with_depths` makes them."""
+
+    def __init__(self, cases: Sequence[Case] | Dataset, scheme: LabelScheme) -> None:
+        super().__init__(cases, f"depths-{scheme.name}")
+        self.scheme = scheme
+
+    def derive(self, case: Case) -> Case:
+        return with_depths(case, self.scheme)

@@ -49,8 +49,13 @@ class Variation:
         intensities too, but for the last bit. Both are interpolated once: the image linearly, labels to the nearest.
         """
         part = part or whole_box(shape)
-        if self.is_identity and tuple(shape) == case.labels.shape:
-            return case.image[(slice(None), *part)].float(), case.labels[part].clone()
+        if tuple(shape) == case.labels.shape:
+            if self.is_identity:
+                return case.image[(slice(None), *part)].float(), case.labels[part].clone()
+            if self.is_mirror:  # without rounding, and without reading more than the part
+                width, side = shape[2], part[2]
+                part = (*part[:2], slice(width - side.stop, width - side.start))
+                return case.image[(slice(None), *part)].float().flip(-1), case.labels[part].flip(-1)
         grid = self._source_coordinates(shape, part)[None]
         # 0 is background, so that what lies outside the box is background.
         unit = case.image.to(torch.float32, copy=True).add_(1).mul_(0.5)
@@ -65,8 +70,16 @@ class Variation:
     @property
     def is_identity(self) -> bool:
         """Whether nothing is varied, as in training without augmentation."""
-        moves = not torch.equal(self.matrix, torch.eye(3, 4)) or self.displacement.any()
-        return not (moves or (self.gamma != 1).any() or self.log_bias.any())
+        return torch.equal(self.matrix, torch.eye(3, 4)) and self._only_moves
+
+    @property
+    def is_mirror(self) -> bool:
+        """Whether nothing but left and right are exchanged."""
+        return torch.equal(self.matrix, torch.diag(torch.tensor([-1.0, 1.0, 1.0, 1.0]))[:3]) and self._only_moves
+
+    @property
+    def _only_moves(self) -> bool:
+        return not (self.displacement.any() or (self.gamma != 1).any() or self.log_bias.any())
 
     def _source_coordinates(self, shape: Sequence[int], part: Part) -> Tensor:
         """Where the voxels of ``part`` come from: (d, h, w, 3), normalized x, y, z in the input."""

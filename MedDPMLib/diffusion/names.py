@@ -27,6 +27,8 @@ PREDICTIONS = ("noise", "x0", "v")
 NOISE_LEVELS = "noise-levels"
 #: How such a network is sampled.
 LEVELS_METHOD = "dpm-solver++"
+#: The levels of a cascade, which are trained one by one, from large cells to small ones.
+CASCADE_LEVELS = ("coarse", "middle", "fine")
 
 #: Longer than any schedule in use; keeps a damaged card from asking for gigabytes of tables.
 MAX_TIMESTEPS = 10_000

@@ -9,7 +9,7 @@ from __future__ import annotations
 import bz2
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 _GZIP = b"\x1f\x8b"
@@ -19,6 +19,12 @@ _GZIP_WINDOW, _ZLIB_WINDOW = 31, 15
 
 #: How much is read, and decompressed, at a time.
 _CHUNK, _LARGEST_PART = 1 << 20, 1 << 24
+
+#: The most axes that MetaImage, and more than any image, can have.
+_MOST_AXES = 10
+
+#: The longest name of a field or key.
+_LONGEST_NAME = 200
 
 #: The longest header of text that is looked through.
 _LONGEST_HEADER = 1 << 24
@@ -49,7 +55,9 @@ def check_itk_file(path: Path) -> None:
     if head is None:
         return
     fields = _fields(head)
+    _check_size(fields, is_nrrd=head.startswith("NRRD"))
     if head.startswith("NRRD"):
+        _check_lines(head)
         encoding = fields.get("encoding", "raw").lower()
         files = _data_files(path, fields.get("data file") or fields.get("datafile"))
         check = {"gzip": _GZIP_WINDOW, "gz": _GZIP_WINDOW, "bzip2": "bzip2", "bz2": "bzip2"}.get(encoding)
@@ -58,6 +66,9 @@ def check_itk_file(path: Path) -> None:
         named = fields.get("elementdatafile", "LOCAL")
         files = [] if named.upper() == "LOCAL" else [path.parent / named]
         check = _ZLIB_WINDOW if compressed else None
+    for file in files:
+        if not file.is_file():  # a device or a pipe would be read for ever
+            raise Damaged(f"its voxels are to be in {file}, which is missing or not a file")
     if check is None:
         return
     for file in files or [path]:
@@ -67,6 +78,27 @@ def check_itk_file(path: Path) -> None:
             data = data[data.index(b"\n") + 1 :]
         data = data[max(int(fields.get("byte skip", "0") or 0), 0) :]
         _check(data, check)
+
+
+def _check_size(fields: Mapping[str, str], *, is_nrrd: bool) -> None:
+    """Refuses a number of axes or voxels that is none: parsers believe it, and the process ends with them."""
+    said, sizes = (
+        fields.get(name, "").split() for name in (("dimension", "sizes") if is_nrrd else ("ndims", "dimsize"))
+    )
+    if len(said) != 1 or not re.fullmatch(r"\d{1,2}", said[0]) or not 1 <= int(said[0]) <= _MOST_AXES:
+        raise Damaged(f"its header says that it has {' '.join(said)[:20] or 'no'} axes")
+    if len(sizes) != int(said[0]) or not all(re.fullmatch(r"\d{1,9}", size) and int(size) for size in sizes):
+        raise Damaged(f"its header says that it measures {' x '.join(sizes)[:40] or 'nothing'} in {said[0]} axes")
+
+
+def _check_lines(head: str) -> None:
+    """Refuses a line of a NRRD header that is no field: a long one overruns what the parser reports it with."""
+    for line in head.splitlines()[1:]:
+        name, mark, value = line.partition(":")
+        if line and not line.startswith("#") and (not mark or len(name) > _LONGEST_NAME):
+            raise Damaged(f'its header has the line "{line[:40]}", which is no field')
+        if name.strip().lower() in ("data file", "datafile") and value.strip().upper().startswith("LIST"):
+            return  # names of files follow
 
 
 def _check(data: bytes, kind: int | str) -> None:

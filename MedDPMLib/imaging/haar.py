@@ -46,9 +46,18 @@ def split(image: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
     W/2) are orthonormal Haar coefficients. Sides are even.
     """
     voxels, counted = to_blocks(image), to_blocks(inside[None])
-    mean = (voxels * counted).sum(dim=1) / counted.sum(dim=1).clamp_min(1)
+    mean = _mean(voxels, counted)
     voxels = torch.where(counted, voxels, mean[:, None])
     return mean, torch.einsum("bv,cvdhw->bcdhw", haar_matrix(image.device)[1:].to(image), voxels)
+
+
+def halve(image: Tensor, inside: Tensor) -> Tensor:
+    """The means alone that :func:`split` gives: (C, D/2, H/2, W/2)."""
+    return _mean(to_blocks(image), to_blocks(inside[None]))
+
+
+def _mean(voxels: Tensor, counted: Tensor) -> Tensor:
+    return (voxels * counted).sum(dim=1) / counted.sum(dim=1).clamp_min(1)
 
 
 def merge(mean: Tensor, details: Tensor) -> Tensor:

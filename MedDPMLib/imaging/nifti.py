@@ -53,6 +53,22 @@ def read_nifti(path: Path, geometry: str | None = None) -> tuple[np.ndarray, np.
     return array, matrix, (*notes, *more)
 
 
+def check_place(path: Path) -> None:
+    """Raises :class:`MedDPMError` if the header of the NIfTI file ``path`` gives two positions.
+
+    The voxels are not read, and what else may be wrong with the file is not looked for.
+    """
+    import nibabel
+
+    try:
+        image = nibabel.load(path)
+        header, shape = image.header, image.shape
+    except Exception:  # whatever the parser raises: another program has read the file
+        return
+    if hasattr(header, "get_qform"):
+        _place(header, shape, path, None)
+
+
 def _opened(path: Path):
     """The image in ``path``, checked to the end of its compressed part, and notes."""
 

@@ -12,15 +12,20 @@ from torch import Tensor
 
 from MedDPMLib.diffusion.noise_levels import noise_levels, sample_levels
 from MedDPMLib.imaging.haar import halve_mask, merge
+from MedDPMLib.inference.appearance import chosen_appearance
+from MedDPMLib.inference.settings import GenerationSettings
 from MedDPMLib.masks.distances import depths
 from MedDPMLib.masks.schemes import LabelScheme
+from MedDPMLib.models.model import Model
 from MedDPMLib.networks.cascade import (
     Cascade,
     CascadeLevel,
+    box_around,
     cell_positions,
     condition_noise,
     label_fractions,
 )
+from MedDPMLib.runtime.device import Execution
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,24 @@ _COURSES = (
 
 #: Cells of which the labels are encoded at a time, along D: the whole would be the largest array of a run.
 _CELLS_AT_ONCE = 8
+
+
+def sample_by_levels(
+    model: Model,
+    network: Cascade,
+    labels: np.ndarray,
+    execution: Execution,
+    settings: GenerationSettings,
+    seed: int,
+    progress: Callable[[int, int, Tensor], None] | None,
+) -> Tensor:
+    """:func:`draw` in the appearance that ``settings`` name; see :func:`MedDPMLib.inference.sampling.sample_images`."""
+    card = model.card
+    look = chosen_appearance(network, card, settings.appearance, seed)
+    return draw(
+        network, labels, card.condition_scheme, look, seed=seed, steps=settings.steps, dtype=execution.dtype,
+        progress=progress,
+    )  # fmt: skip
 
 
 def draw(
@@ -110,7 +133,7 @@ class _Drawing:
     ) -> Tensor:  # fmt: skip
         """The image (C, ...) of cells of half ``level.cell`` voxels, from that of whole ones, ``coarser``."""
         cell = level.cell
-        box = _box(self.inside[cell], level.multiple)
+        box = box_around(self.inside[cell], level.multiple)
         inside = self.inside[cell][box].to(self.device)
         means = whitened = None
         if coarser is not None:
@@ -118,7 +141,7 @@ class _Drawing:
             whitened = level.whiten_means(means)
             whitened = (whitened + course.added * self._noise(whitened.shape)) * inside
         encoded, painted, spread = self._encode(level, box, whitened)
-        added = condition_noise(course.added, 1, self.device)
+        added = condition_noise(torch.full((1,), float(course.added), device=self.device))
         appearance = self.appearance[None]
 
         def estimate(x: Tensor, sigma: float) -> Tensor:
@@ -163,26 +186,13 @@ class _Drawing:
             fractions = label_fractions(self.labels[voxels].to(self.device), level.labels, cell // 2)
             depth = F.avg_pool3d(self.depths[(slice(None), *voxels)][None].to(self.device), cell)[0]
             means = None if coarser is None else coarser[:, cells]
-            given = level.given(fractions, depth, position[:, cells].to(self.device), self.colors, means)
+            paint = level.painted(fractions, self.colors)
+            given = level.given(fractions, depth, position[:, cells].to(self.device), paint, means)
             encoded.append(level.network.encode(given[None].to(self.dtype)))
-            share = level.painted_share[:, None, None, None]
-            painted.append(share * level.painted(fractions, self.colors))
+            painted.append(level.painted_share[:, None, None, None] * paint)
             spread.append(level.spread(fractions, self.appearance))
         return torch.cat(encoded, dim=2), torch.cat(painted, dim=1), torch.cat(spread, dim=1)
 
     def _noise(self, shape: Sequence[int]) -> Tensor:
         # From a generator of the CPU it is the same for every device.
         return torch.randn(*shape, generator=self.generator).to(self.device)
-
-
-def _box(inside: Tensor, multiple: int) -> tuple[slice, ...]:
-    """The smallest box, in cells, that holds ``inside`` (d, h, w) and a cell around it, its sides multiples."""
-    box = []
-    for axis, length in enumerate(inside.shape):
-        others = [other for other in range(3) if other != axis]
-        filled = torch.nonzero(inside.any(dim=others[1]).any(dim=others[0])).flatten()
-        low, high = max(int(filled[0]) - 1, 0), min(int(filled[-1]) + 2, length)
-        side = min(-(-(high - low) // multiple) * multiple, length)
-        low = min(low, length - side)
-        box.append(slice(low, low + side))
-    return tuple(box)

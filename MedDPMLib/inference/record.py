@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -9,9 +10,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.io import SYNTHETIC, read_volume, write_nifti
 from MedDPMLib.imaging.volume import Volume
-from MedDPMLib.inference.settings import GenerationSettings
+from MedDPMLib.inference.settings import APPEARANCES, GenerationSettings
 from MedDPMLib.inference.stored import from_stored, stored_as, to_stored
 from MedDPMLib.runtime.files import atomic_write
 from MedDPMLib.runtime.versions import versions
@@ -44,7 +46,7 @@ def describe_run(
         "sampler": settings.sampler,
         "steps": settings.steps,
         "guidance": settings.guidance,
-        **({"appearance": settings.appearance} if card.draws_by_levels else {}),
+        **({"appearance": _appearance(settings.appearance)} if card.draws_by_levels else {}),
         "precision": execution.precision,
         "device": execution.device.type,
         "space": settings.space,
@@ -74,6 +76,17 @@ def make_record(
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "versions": versions(),
     }
+
+
+def _appearance(chosen: str) -> str | dict[str, str]:
+    """The appearance ``chosen`` or, for a file, its name and hash: another one may take its place."""
+    if chosen in APPEARANCES:
+        return chosen
+    path = Path(chosen)
+    try:
+        return {"file": path.name, "hash": hashlib.sha256(path.read_bytes()).hexdigest()}
+    except OSError as error:
+        raise MedDPMError(f"{path} cannot be read ({error.strerror}): check the path") from error
 
 
 def settings_of(record: Mapping[str, Any]) -> GenerationSettings:
@@ -109,7 +122,11 @@ def write_result(folder: str | os.PathLike, stem: str, generated: Generated) -> 
 def read_result(path: str | os.PathLike) -> Volume:
     """The intensities, float32 in the card's range, of a volume that :func:`write_result` wrote; raises as it does."""
     path = Path(path)
-    return from_stored(read_volume(path), read_record(path) or {})
+    volume = read_volume(path)
+    try:
+        return from_stored(volume, read_record(path) or {})
+    except MedDPMError as error:
+        raise error.at(str(path)) from error
 
 
 def read_record(path: str | os.PathLike) -> dict[str, Any] | None:
@@ -132,7 +149,7 @@ def is_finished(folder: str | os.PathLike, stem: str, modalities: Sequence[str],
         path = volume_path(folder, stem, modality)
         try:
             record = json.loads(sidecar(path).read_text())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return False
         if not isinstance(record, dict) or any(record.get(key) != value for key, value in run.items()):
             return False

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.volume import Volume
 
 #: The stored value of the highest intensity: the presets of 3D Slicer for MRI end about here.
@@ -35,10 +36,19 @@ def to_stored(volume: Volume, line: Mapping[str, Any]) -> Volume:
 def from_stored(volume: Volume, record: Mapping[str, Any]) -> Volume:
     """The intensities, float32, of a ``volume`` that was written with ``record``; up to half a slope.
 
-    Files of version 0.1 hold the intensities themselves, which are returned as they are.
+    Files of version 0.1 hold the intensities themselves, which are returned as they are. Raises :class:`MedDPMError`
+    for a damaged record.
     """
     line = record.get("intensities")
     if line is None or volume.array.dtype.kind == "f":
         return volume
-    array = volume.array.astype(np.float32) * np.float32(line["slope"]) + np.float32(line["intercept"])
+    try:
+        slope, intercept = float(line["slope"]), float(line["intercept"])
+    except (TypeError, KeyError, ValueError, OverflowError):
+        slope = intercept = np.nan
+    if not np.isfinite([slope, intercept]).all():
+        raise MedDPMError(
+            'the "intensities" of its record are damaged: take the record that was written with the volume'
+        )
+    array = volume.array.astype(np.float32) * np.float32(slope) + np.float32(intercept)
     return Volume(array, volume.geometry, volume.notes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.geometry import Geometry
 from MedDPMLib.imaging.volume import Volume
-from MedDPMLib.masks.schemes import LabelScheme
+from MedDPMLib.masks.schemes import Label, LabelScheme
 from MedDPMLib.masks.seg_nrrd import Segment, merge_segments
 from MedDPMLib.runtime.content import read_head
 
@@ -31,7 +32,7 @@ def is_dicom_segmentation(path: Path) -> bool:
     return head[128:132] == b"DICM" and _CLASSES.search(head) is not None
 
 
-def read_dicom_segments(path: Path, scheme: LabelScheme) -> Volume:
+def read_dicom_segments(path: Path, scheme: LabelScheme, said: Mapping[str, Label | None] | None = None) -> Volume:
     """The file's segments as one volume of ``scheme``'s values, as :func:`MedDPMLib.masks.seg_nrrd.read_segments`.
 
     Raises :class:`MedDPMError` without highdicom, and for a file that it cannot read or whose frames make no volume.
@@ -54,7 +55,7 @@ def read_dicom_segments(path: Path, scheme: LabelScheme) -> Volume:
         raise MedDPMError(
             f"{path} cannot be read ({type(error).__name__}): it is damaged, or convert it to .seg.nrrd in 3D Slicer"
         ) from error
-    return merge_segments(path, segments, layers.astype(np.uint8), geometry, scheme)
+    return merge_segments(path, segments, layers.astype(np.uint8), geometry, scheme, said)
 
 
 def _segment(description, layer: int) -> Segment:

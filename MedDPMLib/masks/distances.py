@@ -7,7 +7,7 @@ import numpy as np
 from MedDPMLib.masks.schemes import LabelScheme
 
 #: Beyond so many voxels it makes no difference.
-_FARTHEST = 31.0
+FARTHEST = 31.0
 
 
 def depths(labels: np.ndarray, scheme: LabelScheme) -> np.ndarray:
@@ -25,7 +25,7 @@ def _depth(inside: np.ndarray) -> np.ndarray:
     import SimpleITK as sitk
 
     if not inside.any():
-        return np.full(inside.shape, -_FARTHEST, np.float32)
+        return np.full(inside.shape, -FARTHEST, np.float32)
     image = sitk.GetImageFromArray(np.ascontiguousarray(inside, np.uint8))
     distance = sitk.SignedMaurerDistanceMap(image, squaredDistance=False, useImageSpacing=False)
-    return np.clip(-sitk.GetArrayFromImage(distance), -_FARTHEST, _FARTHEST)
+    return np.clip(-sitk.GetArrayFromImage(distance), -FARTHEST, FARTHEST)

@@ -100,13 +100,18 @@ def read_entries(path: Path) -> dict[int, Entry]:
         text = raw.decode("latin-1")
     try:
         named = _of_a_dataset(text) if path.suffix.lower() == ".json" else _of_lines(text)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, csv.Error) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError, csv.Error) as error:
         raise MedDPMError(f"{path} does not name its labels ({error!r:.100})") from error
     named = {value: Entry(one.name.strip(), one.color) for value, one in named.items() if 0 < value < 65_536}
-    named = {value: one for value, one in named.items() if not _UNNAMED.fullmatch(one.name) and one.name != "ignore"}
+    named = {value: one for value, one in named.items() if not is_unnamed(one.name) and one.name != "ignore"}
     if not named:
         raise MedDPMError(f"{path} names no labels: a color table, a label file of ITK-SNAP or dataset.json does")
     return named
+
+
+def is_unnamed(name: str) -> bool:
+    """Whether ``name`` is what programs call a label that nobody has named, such as "Segment_4"."""
+    return _UNNAMED.fullmatch(name.strip()) is not None
 
 
 def nnunet_labels(said: Mapping) -> dict[int, str]:

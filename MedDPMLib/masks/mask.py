@@ -19,7 +19,7 @@ from MedDPMLib.masks.brain_area import brain_area, describe_volume, outside_brai
 from MedDPMLib.masks.dicom_seg import is_dicom_segmentation, read_dicom_segments
 from MedDPMLib.masks.numberings import Numbering, numberings, shows_brain
 from MedDPMLib.masks.readings import Reading, choose_reading, read_as
-from MedDPMLib.masks.said import explaining, said_numbering
+from MedDPMLib.masks.said import explaining, said_numbering, segment_labels
 from MedDPMLib.masks.schemes import LabelScheme
 from MedDPMLib.masks.seg_nrrd import holds_segments, read_segments
 from MedDPMLib.masks.size import odd_size
@@ -124,22 +124,11 @@ def read_mask(
 
     In a segmentation of 3D Slicer (``.seg.nrrd``) or of DICOM terminology and names say which label a segment is, for
     other files a table beside them (``masks/label_tables.py``), unless ``numbering`` is given, which can also be the
-    path of such a table. ``geometry`` is that of :func:`MedDPMLib.imaging.io.read_volume`, for the image too.
+    path of such a table or say what segments are (:func:`MedDPMLib.masks.said.segment_labels`). ``geometry`` is that of
+    :func:`MedDPMLib.imaging.io.read_volume`, for the image too.
     """
     path = Path(path)
-    said_by = "as requested"
-    if is_dicom_segmentation(path):
-        volume, numbering, said_by = (
-            read_dicom_segments(path, scheme),
-            scheme.own_numbering,
-            "by the codes of its segments",
-        )
-    elif numbering is None and holds_segments(path):
-        volume, numbering, said_by = read_segments(path, scheme), scheme.own_numbering, "by the names of its segments"
-    else:
-        volume = read_volume(path, geometry=geometry)
-        if numbering is None and (said := said_numbering(path, volume, scheme)):
-            numbering, said_by = said
+    volume, numbering, said_by = read_labels(path, scheme, numbering=numbering, geometry=geometry)
     if geometry is not None and isinstance(brain_from, (str, os.PathLike)):
         brain_from = read_volume(brain_from, geometry=geometry)
     return Mask.from_volume(
@@ -151,6 +140,26 @@ def read_mask(
         said_by=said_by,
         brain_from=brain_from,
     )
+
+
+def read_labels(
+    path: Path, scheme: LabelScheme, *, numbering: str | Numbering | None = None, geometry: str | None = None
+) -> tuple[Volume, str | Numbering | None, str]:
+    """The labels in ``path``, the numbering of their values if it is known, and how it is known; see :func:`read_mask`.
+
+    The one place where a file of labels is opened: generating, completing and preparing go through it.
+    """
+    said = segment_labels(scheme, numbering) if isinstance(numbering, str) else None
+    by_name = "by the names of its segments" if said is None else "by the names of its segments and as requested"
+    if is_dicom_segmentation(path):
+        by_code = "by the codes of its segments" if said is None else "by the codes of its segments and as requested"
+        return read_dicom_segments(path, scheme, said), scheme.own_numbering, by_code
+    if (numbering is None or said is not None) and holds_segments(path):
+        return read_segments(path, scheme, said), scheme.own_numbering, by_name
+    volume = read_volume(path, geometry=geometry)
+    if numbering is None and (found := said_numbering(path, volume, scheme)):
+        return volume, *found
+    return volume, numbering, "as requested"
 
 
 # Checking --------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from functools import lru_cache
 import numpy as np
 
 from MedDPMLib.errors import MedDPMError
+from MedDPMLib.masks.regions import lone_regions
 from MedDPMLib.masks.schemes import Label, LabelScheme, load_scheme, scheme_names
 from MedDPMLib.runtime.paths import RESOURCES
 
@@ -27,7 +28,7 @@ _ALL_PARTS = "anatomy"
 _SIDE = re.compile(r"\b(left|right|lh|rh|l|r|ctx|bilateral)\b")
 
 #: For ``--labels 4=none``: what is meant by this value is left out.
-_NOTHING = ("none", "nothing", "background")
+NOTHING = ("none", "nothing", "background")
 
 
 @dataclass(frozen=True)
@@ -138,27 +139,33 @@ def find_numbering(scheme: LabelScheme, name: str) -> Numbering:
 def named_numbering(scheme: LabelScheme, names: Mapping[int, str], name: str, title: str) -> Numbering:
     """The numbering of a file that says itself what its values are called; see :func:`label_named`.
 
-    A name that is no label of ``scheme`` stays: it matters only where such a value is present.
+    A name that is no label of ``scheme``, or may be several (``masks/regions.py``), stays: it matters only where such a
+    value is present.
     """
-    labels = {value: label_named(text, scheme) for value, text in names.items()}
+    lone = lone_regions({text: label_named(text, scheme) for text in names.values()})
+    labels = {value: None if text in lone else label_named(text, scheme) for value, text in names.items()}
     known = tuple((value, label.value) for value, label in sorted(labels.items()) if label)
     meanings = tuple((value, label.name if (label := labels[value]) else text) for value, text in sorted(names.items()))
     return Numbering(name, title, known, meanings)
 
 
 def _written_out(scheme: LabelScheme, text: str) -> Numbering:
-    values, meanings = {}, {}
+    values, meanings, names = {}, {}, {}
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d{1,5})\s*=\s*(.+?)\s*", part)
         if match is None or not 0 < int(match[1]) < 65_536 or int(match[1]) in meanings:
             raise MedDPMError(f'"{part}" in "{text}" does not define a value: write 1=necrosis,2=edema')
         value, name = int(match[1]), match[2]
         label = label_named(name, scheme)
-        if label is None and name.casefold() not in _NOTHING:
+        if label is None and name.casefold() not in NOTHING:
             raise MedDPMError(
                 f'"{name}" in "{text}" is no label of the scheme "{scheme.name}" ({scheme.describe_labels()})'
             )
+        names[name] = label
         values[value], meanings[value] = (label.value, label.name) if label else (0, "nothing")
+    for name in lone_regions(names):
+        parts = ", ".join(label.name.lower() for label in scheme.tumor)
+        raise MedDPMError(f'"{name}" in "{text}" can be any part of a tumor: write which of {parts} it is')
     return Numbering(text, "as specified", tuple(values.items()), tuple(meanings.items()))
 
 

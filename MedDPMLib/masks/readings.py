@@ -149,6 +149,24 @@ def read_as(numbering: Numbering, volumes: Mapping[int, float], scheme: LabelSch
     return Reading(numbering, parts, tuple(_doubts(numbering, parts, volumes, scheme)))
 
 
+def compare_readings(readings: Sequence[Reading], scheme: LabelScheme) -> list[tuple[str, list[str]]]:
+    """A row for each label that any of ``readings`` finds: its name, and for each reading "1,160 ml (1)" or "".
+
+    Labels come in the order of ``scheme``, then what it has no label for.
+    """
+    known = [label.name for label in scheme.labels]
+    found = {name: None for reading in readings for name, _, _ in reading.volumes}
+    names = [name for name in known if name in found] + [name for name in found if name not in known]
+    cells = [
+        {
+            name: f"{float(f'{volume / _ML:.3g}'):,.10g} ml ({', '.join(map(str, values))})"
+            for name, values, volume in reading.volumes
+        }
+        for reading in readings
+    ]
+    return [(name, [column.get(name, "") for column in cells]) for name in names]
+
+
 # Candidates ------------------------------------------------------------------------------------------
 
 

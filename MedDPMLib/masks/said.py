@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.masks.label_tables import read_table, tables_beside
-from MedDPMLib.masks.numberings import Numbering, find_numbering, named_numbering
+from MedDPMLib.masks.numberings import NOTHING, Numbering, find_numbering, label_named, named_numbering
 from MedDPMLib.masks.readings import read_as
-from MedDPMLib.masks.schemes import LabelScheme
+from MedDPMLib.masks.schemes import Label, LabelScheme
 from MedDPMLib.masks.values import volumes_by_value, whole_numbers
 
 
@@ -20,6 +21,32 @@ def asked_numbering(scheme: LabelScheme, text: str) -> Numbering:
     if path.suffix and "=" not in text and path.is_file():
         return named_numbering(scheme, read_table(path), path.name, f"the names in {path}")
     return find_numbering(scheme, text)
+
+
+def segment_labels(scheme: LabelScheme, text: str) -> dict[str, Label | None] | None:
+    """What ``text``, such as "tumor core=necrosis,vessel=none", says of segments, by their names in small letters.
+
+    None if it speaks of values instead; :class:`MedDPMError` for what is no label of ``scheme``.
+    """
+    pairs = [part.partition("=") for part in text.split(",")] if "=" in text else []
+    if not any(mark and not re.fullmatch(r"\s*\d*\s*", name) for name, mark, _ in pairs):
+        return None
+    said: dict[str, Label | None] = {}
+    for name, _, meaning in pairs:
+        label, key = label_named(meaning, scheme), " ".join(name.casefold().split())
+        if not key or key in said or (label is None and meaning.strip().casefold() not in NOTHING):
+            raise MedDPMError(
+                f'"{name}={meaning}" in "{text}" does not say which label a segment is: write NAME=LABEL for each, with'
+                f' a label of the scheme "{scheme.name}" ({scheme.describe_labels()}) or none'
+            )
+        said[key] = label
+    return said
+
+
+def check_said(scheme: LabelScheme, text: str) -> None:
+    """Raises :class:`MedDPMError` for a ``text`` that says neither what values nor what segments are."""
+    if segment_labels(scheme, text) is None:
+        asked_numbering(scheme, text)
 
 
 def explaining(scheme: LabelScheme, numbering: str | Numbering, values: Iterable[int]) -> Numbering:
@@ -59,6 +86,18 @@ def named_by(table: Path, names: Mapping[int, str], path: Path, volume: Volume, 
         problem = f"does not name the values {', '.join(map(str, unnamed[:10]))} of {path}: name them there"
     elif foreign := numbering.foreign(volumes):
         value, name = next(iter(foreign.items()))
+        if label_named(name, scheme):
+            parts = ", ".join(label.name.lower() for label in scheme.tumor)
+            raise MedDPMError(
+                f'{table} calls the value {value} of {path} "{name}", inside which it names no part of the tumor: it'
+                f" can be any of {parts}",
+                remedy="rename it there, or say what each value is",
+                code="lone-region",
+                example=",".join(
+                    f"{value}={(label_named(text, scheme) or scheme.tumor[0]).name.lower()}"
+                    for value, text in sorted(numbering.meanings)[:8]
+                ),
+            )
         problem = f'calls the value {value} of {path} "{name}", which is no label of the scheme "{scheme.name}"'
         problem += f" ({scheme.describe_labels()}): rename it there"
     elif doubts := read_as(numbering, volumes, scheme).doubts:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from MedDPMLib.imaging.io import (
 )
 from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.masks.numberings import has_side, label_named
+from MedDPMLib.masks.regions import lone_regions
 from MedDPMLib.masks.schemes import Code, Label, LabelScheme
 from MedDPMLib.runtime.files import atomic_write
 
@@ -58,8 +60,10 @@ class Segment:
 
     def label_in(self, scheme: LabelScheme) -> Label | None:
         """The label of ``scheme`` that this segment is, by its terminology or else by its name."""
-        by_code = scheme.label_by_code(*self.code) if self.code else None
-        return by_code or label_named(self.name, scheme) or label_named(self.meaning, scheme)
+        return self.label_by_code(scheme) or label_named(self.name, scheme) or label_named(self.meaning, scheme)
+
+    def label_by_code(self, scheme: LabelScheme) -> Label | None:
+        return scheme.label_by_code(*self.code) if self.code else None
 
 
 def holds_segments(path: str | os.PathLike) -> bool:
@@ -77,11 +81,15 @@ def header_segments(path: str | os.PathLike) -> list[Segment]:
     return _segments(path, _MOST_LAYERS)
 
 
-def read_segments(path: str | os.PathLike, scheme: LabelScheme) -> Volume:
+def read_segments(
+    path: str | os.PathLike, scheme: LabelScheme, said: Mapping[str, Label | None] | None = None
+) -> Volume:
     """The file's segments as one volume of ``scheme``'s values, uint8; of overlapping ones the priority decides.
 
-    Left and right, and structures that ``scheme`` does not tell apart, are combined. The notes say which segment
-    became which label. Raises :class:`MedDPMError` when a segment that is not empty is none of the scheme's labels,
+    ``said`` is what somebody says of segments by their names in small letters; None leaves one out. Left and right, and
+    structures that ``scheme`` does not tell apart, are combined. The notes say which segment
+    became which label. Raises :class:`MedDPMError` when a segment that is not empty is none of the scheme's labels or
+    may be several (``masks/regions.py``),
     when two are the same label, when there is a value that is no segment's, and for a damaged file.
     """
     path = Path(path)
@@ -93,7 +101,8 @@ def read_segments(path: str | os.PathLike, scheme: LabelScheme) -> Volume:
     except MedDPMError as error:
         raise MedDPMError(f"{path}: {error}") from None
     layers = itk_array(image).reshape(*geometry.shape, -1)
-    return merge_segments(path, _segments(path, layers.shape[-1]), layers, geometry, scheme, notes_on_space(path))
+    segments = _segments(path, layers.shape[-1])
+    return merge_segments(path, segments, layers, geometry, scheme, said, notes_on_space(path))
 
 
 def merge_segments(
@@ -102,24 +111,36 @@ def merge_segments(
     layers: np.ndarray,
     geometry: Geometry,
     scheme: LabelScheme,
+    said: Mapping[str, Label | None] | None = None,
     notes: tuple[str, ...] = (),
 ) -> Volume:
     """The ``segments`` in ``layers`` (k, j, i, layer) as a volume of ``scheme``'s values, see :func:`read_segments`."""
     taken: dict[int, list[Segment]] = {}
-    strangers = []
+    said = said or {}
+    if said and not any(_key(segment) in said for segment in segments):
+        names = ", ".join(f'"{segment.name}"' for segment in segments[:10])
+        raise MedDPMError(f'{path} has no segment called "{next(iter(said))}": its segments are {names}')
+    remarks, strangers = [*notes], []
+    lone = _lone(segments, scheme, said)
     for segment in _present(path, segments, layers):
-        label = segment.label_in(scheme)
-        if label is None:
-            strangers.append(segment.name)
-        else:
+        label = said[_key(segment)] if _key(segment) in said else segment.label_in(scheme)
+        if label is not None:
+            if segment.name in lone:
+                raise _lone_region(path, segment, scheme)
             taken.setdefault(label.value, []).append(segment)
+        elif _key(segment) in said:
+            remarks.append(f'segment "{segment.name}" is left out, as requested')
+        else:
+            strangers.append(segment.name)
     if strangers:
         raise MedDPMError(
             f"{path}: none of the scheme {scheme.name}'s labels ({scheme.describe_labels()}) is the segment"
-            f" {', '.join(strangers[:10])}: rename it after its label or remove it"
+            f" {', '.join(strangers[:10])}",
+            remedy="rename it after its label or remove it",
+            code="unknown-segment",
+            example=f"{strangers[0]}={scheme.labels[-1].name.lower()}",
         )
     labels = np.zeros(geometry.shape, np.uint8)
-    remarks = [*notes]
     for value in reversed(scheme.priority):
         label = scheme.label_by_value(value)
         own = taken.get(value, [])
@@ -132,6 +153,30 @@ def merge_segments(
             names = ", ".join(f'"{segment.name}"' for segment in own)
             remarks.append(f"segments {names} are combined for {label.name.lower()}")
     return Volume(labels, geometry, tuple(remarks))
+
+
+def _key(segment: Segment) -> str:
+    """The name of ``segment`` as what somebody says of it is found by."""
+    return " ".join(segment.name.casefold().split())
+
+
+def _lone(segments: list[Segment], scheme: LabelScheme, said: Mapping[str, Label | None]) -> set[str]:
+    """The names of segments that may be several labels, if neither a code nor ``said`` says which."""
+    labels = {one.name: said[_key(one)] if _key(one) in said else one.label_in(scheme) for one in segments}
+    known = {one.name for one in segments if _key(one) in said or one.label_by_code(scheme)}
+    return lone_regions(labels) - known
+
+
+def _lone_region(path: Path, segment: Segment, scheme: LabelScheme) -> MedDPMError:
+    parts = ", ".join(label.name.lower() for label in scheme.tumor)
+    example = f"{segment.name}={scheme.tumor[0].name.lower()}"
+    return MedDPMError(
+        f'{path}: the segment "{segment.name}" is a region inside which no part of the tumor is named: it can be'
+        f" any of {parts}",
+        remedy=f'say which it is, as in "{example}"',
+        code="lone-region",
+        example=example,
+    )
 
 
 def _present(path: Path, segments: list[Segment], layers: np.ndarray) -> list[Segment]:

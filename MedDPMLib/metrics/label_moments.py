@@ -60,6 +60,10 @@ def share_in_range(means: np.ndarray, real: np.ndarray) -> float:
 def median_colors(real: np.ndarray) -> np.ndarray:
     """The median over ``real`` (brains, L) of each label's mean, (L,): what a mask that is merely colored would show.
 
-    It knows the mean look of every tissue and nothing else: what a network has to be better than.
+    It knows the mean look of every tissue and nothing else: what a network has to be better than. NaN where no brain
+    has a label.
     """
-    return np.nanmedian(real, axis=0)
+    known = np.isfinite(real).any(axis=0)
+    colors = np.full(real.shape[1:], np.nan)
+    colors[known] = np.nanmedian(real[:, known], axis=0)
+    return colors

@@ -178,7 +178,7 @@ class Card:
 
     @property
     def draws_by_levels(self) -> bool:
-        """Whether the network is a cascade, which is asked at noise levels instead of timesteps."""
+        """Whether the network is asked at noise levels instead of timesteps, level by level, and knows appearances."""
         return self.schedule["name"] == NOISE_LEVELS
 
     @property

@@ -13,8 +13,7 @@ from MedDPMLib.diffusion.schedule import NoiseSchedule, make_schedule
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.models.card import Card
 from MedDPMLib.networks import build_network
-from MedDPMLib.networks.cascade import Cascade
-from MedDPMLib.networks.denoiser import Denoiser
+from MedDPMLib.networks.denoiser import Network
 from MedDPMLib.networks.memory_mode import MemoryMode
 from MedDPMLib.networks.optimized import optimize
 from MedDPMLib.runtime.device import Execution
@@ -23,17 +22,16 @@ from MedDPMLib.runtime.device import Execution
 class Model:
     """A diffusion model: ``card``, ``schedule``, ``network`` (float32) and ``hash`` (SHA-256 of its file).
 
-    A cascade has noise levels instead of a schedule, which is None, and is drawn with by
-    :func:`MedDPMLib.inference.cascade.draw`; the rest of this is about the others.
+    One that is asked at noise levels has no schedule: it is None.
 
-    The network is a plain callable ``network(x, t, condition)`` that predicts what ``card.prediction`` says.
-    :attr:`denoiser` predicts the noise, whatever the network does.
+    The network of any other is a plain callable ``network(x, t, condition)`` that predicts what ``card.prediction``
+    says. :attr:`denoiser` predicts the noise, whatever the network does.
     """
 
-    def __init__(self, card: Card, network: Denoiser | Cascade, hash: str) -> None:
+    def __init__(self, card: Card, network: Network, hash: str) -> None:
         self.card = card
         self.hash = hash
-        if card.draws_by_levels != isinstance(network, Cascade):
+        if card.draws_by_levels != network.draws_by_levels:
             raise MedDPMError(
                 f"the model {card.name} is damaged: the schedule {card.schedule['name']} is not for its network"
             )
@@ -44,7 +42,7 @@ class Model:
                 f" its schedule has {self.schedule.timesteps}"
             )
         self.network = network.eval().requires_grad_(False)
-        self._prepared: tuple[tuple[torch.device, torch.dtype, MemoryMode], Denoiser | Cascade] | None = None
+        self._prepared: tuple[tuple[torch.device, torch.dtype, MemoryMode], Network] | None = None
 
     @property
     def denoiser(self) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
@@ -80,7 +78,7 @@ class Model:
         if wrong or (t.device.type == "cpu" and not ((t >= 0) & (t <= last)).all()):
             raise MedDPMError(f"t is {len(x)} whole number(s) from 0 to {last}, not {t.tolist()}")
 
-    def prepared(self, execution: Execution, mode: MemoryMode = MemoryMode.FAST) -> Denoiser | Cascade:
+    def prepared(self, execution: Execution, mode: MemoryMode = MemoryMode.FAST) -> Network:
         """The network for inference on the device and in the precision of ``execution``; kept for the next call."""
         settings = execution.device, execution.dtype, mode
         if self._prepared is None or self._prepared[0] != settings:

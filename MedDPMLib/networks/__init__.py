@@ -9,11 +9,12 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.networks.denoiser import Denoiser
+from MedDPMLib.networks.denoiser import Network
 from MedDPMLib.validation import either, list_of, whole
 
 #: How labels enter a network, unless its description specifies it.
@@ -38,8 +39,8 @@ _NUMBER = whole(1, 4096)
 _NUMBERS = either(_NUMBER, list_of(_NUMBER, 0, 16))
 
 
-def build_network(description: Mapping[str, object]) -> Denoiser:
-    """A network with fresh float32 weights on the CPU.
+def build_network(description: Mapping[str, object]) -> Any:
+    """A :class:`Network` of the described kind with fresh float32 weights on the CPU.
 
     Raises :class:`MedDPMError` for an unknown kind, for numbers that make no network, and for a network of more
     than :data:`MAX_PARAMETERS` parameters, before any memory is taken.
@@ -87,7 +88,7 @@ def shape_mismatch(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, 
     return "; ".join(parts) or None
 
 
-def _constructor(description: Mapping[str, object]) -> tuple[type[Denoiser], dict[str, object]]:
+def _constructor(description: Mapping[str, object]) -> tuple[type[Network], dict[str, object]]:
     """The class of a description and its keyword arguments, each a whole number or a tuple of such."""
     kind = description.get("kind")
     if not isinstance(kind, str) or kind not in _KINDS:

@@ -10,7 +10,6 @@ level sees the labels at twice its own resolution, how deep each cell lies, wher
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.appearance import FEATURES
 from MedDPMLib.imaging.haar import DETAILS, split, to_blocks
+from MedDPMLib.networks.denoiser import Network
 from MedDPMLib.networks.magnitude_preserving import UnitUNet3d
 
 #: Voxels along a cell's side, by level.
@@ -32,6 +32,9 @@ _FRACTION_SCALE, _DEPTH_SCALE, _POSITION_SCALE = 4.0, 1.5, 1.5
 #: Voxels of depth that make a difference, and half of the box that positions are measured in.
 _DEPTH_REACH, _HALF_BOX = 8.0, 96.0
 
+#: A brain's appearance is met with so much of the brains' deviation on top, in training and where it is drawn by seed.
+APPEARANCE_JITTER = 0.15
+
 #: How much more noise than the means the details of the first level get, in units of their own deviation, at most.
 _MOST_NOISE = 6.0
 
@@ -39,12 +42,16 @@ _MOST_NOISE = 6.0
 _MOST_LOG_VARIANCE, _LEAST_SPREAD = 4.0, 0.05
 
 
-class CascadeLevel(nn.Module):
+class CascadeLevel(Network):
     """Draws bands of ``channels`` images on cells of ``cell`` voxels; the ``first`` level their means, too.
 
     Images of cells are (C, d, h, w), bands (B, d, h, w): for the first level C means, then as for the others the seven
     details of :func:`MedDPMLib.imaging.haar.split`, detail by detail, each of C images.
     """
+
+    keeps_float32 = True
+
+    painted_share: Tensor
 
     def __init__(
         self, cell: int, channels: int, labels: int, widths: Sequence[int], depths: Sequence[int], given: int,
@@ -57,7 +64,11 @@ class CascadeLevel(nn.Module):
         count = 8 * labels + _DEPTHS + _POSITIONS + self.bands + coarser
         appearance = channels * len(FEATURES)
         self.network = UnitUNet3d(self.bands, count, appearance, widths, depths, given_width=given, heads=heads)
+        #: Sides of what it draws, in cells, are multiples of this.
         self.multiple = 2 ** (len(widths) - 1)
+        self.side_multiple = cell * self.multiple
+        #: So many arrays of the widest layer are alive at once.
+        self.values_per_voxel = 12 * widths[0] / cell**3
         #: Mean and deviation of the cells' means, (C,), deviation of their details, (7, C), over the training brains.
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("deviation", torch.ones(channels))
@@ -91,25 +102,24 @@ class CascadeLevel(nn.Module):
         return torch.cat([torch.ones_like(self.mean), ratio.flatten()])
 
     def given(
-        self, fractions: Tensor, depth: Tensor, position: Tensor, colors: Tensor, coarser: Tensor | None
+        self, fractions: Tensor, depth: Tensor, position: Tensor, painted: Tensor, coarser: Tensor | None
     ) -> Tensor:
         """What the network sees beside the noisy bands: (count, d, h, w).
 
         ``fractions`` (labels, 2 d, 2 h, 2 w) is the share of each label in half cells, ``depth`` (2, d, h, w) that of
-        :func:`MedDPMLib.masks.distances.depths`, ``position`` (3, d, h, w) that of :func:`cell_positions`, ``colors``
-        (labels, C) those of :meth:`Cascade.colors`, ``coarser`` (C, d, h, w) the whitened means (not for the first
-        level).
+        :func:`MedDPMLib.masks.distances.depths`, ``position`` (3, d, h, w) that of :func:`cell_positions`, ``painted``
+        (B, d, h, w) that of :meth:`painted`, ``coarser`` (C, d, h, w) the whitened means (not for the first level).
         """
         parts = [
             to_blocks(fractions).flatten(0, 1) * _FRACTION_SCALE,
             (depth / _DEPTH_REACH).tanh() * _DEPTH_SCALE,
             position / _HALF_BOX * _POSITION_SCALE,
-            self.painted(fractions, colors),
+            painted,
         ]
         return torch.cat(parts if coarser is None else [*parts, coarser])
 
     def painted(self, fractions: Tensor, colors: Tensor) -> Tensor:
-        """The whitened bands (B, d, h, w) of the labels themselves, each in its color."""
+        """The whitened bands (B, d, h, w) of the labels themselves, each in its color, ``colors`` (labels, C)."""
         total = fractions.sum(dim=0)
         painted = torch.einsum("lc,ldhw->cdhw", colors, fractions) / total.clamp_min(1e-3)
         inside = total > 0
@@ -130,7 +140,7 @@ class CascadeLevel(nn.Module):
         """The deviation (B, d, h, w) that whitened bands have from the painted ones' share, by :meth:`cell_shares` and
         the ``appearance`` (A,)."""
         shares = self.cell_shares(fractions)
-        factor = self.variance_weights[:, :-1] @ appearance + self.variance_weights[:, -1]
+        factor = _regressed(self.variance_weights, appearance)
         factor = factor.clamp(-_MOST_LOG_VARIANCE, _MOST_LOG_VARIANCE).exp()
         variance = torch.einsum("ldhw,lb->bdhw", shares, self.variances) * _column(factor)
         return variance.clamp_min(_LEAST_SPREAD**2).sqrt()
@@ -145,6 +155,17 @@ class CascadeLevel(nn.Module):
         answer = self.network((x * scale).to(dtype), sigma.log() / 4, condition_noise, appearance, encoded).float()
         return keep * x + add * answer, answer
 
+    def forward(self, x: Tensor, sigma: Tensor, condition_noise: Tensor, appearance: Tensor, given: Tensor) -> Tensor:
+        """The network's own answer of :meth:`estimate`, float32; ``given`` (B, count, d, h, w) is encoded first, and
+        its type is the one that is computed in."""
+        return self.estimate(x, sigma, condition_noise, appearance, self.network.encode(given), given.dtype)[1]
+
+    def after_step(self) -> None:
+        self.network.rescale()
+
+    def start_training(self) -> None:
+        self.network.rescale()
+
     def preconditioning(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(B, bands, 1, 1, 1) each: the noise, the factors of x and of the answer in the estimate, and of the input."""
         noise = (sigma[:, None] * self.noise_ratio)[:, :, None, None, None]
@@ -152,12 +173,12 @@ class CascadeLevel(nn.Module):
         return noise, scale**2, noise * scale, scale
 
 
-def condition_noise(sigma: float, count: int, device: torch.device | None = None) -> Tensor:
-    """(count,): how the network is given the noise ``sigma`` in the coarser means, in their deviations."""
-    return torch.full((count,), math.log(sigma + 0.01) / 4, device=device)
+def condition_noise(sigma: Tensor) -> Tensor:
+    """(B,): how the network is given the noise ``sigma`` (B,) in the coarser means, in their deviations."""
+    return (sigma + 0.01).log() / 4
 
 
-class Cascade(nn.Module):
+class Cascade(Network):
     """The levels of a cascade for ``image_channels`` images of ``condition_channels`` labels, and what it knows of the
     ``brains`` that it was trained on: how they look.
 
@@ -168,11 +189,16 @@ class Cascade(nn.Module):
     #: Values alive at the peak of a drawing, all that it takes, for each voxel of the grid: 32 were measured where a
     #: quarter of the grid is brain, and large brains take more.
     values_per_voxel = 45
-    exact_condition = False
+    draws_by_levels = True
+
+    appearances: Tensor
+    appearance_mean: Tensor
+    appearance_deviation: Tensor
+    color_weights: Tensor
 
     def __init__(
         self, image_channels: int, condition_channels: int, widths: Sequence[int], depths: Sequence[int],
-        given: Sequence[int], heads: int, brains: int,
+        given: Sequence[int], heads: int, brains: int = 1,
     ) -> None:  # fmt: skip
         super().__init__()
         if len(widths) != 6 or len(depths) != 6 or len(given) != 3:
@@ -195,7 +221,7 @@ class Cascade(nn.Module):
 
     def colors(self, appearance: Tensor) -> Tensor:
         """The mean intensity (labels, C) that labels have in a brain of ``appearance`` (A,), standardized."""
-        return (self.color_weights[..., :-1] @ appearance + self.color_weights[..., -1]).clamp(-1, 1)
+        return known_colors(self.color_weights, appearance)
 
     def freeze(self, dtype: torch.dtype) -> None:
         """Computes the filters of all levels once, in ``dtype``: for inference."""
@@ -205,6 +231,22 @@ class Cascade(nn.Module):
     def standardize(self, appearance: Tensor) -> Tensor:
         """An appearance as measured, (A,), in the training brains' deviations, at most 3."""
         return ((appearance - self.appearance_mean) / self.appearance_deviation).clamp(-3, 3)
+
+    def tables(self) -> dict[str, Tensor]:
+        """What it knows of its training brains, its own and its levels', by name in the state dict."""
+        learnt = {name for name, _ in self.named_parameters()}
+        return {name: t for name, t in self.state_dict().items() if name not in learnt and ".network." not in name}
+
+
+def known_colors(color_weights: Tensor, appearance: Tensor) -> Tensor:
+    """The mean intensity (labels, C) by a regression ``color_weights`` (labels, C, A + 1), the constant last."""
+    return _regressed(color_weights, appearance).clamp(-1, 1)
+
+
+def _regressed(weights: Tensor, features: Tensor) -> Tensor:
+    """``weights`` (..., A + 1), the constant last, of ``features`` (A,): a sum, for a matrix product is rounded as its
+    operands happen to lie in memory."""
+    return (weights[..., :-1] * features).sum(dim=-1) + weights[..., -1]
 
 
 def label_fractions(labels: Tensor, count: int, factor: int) -> Tensor:
@@ -221,6 +263,21 @@ def cell_positions(cell: int, start: Sequence[int], shape: Sequence[int], box: S
     of voxels, in voxels along k, j, i."""
     axes = [(torch.arange(n) + first + 0.5) * cell - side / 2 for n, first, side in zip(shape, start, box, strict=True)]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"))
+
+
+def box_around(inside: Tensor, multiple: int, least: Sequence[int] = (0, 0, 0)) -> tuple[slice, ...]:
+    """The smallest box, in cells, that holds ``inside`` (d, h, w) and a cell around it, its sides multiples, and at
+    least so many cells where there are so many."""
+    box = []
+    for axis, length in enumerate(inside.shape):
+        others = [other for other in range(3) if other != axis]
+        filled = torch.nonzero(inside.any(dim=others[1]).any(dim=others[0])).flatten()
+        first, last = (int(filled[0]), int(filled[-1])) if len(filled) else (0, 0)
+        low, high = max(first - 1, 0), min(last + 2, length)
+        side = min(max(-(-(high - low) // multiple) * multiple, least[axis]), length)
+        low = min(low, length - side)
+        box.append(slice(low, low + side))
+    return tuple(box)
 
 
 def _column(values: Tensor) -> Tensor:

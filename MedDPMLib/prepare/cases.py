@@ -16,10 +16,10 @@ from MedDPMLib.imaging.normalize import normalize_onto
 from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.masks.brain_area import describe_volume
 from MedDPMLib.masks.fit import fit
-from MedDPMLib.masks.mask import Mask
+from MedDPMLib.masks.mask import Mask, read_labels
 from MedDPMLib.masks.numberings import Numbering, shows_brain
 from MedDPMLib.masks.readings import AmbiguousLabels
-from MedDPMLib.masks.said import named_by, said_numbering
+from MedDPMLib.masks.said import named_by
 from MedDPMLib.masks.schemes import LabelScheme, load_scheme
 from MedDPMLib.prepare.sources import CaseFiles, file_stem
 from MedDPMLib.recipes.standard import Standard
@@ -75,7 +75,9 @@ def prepare_case(
         modality: read_volume(path, geometry=geometry, component=parts.get(modality))
         for modality, path in case.images.items()
     }
-    segmentation = read_volume(case.segmentation, geometry=geometry) if case.segmentation.is_file() else None
+    segmentation, numbering, said_by = _segmentation(
+        case, load_scheme("brats") if anatomy else scheme, numbering, geometry
+    )
     first, source = next(iter(case.images.values())), next(iter(stored.values())).geometry
     for path, volume in zip((*case.images.values(), case.segmentation), (*stored.values(), segmentation), strict=True):
         if volume:
@@ -86,7 +88,7 @@ def prepare_case(
     orientation = standard.grid.orientation
     images = {modality: reoriented(volume, orientation) for modality, volume in stored.items()}
     segmentation = reoriented(segmentation, orientation) if segmentation else None
-    labels, notes = _labels(case, images, segmentation, standard, scheme, anatomy, numbering)
+    labels, notes = _labels(case, images, segmentation, standard, scheme, anatomy, numbering, said_by)
     mask = Mask(labels, scheme, case.name)
     if not labels.array.any():
         raise MedDPMError("its mask is empty: nothing in it is labeled")
@@ -139,12 +141,10 @@ def _labels(
     standard: Standard,
     scheme: LabelScheme,
     anatomy: Path | None,
-    numbering: str | None,
+    numbering: str | Numbering | None,
+    said_by: str,
 ) -> tuple[Volume, Sequence[str]]:
     """The case's label map in the values of ``scheme`` on its own grid, and notes."""
-    said_by = "as requested"
-    if segmentation is not None and numbering is None:
-        numbering, said_by = _said(case, segmentation, load_scheme("brats") if anatomy else scheme)
     if anatomy is not None:
         path = anatomy / f"{case.name}_anatomy.nii.gz"
         structures = reoriented(read_volume(path), standard.grid.orientation)
@@ -193,12 +193,19 @@ def _labels(
     return _with_structures(Volume(labels, segmentation.geometry), scheme), notes
 
 
-def _said(case: CaseFiles, segmentation: Volume, scheme: LabelScheme) -> tuple[Numbering | None, str]:
-    """The numbering that the layout, or a table beside the segmentation, gives its values, and which of them."""
-    if case.labels is not None:
-        table = case.source / "dataset.json"
-        return named_by(table, case.labels, case.segmentation, segmentation, scheme), f"by {table.name}"
-    return said_numbering(case.segmentation, segmentation, scheme) or (None, "")
+def _segmentation(
+    case: CaseFiles, scheme: LabelScheme, numbering: str | None, geometry: str | None
+) -> tuple[Volume | None, str | Numbering | None, str]:
+    """The segmentation as its file has it, the numbering of its values, if that is known, and how.
+
+    The layout of the folder says it first, then the file, or a table beside it.
+    """
+    if not case.segmentation.is_file():
+        return None, numbering, ""
+    if case.labels is not None and numbering is None:
+        volume, table = read_volume(case.segmentation, geometry=geometry), case.source / "dataset.json"
+        return volume, named_by(table, case.labels, case.segmentation, volume, scheme), f"by {table.name}"
+    return read_labels(case.segmentation, scheme, numbering=numbering, geometry=geometry)
 
 
 def _check_head(labels: np.ndarray, geometry: Geometry, scheme: LabelScheme, case: CaseFiles) -> None:

@@ -26,7 +26,7 @@ from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.geometry import Grid
 from MedDPMLib.imaging.io import write_nifti
 from MedDPMLib.imaging.normalize import NORMALIZATIONS
-from MedDPMLib.masks.said import asked_numbering
+from MedDPMLib.masks.said import check_said
 from MedDPMLib.masks.schemes import FORMER_NAMES, LabelScheme, load_scheme
 from MedDPMLib.models.card import MODALITIES
 from MedDPMLib.moved import former_attribute
@@ -92,7 +92,7 @@ class DatasetSettings:
         if self.anatomy is not None and self.scheme != "anatomy":
             raise MedDPMError(f'the scheme "{self.label_scheme.name}" has no structures: leave out --anatomy')
         if self.numbering is not None:
-            asked_numbering(load_scheme("brats") if self.anatomy else self.label_scheme, self.numbering)
+            check_said(load_scheme("brats") if self.anatomy else self.label_scheme, self.numbering)
 
     @property
     def label_scheme(self) -> LabelScheme:
@@ -249,7 +249,7 @@ def _done(record: Path, labels: Path) -> dict | None:
         if not labels.is_file() or not {"key", "found"} <= said.keys():
             return None
         return {**said, "found": {_current_heading(heading): text for heading, text in said["found"].items()}}
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return None
 
 
@@ -268,7 +268,7 @@ def _begin(out: Path, settings: DatasetSettings) -> None:
     if path.exists():
         try:
             said = _with_current_names(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             said = {}
         for name, value in settings.description().items():
             if not isinstance(said, dict) or said.get(name) != value:
@@ -303,7 +303,7 @@ def _describe(out: Path, settings: DatasetSettings) -> None:
     description = settings.description() | {"numTraining": len(list((out / "labelsTr").glob("*.nii.gz")))}
     try:
         description = _with_current_names(json.loads(path.read_text(encoding="utf-8"))) | description
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         pass
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(description, indent=2, ensure_ascii=False), encoding="utf-8")

@@ -178,7 +178,7 @@ def _nnunet_cases(
         said = json.loads(description.read_text(encoding="utf-8"))
         channels = {int(key): str(name) for key, name in (said.get("channel_names") or said["modality"]).items()}
         labels = nnunet_labels(said["labels"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise MedDPMError(
             f"{description} is not nnU-Net's description of a dataset ({error!r:.100}): it needs channel_names and"
             " labels"

@@ -13,7 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from MedDPMLib.diffusion.names import PREDICTIONS
+from MedDPMLib.diffusion.names import CASCADE_LEVELS, NOISE_LEVELS, PREDICTIONS
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.geometry import Grid
 from MedDPMLib.masks.scheme_files import SUFFIXES, find_scheme
@@ -21,7 +21,7 @@ from MedDPMLib.masks.schemes import LabelScheme, load_scheme, scheme_names
 from MedDPMLib.models.card import GRID, QUALITIES, Card
 from MedDPMLib.recipes.former_names import current_path, current_tables
 from MedDPMLib.recipes.standard import standard
-from MedDPMLib.validation import Rule, build, field, flag, list_of, number, one_of, table, text, whole
+from MedDPMLib.validation import Rule, build, field, flag, list_of, number, one_of, optional, table, text, whole
 
 try:
     import tomllib
@@ -36,16 +36,16 @@ _INDIFFERENT = ("monitor", "card")
 
 #: What a run's checkpoints depend on: if one of these changes, it is another model.
 _FIXED = (
-    "scheme",
-    "dataset_grid",
-    "modalities",
-    "prediction",
-    "mask_encoding",
-    "positions",
-    "network",
-    "schedule",
-    "distillation",
-)
+    "scheme", "dataset_grid", "modalities", "prediction", "mask_encoding", "positions", "network", "schedule",
+    "distillation", "level",
+)  # fmt: skip
+
+#: What the fields of a cascade's recipe say that mean something for networks of timesteps only: nothing.
+_UNUSED_BY_LEVELS: dict[str, dict[str, Any]] = {
+    "training": {"loss_space": "v", "min_snr": 0, "sigma_floor": 1, "high_noise": 1, "background_weight": 0},
+    "augmentation": {"gamma": 0, "bias": 0},
+    "monitor": {"montage_every": 0},
+}
 
 
 #: Sides of a box of voxels, in (i, j, k) order.
@@ -81,6 +81,27 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Level:
+    """How one level of a cascade is trained: the network on cells of 8, 4 or 2 voxels.
+
+    Each iteration takes ``batch`` whole brains, or patches of ``patch`` (i, j, k) voxels.
+    """
+
+    name: str = field(one_of(*CASCADE_LEVELS))
+    iterations: int = field(whole(1))
+    batch: int = field(whole(1))
+    learning_rate: float = field(number(0, open_low=True))
+    #: Mean and standard deviation of the logarithm of the noise, in units of what is drawn.
+    noise: tuple[float, float] = field(list_of(number(), 2, 2))
+    #: The coarser image gets noise of r^2 times this, r uniform, in its own deviations: so that the level copes with
+    #: the faults of the one that draws it.
+    coarser_noise: float = field(number(0))
+    #: Whether examples are rotated, scaled, moved and bent, which interpolates; mirrored they are in any case.
+    varied: bool = field(flag())
+    patch: tuple[int, int, int] | None = field(_SIDES, default=None)
+
+
+@dataclass(frozen=True)
 class Training:
     """Objective and optimization; see :mod:`MedDPMLib.train.objective` for the terms of the loss."""
 
@@ -101,6 +122,11 @@ class Training:
     learning_rate: float = field(number(0, open_low=True))
     #: The learning rate falls along half a cosine to this fraction of itself; 1 keeps it constant.
     min_lr_ratio: float = field(number(0, 1))
+    #: From this iteration it falls as the inverse square root of the iteration instead, down to the same fraction, so
+    #: that a run may be made longer; 0 is the cosine.
+    inverse_sqrt_from: int = field(whole(0), default=0, kw_only=True)
+    #: Decay of the mean square of the gradients in the optimizer.
+    beta2: float = field(number(0, 1, open_high=True), default=0.999, kw_only=True)
     #: Number of iterations in which the learning rate rises linearly.
     warm_up: int = field(whole(0))
     weight_decay: float = field(number(0))
@@ -108,7 +134,8 @@ class Training:
     max_grad_norm: float = field(number(0))
     #: Number of batches in one iteration; several processes share them.
     gradient_accumulation_steps: int = field(whole(1))
-    #: Decay of the moving average of the weights, which becomes the model, and the iteration from which it starts.
+    #: Decay of the moving average of the weights, which becomes the model, at most; over n iterations it is 1 - 9/n at
+    #: most, so that a decay near 1 averages over a fixed share of them. And the iteration from which it starts.
     ema: float = field(number(0, 1, open_high=True))
     ema_start: int = field(whole(0))
     #: Share of the cases that is held out for validation; 0 is none.
@@ -180,10 +207,30 @@ class Recipe:
     distillation: Distillation | None = None
     #: The grid of the dataset; None: that of a scheme that ships with the package.
     dataset_grid: Grid | None = None
+    #: Names of cases that are never trained on, whatever share of the others is held out: they are for validation.
+    validation: tuple[str, ...] = field(list_of(text(), 0, 1000), default=())
+    #: The levels of a cascade, and which of them is trained: one by one.
+    levels: tuple[Level, ...] = ()
+    level: str | None = field(optional(one_of(*CASCADE_LEVELS)), default=None)
 
     @property
     def label_scheme(self) -> LabelScheme:
         return load_scheme(self.scheme) if isinstance(self.scheme, str) else LabelScheme.from_dict(self.scheme)
+
+    def at_level(self, name: str) -> Recipe:
+        """The recipe of one level of the cascade; :class:`MedDPMError` where there is none of this name."""
+        if name not in {level.name for level in self.levels}:
+            known = ", ".join(level.name for level in self.levels)
+            raise MedDPMError(
+                f'the recipe {self.name} has no level "{name}": '
+                + (f"use one of {known}" if known else "it is not that of a cascade")
+            )
+        return recipe_from({**recipe_values(self), "level": name})
+
+    @property
+    def trained_level(self) -> Level:
+        """The level of a cascade that is trained, of a recipe :meth:`at_level`."""
+        return next(level for level in self.levels if level.name == self.level)
 
     @property
     def iterations(self) -> int:
@@ -251,6 +298,8 @@ def load_recipe(name_or_path: str | os.PathLike, overrides: Sequence[str] = ()) 
 def recipe_from(values: Mapping[str, Any]) -> Recipe:
     """The recipe of the tables ``values``, as read from TOML; :class:`MedDPMError` names an invalid field."""
     made = current_tables(values)
+    if "levels" in made:
+        _give_learning_rate(made)
     for name, kind in (("training", Training), ("augmentation", Augmentation), ("monitor", Monitor)):
         if name in made:
             made[name] = build(kind, made[name], f"[{name}]")
@@ -258,7 +307,9 @@ def recipe_from(values: Mapping[str, Any]) -> Recipe:
         made["distillation"] = _distillation(made["distillation"], made.get("schedule"))
     if made.get("dataset_grid") is not None:
         made["dataset_grid"] = Grid(**GRID.read(made["dataset_grid"], "[dataset_grid]"))
-    if "stages" in made:
+    if "levels" in made:
+        _take_levels(made)
+    elif "stages" in made:
         made["stages"] = _stages(made["stages"])
     recipe = build(Recipe, made, "the recipe")
     recipe_card(recipe)  # what is invalid on the card is invalid in the recipe
@@ -267,11 +318,18 @@ def recipe_from(values: Mapping[str, Any]) -> Recipe:
 
 def recipe_values(recipe: Recipe) -> dict[str, Any]:
     """The tables of ``recipe`` as :func:`recipe_from` takes them."""
-    values = {name: _plain(value) for name, value in asdict(recipe).items()}
+    values: dict[str, Any] = {name: _plain(value) for name, value in asdict(recipe).items()}
     values["stages"] = [{name: side for name, side in stage.items() if side is not None} for stage in values["stages"]]
-    for optional in ("distillation", "dataset_grid"):
-        if values[optional] is None:
-            del values[optional]
+    for name in ("distillation", "level", "dataset_grid"):
+        if values[name] is None:
+            del values[name]
+    if not values["validation"]:
+        del values["validation"]
+    if values["levels"]:  # which say what the stages are, and the learning rates
+        del values["stages"], values["training"]["learning_rate"]
+        values["levels"] = [{name: v for name, v in level.items() if v is not None} for level in values["levels"]]
+    else:
+        del values["levels"]
     return values
 
 
@@ -364,6 +422,44 @@ def _stages(values: Any) -> tuple[Stage, ...]:
                 " make it smaller"
             )
     return stages
+
+
+def _give_learning_rate(made: dict[str, Any]) -> None:
+    """Puts that of the level, of a cascade the first one's, among the settings of the training."""
+    levels, training = made["levels"], made.get("training")
+    if not levels or not isinstance(levels, (list, tuple)) or not all(isinstance(one, Mapping) for one in levels):
+        raise MedDPMError("[[levels]] must be tables, one for each level of the cascade")
+    if isinstance(training, Mapping):
+        if "learning_rate" in training:
+            raise MedDPMError('[training]: "learning_rate" is given for each of the [[levels]]: remove it here')
+        own = next((level for level in levels if level.get("name") == made.get("level")), levels[0])
+        made["training"] = {**training, "learning_rate": own.get("learning_rate")}
+
+
+def _take_levels(made: dict[str, Any]) -> None:
+    """Checks the levels of a cascade, and makes stages of them: of all, or of the one that is trained."""
+    if "stages" in made:
+        raise MedDPMError("a recipe has [[stages]] or, for a cascade, [[levels]]: remove one of them")
+    levels = tuple(build(Level, level, "[[levels]]") for level in made["levels"])
+    if tuple(level.name for level in levels) != CASCADE_LEVELS:
+        raise MedDPMError(f"[[levels]] must be {', '.join(CASCADE_LEVELS)}, in this order")
+    schedule = made.get("schedule")
+    if not isinstance(schedule, Mapping) or schedule.get("name") != NOISE_LEVELS:
+        raise MedDPMError(f'[schedule]: "name" must be "{NOISE_LEVELS}" for a cascade')
+    for section, wanted in _UNUSED_BY_LEVELS.items():
+        for name, value in wanted.items():
+            if getattr(made.get(section), name, value) != value:
+                raise MedDPMError(f'[{section}]: "{name}" must be {value!r} for a cascade, which does not use it')
+    made["levels"] = levels
+    if not isinstance(made.get("scheme"), str):  # reported with the rest
+        return
+    chosen = [level for level in levels if made.get("level") in (None, level.name)]
+    stages = [
+        {"size": standard(made["scheme"]).grid.size, "iterations": level.iterations, "batch": level.batch}
+        | ({} if level.patch is None else {"patch": level.patch})
+        for level in chosen or levels
+    ]
+    made["stages"] = _stages(stages)
 
 
 def _override(values: dict[str, Any], override: str) -> None:

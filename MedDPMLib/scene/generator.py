@@ -240,7 +240,9 @@ class Generator:
                 self._numbers[seed] = volumes.free_number(self._name(), order.modalities, seed)
             name = volumes.result_name(self._name(), modality, seed, self._numbers[seed])
             node = volumes.add_volume(volume, name, self._segmentation(), window=window)
-        volumes.set_record(node, {"modality": modality, **event.record})
+        # What was decided here is part of how the volume came about.
+        notes = list(dict.fromkeys((*self.labels.notes, *event.record["notes"])))
+        volumes.set_record(node, {"modality": modality, **event.record, "notes": notes})
         self.made[seed, modality] = node
 
     def _on_sample(self, event: Result) -> None:

@@ -19,6 +19,7 @@ from MedDPMLib.imaging.geometry import Geometry
 from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.masks.brain_area import describe_volume
 from MedDPMLib.masks.numberings import label_for, label_named
+from MedDPMLib.masks.regions import lone_regions
 from MedDPMLib.masks.schemes import Label, LabelScheme, load_scheme, scheme_names
 from MedDPMLib.scene.images import empty_image, extent_geometry, image_array, image_geometry, world_matrix
 
@@ -27,8 +28,14 @@ _CONVERTER = slicer.vtkSegmentationConverter
 #: Tag of a segment, followed by a scheme's name: the value of the label that the user chose for it.
 _LABEL_TAG = "MedDPM.label."
 
+#: Attribute of a segmentation, followed by a scheme's name: how the user read its numbers.
+_NOTE = "MedDPM.reading."
+
 #: Largest relative deviation from right angles and from whole voxels that counts as rounding.
 _EXACT = 1e-4
+
+#: The rank of the background: behind that of every segment.
+_NOTHING = 255
 
 #: Points along each side of a box that is sent through a transform that bends it.
 _SAMPLES = 9
@@ -47,7 +54,8 @@ def guess_table(segmentation: slicer.vtkMRMLSegmentationNode, scheme: LabelSchem
     """Segment ID to label value for the segments that are recognized: by their terminology first, by name second.
 
     White matter is the rest of the brain in a scheme that does not distinguish it (:func:`_recognize_part`); such
-    segments come last, behind one that is the label itself.
+    segments come last, behind one that is the label itself. A "tumor core" or a "whole tumor" without a segment for
+    what lies inside is left out: it can be any part of a tumor.
     """
     core = segmentation.GetSegmentation()
     segments = {id_: core.GetSegment(id_) for id_ in core.GetSegmentIDs()}
@@ -55,6 +63,8 @@ def guess_table(segmentation: slicer.vtkMRMLSegmentationNode, scheme: LabelSchem
     for recognize in (_recognize, _recognize_part):
         found = {id_: recognize(segment, scheme) for id_, segment in segments.items() if id_ not in table}
         table.update({id_: label.value for id_, label in found.items() if label is not None})
+    for id_ in _lone(segments, table, scheme):
+        del table[id_]
     return table
 
 
@@ -73,6 +83,12 @@ def table_of(segmentation: slicer.vtkMRMLSegmentationNode, scheme: LabelScheme) 
 def set_label(segmentation: slicer.vtkMRMLSegmentationNode, segment_id: str, scheme: LabelScheme, value: int) -> None:
     """Makes the label ``value`` of ``scheme`` (0: none) what the segment stands for; kept with the segment."""
     segmentation.GetSegmentation().GetSegment(segment_id).SetTag(_LABEL_TAG + scheme.name, str(value))
+    segmentation.RemoveAttribute(_NOTE + scheme.name)  # it says what the labels were before
+
+
+def set_note(segmentation: slicer.vtkMRMLSegmentationNode, scheme: LabelScheme, note: str) -> None:
+    """Keeps the sentence how the numbers of the segments were read for the record of what is generated from them."""
+    segmentation.SetAttribute(_NOTE + scheme.name, note)
 
 
 def missing_labels(table: Mapping[str, int], scheme: LabelScheme) -> tuple[Label, ...]:
@@ -98,6 +114,8 @@ def unlabeled_segments(
 
 def likely_label(name: str, scheme: LabelScheme) -> Label | None:
     """What a segment called ``name`` may stand for, to be asked about: a "lesion" is some part of the tumor."""
+    if known := label_named(name, scheme):
+        return known
     words = set(re.split(r"[\W_\d]+", name.casefold()))
     if not words & _TUMOR_WORDS:
         return None
@@ -154,12 +172,30 @@ def fingerprint(segmentation: slicer.vtkMRMLSegmentationNode) -> tuple:
     return tuple(found)
 
 
-def _recognize(segment: slicer.vtkSegment, scheme: LabelScheme) -> Label | None:
+def _lone(segments: Mapping[str, slicer.vtkSegment], table: Mapping[str, int], scheme: LabelScheme) -> list[str]:
+    """The segments that their names alone make a label although they can be several."""
+    labels = {
+        segment.GetName() or "": scheme.label_by_value(table[id_]) if id_ in table else None
+        for id_, segment in segments.items()
+    }
+    lone = lone_regions(labels)
+    return [
+        id_
+        for id_, segment in segments.items()
+        if id_ in table and segment.GetName() in lone and not _by_code(segment, scheme)
+    ]
+
+
+def _by_code(segment: slicer.vtkSegment, scheme: LabelScheme) -> Label | None:
     entry = slicer.vtkSlicerTerminologyEntry()
     if segment.HasTerminology():
         slicer.vtkSlicerTerminologiesModuleLogic.DeserializeTerminologyEntry(segment.GetTerminology(), entry)
     code = entry.GetTypeObject()
-    label = scheme.label_by_code(code.GetCodingSchemeDesignator(), code.GetCodeValue()) if code.GetCodeValue() else None
+    return scheme.label_by_code(code.GetCodingSchemeDesignator(), code.GetCodeValue()) if code.GetCodeValue() else None
+
+
+def _recognize(segment: slicer.vtkSegment, scheme: LabelScheme) -> Label | None:
+    label = _by_code(segment, scheme)
     # "peritumoral_edema" and "enhancing-tumor" are names, too.
     words = " ".join(re.split(r"[\W_]+", segment.GetName() or ""))
     return label or scheme.label_by_name(segment.GetName() or "") or scheme.label_by_name(words)
@@ -189,11 +225,14 @@ def read_labels(segmentation: slicer.vtkMRMLSegmentationNode, table: Mapping[str
     """
     name = segmentation.GetName()
     _check(table, segmentation, scheme)
-    labels, geometry, cut = _merge(segmentation, table, scheme)
+    ranks = {value: rank for rank, value in enumerate(scheme.priority)}
+    best, geometry, cut = _merge(segmentation, {id_: ranks[value] for id_, value in table.items()})
+    labels = np.array([*scheme.priority, *([0] * (_NOTHING + 1 - len(ranks)))], np.uint8)[best]
     if not labels.any():
         text = _('nothing is painted in "{name}": paint something, or start from a template')
         raise MedDPMError(text.format(name=name))
-    notes = _united(segmentation, table, scheme)
+    said = segmentation.GetAttribute(_NOTE + scheme.name)
+    notes = ((said,) if said else ()) + _united(segmentation, table, scheme)
     if cut:
         volume = describe_volume(cut * geometry.voxel_volume)
         text = _('{volume} of "{name}" lie outside its reference geometry and are left out')
@@ -203,29 +242,40 @@ def read_labels(segmentation: slicer.vtkMRMLSegmentationNode, table: Mapping[str
 
 def painted(segmentation: slicer.vtkMRMLSegmentationNode, table: Mapping[str, int], scheme: LabelScheme) -> np.ndarray:
     """Where any segment of ``table`` is (k, j, i), boolean, on the geometry of :func:`read_labels`."""
-    return _merge(segmentation, table, scheme)[0] != 0
+    return _merge(segmentation, dict.fromkeys(table, 0))[0] != _NOTHING
 
 
-def _merge(segmentation, table: Mapping[str, int], scheme: LabelScheme) -> tuple[np.ndarray, Geometry, int]:
-    """The labels (k, j, i), uint8, their geometry in RAS, and how many labeled voxels lie outside of it."""
+def label_map(segmentation: slicer.vtkMRMLSegmentationNode, values: Mapping[str, int]) -> Volume:
+    """The segments as a label map, uint16, of ``values`` (segment ID to value), on the geometry of :func:`read_labels`.
+
+    Of overlapping segments the first wins.
+    """
+    best, geometry, _cut = _merge(segmentation, {id_: rank for rank, id_ in enumerate(values)})
+    numbers = np.zeros(_NOTHING + 1, np.uint16)
+    numbers[: len(values)] = list(values.values())
+    return Volume(numbers[best], geometry)
+
+
+def _merge(segmentation, ranks: Mapping[str, int]) -> tuple[np.ndarray, Geometry, int]:
+    """The lowest of the ``ranks`` of the segments at each voxel (k, j, i), uint8, :data:`_NOTHING` where there is none.
+
+    With the geometry in RAS, and how many voxels of the segments lie outside of it.
+    """
     local = reference_geometry(segmentation)
     geometry, transform = _placed(segmentation, local)
     # Where the segments are brought together: their own coordinates, or RAS if they have to be resampled anyway.
     target = local if transform is None else geometry
-    # The rank of a label in the scheme's priority; the background comes last.
-    background = len(scheme.priority)
-    ranks = {value: rank for rank, value in enumerate(scheme.priority)}
-    best = np.full(target.shape, background, np.uint8)
+    best = np.full(target.shape, _NOTHING, np.uint8)
     cut = 0
-    for layer, segments in _layers(segmentation, table):
+    for layer, segments in _layers(segmentation, ranks):
         if transform is not None or _offset(image_geometry(layer), target) is None:
             layer = _resampled(layer, target, transform)
         array = image_array(layer)
-        lookup = np.full(max(int(array.max()), *segments) + 1, background, np.uint8)
+        lookup = np.full(max(int(array.max()), *segments) + 1, _NOTHING, np.uint8)
         for value, id_ in segments.items():
-            lookup[value] = ranks[table[id_]]
-        cut += _lay_over(best, lookup[array], _offset(image_geometry(layer), target), background)
-    return np.array([*scheme.priority, 0], np.uint8)[best], geometry, cut
+            lookup[value] = ranks[id_]
+        cut += _lay_over(best, lookup[array], _offset(image_geometry(layer), target), _NOTHING)
+    return best, geometry, cut
 
 
 def reference_geometry(segmentation: slicer.vtkMRMLSegmentationNode) -> Geometry:

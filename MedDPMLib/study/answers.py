@@ -163,7 +163,7 @@ def _read(connection: sqlite3.Connection, path: Path) -> tuple[dict[str, str], l
             if seal != stored or answer["presentation"] != presentation:
                 raise MedDPMError(f"{path}: the answer to presentation {presentation} was changed with another program")
             found.append(answer)
-    except (UnicodeDecodeError, TypeError, KeyError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, TypeError, KeyError, json.JSONDecodeError, RecursionError) as error:
         raise MedDPMError(f"{path}: an answer was changed with another program ({error})") from error
     return whose, found
 

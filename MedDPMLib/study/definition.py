@@ -169,13 +169,13 @@ def parse_definition(text: str, source: str) -> Definition:
 
     try:
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise MedDPMError(f"{source} is damaged ({error}): get the study again from its organizer") from error
     if table.get("format") != FORMAT:
         raise MedDPMError(
             f'{source} has the format "{table.get("format")}", not {FORMAT}: use the version of MedDPM that made it'
         )
-    seal = table.pop("seal", {})
+    seal = table.pop("seal", None)
     del table["format"]
     table = with_current_names(table, {"contrasts": "modalities"}, source)
     edited = f"{source} was edited after the study was made: get the study again from its organizer"
@@ -189,9 +189,10 @@ def parse_definition(text: str, source: str) -> Definition:
                 "sessions": Sessions(**table["sessions"]),
             }
         )
-    except (TypeError, KeyError, AttributeError) as error:
+        is_as_made = seal["hash"] == definition.hash
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise MedDPMError(edited) from error
-    if seal.get("hash") != definition.hash:
+    if not is_as_made:
         raise MedDPMError(edited)
     return definition
 

@@ -25,11 +25,12 @@ def numbering(ratings: Ratings) -> str:
 def write_imrmc(path: Path, ratings: Ratings, title: str) -> None:
     """The text format of iMRMC (FDA): four counts, then one line "reader,case,modality,score" for each rating.
 
-    Reader -1 and modality 0 give the truth: 0 without, 1 with signal. The first line is free text.
+    Reader -1 and modality 0 give the truth: 0 without, 1 with signal. The first line is free text, in which iMRMC also
+    looks for "N0:" and the like, so that no colon may be there, and which it cannot read with fewer than two letters.
     """
     abnormal = int(ratings.truth.sum())
     lines = [
-        " ".join(title.split()) or "MedDPM reader study",
+        "MedDPM reader study " + " ".join(title.replace(":", " ").split()),
         "",
         f"N0: {len(ratings.cases) - abnormal}",
         f"N1: {abnormal}",

@@ -36,7 +36,19 @@ class Presentation:
 
     @classmethod
     def from_dict(cls, stored: Mapping) -> Presentation:
-        return cls(**{**stored, "cases": tuple(stored["cases"])})
+        """Raises ValueError or TypeError for what :meth:`to_dict` does not give."""
+        one = cls(**{**stored, "cases": tuple(stored["cases"])})
+        numbers = (one.number, one.session, 0 if one.answer is None else one.answer)
+        if not all(isinstance(number, int) and number >= 0 for number in numbers) or one.kind not in (SINGLE, PAIR):
+            raise ValueError("a presentation is damaged")
+        if len(one.cases) != (2 if one.kind == PAIR else 1) or not all(map(_names_case, one.cases)):
+            raise ValueError("a case is damaged")
+        return one
+
+
+def _names_case(case: object) -> bool:
+    """Whether ``case`` is the name of a folder of cases, and no path to another place."""
+    return isinstance(case, str) and case.isalnum() and len(case) < 100
 
 
 @dataclass(frozen=True)

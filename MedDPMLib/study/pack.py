@@ -45,8 +45,10 @@ def _check_order(path: Path, definition: Definition) -> None:
         stored = json.loads(path.read_text(encoding="utf-8"))
         if stored["study"] == definition.hash:
             return
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise MedDPMError(f"{path} cannot be read ({error}): take it from a backup of the study folder") from error
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise MedDPMError(
+            f"{path} cannot be read ({error!s:.80}): take it from a backup of the study folder"
+        ) from error
     raise MedDPMError(f"{path} belongs to another study, or the study was edited: make the study again")
 
 
@@ -103,8 +105,8 @@ def read_task(folder: Path) -> Task:
         stored = json.loads(path.read_text(encoding="utf-8"))
         presentations = tuple(Presentation.from_dict(one) for one in stored["presentations"])
         reader, study = stored["reader"], stored["study"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise MedDPMError(f"{path} cannot be read ({error}): unpack the study again") from error
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise MedDPMError(f"{path} cannot be read ({error!s:.80}): unpack the study again") from error
     if study != definition.hash or reader not in definition.readers:
         raise MedDPMError(f"{path} belongs to another study: ask its organizer for yours")
     task = Task(folder, definition, reader, presentations)

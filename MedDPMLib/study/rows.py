@@ -113,8 +113,10 @@ def _shown(folder: Path, reader: str) -> dict[int, Presentation]:
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))["presentations"]
         return {one["number"]: Presentation.from_dict(one) for one in stored}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise MedDPMError(f"{path} cannot be read ({error}): take it from a backup of the study folder") from error
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise MedDPMError(
+            f"{path} cannot be read ({error!s:.80}): take it from a backup of the study folder"
+        ) from error
 
 
 def _rows(reader: str, shown: Mapping[int, Presentation], given: Sequence[Mapping], truth: Mapping) -> list[Row]:

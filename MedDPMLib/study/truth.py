@@ -61,7 +61,7 @@ def read_truth(folder: Path, passphrase: str, study_hash: str) -> dict[str, Any]
         raise MedDPMError(
             f"{path} cannot be read ({error.strerror}): the truth stays with the organizer, choose the study folder"
         ) from error
-    except (KeyError, TypeError, UnicodeDecodeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         if isinstance(error, MedDPMError):
             raise
         raise MedDPMError(f"{path} is damaged: take it from a backup of the study folder") from error

@@ -1,9 +1,10 @@
 """How does the optimizer take one step, in which precision, in how many processes?
 
 The optimizer works on float32 weights. Forward and backward run on a copy of the network in the execution's precision,
-whose gradients are summed into the float32 weights' own: the networks compute in the type of their weights, which
+whose gradients are summed into the float32 weights' own: most networks compute in the type of their weights, which
 automatic casting (torch.autocast) contradicts; normalizations stay in 16 bits, with half the memory; and on a CPU it
-is as fast as casting for the published networks, and the only option for the compact one.
+is as fast as casting for the published networks, and the only option for the compact one. Networks that normalize their
+weights keep them in float32 and cast by themselves.
 
 Several processes (torchrun, through Accelerate) share the batches of an iteration and average their gradients once, in
 float32. With ``shard`` each holds a share of weights, average and optimizer instead (PyTorch's FSDP2, which casts the
@@ -14,23 +15,22 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from MedDPMLib.diffusion.schedule import make_schedule
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.networks import build_network
-from MedDPMLib.recipes.recipe import Recipe, recipe_card
+from MedDPMLib.recipes.recipe import Recipe
 from MedDPMLib.runtime.device import Execution
 from MedDPMLib.train import sharding
 from MedDPMLib.train.blocks import recompute_activations
-from MedDPMLib.train.distillation import Teacher
-from MedDPMLib.train.examples import Example
-from MedDPMLib.train.objective import Objective, ema_decay, learning_rate
+from MedDPMLib.train.objective import ema_decay, learning_rate
+from MedDPMLib.train.stored_tables import CascadeTables
+from MedDPMLib.train.task import Batch, Task
+from MedDPMLib.train.tasks import make_task
 
 
 class NotFinite(MedDPMError):
@@ -40,8 +40,9 @@ class NotFinite(MedDPMError):
 class Engine:
     """The state of a training run and one step of it: ``network`` (float32), ``ema``, optimizer, ``iteration``.
 
-    ``checkpointing`` keeps less of the forward pass (:func:`recompute_activations`), ``compile`` fuses the network's
-    kernels, ``shard`` divides the state among the processes. None of them changes what is computed.
+    ``tables`` is what a cascade knows of its training brains. ``checkpointing`` keeps less of the forward pass
+    (:func:`recompute_activations`), ``compile`` fuses the network's kernels, ``shard`` divides the state among the
+    processes. None of these three changes what is computed.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Engine:
         execution: Execution,
         *,
         accelerator: Accelerator | None = None,
+        tables: CascadeTables | None = None,
         checkpointing: bool = False,
         compile: bool = False,
         shard: bool = False,
@@ -61,16 +63,14 @@ class Engine:
         self.sharded = shard
         self._check_processes()
         torch.manual_seed(recipe.training.seed)
-        schedule = make_schedule(**recipe.schedule).to(self.device)
-        self.schedule = schedule
-        self.objective = Objective(recipe.training, recipe.prediction, schedule)
-        self.teacher = Teacher(recipe, schedule, self.device, execution.dtype) if recipe.distillation else None
-        self.network = build_network(recipe_card(recipe).network_description)
-        self.network.start_training(schedule.alpha_bar.cpu())
+        self.task: Task = make_task(recipe, self.device, execution.dtype, tables)
+        if shard and not self.task.shardable:
+            raise MedDPMError("a level of a cascade is small and is not sharded: leave out --shard")
+        self.network = self.task.network
         # FSDP keeps no memory layout of its own.
         self.network.to(self.device, memory_format=torch.preserve_format if shard else torch.channels_last_3d)
         self.ema = copy.deepcopy(self.network).requires_grad_(False)
-        if shard or execution.dtype == torch.float32:
+        if shard or execution.dtype == torch.float32 or self.network.keeps_float32:
             self.working = self.network
         else:
             self.working = copy.deepcopy(self.network).to(execution.dtype)
@@ -86,7 +86,7 @@ class Engine:
         self.iteration = 0
         self.gradient_norm = math.nan
 
-    def step(self, batches: Iterable[Example], *, stopping: bool = False) -> tuple[float, bool]:
+    def step(self, batches: Iterable[Batch], *, stopping: bool = False) -> tuple[float, bool]:
         """One step of the optimizer on this process's share of the ``batches``.
 
         Returns the loss, averaged over all processes, and whether any of them is ``stopping``. Raises
@@ -95,7 +95,7 @@ class Engine:
         losses: list[tuple[Tensor, tuple[str, ...]]] = []
         count = self.recipe.training.gradient_accumulation_steps // self.processes
         for batch in batches:
-            loss = self.loss(self.predict, batch)
+            loss = self.task.loss(self.predict, batch)
             losses.append((loss.detach(), batch.cases))
             self.scaler.scale(loss / count).backward()
             self._collect_gradients()
@@ -107,24 +107,13 @@ class Engine:
         self._update()
         return mean, stopping_share > 0
 
-    def loss(self, network: nn.Module, batch: Example) -> Tensor:
-        """The loss of one batch, float32; ``network`` is one that predicts."""
-        batch = batch.to(self.device)
-        x_t = self.schedule.add_noise(batch.x0, batch.t, batch.noise)
-        x0, noise = batch.x0, batch.noise
-        if self.teacher:
-            x0 = self.teacher.x0(x_t, batch.t, batch.condition)
-            noise = self.schedule.noise_from(x0, x_t, batch.t, "x0")
-        predicted = network(x_t.contiguous(memory_format=torch.channels_last_3d), batch.t, batch.condition)
-        return self.objective.loss(predicted, x0, noise, batch.t, batch.weight)
-
     @torch.no_grad()
-    def measure(self, batches: Iterable[Example]) -> float:
+    def measure(self, batches: Iterable[Batch]) -> float:
         """The mean loss of the averaged weights on ``batches``. All processes do the same."""
         averaged = self.ema
-        if not self.sharded:
+        if not self.sharded and not self.ema.keeps_float32:
             averaged = copy.deepcopy(self.ema).to(self.execution.dtype)
-        losses = [self.loss(averaged, batch).item() for batch in batches]
+        losses = [self.task.loss(averaged, batch).item() for batch in batches]
         return sum(losses) / len(losses)
 
     def state(self) -> dict[str, Any]:
@@ -153,7 +142,8 @@ class Engine:
             self.optimizer.load_state_dict(state["optimiser"])
             self._lay_out_moments()
         for group in self.optimizer.param_groups:  # how it is computed, and by which recipe, is this run's affair
-            group.update(fused=self._fused, weight_decay=self.recipe.training.weight_decay)
+            settings = self.recipe.training
+            group.update(fused=self._fused, weight_decay=settings.weight_decay, betas=(0.9, settings.beta2))
         if state["scaler"] and self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
         self.iteration = state["iteration"]
@@ -162,7 +152,7 @@ class Engine:
             torch.cuda.set_rng_state(state["random"]["cuda"], self.device)
         self._refresh_working()
 
-    def start_from(self, weights: dict[str, Tensor]) -> list[str]:
+    def start_from(self, weights: Mapping[str, Tensor]) -> list[str]:
         """Loads those of ``weights`` that fit, before the first step; returns the names of the tensors that start from
         scratch."""
         shapes = {name: tensor.shape for name, tensor in self.network.state_dict().items()}
@@ -226,6 +216,7 @@ class Engine:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
+        self.network.after_step()
         self.iteration += 1
         decay = ema_decay(settings, self.iteration)
         with torch.no_grad():
@@ -256,8 +247,9 @@ class Engine:
         settings = self.recipe.training
         make = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
         return make(
-            self.network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=self._fused
-        )
+            self.network.parameters(), lr=settings.learning_rate, betas=(0.9, settings.beta2),
+            weight_decay=settings.weight_decay, fused=self._fused,
+        )  # fmt: skip
 
     @property
     def _fused(self) -> bool:

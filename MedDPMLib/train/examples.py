@@ -1,4 +1,4 @@
-"""Which examples does an iteration train on?
+"""Which examples does an iteration of a network of timesteps train on, and which numbers has any iteration's?
 
 Everything random about an example is determined by the recipe's seed and the number of the example. Iteration n uses
 the same examples whether or not the run was interrupted before, and however many processes share them.
@@ -6,7 +6,7 @@ the same examples whether or not the run was interrupted before, and however man
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from itertools import islice
@@ -23,12 +23,13 @@ from MedDPMLib.masks.condition import condition
 from MedDPMLib.recipes.recipe import Recipe, Stage
 
 T = TypeVar("T")
+Made = TypeVar("Made")
 
 #: Streams of random numbers; those of MedDPMLib.data are counted from 0.
 _NOISE, _HELD_OUT = 16, 17
 
 #: At so many noise levels each held-out case is measured.
-_LEVELS = 4
+MEASURED_LEVELS = 4
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,13 @@ class Examples:
         joined = {entry.name: [getattr(example, entry.name) for example in made] for entry in fields(Example)}
         cases = tuple(name for names in joined.pop("cases") for name in names)
         return Example(cases=cases, **{name: torch.cat(tensors) for name, tensors in joined.items()})
+
+    def held_out(self) -> Iterator[Example]:
+        """The fixed examples to measure on, if the cases are held out: each case at timesteps from low to high."""
+        count = len(self.varied)
+        for number in range(count * MEASURED_LEVELS):
+            place = int((number // count + 0.5) / MEASURED_LEVELS * len(self.timesteps))
+            yield self.batch([number], [self.timesteps[place]])
 
     def _example(self, number: int, timestep: int | None) -> Example:
         recipe, settings = self.recipe, self.recipe.training
@@ -118,21 +126,21 @@ def batch_numbers(recipe: Recipe, iteration: int, process: int = 0, processes: i
     raise IndexError(f"the recipe has {begun} iterations, not {iteration + 1}")
 
 
-def split_cases(cases: Dataset | Sequence[Case], share: float, seed: int) -> tuple[Subset, Subset]:
-    """``cases`` to train on and the ``share`` of them, at least one if above 0, that is held out; chosen by
-    ``seed``."""
-    count = min(max(1, round(share * len(cases))), len(cases) - 1) if share else 0
-    order = torch.randperm(len(cases), generator=seeded(seed, _HELD_OUT, 0)).tolist()
-    return Subset(cases, sorted(order[count:])), Subset(cases, sorted(order[:count]))
+def split_cases(
+    cases: Dataset | Sequence[Case], share: float, seed: int, validation: Collection[str] = ()
+) -> tuple[Subset, Subset]:
+    """``cases`` to train on, and those that are held out: those called as one of ``validation``, and the ``share`` of
+    the others, at least one if above 0, chosen by ``seed``."""
+    named = [index for index in range(len(cases)) if is_validation(cases[index].name, validation)] if validation else []
+    others = [index for index in range(len(cases)) if index not in set(named)]
+    count = min(max(1, round(share * len(others))), max(len(others) - 1, 0)) if share else 0
+    order = [others[place] for place in torch.randperm(len(others), generator=seeded(seed, _HELD_OUT, 0)).tolist()]
+    return Subset(cases, sorted(order[count:])), Subset(cases, sorted([*named, *order[:count]]))
 
 
-def held_out_batches(examples: Examples) -> Iterator[Example]:
-    """The fixed ``examples`` of held-out cases to measure on: each case at timesteps from low to high."""
-    count = len(examples.varied)
-    for number in range(count * _LEVELS):
-        level = number // count
-        place = int((level + 0.5) / _LEVELS * len(examples.timesteps))
-        yield examples.batch([number], [examples.timesteps[place]])
+def is_validation(case: str, names: Collection[str]) -> bool:
+    """Whether ``case`` is called as one of ``names``, whatever follows it after anything but a letter or digit."""
+    return any(case.startswith(name) and not case[len(name) :][:1].isalnum() for name in names)
 
 
 def seeded(seed: int, stream: int, number: int) -> torch.Generator:
@@ -141,7 +149,7 @@ def seeded(seed: int, stream: int, number: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state[0]))
 
 
-def made_ahead(make: Callable[[T], Example], wanted: Iterable[T], workers: int) -> Iterator[Example]:
+def made_ahead(make: Callable[[T], Made], wanted: Iterable[T], workers: int) -> Iterator[Made]:
     """``make`` of each of ``wanted``, in order, computed by ``workers`` threads while training on earlier ones.
 
     Threads are sufficient: PyTorch and numpy release the interpreter lock while they compute, nothing is copied between

@@ -175,6 +175,9 @@ def spoken_time(seconds: float) -> str:
 
 def run_page(recipe: Recipe, history: RunHistory, path: Path) -> str:
     """The README of the run in the folder ``path``, in Markdown."""
+    level, whole, option = "", path, ""
+    if recipe.level:
+        level, whole, option = f", level {recipe.level}", path.parent, f" --level {recipe.level}"
     data, done = history.data, history.iteration >= recipe.iterations
     where = f"Iteration {history.iteration:,} of {recipe.iterations:,}, after {spoken_time(history.seconds)}"
     lines = [
@@ -186,7 +189,8 @@ def run_page(recipe: Recipe, history: RunHistory, path: Path) -> str:
         "",
         "| | |",
         "|---|---|",
-        f"| recipe | {recipe.name}: {recipe.network['kind']}, predicts {recipe.prediction}; in full in recipe.toml |",
+        f"| recipe | {recipe.name}{level}: {recipe.network['kind']}, predicts {recipe.prediction}; in full in"
+        " recipe.toml |",
         f"| data | {data['name']}: {len(data['cases'])} training cases, {len(data['held_out'])} held out |",
         f"| started | {history.started}, {_begun_with(history)} |",
         f"| machine | {spoken_machine(history.machine)} |",
@@ -215,8 +219,8 @@ def run_page(recipe: Recipe, history: RunHistory, path: Path) -> str:
         "- `checkpoints/`: the states from which the run resumes, and the best averaged weights.",
         "- `montages/`: images generated during training. `tensorboard/`: losses and montages for TensorBoard.",
         "",
-        f"`meddpm train DATASET --run {path.name}` resumes the run; `meddpm models export {path.name} FILE` exports its"
-        " model.",
+        f"`meddpm train DATASET --run {whole.name}{option}` resumes the run;"
+        f" `meddpm models export {whole.name} FILE` exports its model.",
         "",
     ]
     return "\n".join(lines)

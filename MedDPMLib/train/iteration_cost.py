@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,15 +84,17 @@ def _run(job: Job) -> list[IterationCost]:
     if not job.baseline:
         keep_freed_memory()  # as the command line does
     execution = choose_execution(job.device, job.precision)
-    stage = {"size": job.grids[-1], "iterations": 1000, "batch": job.batch}
-    changed = {"stages": [stage], "training": {**job.recipe["training"], "gradient_accumulation_steps": 1}}
-    recipe = recipe_from({**job.recipe, **changed})
+    recipe = recipe_from(job.recipe)
+    recipe = replace(recipe, training=replace(recipe.training, gradient_accumulation_steps=1))
     device = execution.device
     before = 0 if device.type == "cuda" else psutil.Process().memory_info().rss
-    step = _baseline_step(recipe, device) if job.baseline else _step(recipe, execution, job.checkpointing, job.compile)
+    if job.baseline:
+        task, step = _baseline(recipe, device)
+    else:
+        task, step = _optimized(recipe, execution, job.checkpointing, job.compile)
     found = []
     for grid in job.grids:
-        example = _example(recipe, grid, job.batch, device)
+        example = task.random_batch(grid, job.batch)
         seconds = []
         for _ in range(1 + job.iterations):  # the first one takes longer
             begun = time.perf_counter()
@@ -106,7 +108,7 @@ def _run(job: Job) -> list[IterationCost]:
     return found
 
 
-def _step(recipe, execution, checkpointing: bool, compile: bool) -> Callable[[Any], object]:
+def _optimized(recipe, execution, checkpointing: bool, compile: bool) -> tuple[Any, Callable[[Any], object]]:
     from MedDPMLib.train.engine import Engine, NotFinite
 
     engine = Engine(recipe, execution, checkpointing=checkpointing, compile=compile)
@@ -119,51 +121,28 @@ def _step(recipe, execution, checkpointing: bool, compile: bool) -> Callable[[An
                 raise
             # Random numbers may overflow; once the optimizer has its moments, this does not change the memory.
 
-    return step
+    return engine.task, step
 
 
-def _baseline_step(recipe, device) -> Callable[[Any], object]:
+def _baseline(recipe, device) -> tuple[Any, Callable[[Any], object]]:
     import torch
 
-    from MedDPMLib.diffusion.schedule import make_schedule
-    from MedDPMLib.networks import build_network
-    from MedDPMLib.recipes.recipe import recipe_card
-    from MedDPMLib.train.objective import Objective
+    from MedDPMLib.train.tasks import make_task
 
-    network = build_network(recipe_card(recipe).network_description).to(device)
+    task = make_task(recipe, device, torch.float32)
+    network = task.network.to(device)
     average = copy.deepcopy(network).requires_grad_(False)
     optimizer = torch.optim.Adam(network.parameters(), lr=recipe.training.learning_rate)
-    schedule = make_schedule(**recipe.schedule).to(device)
-    objective = Objective(recipe.training, recipe.prediction, schedule)
 
     def step(example) -> None:
-        x_t = schedule.add_noise(example.x0, example.t, example.noise)
-        predicted = network(x_t, example.t, example.condition)
-        objective.loss(predicted, example.x0, example.noise, example.t, example.weight).backward()
+        task.loss(network, example).backward()
         optimizer.step()
         optimizer.zero_grad()
         with torch.no_grad():
             for mean, weight in zip(average.parameters(), network.parameters(), strict=True):
                 mean.lerp_(weight, 1 - recipe.training.ema)
 
-    return step
-
-
-def _example(recipe, grid, batch: int, device):
-    import torch
-
-    from MedDPMLib.recipes.recipe import recipe_card
-    from MedDPMLib.train.examples import Example
-
-    described = recipe_card(recipe).network_description
-    generator = torch.Generator().manual_seed(0)
-    shape = tuple(reversed(grid))
-    x0, noise, condition, weight = (
-        torch.rand((batch, channels, *shape), generator=generator)
-        for channels in (described["image_channels"], described["image_channels"], described["condition_channels"], 1)
-    )
-    t = torch.full((batch,), recipe.schedule["timesteps"] // 2)
-    return Example(x0, noise, condition, t, weight, ("random",)).to(device)
+    return task, step
 
 
 if __name__ == "__main__":

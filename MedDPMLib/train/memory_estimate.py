@@ -16,11 +16,11 @@ from dataclasses import dataclass
 import torch
 
 from MedDPMLib.errors import MedDPMError, OutOfMemory
-from MedDPMLib.networks import build_network
-from MedDPMLib.networks.denoiser import Denoiser
-from MedDPMLib.recipes.recipe import Recipe, Stage, recipe_card, recipe_values
+from MedDPMLib.networks.denoiser import Network
+from MedDPMLib.recipes.recipe import Recipe, Stage, recipe_values
 from MedDPMLib.runtime.device import Execution, free_memory
 from MedDPMLib.train.iteration_cost import Job, measure
+from MedDPMLib.train.tasks import network_of
 
 #: Bytes that the larger of two cubes takes about, on which is measured: what the memory of every grid has in common,
 #: and the gaps of the heap, come to some hundred megabytes. And between which sides it lies.
@@ -50,7 +50,7 @@ def needs(
     recipe: Recipe, stages: Sequence[Stage], device: torch.device, precision: str, checkpointing: bool
 ) -> list[Need]:
     """What each of ``stages`` takes; each call measures for some seconds."""
-    cubes = _cubes(build_network(recipe_card(recipe).network_description), stages)
+    cubes = _cubes(network_of(recipe), stages)
     job = Job(recipe_values(recipe), cubes, 1, 1, str(device), precision, checkpointing, baseline=False)
     small, large = measure(job)
     voxels = [math.prod(cube) for cube in cubes]
@@ -65,7 +65,7 @@ def needs(
     ]  # fmt: skip
 
 
-def _cubes(network: Denoiser, stages: Sequence[Stage]) -> list[tuple[int, int, int]]:
+def _cubes(network: Network, stages: Sequence[Stage]) -> list[tuple[int, int, int]]:
     """The two cubes to measure on, (i, j, k), the smaller one first: no larger than the largest of ``stages``, if that
     has room."""
     multiple = network.side_multiple
@@ -97,7 +97,7 @@ def _measurable(
         return []
 
 
-def check_memory(recipe: Recipe, execution: Execution, checkpointing: bool, network: Denoiser) -> None:
+def check_memory(recipe: Recipe, execution: Execution, checkpointing: bool, network: Network) -> None:
     """Raises :class:`OutOfMemory` if the largest stage will not fit into what is free; with what would."""
     free = free_memory(execution.device)
     if execution.device.type == "cpu":  # which the processes of torchrun share

@@ -45,7 +45,9 @@ class Objective:
         """
         estimate, truth = self._in_loss_space(predicted.float(), x0, noise, t)
         dimensions = tuple(range(1, x0.ndim))
-        error = (self._penalty(estimate, truth) * weight).mean(dimensions) / weight.mean(dimensions).clamp(min=1e-6)
+        error = (penalty(self.settings.loss, estimate, truth, HUBER_DELTA) * weight).mean(dimensions) / weight.mean(
+            dimensions
+        ).clamp(min=1e-6)
         return (error * self.timestep_weight[t]).mean()
 
     def _in_loss_space(self, predicted: Tensor, x0: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,13 +67,6 @@ class Objective:
         alpha_bar = self.schedule.alpha_bar[t].view(-1, *[1] * (x0.ndim - 1))
         return alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * x0
 
-    def _penalty(self, estimate: Tensor, truth: Tensor) -> Tensor:
-        if self.settings.loss == "l1":
-            return (estimate - truth).abs()
-        if self.settings.loss == "l2":
-            return (estimate - truth).square()
-        return torch.nn.functional.huber_loss(estimate, truth, reduction="none", delta=HUBER_DELTA)
-
     def _timestep_weight(self) -> Tensor:
         alpha_bar = self.schedule.exact_alpha_bar
         sigma = (1 - alpha_bar).sqrt()
@@ -84,10 +79,23 @@ class Objective:
         return weight.float().to(self.schedule.device)
 
 
+def penalty(loss: str, estimate: Tensor, truth: Tensor, delta: float) -> Tensor:
+    """By voxel, for one of the :data:`MedDPMLib.recipes.recipe.LOSSES`; ``delta`` is where the Huber loss turns."""
+    if loss == "l1":
+        return (estimate - truth).abs()
+    if loss == "l2":
+        return (estimate - truth).square()
+    return torch.nn.functional.huber_loss(estimate, truth, reduction="none", delta=delta)
+
+
 def learning_rate(settings: Training, iteration: int, iterations: int) -> float:
-    """That of ``iteration``, counted from 0: a linear rise, then half a cosine down to the minimum rate."""
+    """That of ``iteration``, counted from 0: a linear rise, then half a cosine down to the minimum rate, or the inverse
+    square root of the iteration."""
     if iteration < settings.warm_up:
         return settings.learning_rate * (iteration + 1) / settings.warm_up
+    if settings.inverse_sqrt_from:
+        share = math.sqrt(settings.inverse_sqrt_from / max(iteration, settings.inverse_sqrt_from))
+        return settings.learning_rate * max(share, settings.min_lr_ratio)
     done = (iteration - settings.warm_up) / max(1, iterations - settings.warm_up)
     low, high = settings.min_lr_ratio * settings.learning_rate, settings.learning_rate
     return low + (high - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))

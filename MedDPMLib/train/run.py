@@ -24,9 +24,7 @@ from MedDPMLib.runtime.device import Execution
 from MedDPMLib.train.convolution_check import check_convolution
 from MedDPMLib.train.engine import Engine
 from MedDPMLib.train.examples import (
-    Examples,
     batch_numbers,
-    held_out_batches,
     made_ahead,
     remaining_stages,
     split_cases,
@@ -35,6 +33,8 @@ from MedDPMLib.train.folder import RunFolder, RunHistory, history_fields, traini
 from MedDPMLib.train.memory_estimate import check_memory, memory_explained
 from MedDPMLib.train.monitor import Monitor
 from MedDPMLib.train.stopping import Stopped, StopRequest
+from MedDPMLib.train.stored_tables import TABLES, cascade_tables, for_brains
+from MedDPMLib.train.task import BatchesByNumber
 from MedDPMLib.validation import list_of, number
 
 #: What a checkpoint calls the history.
@@ -62,6 +62,8 @@ def train(
 ) -> RunHistory:
     """Trains with ``recipe`` on ``cases`` in the folder ``run``, or resumes from its newest checkpoint.
 
+    A level of a cascade is trained in a folder of its own in ``run``, beside the tables that all levels share.
+
     Args:
         execution: where, and in which precision forward and backward run.
         data: ``name`` and ``license`` of the data, for the run's README and the model's card.
@@ -83,12 +85,23 @@ def train(
     if not accelerator.is_main_process:
         report, tell = lambda iteration, loss: None, lambda sentence: None
     check_data(recipe, cases)
+    training = recipe.training
+    training_cases, held_out = split_cases(cases, training.held_out, training.seed, recipe.validation)
+    if not len(training_cases):
+        raise MedDPMError(f"every case is for validation by the recipe {recipe.name}: prepare others to train on")
+    tables = None
+    if recipe.level:
+        recipe = for_brains(recipe, len(training_cases))
+        with accelerator.main_process_first():
+            tables = cascade_tables(recipe, training_cases, run / TABLES, tell)
+        run = run / recipe.trained_level.name
     with memory_explained(recipe, execution, checkpointing):
         engine = Engine(
-            recipe, execution, accelerator=accelerator, checkpointing=checkpointing, compile=compile, shard=shard
-        )
+            recipe, execution, accelerator=accelerator, tables=tables, checkpointing=checkpointing, compile=compile,
+            shard=shard,
+        )  # fmt: skip
         _check_grids(recipe, engine)
-        session = _Session(recipe, cases, RunFolder(run), engine, data or {}, tell)
+        session = _Session(recipe, (training_cases, held_out), RunFolder(run), engine, data or {}, tell)
         session.begin(init)
         if engine.iteration < recipe.iterations and not shard:  # what shards take is not measured
             check_memory(recipe, execution, checkpointing, engine.network)
@@ -115,7 +128,7 @@ class _Session:
     def __init__(
         self,
         recipe: Recipe,
-        cases: Dataset | Sequence[Case],
+        split: tuple[Dataset, Dataset],
         folder: RunFolder,
         engine: Engine,
         data: Mapping[str, Any],
@@ -123,7 +136,7 @@ class _Session:
     ) -> None:
         self.recipe, self.folder, self.engine, self.tell = recipe, folder, engine, tell
         self.main = engine.accelerator.is_main_process
-        self.training_cases, self.held_out = split_cases(cases, recipe.training.held_out, recipe.training.seed)
+        self.training_cases, self.held_out = split
         self.checkpoints = folder.checkpoints(recipe.monitor.keep)
         self.history = RunHistory(
             data={
@@ -139,7 +152,7 @@ class _Session:
         self.clock = time.monotonic()
         self.monitor: Monitor | None = None
         #: The examples of the held-out cases, once they are needed.
-        self.measured: Examples | None = None
+        self.measured: BatchesByNumber | None = None
 
     def begin(self, init: str | None) -> None:
         """Resumes from the newest checkpoint, or starts from scratch or from the weights of ``init``."""
@@ -147,7 +160,7 @@ class _Session:
         if state is None:
             if init is not None:
                 self.history.init = self._initialize(init)
-            self.history.teacher = self.engine.teacher.identity if self.engine.teacher else None
+            self.history.teacher = self.engine.task.teacher.identity if self.engine.task.teacher else None
         else:
             changes = recipe_changes(self.folder.recipe(), self.recipe) if self.folder.has_recipe else []
             self._load(state)
@@ -185,7 +198,7 @@ class _Session:
         self.losses = losses if list_of(number(), 0, 10**6).fits(losses) else []
 
     def _check_teacher(self) -> None:
-        teacher = self.engine.teacher
+        teacher = self.engine.task.teacher
         if teacher and teacher.identity != self.history.teacher:
             raise MedDPMError(
                 f"the teacher {teacher.identity['model']} has changed since the run was started: restore it, or"
@@ -213,7 +226,7 @@ class _Session:
         for stage, iterations in remaining_stages(recipe, engine.iteration):
             coarsest = [side // engine.network.side_multiple for side in reversed(stage.example_size)]
             check_convolution(engine.device, engine.execution.dtype, coarsest)
-            examples = Examples(recipe, stage, self.training_cases)
+            examples = engine.task.examples(stage, self.training_cases)
             wanted = (
                 numbers
                 for iteration in iterations
@@ -272,8 +285,8 @@ class _Session:
         """
         held_out = None
         if len(self.held_out):
-            self.measured = self.measured or Examples(self.recipe, self.recipe.stages[-1], self.held_out)
-            held_out = self.engine.measure(held_out_batches(self.measured))
+            self.measured = self.measured or self.engine.task.examples(self.recipe.stages[-1], self.held_out)
+            held_out = self.engine.measure(self.measured.held_out())
         loss = sum(self.losses) / len(self.losses)
         self.losses = []
         iteration = self.engine.iteration
@@ -324,7 +337,7 @@ class _Session:
             raise
         card, weights = load_card_and_state(entry.path)
         self._tell_differences(init, card)
-        fresh = self.engine.start_from(weights)
+        fresh = self.engine.start_from(self.engine.task.own_weights(weights))
         count = len(self.engine.network.state_dict())
         if len(fresh) == count:
             raise MedDPMError(f"no tensor of {init} fits the network of the recipe {self.recipe.name}: choose another")

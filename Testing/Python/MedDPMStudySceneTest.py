@@ -104,7 +104,12 @@ class MedDPMStudySceneTest(unittest.TestCase):
         self.assertTrue(window.menuBar().isHidden() and window.statusBar().isHidden())
         self.assertTrue(all(bar.isHidden() for bar in window.findChildren(qt.QToolBar)))
         self.assertGreater(len(self.panel.keys._shortcuts), 15)
+        menu = slicer.qSlicerSubjectHierarchyPluginHandler.instance().pluginLogic()
+        known = set(menu.registeredViewContextMenuActionNames)
+        allowed = list(menu.allowedViewContextMenuActionNames)  # an empty list would allow all of them
+        self.assertTrue(known and allowed and not known & set(allowed))
         self.panel.leave()
+        self.assertFalse(set(allowed) & set(menu.allowedViewContextMenuActionNames))
         self.assertFalse(window.menuBar().isHidden() or window.statusBar().isHidden())
         self.assertEqual(self.ui.pages.currentIndex, START)
         self.assertEqual(slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode"), [])

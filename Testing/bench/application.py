@@ -21,6 +21,7 @@ from bench import (
     parameter_node,
     scripted_module,
     segment_editor,
+    view_menu,
     views,
 )  # fmt: skip
 from bench.pythonqt import qt_module
@@ -117,12 +118,21 @@ class MainWindow(qt.QMainWindow):
         self.setCentralWidget(split)
         self.resize(1420, 900)
         self._selector = _ModuleSelector(self._panel)
+        #: Files that were dropped on the window: the application offers to load them.
+        self.dropped = []
+        self.setAcceptDrops(True)
 
     def moduleSelector(self):
         return self._selector
 
     def panel(self):
         return self._panel
+
+    def dragEnterEvent(self, event):
+        event.accept()
+
+    def dropEvent(self, event):
+        self.dropped += [url.toLocalFile() for url in event.mimeData().urls()]
 
 
 class Application(Signals):
@@ -162,6 +172,7 @@ class Application(Signals):
         self._window = MainWindow()
         self._layout = views.LayoutManager(self._scene, self._logic, self._window.viewport)
         self._follow_nodes()
+        view_menu.qSlicerSubjectHierarchyPluginHandler(self)
 
     # What modules call
 
@@ -264,7 +275,7 @@ class Application(Signals):
             sys.modules[name] = module
             if name.startswith("slicer."):
                 setattr(slicer, name.partition(".")[2], module)
-        for source in (mrml_widgets, segment_editor, views, scripted_module):
+        for source in (mrml_widgets, segment_editor, view_menu, views, scripted_module):
             for name, value in vars(source).items():
                 if name.startswith(("qMRML", "qSlicer")):
                     setattr(slicer, name, value)

@@ -73,6 +73,32 @@ def press(module, key: str) -> None:
     slicer.app.processEvents()
 
 
+def mouse(view, event: str, x: int, y: int, *, ctrl=False, shift=False, alt=False, key: str = "") -> None:
+    """An event of VTK's at a pixel of a slice view, such as "RightButtonPressEvent"; ``key`` is VTK's name of a key."""
+    interactor = view.interactor()
+    interactor.SetEventInformation(x, y, int(ctrl), int(shift), "\0", 0, key or None)
+    interactor.SetAltKey(int(alt))
+    interactor.InvokeEvent(event)
+    slicer.app.processEvents()
+
+
+def click(view, button: str = "Right") -> None:
+    view.forceRender()
+    mouse(view, "MouseMoveEvent", 40, 40)
+    mouse(view, f"{button}ButtonPressEvent", 40, 40)
+    mouse(view, f"{button}ButtonReleaseEvent", 40, 40)
+
+
+def drag(view, **modifiers) -> None:
+    """With the left button, to the upper right."""
+    view.forceRender()
+    mouse(view, "MouseMoveEvent", 40, 40, **modifiers)
+    mouse(view, "LeftButtonPressEvent", 40, 40, **modifiers)
+    for step in (50, 65, 90):
+        mouse(view, "MouseMoveEvent", step, step, **modifiers)
+    mouse(view, "LeftButtonReleaseEvent", 90, 90, **modifiers)
+
+
 def begin(module, archive) -> None:
     module.panel.open(archive)
     assert module.ui.beginButton.enabled, module.ui.startMessage.text

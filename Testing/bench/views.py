@@ -158,6 +158,12 @@ class qMRMLSliceView(VTKView):
             slicer.vtkMRMLSliceViewDisplayableManagerFactory, _SLICE_MANAGERS, sliceLogic.GetSliceNode(), appLogic
         )
         sliceLogic.AddObserver("ModifiedEvent", lambda *_: self._on_logic_modified())
+        # Mouse and keys of the view go to the displayable managers, as in the application.
+        self._style = slicer.vtkMRMLSliceViewInteractorStyle()
+        self._style.SetSliceLogic(sliceLogic)
+        self._style.SetDisplayableManagers(self._group)
+        self._style.SetInteractor(self._interactor)
+        self._interactor.SetInteractorStyle(vtk.vtkInteractorStyleUser())  # VTK's own would take the events first
         self._fit_node()
 
     def _on_logic_modified(self):
@@ -172,6 +178,9 @@ class qMRMLSliceView(VTKView):
 
     def mrmlSliceNode(self):
         return self._logic.GetSliceNode()
+
+    def interactorObserver(self):
+        return self._style
 
     def displayableManagerByClassName(self, name):
         return self._group.GetDisplayableManagerByClassName(name)

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 
 import qt
 import slicer
 from slicer.i18n import tr as _
 
+from MedDPMLib.errors import MedDPMError
+from MedDPMLib.imaging.io import NIFTI_SUFFIXES
+from MedDPMLib.imaging.nifti import check_place
+from MedDPMLib.masks.readings import AmbiguousLabels
 from MedDPMLib.masks.schemes import LabelScheme
+from MedDPMLib.scene.numbered_segments import numbered_segments, read_numbers, take_reading
+from MedDPMLib.scene.panel.readings import ask_reading
 from MedDPMLib.scene.segmentation import likely_label, missing_labels, set_label, table_of, unlabeled_segments
 from MedDPMLib.scene.worker_client import Signal
 
@@ -92,9 +100,15 @@ class LabelTable:
         self._ui.labelsSection.collapsed = not unused and not missing_labels(values, self._scheme)
 
     def ask(self) -> bool:
-        """Asks which labels the painted segments are that have none, if there are any; whether to continue."""
+        """Asks which labels the painted segments are that have none, if there are any; whether to continue.
+
+        Raises :class:`MedDPMError` for a segmentation whose file gives two positions, or that is no brain.
+        """
         if self._segmentation is None or self._scheme is None:
             return True
+        _check_place(self._segmentation)
+        if not self._read_numbers():
+            return False
         open_ = unlabeled_segments(self._segmentation, self.values, self._scheme)
         if not open_:
             return True
@@ -106,6 +120,26 @@ class LabelTable:
         self.show(self._segmentation, self._scheme)
         return True
 
+    def _read_numbers(self) -> bool:
+        """Reads the numbers of a segmentation that was a label map, as those of a file; whether to continue."""
+        values = numbered_segments(self._segmentation, self.values, self._scheme)
+        if not values:
+            return True
+        try:
+            reading, why = read_numbers(self._segmentation, values, self._scheme)
+        except AmbiguousLabels as error:
+            if not any(not one.doubts for one in error.readings):
+                return True  # nothing to choose from: each segment is asked about
+            continues, reading = ask_reading(self._segmentation.GetName(), error.readings, self._scheme)
+            if not continues or reading is None:
+                return continues
+            why = "as chosen in the panel"
+        except MedDPMError as error:
+            raise error.at(f'"{self._segmentation.GetName()}"') from error
+        take_reading(self._segmentation, values, self._scheme, reading, why)
+        self.show(self._segmentation, self._scheme)
+        return True
+
     def unlabeled_names(self) -> list[str]:
         """The names of the segments that :meth:`ask` would ask about."""
         if self._segmentation is None or self._scheme is None:
@@ -113,6 +147,15 @@ class LabelTable:
         core = self._segmentation.GetSegmentation()
         open_ = unlabeled_segments(self._segmentation, self.values, self._scheme)
         return [core.GetSegment(id_).GetName() for id_ in open_]
+
+
+def _check_place(segmentation: slicer.vtkMRMLSegmentationNode) -> None:
+    """Refuses what was loaded from a NIfTI file that gives two positions: 3D Slicer takes one of them."""
+    storage = segmentation.GetStorageNode()
+    path = Path(storage.GetFileName() or "") if storage is not None else Path()
+    if path.name.lower().endswith(NIFTI_SUFFIXES) and path.is_file():
+        with suppress(ImportError):  # asked for when an image is to be generated
+            check_place(path)
 
 
 def _label_choices(scheme: LabelScheme) -> qt.QComboBox:
@@ -132,8 +175,8 @@ def _ask(
     dialog.setWindowTitle(_("Which label is this?"))
     layout = qt.QVBoxLayout(dialog)
     text = qt.QLabel(
-        _("The model does not know these segments. Choose what each of them is; a segment that is not used does not"
-          " appear in the image.")
+        _("It is not known which label of the model these segments are. Choose what each of them is; a segment that is"
+          " not used does not appear in the image.")
     )  # fmt: skip
     text.setWordWrap(True)
     layout.addWidget(text)

@@ -23,9 +23,16 @@ def _remedies() -> dict[str, str]:
     return {
         "ambiguous-labels": _("choose the label of each segment in the table of labels ({choices})"),
         "card-needed": _('describe it in the dialog that "Add..." opens'),
+        "lone-region": _("choose its label in the table of labels"),
         "model-name-taken": _("rename the file, or remove the other model first"),
         "no-brain-area": fill,
         "no-brain-area-or-other-convention": fill,
+        "no-rest-label": _("paint what is missing, or choose a model whose labels include the rest of the brain"),
+        "two-places": _(
+            "compare the segmentation with the scan that it belongs to; where it lies right here, save it as .seg.nrrd,"
+            " otherwise correct the header of the file and load it again"
+        ),
+        "unknown-segment": _("choose its label in the table of labels"),
         "unknown-labels": _("choose the label of each segment in the table of labels"),
     }
 

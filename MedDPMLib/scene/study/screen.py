@@ -10,30 +10,43 @@ import slicer
 #: Parts of Slicer's module panel that are no use to a reader, by their object names.
 _PARTS = ("DataProbeCollapsibleWidget", "LogoLabel", "HelpCollapsibleButton", "ReloadCollapsibleButton")
 
+#: What no action of a view's menu is called: a list of allowed actions that is empty would allow all.
+_NO_ACTION = ("MedDPMStudyNoAction",)
 
-class _CloseGuard(qt.QWidget):
-    """Filters the main window's events: it closes only if ``ask()`` returns True."""
+
+class _Guard(qt.QWidget):
+    """Filters the main window's events: it closes only if ``ask()`` says so, takes no files that are dropped on it
+    (Slicer would load them), and opens no menu of its panels and tool bars."""
 
     def __init__(self, ask: Callable[[], bool]) -> None:
         qt.QWidget.__init__(self)
         self._ask = ask
 
     def eventFilter(self, watched, event) -> bool:
-        if event.type() == qt.QEvent.Close and not self._ask():
+        kind = event.type()
+        if kind in (qt.QEvent.DragEnter, qt.QEvent.DragMove, qt.QEvent.Drop):
+            event.ignore()
+            return True
+        if kind == qt.QEvent.ContextMenu:
+            return True
+        if kind == qt.QEvent.Close and not self._ask():
             event.ignore()
             return True
         return False
 
 
 class StudyScreen:
-    """From :meth:`enter` to :meth:`leave` the main window shows the module's panel and the views, and its menus,
-    tool bars, other panels and keyboard shortcuts do nothing. It closes only if ``may_leave()`` says so."""
+    """From :meth:`enter` to :meth:`leave` the main window shows the module's panel and the views; its menus, those of
+    the views, its tool bars, other panels, other windows and keyboard shortcuts do nothing. It closes only if
+    ``may_leave()`` says so."""
 
     def __init__(self, may_leave: Callable[[], bool]) -> None:
         self._may_leave = may_leave
-        self._guard: _CloseGuard | None = None
+        self._guard: _Guard | None = None
         self._hidden: list = []
         self._disabled: list = []
+        self._windows: list = []
+        self._actions: list[str] = []
         self._panel: qt.QWidget | None = None
 
     @property
@@ -53,7 +66,14 @@ class StudyScreen:
             if action.enabled:
                 self._disabled.append(action)
                 action.enabled = False
-        self._guard = _CloseGuard(self._may_leave)
+        # Dialogs that were left open, as for loading data or DICOM.
+        self._windows = [other for other in slicer.app.topLevelWidgets() if other != window and other.visible]
+        for other in self._windows:
+            other.hide()
+        menu = _view_menu()
+        self._actions = list(menu.allowedViewContextMenuActionNames)
+        menu.allowedViewContextMenuActionNames = list(_NO_ACTION)
+        self._guard = _Guard(self._may_leave)
         window.installEventFilter(self._guard)
         for dock in window.findChildren(qt.QDockWidget):
             if dock not in self._hidden:
@@ -68,11 +88,17 @@ class StudyScreen:
                 dock.setTitleBarWidget(None)
         self._panel.removeEventFilter(self._guard)
         self._guard.deleteLater()
-        for widget in self._hidden:
-            widget.show()
+        _view_menu().allowedViewContextMenuActionNames = self._actions
+        # What has gone meanwhile, as the actions of a menu that was closed, does not come back.
+        there = {*self._panel.findChildren(qt.QWidget), *slicer.app.topLevelWidgets()}
+        for widget in (*self._hidden, *self._windows):
+            if widget in there:
+                widget.show()
+        actions = {*self._panel.findChildren(qt.QAction), *self._panel.findChildren(qt.QShortcut)}
         for action in self._disabled:
-            action.enabled = True
-        self._hidden, self._disabled, self._panel, self._guard = [], [], None, None
+            if action in actions:
+                action.enabled = True
+        self._hidden, self._disabled, self._windows, self._panel, self._guard = [], [], [], None, None
 
     @staticmethod
     def _others(window) -> list:
@@ -81,3 +107,8 @@ class StudyScreen:
         for name in _PARTS:
             found += slicer.util.findChildren(window, name=name)
         return found
+
+
+def _view_menu():
+    """What decides which actions the menu has that a right click in a view opens."""
+    return slicer.qSlicerSubjectHierarchyPluginHandler.instance().pluginLogic()

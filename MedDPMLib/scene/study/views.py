@@ -18,6 +18,8 @@ from MedDPMLib.study.reading import Watched
 _FIRST_LAYOUT = 73_100
 _ORIENTATIONS = ("Axial", "Coronal", "Sagittal")
 
+_INTERACTION = slicer.vtkMRMLInteractionNode
+
 
 class StudyViews:
     """The views of a study, from :meth:`begin` to :meth:`end`, which leaves layout and scene as they were."""
@@ -34,6 +36,7 @@ class StudyViews:
         self._active = 0
         self._moved_crosshair: tuple[float, float, float] | None = None
         self._former_crosshair: int | None = None
+        self._former_mode: int | None = None
 
     @property
     def nodes(self) -> Sequence[slicer.vtkMRMLScalarVolumeNode]:
@@ -46,6 +49,9 @@ class StudyViews:
         crosshair = _crosshair()
         if crosshair is not None:
             self._former_crosshair = crosshair.GetCrosshairMode()
+        mouse = slicer.app.applicationLogic().GetInteractionNode()
+        self._former_mode = mouse.GetCurrentInteractionMode()
+        mouse.SetCurrentInteractionMode(_INTERACTION.AdjustWindowLevel)  # the tool bar that switches it is hidden
 
     def show(self, task: Task, presentation: Presentation, watched: Watched) -> None:
         """Shows the case, or both cases of a pair side by side; slices and windows are recorded in ``watched``."""
@@ -84,7 +90,9 @@ class StudyViews:
         layout = slicer.app.layoutManager()
         if layout is not None and self._former is not None:
             layout.setLayout(self._former)
-        self._former = None
+        if self._former_mode is not None:
+            slicer.app.applicationLogic().GetInteractionNode().SetCurrentInteractionMode(self._former_mode)
+        self._former = self._former_mode = None
 
     def cover(self, covered: bool) -> None:
         """Takes the case out of the views for as long as a pause lasts."""
@@ -167,10 +175,12 @@ class StudyViews:
         if not node.IsLayoutDescription(identifier):
             node.AddLayoutDescription(identifier, _description(self._names, three_sides, columns))
         other = layout.layout != identifier
+        node.RemoveAllMaximizedViewNodes()  # a double click has one view fill the screen: for the case before
         layout.setLayout(identifier)
         self._active = 0
         self._link(False)
         for widget, volume in zip(self._widgets(), volumes, strict=True):
+            _allow_looking_only(widget)
             composite = widget.mrmlSliceCompositeNode()
             for clear in (composite.SetForegroundVolumeID, composite.SetLabelVolumeID):
                 clear(None)
@@ -259,6 +269,17 @@ class StudyViews:
             other = node.GetDisplayNode()
             if (other.GetWindow(), other.GetLevel()) != (display.GetWindow(), display.GetLevel()):
                 other.SetWindowLevel(display.GetWindow(), display.GetLevel())
+
+
+def _allow_looking_only(widget) -> None:
+    """Mouse and keys of a slice view move, zoom and window; they neither exchange volumes nor tilt the plane."""
+    actions = slicer.vtkMRMLSliceIntersectionWidget
+    allowed = (
+        actions.ActionTranslate | actions.ActionZoom | actions.ActionBrowseSlice
+        | actions.ActionSetCursorPosition | actions.ActionSetCrosshairPosition
+    )  # fmt: skip
+    manager = widget.sliceView().displayableManagerByClassName("vtkMRMLCrosshairDisplayableManager")
+    manager.SetActionsEnabled(allowed)
 
 
 def _crosshair():

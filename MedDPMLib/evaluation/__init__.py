@@ -1,0 +1,1 @@
+"""How does what a model generates compare with real brains?"""
