@@ -56,6 +56,15 @@ class MedDPM(ScriptedLoadableModule):
             " step."
         )
         slicer.app.connect("startupCompleted()", registerSampleData)
+        slicer.app.connect("startupCompleted()", watchVolumes)
+
+
+def watchVolumes():
+    """An exported volume that is loaded is marked as synthetic in the views, also before the panel is opened."""
+    from MedDPMLib.scene.watch import watch
+
+    watch.start()
+    slicer.app.connect("aboutToQuit()", watch.stop)
 
 
 def registerSampleData():
@@ -82,21 +91,20 @@ def addTemplate(name):
 
     None, after a message, if it cannot be read."""
     from MedDPMLib.errors import MedDPMError
-    from MedDPMLib.masks.templates import find_template, load_template
     from MedDPMLib.scene import dependencies
-    from MedDPMLib.scene.painting import add_segmentation
+    from MedDPMLib.scene.background_work import run_responsive
+    from MedDPMLib.scene.painting import starting
     from MedDPMLib.scene.views import show_background, show_only
-    from MedDPMLib.scene.volumes import add_sheet
+    from MedDPMLib.scene.volumes import sheet_of
 
     try:
         dependencies.ensure(torch=False)
-        mask = load_template(name)
+        segmentation, _center = run_responsive(starting(name))
     except MedDPMError as error:
         slicer.util.errorDisplay(str(error))
         return None
-    segmentation = add_segmentation(mask.volume, mask.scheme, find_template(name).title)
     show_only(segmentation)
-    show_background(add_sheet(segmentation), fit=True)
+    show_background(sheet_of(segmentation), fit=True)
     return segmentation
 
 
@@ -160,14 +168,14 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         from MedDPMLib.scene.background_work import BackgroundWork
         from MedDPMLib.scene.panel.appearance import AppearanceRows
         from MedDPMLib.scene.panel.completion import Completion
+        from MedDPMLib.scene.panel.display import DisplayRows
         from MedDPMLib.scene.panel.guide import Guide
         from MedDPMLib.scene.panel.mask import MaskSection
         from MedDPMLib.scene.panel.models import ModelSection
         from MedDPMLib.scene.panel.results import ResultsSection
         from MedDPMLib.scene.panel.run import RunSection
         from MedDPMLib.scene.panel.settings_form import add_rows
-        from MedDPMLib.scene.recognition import Recognition
-        from MedDPMLib.scene.views import OUTLINES, SyntheticMarks
+        from MedDPMLib.scene.watch import watch
 
         ScriptedLoadableModuleWidget.setup(self)
         # Here a wait is expected: while a library is loaded the application stands still.
@@ -179,20 +187,17 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         add_rows(slicer.util.childWidgetVariables(uiWidget).advancedSection.layout(), ADVANCED)
         self.ui = slicer.util.childWidgetVariables(uiWidget)
         self.logic = MedDPMLogic()
-        self.guide = Guide(self.ui)
         self.models = ModelSection(self.ui)
         self.mask = MaskSection(self.ui)
         self.run = RunSection(self.ui, self.logic.generator, self.logic.client, self.makeOrder, self.mask.labels.ask)
         self.appearance = AppearanceRows(self.ui)
         self.results = ResultsSection(self.ui)
-        self.marks = SyntheticMarks()
-        self.recognition = Recognition()
+        self.guide = Guide(self.ui)  # folds sections: what is hidden in them is so before
         self._surfaces = BackgroundWork()
         self.completion = Completion()
         self.completion.ended.connect(self.onCompleted)
         self.ui.completeButton.clicked.connect(self.onComplete)
-        buttons = (self.ui.outlinesTumor, self.ui.outlinesAll, self.ui.outlinesNone)
-        self._outlines = dict(zip(OUTLINES, buttons, strict=True))
+        self.display = DisplayRows(self.ui)
         self._keys = self.makeKeys(uiWidget)
         # Slicer continues with a scene after its last event: the segment editor forgets its segmentation.
         self._settle = qt.QTimer()
@@ -213,6 +218,7 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.models.removing.connect(self.onModelRemoving)
         self.mask.started.connect(self.onStartedFromTemplate)
         self.mask.edited.connect(self.onMaskEdited)
+        self.mask.surfaced.connect(self.onSlowSurfaces)
         self.results.again.connect(self.onAgain)
         self.ui.undoButton.clicked.connect(self.onUndo)
         self.ui.surfaceBox.toggled.connect(self.onSurface)
@@ -225,17 +231,16 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.addObserver(scene, scene.EndImportEvent, self.onSceneImported)
         self.addObserver(scene, scene.EndBatchProcessEvent, self.onSceneChanged)
         self.addObserver(scene, scene.NodeRemovedEvent, self.onNodeRemoved)
-        for style, button in self._outlines.items():
-            button.clicked.connect(self.outliner(style))
         slicer.app.connect("aboutToQuit()", self.logic.stop)
-        self.recognition.recognized.connect(self.onRecognized)
-        self.recognition.start()
-        self.marks.start()
+        watch.start()  # where the module was loaded after the start of the application
+        watch.recognition.recognized.connect(self.onRecognized)
         self.initializeParameterNode()
 
     # Life cycle
 
     def cleanup(self):
+        from MedDPMLib.scene.watch import watch
+
         slicer.app.disconnect("aboutToQuit()", self.logic.stop)
         self.setParameterNode(None)
         self.logic.stop()
@@ -251,10 +256,9 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.models.stop()
         self.results.stop()
         self.mask.stop()
-        self.recognition.stop()
+        watch.recognition.recognized.disconnect(self.onRecognized)
         self._surfaces.stop()
         self.completion.stop()
-        self.marks.stop()
 
     def enter(self):
         self.models.fill()
@@ -304,7 +308,6 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.mask.enter()
             self.mask.settle()
         self._imported = False
-        self.marks.update()
 
     def onNodeRemoved(self, caller, event):
         self.results.refresh()
@@ -322,18 +325,18 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.ui.segmentationSelector.setCurrentNode(segmentations[0])
 
     def onRecognized(self):
-        self.marks.update()
         self.results.refresh()
 
-    # Keys and outlines
+    # Keys and surfaces
 
     def makeKeys(self, place):
         """Shortcuts, which work while the panel is open."""
         actions = {
             "Ctrl+Return": self.run.toggle,
             "Ctrl+M": self.results.next_modality,
-            "Ctrl+L": self.nextOutlines,
-            "Ctrl+B": self.toggleMask,
+            "Ctrl+L": self.display.next_outlines,
+            "Ctrl+B": self.display.swap_mask,
+            "Ctrl+J": self.display.swap_scan,
         }
         keys = []
         for key, action in actions.items():
@@ -347,52 +350,32 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         for shortcut in self._keys:
             shortcut.setEnabled(enabled)
 
-    def outliner(self, style):
-        def choose(checked=None):
-            self.setOutlines(style)
-
-        return choose
-
-    def setOutlines(self, style):
-        from MedDPMLib.scene.views import set_outlines
-
-        segmentation = self.ui.segmentationSelector.currentNode()
-        if segmentation is not None:
-            set_outlines(segmentation, style)
-        self._outlines[style].checked = True
-
-    def nextOutlines(self):
-        from MedDPMLib.scene.views import OUTLINES
-
-        now = next((style for style, button in self._outlines.items() if button.checked), OUTLINES[0])
-        self.setOutlines(OUTLINES[(OUTLINES.index(now) + 1) % len(OUTLINES)])
-
-    def toggleMask(self):
-        """From the filled mask to the image under it, and back."""
-        from MedDPMLib.scene.views import is_outlined, show_outline
-
-        segmentation = self.ui.segmentationSelector.currentNode()
-        if segmentation is not None:
-            show_outline(segmentation, not is_outlined(segmentation))
-
     def onSurface(self, shown=None):
+        self.makeSurfaces()
         self.showSurfaces()
 
     def showSurfaces(self):
-        """The surfaces of the chosen mask, if they are wanted; they are made when an image has been generated."""
+        """The surfaces of the chosen mask, if they are wanted."""
         from MedDPMLib.scene.surface import show_surfaces_of
 
         if not slicer.mrmlScene.IsClosing():
             shown = self.ui.surfaceBox.checked
             show_surfaces_of(self.ui.segmentationSelector.currentNode() if shown else None)
 
-    def makeSurfaces(self):
-        from MedDPMLib.scene.surface import showing
+    def makeSurfaces(self, brain=True):
+        """Makes the surfaces of the chosen mask, as it is now; ``brain``: that of the brain anew, if there is one."""
+        from MedDPMLib.scene.surface import has_brain, showing
 
-        order, labels = self.logic.generator.latest, self.logic.generator.labels
-        if self.ui.surfaceBox.checked and order is not None and labels is not None:
-            work = showing(order.segmentation, labels, order.card.scheme)
+        segmentation = self.ui.segmentationSelector.currentNode()
+        if self.ui.surfaceBox.checked and segmentation is not None:
+            brain = brain or not has_brain(segmentation)
+            work = showing(segmentation, brain=brain)
             self._surfaces.start(work, lambda _nothing: self.showSurfaces(), self.onSurfacesFailed)
+
+    def onSlowSurfaces(self):
+        """Slicer's own surfaces have been removed from the mask: these take their place."""
+        self.ui.surfaceBox.checked = True
+        self.makeSurfaces()
 
     def onSurfacesFailed(self, error):
         raise error
@@ -451,15 +434,12 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self._parameterNode.leftOut = leftOut
 
     def onSegmentationChanged(self, node=None):
-        from MedDPMLib.scene.views import outlines_of
-
         segmentation = self.ui.segmentationSelector.currentNode()
         if segmentation is not self._segmentation:  # the message refers to another mask
             self._segmentation = segmentation
             self.run.clear()
         self.mask.set_segmentation(segmentation)
-        if segmentation is not None:
-            self._outlines[outlines_of(segmentation)].checked = True
+        self.display.show_mask(segmentation)
         self._sweep.start()
         self.showGuide()
 
@@ -519,6 +499,7 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """The newest edit wins: an order in progress is cancelled."""
         self.guide.painted()
         self.showGuide()
+        self.makeSurfaces(brain=False)
         if self._parameterNode is None or not self._parameterNode.autoRegenerate or self.models.card is None:
             return
         if self.mask.labels.unlabeled_names():  # no question comes up while the user paints
@@ -559,6 +540,7 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         made = list(self.logic.generator.made.values())
         if made and message is None:
             self.makeSurfaces()
+            self.display.dress(made)
             self.results.select_newest()
             shown = shown_background() if shown_background() in made else made[0]
             if shown.GetNodeReference(SEGMENTATION_ROLE) is self.ui.segmentationSelector.currentNode():

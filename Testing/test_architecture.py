@@ -14,9 +14,8 @@ LIBRARY = Path(__file__).parents[1] / "MedDPMLib"
 #: Each may import from those before it (docs/architecture.md); "scene" and "cli" know nothing of each other.
 ORDER = (
     "version", "moved", "errors", "validation", "runtime", "imaging", "masks", "diffusion", "networks", "models",
-    "inference", "recipes", "prepare", "data", "metrics", "evaluation", "figures", "train", "benchmark", "worker",
-    "study",
-    "scene", "cli",
+    "inference", "recipes", "prepare", "data", "metrics", "figures", "evaluation", "train", "benchmark", "worker",
+    "study", "scene", "cli",
 )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 import MedDPMLib
 from MedDPMLib import generate, load_model
@@ -304,7 +305,9 @@ def test_files_say_synthetic_and_carry_the_record(bundle, tmp_path):
         assert stored.get_data_dtype() == np.int16 and stored.dataobj.slope == 1 and stored.dataobj.inter == 0
         assert 0 <= read_volume(path).array.min() and read_volume(path).array.max() <= 1000
         read = read_result(path)
-        assert np.abs(read.array - result[modality].array).max() <= 0.001 + 1e-6
+        inside = result.labels != 0
+        assert np.abs(read.array - result[modality].array)[inside].max() <= 0.001 + 1e-6
+        assert (read.array[~inside] == -1).all()
         assert read.geometry.is_close(result[modality].geometry)
         record = json.loads(sidecar(path).read_text())
         assert record["modality"] == modality and record["description"] == "synthetic, MedDPM"
@@ -327,14 +330,37 @@ def test_stored_intensities_come_back(low, high):
     line = stored_as((low, high))
     array = np.random.default_rng(0).uniform(low, high, (5, 6, 7)).astype(np.float32)
     array[0] = low
-    stored = to_stored(Volume(array, Geometry((7, 6, 5), np.eye(4))), line)
+    everywhere = np.ones(array.shape, bool)
+    stored = to_stored(Volume(array, Geometry((7, 6, 5), np.eye(4))), line, everywhere)
     assert stored.array.dtype == np.int16 and not stored.array[0].any() and stored.array.max() <= 1000
     back = from_stored(stored, {"intensities": line})
     assert np.abs(back.array - array).max() <= (high - low) / 2000 + 1e-5
     # Below the range there is nothing but background; volumes of before are as they were.
     below = Volume(array - (high - low), stored.geometry)
-    assert not to_stored(below, line).array.any()
+    assert not to_stored(below, line, everywhere).array.any()
     assert from_stored(below, {}) is below
+
+
+@pytest.mark.parametrize("space", ["model", "mask"])
+def test_outside_the_mask_exactly_nothing_is_stored(bundle, space):
+    """Faint values that a network leaves there tint thresholds and volume renderings; its own are kept in Python."""
+    volume = brats_mask()
+    volume.array[8, 8, 8] = 0  # a gap that the brain encloses is no background
+    # Rotated by 20 degrees, with finer voxels: nothing coincides with the model's grid.
+    turn = np.eye(4)
+    turn[:2, :2] = 0.9 * np.array([[np.cos(0.35), -np.sin(0.35)], [np.sin(0.35), np.cos(0.35)]])
+    placed = Geometry(volume.geometry.size, volume.geometry.ijk_to_ras @ turn)
+    made = generate(load_model(bundle), checked(Volume(volume.array, placed)), steps=2, space=space)
+    enclosed = ndimage.binary_fill_holes(made.labels != 0)
+    for modality, stored in made.stored().items():
+        network = made[modality].array
+        assert stored.array.shape == made.labels.shape and stored.geometry is made[modality].geometry
+        assert np.ptp(network[~enclosed]) > 0 and not stored.array[~enclosed].any()
+        expected = np.rint(500 * (network[enclosed].astype(np.float64) + 1)).clip(0, None)
+        assert np.abs(stored.array[enclosed] - expected).max() <= 1  # half up or half to even
+    assert made.record["intensities"]["outside_mask"] == 0
+    if space == "mask":
+        assert np.array_equal(made.labels, volume.array) and enclosed[8, 8, 8]
 
 
 # The device ------------------------------------------------------------------------------------------

@@ -271,12 +271,14 @@ def test_results_are_exported_deleted_and_made_again(panel, tmp_path):
     folder.mkdir()
     dialogs.reply_with(str(folder))
     panel.ui.exportButton.click()
+    wait_until(lambda: not panel.results.busy)
     assert "Written" in panel.ui.resultMessage.text
     assert sorted(path.suffix for path in folder.iterdir()) == [".gz", ".gz", ".json", ".json"]
     views, former = slicer.app.layoutManager(), slicer.app.layoutManager().layout
     panel.ui.orientationBox.currentIndex = panel.ui.orientationBox.findData("Coronal")
     assert not panel.ui.endCompareButton.enabled
     panel.ui.compareButton.click()
+    wait_until(lambda: not panel.results.busy)
     widgets = [views.sliceWidget(f"Compare{n}") for n in (1, 2)]
     composites = [widget.mrmlSliceCompositeNode() for widget in widgets]
     assert [c.GetBackgroundVolumeID() for c in composites] == [node.GetID() for node in volumes.results()]
@@ -286,6 +288,7 @@ def test_results_are_exported_deleted_and_made_again(panel, tmp_path):
     assert display.GetVisibility2DOutline() and not display.GetVisibility2DFill()
     panel.ui.orientationBox.currentIndex = panel.ui.orientationBox.findData("Sagittal")
     panel.ui.compareButton.click()
+    wait_until(lambda: not panel.results.busy)
     assert [widget.mrmlSliceNode().GetOrientation() for widget in widgets] == ["Sagittal", "Sagittal"]
     panel.ui.endCompareButton.click()
     assert views.layout == former and not panel.ui.endCompareButton.enabled
@@ -489,6 +492,7 @@ def test_nothing_of_the_panel_is_cut_off(panel, application):
     window.show()
     wait_until(lambda: panel.ui.resultsTree.isVisible(), 5)
     application.processEvents()
+    assert ui.modelProgress.isHidden() and ui.addMissingButton.isHidden()  # unfolding shows nothing that was hidden
     column = window.panel()
     assert column.widget().width == column.viewport().width <= 480
     for name, widget in vars(panel.ui).items():

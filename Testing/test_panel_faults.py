@@ -405,6 +405,7 @@ def test_long_paths_with_spaces_and_letters_of_all_scripts(
     for count in (8, 16):
         dialogs.reply_with(str(deep / "export"))
         panel.ui.exportButton.click()
+        wait_until(lambda: not panel.results.busy)
         assert "Written" in panel.ui.resultMessage.text, panel.ui.resultMessage.text
         written = sorted((deep / "export").iterdir())
         assert len(written) == count and {path.suffix for path in written} == {".gz", ".json"}

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from bench import dialogs
 from bench.driver import (  # noqa: F401
+    MODULE,
     SCHEME,
     application,
     click_effect,
@@ -25,13 +26,13 @@ import slicer  # isort: skip
 import vtk  # isort: skip
 
 from MedDPMLib.imaging.volume import Volume
-from MedDPMLib.inference.record import write_result
+from MedDPMLib.inference.record import write_stored
 from MedDPMLib.masks.templates import find_template
-from MedDPMLib.scene import painting, surface, views, volumes
+from MedDPMLib.scene import comparison, painting, surface, views, volumes
 from MedDPMLib.scene.background_work import run_now
-from MedDPMLib.scene.panel.results import _Export
 from MedDPMLib.scene.recognition import recognize
 from MedDPMLib.scene.segmentation import read_labels
+from MedDPMLib.scene.watch import watch
 
 REST = SCHEME.rest.value
 RECORD = {
@@ -136,15 +137,71 @@ def test_the_outlines_are_those_of_the_tumor_of_all_or_of_none(panel):
     assert outlined(node) == everything
     panel.ui.outlinesNone.click()
     assert outlined(node) == set() and not node.GetDisplayNode().GetVisibility2DFill()
-    panel.nextOutlines()  # the key
+    panel.display.next_outlines()  # the key
     assert outlined(node) == {*tumor, "Thalamus"} and panel.ui.outlinesTumor.checked
     panel.ui.outlinesNone.click()
     small_segmentation(panel, name="Other")
     assert panel.ui.outlinesTumor.checked
     panel.ui.segmentationSelector.setCurrentNode(node)
     assert panel.ui.outlinesNone.checked
-    panel.toggleMask()
+    panel.display.swap_mask()
     assert node.GetDisplayNode().GetVisibility2DFill() and outlined(node) == everything
+
+
+def test_mask_image_and_scan_are_one_click_apart(panel):
+    ui, scan = panel.ui, a_scan()
+    node = small_segmentation(panel)
+    slicer.app.processEvents()
+    ui.showImageButton.click()
+    assert "no image" in ui.messageLabel.text
+    _t1, flair = a_run(node)
+    older = a_run(small_segmentation(panel, name="Other"))
+    ui.segmentationSelector.setCurrentNode(node)
+    slicer.app.processEvents()
+    views.show_background(flair, fit=False)
+    views.show_outline(node, True)
+    panel.display.swap_mask()
+    assert not views.is_outlined(node) and backgrounds() == {flair}
+    ui.showScanButton.click()
+    assert backgrounds() == {scan} and views.is_outlined(node)
+    panel.display.swap_scan()  # back to the modality that was looked at, of this mask
+    assert backgrounds() == {flair} and not backgrounds() & set(older)
+    panel.display.swap_scan()
+    assert backgrounds() == {scan}
+    ui.showMaskButton.click()
+    assert backgrounds() == {scan} and not views.is_outlined(node)
+    ui.showImageButton.click()
+    assert backgrounds() == {flair} and views.is_outlined(node)
+    # Of two scans it is the one that is laid over the image; which of two that are not shown, nobody knows.
+    other = a_scan("other")
+    panel.display.swap_scan()
+    assert backgrounds() == {flair} and "several" in ui.messageLabel.text
+    slicer.util.setSliceViewerLayers(foreground=other, foregroundOpacity=0.3)
+    panel.display.swap_scan()
+    assert backgrounds() == {other}
+
+
+def test_windows_suit_the_modality_and_stay_with_it(panel):
+    node = small_segmentation(panel)
+    t1, flair = a_run(node)
+    views.show_background(flair, fit=False)
+    menu = panel.ui.windowButton.menu()
+    menu.aboutToShow.emit()
+    titles = [action.text for action in menu.actions()]
+    assert titles == ["FLAIR: Standard", "FLAIR: Edema", "FLAIR: Gray and white matter", "FLAIR: Full range"]
+    before = t1.GetDisplayNode().GetWindowLevelMin(), t1.GetDisplayNode().GetWindowLevelMax()
+    menu.actions()[1].trigger()
+    display, array = flair.GetDisplayNode(), slicer.util.arrayFromVolume(flair)
+    # The brighter half of what is no background spans the window.
+    shown = [np.mean(array[array > 0] < bound) for bound in (display.GetWindowLevelMin(), display.GetWindowLevelMax())]
+    assert shown == pytest.approx([0.5, 1.0], abs=0.15)
+    assert (t1.GetDisplayNode().GetWindowLevelMin(), t1.GetDisplayNode().GetWindowLevelMax()) == before
+    later = a_run(node, seed=5)[1]
+    panel.display.dress([later])
+    assert later.GetDisplayNode().GetWindowLevelMin() > 0
+    menu.aboutToShow.emit()
+    menu.actions()[0].trigger()
+    assert display.GetWindowLevelMin() == 0
 
 
 def test_a_template_opens_at_its_tumor(panel):
@@ -236,7 +293,7 @@ def test_names_and_views_begin_with_the_modality(panel):
     node = small_segmentation(panel, name="Ventricles of medium width")
     nodes = a_run(node, seed=12) + a_run(node, seed=13, mask="1", modalities=("t1", "t2"))
     former = slicer.app.layoutManager().layout
-    views.compare(nodes)
+    comparison.compare(nodes)
     widgets = [slicer.app.layoutManager().sliceWidget(f"Compare{n}") for n in range(1, 5)]
     for widget in widgets:
         widget.sliceLogic().Modified()
@@ -266,7 +323,7 @@ def test_an_exported_volume_is_known_when_it_is_loaded_again(panel, tmp_path, be
     node = small_segmentation(panel)
     (result,) = a_run(node, modalities=("flair",))
     record = volumes.record_of(result)
-    write_result(tmp_path, "case", _Export("flair", volumes.result_volume(result), record))
+    write_stored(tmp_path, "case", {"flair": volumes.result_volume(result)}, record)
     volumes.remove_result(result)
     if not beside:
         (tmp_path / "case_flair.json").unlink()
@@ -286,6 +343,21 @@ def test_an_exported_volume_is_known_when_it_is_loaded_again(panel, tmp_path, be
     assert not volumes.is_synthetic(plain) and not recognize(plain)
 
 
+def test_an_exported_volume_is_marked_before_the_panel_is_opened(application, tmp_path):
+    application.moduleManager().load(MODULE)
+    application.emit("startupCompleted()")
+    write_stored(tmp_path, "case", {"t2": Volume(np.ones((16, 16, 16), np.int16), small_geometry())}, RECORD)
+    loaded = slicer.util.loadVolume(str(tmp_path / "case_t2.nii.gz"))
+    views.show_background(loaded, fit=True)
+    annotation = slicer.app.layoutManager().sliceWidget("Red").sliceView().cornerAnnotation()
+    wait_until(lambda: annotation.GetText(vtk.vtkCornerAnnotation.UpperEdge) == f"T2, seed 0\n{views.MARK}", 5)
+    application.close_scene()
+    slicer.app.processEvents()
+    assert not annotation.GetText(vtk.vtkCornerAnnotation.UpperEdge)
+    application.moduleManager().unload("MedDPM")
+    watch.stop()
+
+
 # Side by side ----------------------------------------------------------------------------------------
 
 
@@ -302,6 +374,7 @@ def test_a_comparison_keeps_the_place(panel, application):
     layout.sliceWidget("Green").sliceLogic().SetSliceOffset(-9)
     panel.results.select_newest()
     ui.compareButton.click()
+    wait_until(lambda: not panel.results.busy)
     application.processEvents()
     assert [offset("Compare1"), offset("Compare2")] == pytest.approx([13, 13])
     # One click turns it; the place in the other orientation is the one that was looked at there.
@@ -329,11 +402,13 @@ def test_a_comparison_ends_with_another_layout_and_with_the_scene(panel, applica
     a_run(small_segmentation(panel))
     panel.results.select_newest()
     ui.compareButton.click()
+    wait_until(lambda: not panel.results.busy)
     assert ui.endCompareButton.enabled
     layout.setLayout(slicer.vtkMRMLLayoutNode.SlicerLayoutOneUpRedSliceView)
     assert not ui.endCompareButton.enabled
     layout.setLayout(former)
     ui.compareButton.click()
+    wait_until(lambda: not panel.results.busy)
     application.close_scene()
     assert layout.layout == former and not ui.endCompareButton.enabled
 
@@ -378,31 +453,47 @@ def test_the_segment_editor_module_shows_the_image_and_not_the_blank(panel):
 # The panel -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [(1366, 768), (1920, 1080)], ids="{0[0]} x {0[1]}".format)
+def test_after_a_template_the_editor_is_in_sight(panel, application):
+    window = application.mainWindow()
+    window.resize(1366, 700)
+    window.show()
+    start_from_template(panel)
+    application.processEvents()
+    sections, editor = panel.ui.sections, panel.mask.editor
+    top = editor.mapTo(sections.viewport(), qt.QPoint(0, 0)).y()
+    assert 0 <= top <= 20 and sections.verticalScrollBar().value > 0
+
+
+@pytest.mark.parametrize("size", [(1366, 700), (1366, 768), (1920, 1080)], ids="{0[0]} x {0[1]}".format)
 def test_generate_is_in_sight_at_any_scroll_position(panel, application, size):
-    small_segmentation(panel)
+    """3D Slicer scrolls the whole module where it is as high as its text wants, and widens the dock to its content."""
     ui, window = panel.ui, application.mainWindow()
     window.resize(*size)
     window.show()
     application.processEvents()
-    width = window.panel().widget().width
+    outer = window.panel()
+    assert size[1] != 700 or outer.viewport().height == 380  # as measured in 3D Slicer
+    width = window.panel().width
+    small_segmentation(panel)
     for section in (ui.modelSection, ui.labelsSection, ui.generateSection, ui.advancedSection, ui.resultsSection):
         section.collapsed = False
     ui.messageLabel.text = "a long message " * 20
     ui.messageLabel.visible = True
     ui.resultMessage.text = "Written: " + "a_very_long_file_name_without_any_space_" * 12
     ui.resultMessage.visible = True
-    application.processEvents()
+    for _ in range(3):
+        application.processEvents()
+    assert outer.verticalScrollBar().maximum == 0 and outer.width == width
     bar = ui.sections.verticalScrollBar()
     assert bar.maximum > 0  # else there is nothing to scroll
     for position in (0, bar.maximum // 2, bar.maximum):
         bar.value = position
         application.processEvents()
         for widget in (ui.generateButton, ui.messageLabel):
-            corner = widget.mapTo(window, qt.QPoint(0, widget.height))
-            assert widget.isVisible() and 0 < corner.y() <= window.height
-    assert window.panel().widget().width == width
+            corner = widget.mapTo(outer.viewport(), qt.QPoint(0, widget.height))
+            assert widget.isVisible() and 0 < corner.y() <= outer.viewport().height
     assert ui.sections.horizontalScrollBar().maximum == 0
+    assert panel.mask.editor.width >= 413  # what it needs
 
 
 def test_messages_go_with_the_mask_that_they_are_about(panel):
@@ -485,7 +576,7 @@ def bounds_of(surface):
 def test_the_3d_view_shows_the_tumor_in_its_brain(panel):
     node = small_segmentation(panel)
     labels = read_labels(node, panel.mask.table, SCHEME)
-    run_now(surface.showing(node, labels, SCHEME))
+    run_now(surface.showing(node))
     shown = {model.GetName(): model for model in surface.surfaces()}
     assert set(shown) == {"Brain surface", "Edema surface", "Enhancing tumor surface"}
     geometry = labels.geometry
@@ -497,15 +588,39 @@ def test_the_3d_view_shows_the_tumor_in_its_brain(panel):
     assert shown["Brain surface"].GetDisplayNode().GetOpacity() < 0.5
     # Again: the same nodes, and nothing of a part that is gone.
     before = {model.GetID() for model in surface.surfaces()}
-    run_now(surface.showing(node, Volume(np.where(labels.array == REST, REST, 0), geometry), SCHEME))
+    edema = node.GetSegmentation().GetSegmentIdBySegmentName("Edema")
+    rest = node.GetSegmentation().GetSegmentIdBySegmentName(SCHEME.rest.name)
+    painting.paint(node, rest, np.ones(geometry.shape, bool), over=[edema])
+    run_now(surface.showing(node, brain=False))
     assert {model.GetID() for model in surface.surfaces()} == before
     assert shown["Edema surface"].GetMesh().GetNumberOfPoints() == 0
     # They go with the mask: another is chosen, it is deleted.
     small_segmentation(panel, name="Other")
     slicer.app.processEvents()
-    assert not any(model.GetDisplayNode().GetVisibility() for model in surface.surfaces())
+    visible = [model for model in surface.surfaces() if model.GetDisplayNode().GetVisibility()]
+    assert not set(visible) & set(shown.values())
     slicer.mrmlScene.RemoveNode(node)
-    wait_until(lambda: surface.surfaces() == [], 5)
+    wait_until(lambda: not set(surface.surfaces()) & set(shown.values()), 5)
+
+
+def test_a_stroke_makes_no_surface_again_and_those_of_the_tumor_follow(panel):
+    """3D Slicer's own surfaces of a segmentation are all made again with each stroke, which takes seconds."""
+    node = small_segmentation(panel)
+    core = node.GetSegmentation()
+    node.CreateClosedSurfaceRepresentation()  # "Show 3D" in the Segment Editor
+    converted = []
+    core.AddObserver(slicer.vtkSegmentation.RepresentationModified, lambda *_: converted.append(1))
+    wait_until(lambda: not panel._surfaces.busy and surface.surfaces(), 10)
+    assert not core.ContainsRepresentation("Closed surface") and panel.ui.surfaceBox.checked
+    assert "Show 3D" in panel.ui.maskMessage.text
+    enhancing = core.GetSegmentIdBySegmentName("Enhancing tumor")
+    (model,) = (model for model in surface.surfaces() if model.GetName() == "Enhancing tumor surface")
+    before = bounds_of(model)
+    voxels = np.zeros(small_geometry().shape, bool)
+    voxels[3:13, 3:13, 3:13] = True
+    painting.paint(node, enhancing, voxels, over=list(core.GetSegmentIDs()))
+    assert not core.ContainsRepresentation("Closed surface")
+    wait_until(lambda: np.ptp(bounds_of(model), axis=1).min() > np.ptp(before, axis=1).max(), 10)
 
 
 # Completion ------------------------------------------------------------------------------------------

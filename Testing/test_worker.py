@@ -29,6 +29,7 @@ from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.inference.settings import SETTINGS
 from MedDPMLib.masks.mask import Mask
+from MedDPMLib.runtime.device import choose_execution
 from MedDPMLib.worker import protocol
 from MedDPMLib.worker.engine import Engine
 from MedDPMLib.worker.faults import describe_fault
@@ -270,8 +271,8 @@ def test_volumes_are_those_of_generate_bit_for_bit(worker, small_model, brats, l
         arrays = fetched(worker, result)
         assert list(arrays) == list(expected) == ["t1", "t2"]
         for modality, volume in expected.items():
-            assert arrays[modality].dtype == np.float32
-            np.testing.assert_array_equal(arrays[modality], volume.array)
+            assert arrays[modality].dtype == np.int16
+            np.testing.assert_array_equal(arrays[modality], expected.stored()[modality].array)
             assert np.array_equal(result.ijk_to_ras, volume.geometry.ijk_to_ras)
         changing = ("seconds", "created")
         assert {k: v for k, v in result.record.items() if k not in changing} == json.loads(
@@ -317,7 +318,7 @@ def test_guidance_reaches_the_generation(worker, tmp_path, brats, labels):
         assert result.record["guidance"] == guidance
         found[guidance] = fetched(worker, result)["t1"]
         expected = MedDPMLib.generate(model, mask, steps=2, precision="float32", guidance=guidance)
-        np.testing.assert_array_equal(found[guidance], expected["t1"].array)
+        np.testing.assert_array_equal(found[guidance], expected.stored()["t1"].array)
     assert not np.array_equal(found[1.0], found[2.5])
 
 
@@ -338,8 +339,10 @@ def test_previews_are_the_forming_volume(worker, small_model, brats, labels):
         if isinstance(event, Preview):
             assert (event.steps, event.sample, list(event.files)) == (SLOW + 1, 1, ["t2"])
             array = fetched(worker, event)["t2"]
-            # The card's range is the network's, but for the rounding of the way there.
-            np.testing.assert_array_equal(array, estimates[event.step][1] + np.float32(1) - np.float32(1))
+            # The card's range is the network's; one of 1000 integers is the nearest, and outside the mask it is 0.
+            assert array.dtype == np.int16 and not array[labels == 0].any()
+            estimate = np.clip(500 * (estimates[event.step][1] + 1.0), 0, None)[labels != 0]
+            assert np.abs(array[labels != 0] - estimate).max() <= 0.5 + 1e-3
             assert np.array_equal(event.ijk_to_ras, small_geometry().ijk_to_ras)
             previews.append(event.step)
     fetched(worker, event)
@@ -386,6 +389,14 @@ def test_load(worker, small_model):
     loaded = worker.until(Loaded)[-1]
     assert (loaded.id, loaded.model) == ("load", "small")
     assert worker.state().model == "small"
+
+
+def test_a_loaded_model_is_ready_to_run(tmp_path, small_model, monkeypatch):
+    """The first step of the first request does not wait until the network has been converted."""
+    engine = Engine(Session(tmp_path))
+    engine.load(Load(id="load", model=str(small_model)))
+    monkeypatch.setattr("MedDPMLib.models.model.optimize", lambda *_: pytest.fail("converted again"))
+    engine._model.prepared(choose_execution())
 
 
 def test_a_model_that_was_replaced_is_read_again(worker, tmp_path, brats, labels):
@@ -478,7 +489,7 @@ def test_lines_that_are_no_request_are_answered(worker):
         (b"[" * 100_000 + b"\n", None, "not JSON"),
         (b'{"id": NaN}\n', None, "NaN"),
         (b'{"id": "' + b"a" * 2_000_000 + b'"}\n', None, "longer"),
-        (b'{"type": "status", "id": "x"}\n', "x", "protocol 2"),
+        (b'{"type": "status", "id": "x"}\n', "x", "protocol 3"),
         (line(type="status", protocol=99), "x", "99"),
         (line(type="status", id=""), None, '"id"'),
         (line(type="status", id=7), None, '"id"'),
@@ -508,7 +519,7 @@ def test_lines_that_are_no_request_are_answered(worker):
         error = worker.next()
         assert isinstance(error, Error) and (error.id, error.kind) == (id, "input"), (sent[:80], error)
         assert says in error.message, (sent[:80], error)
-    worker.send(b"\n", b"\r\n", b'{"type": "status", "id": "\xc3\xbc", "protocol": 2}\r\n')
+    worker.send(b"\n", b"\r\n", b'{"type": "status", "id": "\xc3\xbc", "protocol": 3}\r\n')
     assert worker.next().id == "ü"
 
 
@@ -720,8 +731,8 @@ def test_output_without_end_of_line_is_not_collected_for_ever():
 
 
 def test_a_worker_of_another_protocol_is_recognized_by_its_hello():
-    with pytest.raises(ProtocolError, match="speaks protocol 3"):
-        decode_event(b'{"type": "hello", "protocol": 3, "greeting": "hi"}')
+    with pytest.raises(ProtocolError, match="speaks protocol 4"):
+        decode_event(b'{"type": "hello", "protocol": 4, "greeting": "hi"}')
 
 
 def test_what_a_newer_worker_adds_is_passed_over():

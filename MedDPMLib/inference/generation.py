@@ -19,6 +19,7 @@ from MedDPMLib.inference.result import Generated, volumes_of
 from MedDPMLib.inference.sampling import sample_images
 from MedDPMLib.inference.settings import GenerationSettings
 from MedDPMLib.inference.timesteps import Progress
+from MedDPMLib.masks.fit import fit
 from MedDPMLib.masks.mask import Mask, read_mask
 from MedDPMLib.models.model import Model
 from MedDPMLib.networks.memory_mode import MemoryMode
@@ -87,8 +88,9 @@ class PlannedRun:
             model=model, mask=mask, fitted=fitted, execution=execution, settings=settings, seed=seed,
             memory=self.plan.computation, seconds=time.perf_counter() - started,
         )  # fmt: skip
-        geometry = mask.volume.geometry if settings.space == "mask" else fitted.geometry
-        return Generated(volumes_of(model.card, images, fitted.geometry, geometry), record)
+        # Where the volumes lie; what a network that needs structures sees instead has the same outline.
+        place = mask.volume if settings.space == "mask" else Volume(fit(mask, model.card.grid).labels, fitted.geometry)
+        return Generated(volumes_of(model.card, images, fitted.geometry, place.geometry), record, place.array)
 
 
 def plan_run(model: Model, settings: GenerationSettings, execution: Execution | None = None) -> PlannedRun:

@@ -14,7 +14,7 @@ from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.io import SYNTHETIC, read_volume, write_nifti
 from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.inference.settings import APPEARANCES, GenerationSettings
-from MedDPMLib.inference.stored import from_stored, stored_as, to_stored
+from MedDPMLib.inference.stored import from_stored, stored_as
 from MedDPMLib.runtime.files import atomic_write
 from MedDPMLib.runtime.versions import versions
 
@@ -103,18 +103,27 @@ def settings_of(record: Mapping[str, Any]) -> GenerationSettings:
 def write_result(folder: str | os.PathLike, stem: str, generated: Generated) -> list[Path]:
     """Writes ``<stem>_<modality>.nii.gz`` for every volume, and beside each its record, ``<stem>_<modality>.json``.
 
-    Intensities are written as the record's "intensities" say (:mod:`MedDPMLib.inference.stored`). A record is written
-    after its volume: where there is a record, the volume is whole. Returns the volumes' paths.
+    Intensities are written as the record's "intensities" say (:mod:`MedDPMLib.inference.stored`). Returns the volumes'
+    paths.
     """
-    paths, line = [], generated.record.get("intensities")
-    for modality, volume in generated.items():
+    return write_stored(folder, stem, generated.stored(), generated.record)
+
+
+def write_stored(
+    folder: str | os.PathLike, stem: str, volumes: Mapping[str, Volume], record: Mapping[str, Any]
+) -> list[Path]:
+    """As :func:`write_result`, for ``volumes`` by modality that hold already what is to be written.
+
+    A record is written after its volume: where there is a record, the volume is whole.
+    """
+    paths = []
+    for modality, volume in volumes.items():
         path = volume_path(folder, stem, modality)
         # An old record must not speak for a new volume if what follows is interrupted.
         sidecar(path).unlink(missing_ok=True)
-        stored = to_stored(volume, line) if line and volume.array.dtype.kind == "f" else volume
-        write_nifti(path, stored, description=SYNTHETIC)
+        write_nifti(path, volume, description=SYNTHETIC)
         with atomic_write(sidecar(path)) as temporary:
-            temporary.write_text(json.dumps({"modality": modality, **generated.record}, indent=2) + "\n")
+            temporary.write_text(json.dumps({"modality": modality, **record}, indent=2) + "\n")
         paths.append(path)
     return paths
 
@@ -145,17 +154,17 @@ def volume_path(folder: str | os.PathLike, stem: str, modality: str) -> Path:
 
 def is_finished(folder: str | os.PathLike, stem: str, modalities: Sequence[str], run: dict[str, Any]) -> bool:
     """Whether :func:`write_result` wrote the volumes of this ``run`` (:func:`describe_run`), all of them."""
-    for modality in modalities:
-        path = volume_path(folder, stem, modality)
-        try:
-            record = json.loads(sidecar(path).read_text())
-        except (OSError, ValueError, RecursionError):
-            return False
-        if not isinstance(record, dict) or any(record.get(key) != value for key, value in run.items()):
-            return False
-        if not path.is_file():
-            return False
-    return True
+    paths = [volume_path(folder, stem, modality) for modality in modalities]
+    return all(same_run(sidecar(path), run) and path.is_file() for path in paths)
+
+
+def same_run(record: Path, run: dict[str, Any]) -> bool:
+    """Whether the file ``record`` is the whole record of this ``run`` (:func:`describe_run`)."""
+    try:
+        found = json.loads(record.read_text())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and all(found.get(key) == value for key, value in run.items())
 
 
 def sidecar(path: Path) -> Path:

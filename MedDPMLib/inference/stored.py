@@ -3,7 +3,7 @@
 A model's intensities run from -1 to 1, and in Python they stay so. Viewers expect otherwise: presets of volume
 rendering, thresholds and windows take 0 for air. So what is written or shown is mapped by a line, which the record
 states as ``intensities``: intensity = slope * stored + intercept. It does not stand in the header of a NIfTI file,
-because readers would apply it.
+because readers would apply it. Outside the mask's brain, where a network leaves faint values, exactly 0 is written.
 """
 
 from __future__ import annotations
@@ -21,15 +21,18 @@ HIGHEST = 1000
 
 
 def stored_as(intensity_range: tuple[float, float]) -> dict[str, Any]:
-    """The line from stored values to the intensities of a model whose card says ``intensity_range``."""
+    """The line from stored values to the intensities of a model whose card says ``intensity_range``, and what is stored
+    outside the mask's brain."""
     low, high = intensity_range
-    return {"type": "int16", "slope": (high - low) / HIGHEST, "intercept": float(low)}
+    return {"type": "int16", "slope": (high - low) / HIGHEST, "intercept": float(low), "outside_mask": 0}
 
 
-def to_stored(volume: Volume, line: Mapping[str, Any]) -> Volume:
-    """``volume`` as it is written: int16, 0 for the lowest intensity and what lies below it."""
+def to_stored(volume: Volume, line: Mapping[str, Any], brain: np.ndarray) -> Volume:
+    """``volume`` as it is written: int16, 0 for the lowest intensity and what lies below it, and outside ``brain``
+    (boolean, the axes of ``volume``; :func:`MedDPMLib.masks.brain_area.labeled_area`)."""
     scaled = (volume.array - np.float32(line["intercept"])) * np.float32(1 / line["slope"])
     stored = np.clip(np.rint(scaled, out=scaled), 0, np.iinfo(np.int16).max, out=scaled).astype(np.int16)
+    stored[~brain] = 0
     return Volume(stored, volume.geometry, volume.notes)
 
 

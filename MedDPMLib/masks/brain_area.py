@@ -62,6 +62,24 @@ def _foreground(array: np.ndarray, name: str) -> np.ndarray:
     return SimpleITK.GetArrayFromImage(SimpleITK.BinaryFillhole(foreground, False, 1.0))
 
 
+def labeled_area(labels: np.ndarray) -> np.ndarray:
+    """Where a mask's ``labels`` (k, j, i) have any label, and the holes that the labels enclose; boolean."""
+    import SimpleITK
+
+    area = labels != 0
+    if not area.any():
+        return area
+    box = tuple(slice(found.min(), found.max() + 1) for found in map(np.flatnonzero, _profiles(area)))
+    cut = SimpleITK.GetImageFromArray(area[box].astype(np.uint8))
+    area[box] = SimpleITK.GetArrayFromImage(SimpleITK.BinaryFillhole(cut, False, 1.0)) != 0
+    return area
+
+
+def _profiles(area: np.ndarray) -> list[np.ndarray]:
+    """Along each axis whether anything of ``area`` is there."""
+    return [area.any(axis=tuple(other for other in range(3) if other != axis)) for axis in range(3)]
+
+
 def outside_brain(tumor: np.ndarray, labels: np.ndarray) -> int:
     """How many voxels of ``tumor`` (boolean) lie outside the brain of a mask's ``labels``, both (k, j, i).
 

@@ -243,7 +243,8 @@ def plausible_ml(part: str, scheme: LabelScheme) -> tuple[float, float]:
     return tuple(others.get(part, (0.0, np.inf)))
 
 
-def _spellings(name: str) -> list[str]:
+@lru_cache(maxsize=1024)
+def _spellings(name: str) -> tuple[str, ...]:
     """``name`` as it is, and in plain words: "the peritumoral edema (ED)" is also "peritumoral edema"."""
     plain = name.strip().casefold()
     found = [name, plain]
@@ -251,7 +252,7 @@ def _spellings(name: str) -> list[str]:
     found.append(re.sub(r"\s*/\s*", "/", plain))
     words = " ".join(re.split(r"[\W_]+", plain)).strip()
     found += [words, re.sub(r"^non ", "non-", words), " ".join(_SIDE.sub(" ", words).split())]
-    return list(dict.fromkeys(text for text in found if text))
+    return tuple(dict.fromkeys(text for text in found if text))
 
 
 def _part(name: str) -> str:

@@ -135,7 +135,7 @@ def _brats_cases(source: Path, modalities: Sequence[str]) -> Iterator[CaseFiles]
                 if name.upper().startswith("VSD"):  # one folder for each case, and in it one for each file
                     folder = folder.parent if folder.name.upper().startswith("VSD") else folder
                     name = folder.name
-                content = _modality(match["content"], modalities) or "seg"
+                content = modality_named(match["content"], modalities) or "seg"
                 groups.setdefault((folder, name), {}).setdefault(content, []).append(path)
                 processed[path] = bool(match.groupdict().get("processed"))
                 break
@@ -185,7 +185,7 @@ def _nnunet_cases(
         ) from error
     numbers: dict[str, int] = {}
     for number, name in channels.items():
-        if modality := _modality(name, modalities):
+        if modality := modality_named(name, modalities):
             numbers.setdefault(modality, number)
     if len(channels) == len(modalities) == 1:
         numbers = {modalities[0]: next(iter(channels))}
@@ -234,7 +234,7 @@ def _modality_folders(folder: Path, modalities: Sequence[str]) -> dict[str, Path
     """The folders of ``folder`` by modality, and "seg", if it has a folder for each modality."""
     folders = {}
     for path in _entries(folder):
-        content = "seg" if path.name.casefold() in _MASK_FOLDERS else _modality(path.name, modalities)
+        content = "seg" if path.name.casefold() in _MASK_FOLDERS else modality_named(path.name, modalities)
         if path.is_dir() and content:
             folders[content] = path
     return folders if "seg" in folders and len(folders) > 1 else None
@@ -271,7 +271,7 @@ def _paired_cases(source: Path, images: Path, masks: Path, modalities: Sequence[
         longest = sorted(map(re.escape, modalities), key=len, reverse=True)
         match = re.fullmatch(rf"(.+?)[_-]({'|'.join(longest)})", name, re.IGNORECASE)
         match = match or re.fullmatch(r"(.+)[_-]([^_-]+)", name)
-        if match and (modality := _modality(match[2], modalities)):
+        if match and (modality := modality_named(match[2], modalities)):
             name = match[1]
         if modality is None and len(modalities) == 1:
             modality = modalities[0]
@@ -313,8 +313,9 @@ def _case(
     return CaseFiles(name, layout, source, images, segmentation, problem=problem)
 
 
-def _modality(name: str, modalities: Sequence[str]) -> str | None:
-    """The modality that files call ``name``: one of ``modalities``, whatever these are called, or one that is known."""
+def modality_named(name: str, modalities: Sequence[str] = ()) -> str | None:
+    """The modality that ``name`` means in file names and lists of channels: one of ``modalities``, whatever these are
+    called, or one that is known ("T1Gd" is t1ce), if any."""
     wanted = name.strip().casefold().replace(" ", "")
     if wanted in modalities:
         return wanted

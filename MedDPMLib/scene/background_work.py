@@ -16,6 +16,7 @@ from collections.abc import Callable, Generator
 from typing import Any
 
 import qt
+import slicer
 
 Work = Generator[Callable[[], Any] | None, Any, Any]
 
@@ -24,8 +25,8 @@ Work = Generator[Callable[[], Any] | None, Any, Any]
 _LOOK = 0.01
 
 
-def run_now(work: Work) -> Any:
-    """Does all of ``work`` at once, for a script; returns its result."""
+def run_now(work: Work, wait: Callable[[Callable[[], Any]], Any] = lambda aside: aside()) -> Any:
+    """Does all of ``work`` now, for a script; returns its result. ``wait`` calls what may be computed in a thread."""
     answer, fault = None, None
     while True:
         try:
@@ -34,9 +35,39 @@ def run_now(work: Work) -> Any:
             return end.value
         answer, fault = None, None
         try:
-            answer = aside() if aside is not None else None
+            answer = wait(aside if aside is not None else _nothing)
         except Exception as error:
             fault = error
+
+
+def run_responsive(work: Work) -> Any:
+    """As :func:`run_now`, while the application goes on drawing; input of the user waits."""
+    return run_now(work, _wait_responsive)
+
+
+def _wait_responsive(aside: Callable[[], Any]) -> Any:
+    found: dict[str, Any] = {}
+
+    def compute() -> None:
+        try:
+            found["answer"] = aside()
+        except Exception as error:
+            found["fault"] = error
+
+    thread = threading.Thread(target=compute, name="MedDPM", daemon=True)
+    thread.start()
+    while True:
+        thread.join(_LOOK)
+        slicer.app.processEvents(qt.QEventLoop.ExcludeUserInputEvents)
+        if not thread.is_alive():
+            break
+    if "fault" in found:
+        raise found["fault"]
+    return found["answer"]
+
+
+def _nothing() -> None:
+    pass
 
 
 class BackgroundWork:

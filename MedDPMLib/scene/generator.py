@@ -16,7 +16,7 @@ from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.geometry import Geometry
 from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.inference.settings import GenerationSettings
-from MedDPMLib.inference.stored import HIGHEST, stored_as, to_stored
+from MedDPMLib.inference.stored import HIGHEST
 from MedDPMLib.models.card import Card
 from MedDPMLib.scene import volumes
 from MedDPMLib.scene.segmentation import read_labels
@@ -294,9 +294,8 @@ class Generator:
         return node if _in_scene(node) else None
 
     def _volume(self, event: Preview | Result, array: np.ndarray) -> Volume:
-        """``array``, in the intensities of the model, as stored in the scene."""
-        geometry = Geometry(array.shape[::-1], np.array(event.ijk_to_ras))
-        return to_stored(Volume(array, geometry), stored_as(self.order.card.intensity_range))
+        """``array`` where it lies."""
+        return Volume(array, Geometry(array.shape[::-1], np.array(event.ijk_to_ras)))
 
     def _name(self) -> str:
         return self.order.segmentation.GetName() or "segmentation"

@@ -16,10 +16,19 @@ from MedDPMLib.masks.brain_area import brain_area
 from MedDPMLib.masks.numberings import shows_brain
 from MedDPMLib.masks.schemes import Label, LabelScheme
 from MedDPMLib.masks.seg_nrrd import REGIONS, TYPES
+from MedDPMLib.masks.templates import find_template, load_template
 from MedDPMLib.masks.tumor import paint_tumor
 from MedDPMLib.scene.background_work import Work, run_now
-from MedDPMLib.scene.images import oriented_image, volume_from_node
-from MedDPMLib.scene.segmentation import is_painted_at, painted, painted_geometry, read_labels, reference_geometry
+from MedDPMLib.scene.images import empty_image, oriented_image, volume_from_node
+from MedDPMLib.scene.segmentation import (
+    painted,
+    painted_at,
+    painted_geometry,
+    read_labels,
+    reference_geometry,
+    tumor_center,
+)
+from MedDPMLib.scene.volumes import add_sheet
 
 _BINARY_LABELMAP = slicer.vtkSegmentationConverter.GetBinaryLabelmapRepresentationName()
 _CONVERTER = slicer.vtkSegmentationConverter
@@ -35,26 +44,59 @@ def add_segmentation(labels: Volume, scheme: LabelScheme, name: str) -> slicer.v
     their own: a stroke has Slicer make the surfaces of all segments of an image again. The reference geometry is that
     of ``labels`` (values of the scheme).
     """
-    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", slicer.mrmlScene.GenerateUniqueName(name))
+    return run_now(adding_segmentation(labels, scheme, name))
+
+
+def adding_segmentation(labels: Volume, scheme: LabelScheme, name: str) -> Work:
+    """The work of :func:`add_segmentation`, step by step; the node comes into the scene when it is complete."""
+    node = slicer.mrmlScene.CreateNodeByClass("vtkMRMLSegmentationNode")
+    node.UnRegister(None)
+    node.SetName(slicer.mrmlScene.GenerateUniqueName(name))
     core = node.GetSegmentation()
     core.SetSourceRepresentationName(_BINARY_LABELMAP)
-    array = labels.array.astype(np.uint8, copy=False)
     rest = [label for label in scheme.labels if label not in scheme.tumor]
     for group in (scheme.tumor, rest):
-        lookup = np.zeros(256, np.uint8)
-        values = [label.value for label in group]
-        lookup[values] = values
-        image = oriented_image(lookup[array], labels.geometry)
-        core.SetConversionParameter(
-            _CONVERTER.GetReferenceImageGeometryParameterName(), _CONVERTER.SerializeImageGeometry(image)
-        )
+        voxels, first = yield partial(_cut_out, labels.array, [label.value for label in group])
+        image = oriented_image(voxels, labels.geometry, first)
         for label in group:
             segment = _segment(label)
             segment.SetLabelValue(label.value)
             segment.AddRepresentation(_BINARY_LABELMAP, image)
             core.AddSegment(segment, label.name)
+        yield
+    core.SetConversionParameter(
+        _CONVERTER.GetReferenceImageGeometryParameterName(),
+        _CONVERTER.SerializeImageGeometry(empty_image(labels.geometry)),
+    )
+    node = slicer.mrmlScene.AddNode(node)
     node.CreateDefaultDisplayNodes()
     return node
+
+
+def _cut_out(array: np.ndarray, values: list[int]) -> tuple[np.ndarray, tuple[int, ...]]:
+    """The ``values`` alone of ``array`` (k, j, i), cut to where they are, and the index (i, j, k) of the first voxel.
+
+    Slicer copies and searches the whole image with each stroke.
+    """
+    lookup = np.zeros(256, np.uint8)
+    lookup[values] = values
+    kept = lookup[array.astype(np.uint8, copy=False)]
+    box = []
+    for axis in range(3):
+        found = np.flatnonzero(kept.any(axis=tuple(other for other in range(3) if other != axis)))
+        box.append(slice(found[0], found[-1] + 1) if found.size else slice(0, 1))
+    return np.ascontiguousarray(kept[tuple(box)]), tuple(int(part.start) for part in reversed(box))
+
+
+def starting(name: str, scheme: LabelScheme | None = None) -> Work:
+    """The work of starting from the template called ``name``, with the labels of ``scheme`` (None: its own): a
+    segmentation with a blank volume to paint over, and a point (RAS, mm) in its tumor, None if it has none."""
+    mask = yield partial(load_template, name, scheme)
+    segmentation = yield from adding_segmentation(mask.volume, mask.scheme, find_template(name).title)
+    yield
+    add_sheet(segmentation)
+    center = yield partial(tumor_center, mask.volume, mask.scheme)
+    return segmentation, center
 
 
 def add_segments(segmentation: slicer.vtkMRMLSegmentationNode, labels: Iterable[Label]) -> dict[str, int]:
@@ -104,14 +146,14 @@ def painting(
     # Segments in the same image were overwritten; those in other images are erased where they overlap.
     layer = segmentation.GetBinaryLabelmapInternalRepresentation(segment_id)
     rest = oriented_image(np.where(voxels, 0, 255).astype(np.uint8), lattice, first)
-    for other in over:
-        if other == segment_id or segmentation.GetBinaryLabelmapInternalRepresentation(other) is layer:
-            continue
-        if is_painted_at(segmentation, other, voxels, lattice, first):
-            yield
-            logic.SetBinaryLabelmapToSegment(
-                rest, segmentation, other, logic.MODE_MERGE_MIN, rest.GetExtent(), False, over
-            )
+    others = [
+        other
+        for other in over
+        if other != segment_id and segmentation.GetBinaryLabelmapInternalRepresentation(other) is not layer
+    ]
+    for other in painted_at(segmentation, others, voxels, lattice, first):
+        yield
+        logic.SetBinaryLabelmapToSegment(rest, segmentation, other, logic.MODE_MERGE_MIN, rest.GetExtent(), False, over)
 
 
 def fill_brain(

@@ -13,6 +13,7 @@ from slicer.i18n import tr as _
 
 import MedDPMLib
 from MedDPMLib.errors import MedDPMError
+from MedDPMLib.runtime.priority import PASSIVE_WAITING
 
 
 def python_program() -> str:
@@ -26,6 +27,7 @@ def python_program() -> str:
 def python_process(owner: qt.QObject) -> qt.QProcess:
     """A process for :func:`python_program` that finds this library, not yet started.
 
+    Its threads wait passively (:data:`MedDPMLib.runtime.priority.PASSIVE_WAITING`) unless the environment says how.
     Its standard streams are UTF-8 on every system, and it looks for modules in no folder that happens to be the current
     one. On Windows Qt opens no console for what an application without one starts.
     """
@@ -35,6 +37,9 @@ def python_process(owner: qt.QObject) -> qt.QProcess:
     environment.insert("PYTHONPATH", os.pathsep.join(filter(None, paths)))
     environment.insert("PYTHONUTF8", "1")
     environment.insert("PYTHONSAFEPATH", "1")
+    for name, value in PASSIVE_WAITING.items():
+        if not environment.contains(name):
+            environment.insert(name, value)
     process.setProcessEnvironment(environment)
     return process
 

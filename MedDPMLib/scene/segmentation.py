@@ -139,26 +139,39 @@ def tumor_center(labels: Volume, scheme: LabelScheme) -> np.ndarray | None:
     return labels.geometry.to_ras(found.mean(axis=0)[::-1]) if len(found) else None
 
 
-def is_painted_at(
+def painted_at(
     segmentation: slicer.vtkMRMLSegmentationNode,
-    segment_id: str,
+    ids: Iterable[str],
     voxels: np.ndarray,
     lattice: Geometry,
     first: Sequence[int],
-) -> bool:
-    """Whether the segment has any of ``voxels`` (k, j, i; boolean), the first at index ``first`` of ``lattice``."""
-    layer = segmentation.GetBinaryLabelmapInternalRepresentation(segment_id)
-    if layer is None or layer.IsEmpty() or layer.GetPointData().GetScalars() is None:
-        return False
+) -> list[str]:
+    """Which of the segments ``ids`` have any of ``voxels`` (k, j, i; boolean), the first at index ``first`` of
+    ``lattice``; those on another lattice count as if they had."""
+    found, present = [], {}
+    for id_ in ids:
+        layer = segmentation.GetBinaryLabelmapInternalRepresentation(id_)
+        if layer is None or layer.IsEmpty() or layer.GetPointData().GetScalars() is None:
+            continue
+        if layer not in present:  # most segments share one
+            present[layer] = _values_at(layer, voxels, lattice, first)
+        values = present[layer]
+        if values is None or segmentation.GetSegmentation().GetSegment(id_).GetLabelValue() in values:
+            found.append(id_)
+    return found
+
+
+def _values_at(layer, voxels: np.ndarray, lattice: Geometry, first: Sequence[int]) -> set[int] | None:
+    """The values of ``layer`` in ``voxels``; None where it lies on another lattice."""
     offset = _offset(image_geometry(layer), lattice)
-    if offset is None:  # on another lattice it is not compared voxel by voxel
-        return True
+    if offset is None:
+        return None
     array, start = image_array(layer), np.array(first)[::-1] - offset[::-1]
     low = np.maximum(start, 0)
     high = np.maximum(np.minimum(start + voxels.shape, array.shape), low)
     here = array[tuple(map(slice, low, high))]
     there = voxels[tuple(map(slice, low - start, high - start))]
-    return bool((there & (here == segmentation.GetSegmentation().GetSegment(segment_id).GetLabelValue())).any())
+    return set(np.unique(here[there]).tolist())
 
 
 def fingerprint(segmentation: slicer.vtkMRMLSegmentationNode) -> tuple:

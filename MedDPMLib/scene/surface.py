@@ -1,6 +1,7 @@
 """What does the 3-D view show? The tumor of a mask in its translucent brain: small surfaces that are computed quickly.
 
-Slicer's own surfaces of a segmentation are all made again with every stroke, which takes seconds.
+Slicer's own surfaces of a segmentation ("Show 3D") are all made again with every stroke, which takes seconds. These
+follow when painting pauses.
 """
 
 from __future__ import annotations
@@ -13,16 +14,17 @@ import vtk
 from slicer.i18n import tr as _
 from vtk.util.numpy_support import numpy_to_vtk
 
+from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.geometry import Geometry
 from MedDPMLib.imaging.volume import Volume
-from MedDPMLib.masks.numberings import shows_brain
-from MedDPMLib.masks.schemes import LabelScheme
 from MedDPMLib.scene.background_work import Work
+from MedDPMLib.scene.images import image_array, image_geometry
+from MedDPMLib.scene.segmentation import reference_geometry, tumor_segments
 
 #: Attribute of a surface: the ID of the segmentation that it belongs to.
 _SURFACE_ATTRIBUTE = "MedDPM.surface"
-#: Attribute of a surface: the value of the label that it encloses, 0 for the brain.
-_LABEL_ATTRIBUTE = "MedDPM.surfaceLabel"
+#: Attribute of a surface: the ID of the segment that it encloses, of the brain this.
+_SEGMENT_ATTRIBUTE, _BRAIN = "MedDPM.surfaceSegment", "MedDPM.brain"
 
 #: Millimeters between the points from which the surfaces of brain and tumor are made.
 _BRAIN_SPACING, _TUMOR_SPACING = 3.0, 1.5
@@ -30,24 +32,55 @@ _BRAIN_SPACING, _TUMOR_SPACING = 3.0, 1.5
 _BRAIN_COLOR, _BRAIN_OPACITY = (0.85, 0.8, 0.75), 0.2
 _TUMOR_OPACITY = 0.6
 
+_CLOSED_SURFACE = slicer.vtkSegmentationConverter.GetClosedSurfaceRepresentationName()
 
-def showing(segmentation: slicer.vtkMRMLSegmentationNode, labels: Volume, scheme: LabelScheme) -> Work:
-    """The work of showing the surfaces of ``labels`` (values of ``scheme``, RAS), as those of ``segmentation``."""
-    shown = {}
-    masks = {0: (labels.array > 0, _BRAIN_SPACING)}
-    masks |= {label.value: (labels.array == label.value, _TUMOR_SPACING) for label in scheme.tumor}
-    for value, (inside, spacing) in masks.items():
-        shown[value] = yield partial(_thinned, inside, labels.geometry, spacing)
+
+def showing(segmentation: slicer.vtkMRMLSegmentationNode, *, brain: bool = True) -> Work:
+    """The work of showing the surfaces of ``segmentation``, step by step: of its tumor's segments, and of all that is
+    painted (``brain``), which a stroke hardly changes."""
     new = not surfaces()
-    for value, part in shown.items():
-        if slicer.mrmlScene.GetNodeByID(segmentation.GetID() or "") is not segmentation:
+    for id_ in tumor_segments(segmentation):
+        if not _in_scene(segmentation):
             return  # it was removed in the meantime
-        _show(segmentation, value, part, scheme)
+        segment = segmentation.GetSegmentation().GetSegment(id_)
+        if segment is None:
+            continue
+        layers = _layers(segmentation, [id_])
+        value, name, color = segment.GetLabelValue(), segment.GetName(), segment.GetColor()
+        part = yield partial(_part, layers, value, _TUMOR_SPACING)
+        if not _in_scene(segmentation):
+            return
+        _show(segmentation, id_, part, name, color, _TUMOR_OPACITY)
         yield
-    show_surfaces_of(segmentation)
+    if brain:
+        try:
+            whole = reference_geometry(segmentation)
+        except MedDPMError:  # painted as surfaces
+            whole = None
+        if whole is not None:
+            layers = _layers(segmentation, segmentation.GetSegmentation().GetSegmentIDs())
+            part = yield partial(_union, layers, whole, _BRAIN_SPACING)
+            if not _in_scene(segmentation):
+                return
+            _show(segmentation, _BRAIN, part, _("Brain"), _BRAIN_COLOR, _BRAIN_OPACITY)
     layout = slicer.app.layoutManager()
     if new and layout is not None and layout.threeDViewCount:
         layout.threeDWidget(0).threeDView().resetFocalPoint()
+
+
+def has_brain(segmentation: slicer.vtkMRMLSegmentationNode) -> bool:
+    """Whether the surface of the brain of ``segmentation`` has been made."""
+    return bool(_found(segmentation, _BRAIN))
+
+
+def replace_slow_surfaces(segmentation: slicer.vtkMRMLSegmentationNode) -> bool:
+    """Removes Slicer's own surfaces from a ``segmentation`` that is painted in voxels; whether there were any."""
+    core = segmentation.GetSegmentation()
+    painted = core.GetSourceRepresentationName() != _CLOSED_SURFACE
+    if not painted or not core.ContainsRepresentation(_CLOSED_SURFACE):
+        return False
+    core.RemoveRepresentation(_CLOSED_SURFACE)
+    return True
 
 
 def surfaces() -> list[slicer.vtkMRMLModelNode]:
@@ -65,6 +98,38 @@ def show_surfaces_of(segmentation: slicer.vtkMRMLSegmentationNode | None) -> Non
             slicer.mrmlScene.RemoveNode(node)
         else:
             node.GetDisplayNode().SetVisibility(owner is segmentation)
+
+
+def _in_scene(node: slicer.vtkMRMLNode) -> bool:
+    return slicer.mrmlScene.GetNodeByID(node.GetID() or "") is node
+
+
+def _layers(segmentation: slicer.vtkMRMLSegmentationNode, ids) -> list[Volume]:
+    """Copies of the images that hold the segments ``ids``, each once, in the segmentation's own coordinates."""
+    found = {}
+    for id_ in ids:
+        layer = segmentation.GetBinaryLabelmapInternalRepresentation(id_)
+        if layer is not None and not layer.IsEmpty() and layer.GetPointData().GetScalars() is not None:
+            found[layer] = id_
+    return [Volume(image_array(layer).copy(), image_geometry(layer)) for layer in found]
+
+
+def _part(layers: list[Volume], value: int, spacing: float) -> Volume | None:
+    return _thinned(layers[0].array == value, layers[0].geometry, spacing) if layers else None
+
+
+def _union(layers: list[Volume], whole: Geometry, spacing: float) -> Volume | None:
+    """Where any of ``layers`` is painted, on the lattice ``whole``; what lies on another lattice is left out."""
+    inside = np.zeros(whole.shape, bool)
+    for layer in layers:
+        matrix = whole.ras_to_ijk @ layer.geometry.ijk_to_ras
+        if np.abs(matrix[:3, :3] - np.eye(3)).max() > 1e-3:
+            continue
+        first = np.round(matrix[:3, 3]).astype(int)[::-1]
+        low, high = np.maximum(first, 0), np.minimum(first + layer.array.shape, inside.shape)
+        if (low < high).all():
+            inside[tuple(map(slice, low, high))] |= layer.array[tuple(map(slice, low - first, high - first))] != 0
+    return _thinned(inside, whole, spacing)
 
 
 def _thinned(inside: np.ndarray, geometry: Geometry, spacing: float) -> Volume | None:
@@ -89,41 +154,47 @@ def _thinned(inside: np.ndarray, geometry: Geometry, spacing: float) -> Volume |
     return Volume(mean, Geometry(mean.shape[::-1], matrix))
 
 
-def _show(segmentation: slicer.vtkMRMLSegmentationNode, value: int, part: Volume | None, scheme: LabelScheme) -> None:
+def _found(segmentation: slicer.vtkMRMLSegmentationNode, segment_id: str) -> list[slicer.vtkMRMLModelNode]:
+    key = (segmentation.GetID(), segment_id)
+    return [n for n in surfaces() if (n.GetAttribute(_SURFACE_ATTRIBUTE), n.GetAttribute(_SEGMENT_ATTRIBUTE)) == key]
+
+
+def _show(
+    segmentation: slicer.vtkMRMLSegmentationNode,
+    segment_id: str,
+    part: Volume | None,
+    name: str,
+    color: tuple[float, float, float],
+    opacity: float,
+) -> None:
     """Puts the surface of ``part`` into the node for it, which is made if it is not there yet."""
-    owner = segmentation.GetID()
-    found = [
-        node
-        for node in surfaces()
-        if (node.GetAttribute(_SURFACE_ATTRIBUTE), node.GetAttribute(_LABEL_ATTRIBUTE)) == (owner, str(value))
-    ]
+    found = _found(segmentation, segment_id)
     if found:
         found[0].SetAndObserveMesh(_surface(part))
         return
     if part is None:
         return
-    label = scheme.label_by_value(value) if value else None
-    name = _("{name} surface").format(name=label.name if label else _("Brain") if shows_brain(scheme) else _("Mask"))
     node = slicer.mrmlScene.CreateNodeByClass("vtkMRMLModelNode")
     node.UnRegister(None)
-    node.SetName(name)
+    node.SetName(_("{name} surface").format(name=name))
     node.SetHideFromEditors(True)
     node.SetSaveWithScene(False)
     node.SetSelectable(False)
-    node.SetAttribute(_SURFACE_ATTRIBUTE, owner)
-    node.SetAttribute(_LABEL_ATTRIBUTE, str(value))
+    node.SetAttribute(_SURFACE_ATTRIBUTE, segmentation.GetID())
+    node.SetAttribute(_SEGMENT_ATTRIBUTE, segment_id)
     node = slicer.mrmlScene.AddNode(node)
     node.SetAndObserveMesh(_surface(part))
+    node.SetAndObserveTransformNodeID(segmentation.GetTransformNodeID())
     node.CreateDefaultDisplayNodes()
     display = node.GetDisplayNode()
     display.SetSaveWithScene(False)
     display.SetVisibility2D(False)
-    display.SetColor(*(tuple(part / 255 for part in label.color) if label else _BRAIN_COLOR))
-    display.SetOpacity(_TUMOR_OPACITY if label else _BRAIN_OPACITY)
+    display.SetColor(*color)
+    display.SetOpacity(opacity)
 
 
 def _surface(part: Volume | None) -> vtk.vtkPolyData:
-    """The surface where ``part`` is one half, in RAS."""
+    """The surface where ``part`` is one half, where its geometry lies."""
     if part is None:
         return vtk.vtkPolyData()
     image = vtk.vtkImageData()
@@ -132,16 +203,12 @@ def _surface(part: Volume | None) -> vtk.vtkPolyData:
     edges = vtk.vtkFlyingEdges3D()
     edges.SetInputData(image)
     edges.SetValue(0, 0.5)
-    edges.ComputeNormalsOff()
+    edges.ComputeNormalsOn()  # from the gradient: much cheaper than from the polygons
     edges.ComputeScalarsOff()
     transform = vtk.vtkTransform()
     transform.SetMatrix(slicer.util.vtkMatrixFromArray(part.geometry.ijk_to_ras))
     placed = vtk.vtkTransformPolyDataFilter()
     placed.SetTransform(transform)
     placed.SetInputConnection(edges.GetOutputPort())
-    normals = vtk.vtkPolyDataNormals()
-    normals.SetInputConnection(placed.GetOutputPort())
-    normals.SplittingOff()
-    normals.AutoOrientNormalsOn()
-    normals.Update()
-    return normals.GetOutput()
+    placed.Update()
+    return placed.GetOutput()

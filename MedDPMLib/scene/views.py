@@ -1,11 +1,9 @@
-"""What do the views show? Which volume, the mask over it, results side by side, and that a volume is synthetic."""
+"""What do the views show? Which volume, the mask over it, and that a volume is synthetic."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import qt
 import slicer
 import vtk
 from slicer.i18n import tr as _
@@ -20,12 +18,9 @@ MARK = _("SYNTHETIC - not a patient")
 _PLACE = vtk.vtkCornerAnnotation.UpperEdge
 
 #: Layouts of 2 to 9 slice views, numbered from here: above what Slicer and its extensions use.
-_FIRST_LAYOUT = 73_000
+FIRST_LAYOUT = 73_000
 #: How the views of these layouts are called, before their number.
-_COMPARED = "Compare"
-
-#: Orientations in which results can be compared, as Slicer calls them.
-ORIENTATIONS = ("Axial", "Sagittal", "Coronal")
+COMPARED = "Compare"
 
 #: Which outlines lie over an image: of the tumor and the segment being painted, of all segments, of none.
 OUTLINES = ("tumor", "all", "none")
@@ -122,6 +117,13 @@ def shown_background() -> slicer.vtkMRMLVolumeNode | None:
     return None
 
 
+def shown_foreground() -> slicer.vtkMRMLVolumeNode | None:
+    """What is laid over the background of the first slice view."""
+    for composite in _own_composites():
+        return slicer.mrmlScene.GetNodeByID(composite.GetForegroundVolumeID() or "")
+    return None
+
+
 def backgrounds() -> dict[str, str]:
     """The background of each slice view, for :func:`restore_backgrounds`: IDs of composite node and volume."""
     return {composite.GetID(): composite.GetBackgroundVolumeID() or "" for composite in _own_composites()}
@@ -149,7 +151,7 @@ def show_crosshair() -> None:
 
 def show_place(ras: Sequence[float]) -> None:
     """Moves every slice view to the slice through the point ``ras`` (mm); what is in view stays in view."""
-    for node in _own_slice_nodes():
+    for node in own_slice_nodes():
         node.JumpSliceByOffsetting(*map(float, ras))
 
 
@@ -210,151 +212,16 @@ def _selected_segments(segmentation: slicer.vtkMRMLSegmentationNode) -> set[str]
     return {e.GetSelectedSegmentID() for e in editors if e.GetSegmentationNode() is segmentation} - {None, ""}
 
 
-# Side by side ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Pose:
-    """Where a slice view was."""
-
-    node_id: str
-    slice_to_ras: vtk.vtkMatrix4x4
-    field_of_view: tuple[float, float, float]
-    origin: tuple[float, float, float]
-
-    @classmethod
-    def of(cls, node: slicer.vtkMRMLSliceNode) -> _Pose:
-        matrix = vtk.vtkMatrix4x4()
-        matrix.DeepCopy(node.GetSliceToRAS())
-        return cls(node.GetID(), matrix, tuple(node.GetFieldOfView()), tuple(node.GetXYZOrigin()))
-
-    def restore(self) -> slicer.vtkMRMLSliceNode | None:
-        node = slicer.mrmlScene.GetNodeByID(self.node_id)
-        if node is not None:
-            node.GetSliceToRAS().DeepCopy(self.slice_to_ras)
-            node.SetFieldOfView(*self.field_of_view)
-            node.SetXYZOrigin(*self.origin)
-            node.UpdateMatrices()
-        return node
-
-
-class Comparison:
-    """Two to nine volumes side by side in linked slice views, until :meth:`end` brings the former layout back.
-
-    It opens at the slice that is looked at, and the former views come back at the slice that was looked at in it.
-    """
-
-    def __init__(self) -> None:
-        self._former: int | None = None
-        self._poses: list[_Pose] = []
-
-    @property
-    def shown(self) -> bool:
-        """Whether the views are those of a comparison; another layout chosen in the application ends it, too."""
-        return self._former is not None and _comparison_shown()
-
-    def show(self, nodes: Sequence[slicer.vtkMRMLVolumeNode], orientation: str = ORIENTATIONS[0]) -> None:
-        """``orientation`` is one of :data:`ORIENTATIONS`."""
-        if not _comparison_shown():
-            self._former = slicer.app.layoutManager().layout
-            self._poses = [_Pose.of(node) for node in _shown_slice_nodes()]
-        elif self._former is None:  # a scene was saved in a comparison
-            self._former = slicer.vtkMRMLLayoutNode.SlicerLayoutFourUpView
-        compare(nodes, orientation)
-
-    def turn(self, orientation: str) -> None:
-        """Shows the compared volumes in another ``orientation``, through the same point."""
-        if self.shown:
-            names = [node.GetLayoutName() for node in _shown_slice_nodes()]
-            _orient(names, orientation, _looked_at(orientation))
-
-    def end(self) -> None:
-        if self.shown:
-            compared = _shown_slice_nodes()[0]
-            orientation, place = compared.GetOrientation(), _center(compared)
-            slicer.app.layoutManager().setLayout(self._former)
-            for pose in self._poses:
-                node = pose.restore()
-                if node is not None and node.GetOrientation() == orientation:
-                    node.JumpSliceByOffsetting(*place)
-        self._former, self._poses = None, []
-
-
-def compare(nodes: Sequence[slicer.vtkMRMLVolumeNode], orientation: str = ORIENTATIONS[0]) -> None:
-    """Shows two to nine volumes in linked views of one ``orientation`` side by side, where the views are now."""
-    layout = slicer.app.layoutManager()
-    names = [f"{_COMPARED}{number}" for number in range(1, len(nodes) + 1)]
-    place = _looked_at(orientation)
-    layout_node = layout.layoutLogic().GetLayoutNode()
-    identifier = _FIRST_LAYOUT + len(names)
-    if not layout_node.IsLayoutDescription(identifier):
-        layout_node.AddLayoutDescription(identifier, _side_by_side(names))
-    layout.setLayout(identifier)
-    for name, node in zip(names, nodes, strict=True):
-        composite = layout.sliceWidget(name).mrmlSliceCompositeNode()
-        # One at a time: with linked control what is done to one view would go to all of them.
-        composite.SetLinkedControl(False)
-        composite.SetBackgroundVolumeID(node.GetID())
-        composite.SetForegroundVolumeID(None)
-    _orient(names, orientation, place)
-    # The layout gives the views their sizes first.
-    qt.QTimer.singleShot(0, lambda: _fit(names, place))
-
-
-def _orient(names: Sequence[str], orientation: str, place: Sequence[float]) -> None:
-    widgets = [slicer.app.layoutManager().sliceWidget(name) for name in names]
-    for widget in widgets:
-        widget.mrmlSliceCompositeNode().SetLinkedControl(False)
-        widget.mrmlSliceNode().SetOrientation(orientation)
-    _fit(names, place)
-    for widget in widgets:
-        widget.mrmlSliceCompositeNode().SetLinkedControl(True)
-
-
-def _fit(names: Sequence[str], place: Sequence[float]) -> None:
-    """Brings the compared volumes into view, at the slice through ``place``."""
-    if not _comparison_shown():  # ended in the meantime
-        return
-    layout = slicer.app.layoutManager()
-    for name in names:
-        widget = layout.sliceWidget(name)
-        widget.sliceLogic().FitSliceToBackground()
-        widget.mrmlSliceNode().JumpSliceByOffsetting(*place)
-
-
-def _looked_at(orientation: str) -> tuple[float, float, float]:
-    """A point (RAS, mm) of the slice of ``orientation`` that is looked at, or of any if none has it."""
-    nodes = _shown_slice_nodes() or _own_slice_nodes()
-    nodes.sort(key=lambda node: node.GetOrientation() != orientation)
-    return _center(nodes[0]) if nodes else (0.0, 0.0, 0.0)
-
-
-def _center(node: slicer.vtkMRMLSliceNode) -> tuple[float, float, float]:
-    return tuple(node.GetSliceToRAS().GetElement(row, 3) for row in range(3))
-
-
-def _comparison_shown() -> bool:
-    layout = slicer.app.layoutManager()
-    return layout is not None and layout.layout in range(_FIRST_LAYOUT + 2, _FIRST_LAYOUT + 10)
-
-
-def _side_by_side(names: Sequence[str]) -> str:
-    views = "".join(
-        f'<item><view class="vtkMRMLSliceNode" singletontag="{name}"><property name="orientation" action="default">'
-        f'Axial</property><property name="viewlabel" action="default">{name[-1]}</property></view></item>'
-        for name in names
-    )
-    columns = 3 if len(names) > 4 else 2
-    rows = [views.split("<item>")[1:][start : start + columns] for start in range(0, len(names), columns)]
-    lines = ("".join(f"<item>{view}" for view in row) for row in rows)
-    body = "".join(f'<item><layout type="horizontal">{line}</layout></item>' for line in lines)
-    return f'<layout type="vertical">{body}</layout>'
-
-
 # Views -----------------------------------------------------------------------------------------------
 
 
-def _shown_slice_nodes() -> list[slicer.vtkMRMLSliceNode]:
+def comparison_shown() -> bool:
+    """Whether the layout is one of :mod:`MedDPMLib.scene.comparison`."""
+    layout = slicer.app.layoutManager()
+    return layout is not None and layout.layout in range(FIRST_LAYOUT + 2, FIRST_LAYOUT + 10)
+
+
+def shown_slice_nodes() -> list[slicer.vtkMRMLSliceNode]:
     """The nodes of the slice views that the layout shows, in its order."""
     layout = slicer.app.layoutManager()
     if layout is None:
@@ -364,18 +231,18 @@ def _shown_slice_nodes() -> list[slicer.vtkMRMLSliceNode]:
     return [node for node in nodes if node.IsA("vtkMRMLSliceNode")]
 
 
-def _own_slice_nodes() -> list[slicer.vtkMRMLSliceNode]:
+def own_slice_nodes() -> list[slicer.vtkMRMLSliceNode]:
     """The nodes of all slice views but those of a comparison that is shown."""
-    compared = _comparison_shown()
+    compared = comparison_shown()
     nodes = slicer.util.getNodesByClass("vtkMRMLSliceNode")
-    return [node for node in nodes if not (compared and (node.GetLayoutName() or "").startswith(_COMPARED))]
+    return [node for node in nodes if not (compared and (node.GetLayoutName() or "").startswith(COMPARED))]
 
 
 def _own_composites() -> list[slicer.vtkMRMLSliceCompositeNode]:
     """The composite nodes of all slice views but those of a comparison that is shown."""
-    compared = _comparison_shown()
+    compared = comparison_shown()
     nodes = slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")
-    return [node for node in nodes if not (compared and (node.GetLayoutName() or "").startswith(_COMPARED))]
+    return [node for node in nodes if not (compared and (node.GetLayoutName() or "").startswith(COMPARED))]
 
 
 def _slice_widgets() -> list:

@@ -7,6 +7,7 @@ import faulthandler
 from pathlib import Path
 
 from MedDPMLib.runtime.allocator import keep_freed_memory
+from MedDPMLib.runtime.priority import give_way
 from MedDPMLib.worker.process import Worker, take_channels
 from MedDPMLib.worker.session import Session
 
@@ -23,6 +24,7 @@ def main() -> None:
     options = parser.parse_args()
     faulthandler.enable()  # a crash of a library says where, on standard error
     keep_freed_memory()
+    give_way()
     requests, events = take_channels()
     Worker(requests, events, Session(options.session), options.idle).run()
 

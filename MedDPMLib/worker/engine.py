@@ -11,6 +11,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +20,8 @@ from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.geometry import Geometry
 from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.inference.settings import GenerationSettings
+from MedDPMLib.inference.stored import stored_as, to_stored
+from MedDPMLib.masks.brain_area import labeled_area
 from MedDPMLib.runtime.allocator import hand_back_freed_memory
 from MedDPMLib.worker.protocol import Event, Generate, Load, Loaded, Preview, Progress, Ready, Result
 from MedDPMLib.worker.session import Session
@@ -26,6 +29,7 @@ from MedDPMLib.worker.session import Session
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from MedDPMLib.masks.fit import Fitted
     from MedDPMLib.masks.mask import Mask
     from MedDPMLib.models.model import Model
 
@@ -66,8 +70,13 @@ class Engine:
         return Ready(device=str(execution.device), precision=execution.precision, reason=execution.reason)
 
     def load(self, request: Load) -> Loaded:
+        from MedDPMLib.inference.generation import plan_run
+
         started = time.perf_counter()
         model = self._ready_model(request.model)
+        with suppress(MedDPMError):  # what keeps it from running is reported when it is asked to
+            run = plan_run(model, GenerationSettings())
+            model.prepared(run.execution, run.plan.mode)
         return Loaded(id=request.id, model=model.card.name, seconds=round(time.perf_counter() - started, 3))
 
     def release(self) -> None:
@@ -99,7 +108,7 @@ class Engine:
         settings = asked.for_card(card)
         send(Progress(id=request.id, stage="mask", sample=1, samples=samples))
         mask = self._mask(request, model)
-        report = _Report(request, model, fit(mask, card.grid).geometry, wanted, self.session, send)
+        report = _Report(request, model, fit(mask, card.grid), wanted, self.session, send)
         send(Progress(id=request.id, stage="steps", sample=1, samples=samples, steps=settings.steps))
         try:
             run = plan_run(model, settings)
@@ -107,7 +116,7 @@ class Engine:
             for sample, seed in enumerate(request.seeds, start=1):
                 report.begin(sample)
                 generated = run.generate(mask, seed=seed, progress=report.step)
-                volumes = {name: generated[name] for name in wanted}
+                volumes = generated.stored(wanted)
                 result = Result(
                     id=request.id, sample=sample, samples=samples, files=_write(self.session, "result", volumes),
                     ijk_to_ras=volumes[wanted[0]].geometry.ijk_to_ras.tolist(), record=generated.record,
@@ -164,9 +173,10 @@ class _Report:
     """The events while a request is carried out."""
 
     def __init__(
-        self, request: Generate, model: Model, geometry: Geometry, wanted: list[str], session: Session, send: Send
+        self, request: Generate, model: Model, fitted: Fitted, wanted: list[str], session: Session, send: Send
     ) -> None:
-        self._request, self._card, self._geometry, self._wanted = request, model.card, geometry, wanted
+        self._request, self._card, self._geometry, self._wanted = request, model.card, fitted.geometry, wanted
+        self._brain = labeled_area(fitted.labels) if request.preview_every else None
         self._session, self._send = session, send
         self._sample = 0
         self._files: dict[str, str] = {}
@@ -202,7 +212,9 @@ class _Report:
 
         # Only what is shown is converted and written: the sampling waits meanwhile.
         made = volumes_of(self._card, x0[0], self._geometry, self._geometry, self._wanted[:1])
-        self._files = _write(self._session, "preview", made)
+        line = stored_as(self._card.intensity_range)
+        stored = {name: to_stored(volume, line, self._brain) for name, volume in made.items()}
+        self._files = _write(self._session, "preview", stored)
         self._send(
             Preview(
                 id=self._request.id, sample=self._sample, step=step, steps=steps, files=self._files,

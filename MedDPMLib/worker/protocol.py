@@ -30,7 +30,7 @@ from MedDPMLib.validation import (
 )
 
 #: Raised whenever an older client or worker would misunderstand the other.
-PROTOCOL = 2
+PROTOCOL = 3
 
 #: Bytes; no message comes near.
 LONGEST_LINE = 1 << 20

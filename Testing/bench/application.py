@@ -16,6 +16,7 @@ import vtk
 from bench import (
     ctk_widgets,
     dialogs,
+    main_window,
     mrml_widgets,
     packages,
     parameter_node,
@@ -76,65 +77,6 @@ class ModuleManager(Signals):
         self._modules.pop(name).discard()
 
 
-class _ModuleSelector:
-    """Which module's panel is shown; a change leaves one and enters the other."""
-
-    def __init__(self, place):
-        self._place = place
-        self.selectedModule = ""
-
-    def selectModule(self, name):
-        if name == self.selectedModule:
-            return
-        self.leave(self.selectedModule)
-        module = slicer.app.moduleManager().module(name)
-        widget = module.widgetRepresentation()
-        self._place.setWidget(widget)
-        widget.show()
-        self.selectedModule = name
-        widget.enter()
-
-    def leave(self, name):
-        if name and name == self.selectedModule:
-            self._place.takeWidget().exit()
-            self.selectedModule = ""
-
-
-class MainWindow(qt.QMainWindow):
-    """The module panel on the left, the views on the right. Hidden until ``show`` is called: drawing takes time."""
-
-    def __init__(self):
-        super().__init__()
-        self.objectName = "qSlicerMainWindow"
-        split = qt.QSplitter(self)
-        self._panel = qt.QScrollArea(split)
-        self._panel.widgetResizable = True
-        self._panel.setHorizontalScrollBarPolicy(qt.Qt.ScrollBarAlwaysOff)
-        self.viewport = qt.QWidget(split)
-        grid = qt.QGridLayout(self.viewport)
-        grid.setContentsMargins(0, 0, 0, 0)
-        grid.setSpacing(2)
-        split.setSizes([520, 900])
-        self.setCentralWidget(split)
-        self.resize(1420, 900)
-        self._selector = _ModuleSelector(self._panel)
-        #: Files that were dropped on the window: the application offers to load them.
-        self.dropped = []
-        self.setAcceptDrops(True)
-
-    def moduleSelector(self):
-        return self._selector
-
-    def panel(self):
-        return self._panel
-
-    def dragEnterEvent(self, event):
-        event.accept()
-
-    def dropEvent(self, event):
-        self.dropped += [url.toLocalFile() for url in event.mimeData().urls()]
-
-
 class Application(Signals):
     """qSlicerApplication: one for the process, see :func:`start_application`."""
 
@@ -169,7 +111,7 @@ class Application(Signals):
         slicer.app = self
         self._offer_modules()
         self._set_up_logics()
-        self._window = MainWindow()
+        self._window = main_window.MainWindow()
         self._layout = views.LayoutManager(self._scene, self._logic, self._window.viewport)
         self._follow_nodes()
         view_menu.qSlicerSubjectHierarchyPluginHandler(self)

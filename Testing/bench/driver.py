@@ -26,6 +26,7 @@ from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.masks.schemes import load_scheme
 from MedDPMLib.scene import painting
 from MedDPMLib.scene.segmentation import painted_geometry
+from MedDPMLib.scene.watch import watch
 
 MODULE = Path(__file__).parents[2] / "MedDPM" / "MedDPM.py"
 SCHEME = load_scheme("anatomy")
@@ -53,6 +54,7 @@ def panel(application, models):  # noqa: F811
     widget.models.choose("small")
     yield widget
     application.moduleManager().unload("MedDPM")
+    watch.stop()
     assert not widget.logic.client.running
     assert session_folders() == []
 

@@ -10,6 +10,9 @@ from bench.pythonqt import qt_module, standin
 
 qt = qt_module()
 
+#: Pixels that Slicer's widget needs in width, as its form is drawn.
+_WIDTH = 413
+
 
 class qSlicerSegmentEditorEffectFactory:
     """Where effects are registered; here all of them are from the start."""
@@ -68,6 +71,7 @@ class qMRMLSegmentEditorWidget(qMRMLWidget):
         self._shortcuts, self._observing = False, False
         self._history = slicer.vtkSegmentationHistory()
         self._history.SetMaximumNumberOfStates(10)
+        self.setMinimumWidth(_WIDTH)
         layout = qt.QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         self._selectors = {}

@@ -20,6 +20,9 @@ from MedDPMLib.scene.panel.readings import ask_reading
 from MedDPMLib.scene.segmentation import likely_label, missing_labels, set_label, table_of, unlabeled_segments
 from MedDPMLib.scene.worker_client import Signal
 
+#: So many segments of one label are listed each in a row; more of them share one, which unfolds.
+_LISTED = 3
+
 
 class LabelTable:
     """A row for each segment. Signal: ``changed`` (the user chose a label)."""
@@ -29,6 +32,9 @@ class LabelTable:
         self.changed = Signal()
         self._segmentation: slicer.vtkMRMLSegmentationNode | None = None
         self._scheme: LabelScheme | None = None
+        #: Labels whose segments are listed each in a row, however many they are.
+        self._unfolded: set[int] = set()
+        ui.labelsSection.contentsCollapsed.connect(self._on_folded)
         table = ui.labelTable
         table.setColumnCount(2)
         table.setHorizontalHeaderLabels([_("Segment"), _("Label")])
@@ -48,18 +54,52 @@ class LabelTable:
         """Fills the table; of another segmentation or scheme it is expanded if something needs attention."""
         other = segmentation is not self._segmentation or scheme is not self._scheme
         self._segmentation, self._scheme = segmentation, scheme
+        if other:
+            self._unfolded = set()
         table, values = self._ui.labelTable, self.values
-        ids = list(segmentation.GetSegmentation().GetSegmentIDs()) if segmentation and scheme else []
-        table.setRowCount(len(ids))
-        for row, id_ in enumerate(ids):
-            segment = segmentation.GetSegmentation().GetSegment(id_)
-            item = qt.QTableWidgetItem(segment.GetName())
-            item.setData(qt.Qt.DecorationRole, qt.QColor.fromRgbF(*segment.GetColor()))
+        rows = self._rows(values)
+        for row in range(table.rowCount):  # deleted when the event loop comes round
+            if table.cellWidget(row, 1) is not None:
+                table.cellWidget(row, 1).hide()
+        table.setRowCount(len(rows))
+        for row, ids in enumerate(rows):
+            segments = [segmentation.GetSegmentation().GetSegment(id_) for id_ in ids]
+            names = [segment.GetName() for segment in segments]
+            several = len(ids) > 1
+            item = qt.QTableWidgetItem(_("{count} segments").format(count=len(ids)) if several else names[0])
+            item.setToolTip(", ".join(names))
+            if not several:
+                item.setData(qt.Qt.DecorationRole, qt.QColor.fromRgbF(*segments[0].GetColor()))
             table.setItem(row, 0, item)
-            table.setCellWidget(row, 1, self._label_box(id_, values))
+            table.setCellWidget(
+                row, 1, self._unfold_button(values[ids[0]]) if several else self._label_box(ids[0], values)
+            )
         self._show_assigned(values)
         if other:
             self._fold(values)
+
+    def _rows(self, values: dict[str, int]) -> list[list[str]]:
+        """The segments of each row of the table: many structures that are one label of the model share the last."""
+        if self._segmentation is None or self._scheme is None:
+            return []
+        ids = list(self._segmentation.GetSegmentation().GetSegmentIDs())
+        groups = {value: [id_ for id_ in ids if values.get(id_) == value] for value in values.values()}
+        folded = [group for value, group in groups.items() if len(group) > _LISTED and value not in self._unfolded]
+        hidden = {id_ for group in folded for id_ in group}
+        return [[id_] for id_ in ids if id_ not in hidden] + folded
+
+    def _unfold_button(self, value: int) -> qt.QPushButton:
+        label = self._scheme.label_by_value(value)
+        button = qt.QPushButton(_("{label} (list them)").format(label=label.name))
+        button.setFlat(True)
+        button.toolTip = _("These segments together are one label of the model: click to list them")
+
+        def unfold(_checked=None):
+            self._unfolded.add(value)
+            qt.QTimer.singleShot(0, lambda: self.show(self._segmentation, self._scheme))  # the button goes
+
+        button.clicked.connect(unfold)
+        return button
 
     def _label_box(self, id_: str, values: dict[str, int]) -> qt.QComboBox:
         box = _label_choices(self._scheme)
@@ -91,6 +131,11 @@ class LabelTable:
             several = _("{count} segments not used") if unused > 1 else _("{count} segment not used")
             text += ", " + several.format(count=unused)
         section.text = text
+
+    def _on_folded(self, folded: bool) -> None:
+        """A section that unfolds shows what was hidden while it was folded."""
+        if not folded:
+            self._show_assigned(self.values)
 
     def _fold(self, values: dict[str, int]) -> None:
         if self._segmentation is None or self._scheme is None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 import qt
 import slicer
@@ -13,12 +11,13 @@ from slicer.i18n import tr as _
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.masks.numberings import shows_brain
 from MedDPMLib.masks.schemes import LabelScheme
-from MedDPMLib.masks.templates import can_hold_templates, find_template, load_template, templates
+from MedDPMLib.masks.templates import can_hold_templates, templates
 from MedDPMLib.scene import dependencies, painting, volumes
 from MedDPMLib.scene.background_work import BackgroundWork, Work
 from MedDPMLib.scene.panel.labels import LabelTable
 from MedDPMLib.scene.panel.messages import say
-from MedDPMLib.scene.segmentation import fingerprint, missing_labels, tumor_center
+from MedDPMLib.scene.segmentation import fingerprint, missing_labels
+from MedDPMLib.scene.surface import replace_slow_surfaces
 from MedDPMLib.scene.views import (
     is_outlined,
     show_background,
@@ -44,11 +43,12 @@ _EDITOR_TAG = "MedDPM"
 
 
 class MaskSection:
-    """Signals: ``edited`` (a moment after the last edit), ``started`` (the segmentation made from a template)."""
+    """Signals: ``edited`` (a moment after the last edit), ``started`` (the segmentation made from a template),
+    ``surfaced`` (Slicer's own surfaces, which slow each stroke down, have been removed)."""
 
     def __init__(self, ui) -> None:
         self._ui = ui
-        self.edited, self.started = Signal(), Signal()
+        self.edited, self.started, self.surfaced = Signal(), Signal(), Signal()
         self._scheme: LabelScheme | None = None
         self._segmentation: slicer.vtkMRMLSegmentationNode | None = None
         self._observed: list[tuple[vtk.vtkObject, int]] = []
@@ -77,6 +77,10 @@ class MaskSection:
         self._refresh.setSingleShot(True)
         self._refresh.interval = 0
         self._refresh.timeout.connect(self._fill_table)
+        self._slow = qt.QTimer()
+        self._slow.setSingleShot(True)
+        self._slow.interval = 0
+        self._slow.timeout.connect(self._replace_surfaces)
         self._source = qt.QTimer()
         self._source.setSingleShot(True)
         self._source.interval = 0
@@ -146,6 +150,10 @@ class MaskSection:
             # Undo and redo send SegmentModified alone, as a change of name does: what changed is determined later.
             for event in (events.SegmentModified, events.SegmentRemoved, events.SourceRepresentationModified):
                 self._observe(segmentation.GetSegmentation(), event, self._on_edit)
+            self._observe(
+                segmentation.GetSegmentation(), events.ContainedRepresentationNamesModified, self._on_surfaces
+            )
+            self._slow.start()
             self._painted = fingerprint(segmentation)
             show_only(segmentation)
         self._ui.editorPlace.visible = segmentation is not None
@@ -162,6 +170,7 @@ class MaskSection:
         self._segmentation = None
         self._rest.stop()
         self._refresh.stop()
+        self._slow.stop()
         self._source.stop()
         self._work.stop()
         self._show_busy()
@@ -217,6 +226,18 @@ class MaskSection:
 
     def _on_segments(self, *_arguments) -> None:
         self._refresh.start()
+
+    def _on_surfaces(self, *_arguments) -> None:
+        self._slow.start()
+
+    def _replace_surfaces(self) -> None:
+        if self._segmentation is not None and replace_slow_surfaces(self._segmentation):
+            text = _(
+                'with "Show 3D", each stroke makes the surfaces of all segments again: the tumor in the brain is shown'
+                " instead, and follows when you pause"
+            )
+            say(self._ui.maskMessage, text)
+            self.surfaced.emit()
 
     def _on_edit(self, *_arguments) -> None:
         self._rest.start()
@@ -314,18 +335,29 @@ class MaskSection:
         except MedDPMError as error:
             say(self._ui.maskMessage, error)
             return
-        self._begin(_start(self._ui.templateBox.currentData, self._scheme), self._show_started)
+        self._begin(painting.starting(self._ui.templateBox.currentData, self._scheme), self._show_started)
 
     def _show_started(self, started: tuple[slicer.vtkMRMLSegmentationNode, np.ndarray | None]) -> None:
         segmentation, center = started
         self.started.emit(segmentation)
+        self._begin(self._showing(segmentation, center), lambda _nothing: None)
+
+    def _showing(self, segmentation: slicer.vtkMRMLSegmentationNode, center: np.ndarray | None) -> Work:
+        """The work of opening the views at what was started, a little at a time."""
+        yield
         show_background(volumes.sheet_of(segmentation), fit=True)
+        yield
         show_crosshair()
         if center is not None:
             show_place(center)
+        yield
         tumor = next(iter((*self._scheme.of_tissue("rim"), *self._scheme.tumor)), None)
         if tumor is not None:  # what most users paint first
             self.editor.setCurrentSegmentID(tumor.name)
+        # The next step is to paint.
+        self._ui.sections.verticalScrollBar().setValue(
+            self._ui.editorPlace.mapTo(self._ui.sectionsPlace, qt.QPoint(0, 0)).y()
+        )
 
     def _on_add_missing(self) -> None:
         self.editor.saveStateForUndo()
@@ -350,16 +382,6 @@ class MaskSection:
 
     def _count_stamp(self, _nothing) -> None:
         self._stamps += 1  # each has its own outline
-
-
-def _start(name: str, scheme: LabelScheme) -> Work:
-    """A segmentation of the template called ``name``, with a blank volume to paint over, and where its tumor is."""
-    mask = yield partial(load_template, name, scheme)
-    segmentation = painting.add_segmentation(mask.volume, scheme, find_template(name).title)
-    yield
-    volumes.add_sheet(segmentation)
-    center = yield partial(tumor_center, mask.volume, scheme)
-    return segmentation, center
 
 
 def _crosshair() -> tuple[float, float, float]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import qt
@@ -15,13 +15,13 @@ from slicer.i18n import tr as _
 from vtk.util.numpy_support import numpy_to_vtk
 
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.imaging.volume import Volume
-from MedDPMLib.inference.record import volume_path, write_result
+from MedDPMLib.inference.record import volume_path, write_stored
 from MedDPMLib.runtime.paths import reachable
 from MedDPMLib.scene import volumes
 from MedDPMLib.scene.background_work import BackgroundWork, Work
+from MedDPMLib.scene.comparison import ORIENTATIONS, Comparison
 from MedDPMLib.scene.panel.messages import say
-from MedDPMLib.scene.views import ORIENTATIONS, Comparison, show_background, show_only, show_outline, shown_background
+from MedDPMLib.scene.views import show_background, show_only, show_outline, shown_background
 from MedDPMLib.scene.worker_client import Signal
 
 #: Pixels along a side of a thumbnail.
@@ -31,18 +31,6 @@ _SIDE = 48
 _MOST_COMPARED = 9
 
 
-@dataclass(frozen=True)
-class _Export:
-    """What :func:`MedDPMLib.inference.record.write_result` writes: the volume of one modality with its record."""
-
-    modality: str
-    volume: Volume
-    record: dict[str, Any]
-
-    def items(self):
-        return [(self.modality, self.volume)]
-
-
 class ResultsSection:
     """Signal: ``again`` (the nodes of one run that are to be generated again)."""
 
@@ -50,7 +38,7 @@ class ResultsSection:
         self._ui = ui
         self.again = Signal()
         self._comparison = Comparison()
-        self._work = BackgroundWork()
+        self._work, self._export, self._opening = BackgroundWork(), BackgroundWork(), BackgroundWork()
         self._doomed: deque[str] = deque()
         #: Thumbnails by node ID, with the time when the voxels that they show were changed.
         self._thumbnails: dict[str, tuple[int, qt.QIcon]] = {}
@@ -85,18 +73,26 @@ class ResultsSection:
 
     def stop(self) -> None:
         self._refresh.stop()
-        self._work.stop()
-        self._doomed.clear()
+        self._stop_work()
         self._comparison.end()
         if self._layout is not None:
             self._layout.layoutChanged.disconnect(self._on_layout)
             self._layout = None
 
+    @property
+    def busy(self) -> bool:
+        """Whether volumes are being deleted or written, or the views of a comparison made."""
+        return any(work.busy for work in (self._work, self._export, self._opening))
+
+    def _stop_work(self) -> None:
+        for work in (self._work, self._export, self._opening):
+            work.stop()
+        self._doomed.clear()
+
     def close_scene(self) -> None:
         """The volumes are about to be removed, and the views of a comparison would be empty."""
+        self._stop_work()
         self._comparison.end()
-        self._work.stop()
-        self._doomed.clear()
         self._thumbnails.clear()
         say(self._ui.resultMessage, "")
 
@@ -169,7 +165,8 @@ class ResultsSection:
         ui, count = self._ui, len(self.chosen())
         ui.showButton.enabled = ui.regenerateButton.enabled = bool(self._chosen_run())
         ui.compareButton.enabled = 2 <= count <= _MOST_COMPARED
-        ui.deleteButton.enabled = ui.exportButton.enabled = count > 0
+        ui.deleteButton.enabled = count > 0
+        ui.exportButton.enabled = count > 0 and not self._export.busy
         ui.endCompareButton.enabled = self._comparison.shown
 
     def _on_layout(self, _layout=None) -> None:
@@ -213,13 +210,17 @@ class ResultsSection:
         for segmentation in {node.GetNodeReference(volumes.SEGMENTATION_ROLE) for node in nodes}:
             if segmentation is not None:
                 show_outline(segmentation, True)
-        self._comparison.show(nodes, self._ui.orientationBox.currentData)
-        self._on_selection()
+        work = self._comparison.showing(nodes, self._ui.orientationBox.currentData)
+        self._opening.start(work, lambda _nothing: self._on_selection(), self._on_not_opened)
+
+    def _on_not_opened(self, error: Exception) -> None:
+        raise error
 
     def _on_orientation(self, _index=None) -> None:
         self._comparison.turn(self._ui.orientationBox.currentData)
 
     def _on_end_compare(self) -> None:
+        self._opening.stop()
         self._comparison.end()
         self._on_selection()
 
@@ -253,21 +254,39 @@ class ResultsSection:
         folder = qt.QFileDialog.getExistingDirectory(slicer.util.mainWindow(), _("Export to"))
         if not folder:
             return
-        written = []
-        try:
-            for node in self.chosen():
-                record = dict(volumes.record_of(node))
-                modality = record.pop("modality")
-                stem = _free_stem(folder, f"{_file_stem(record['mask']['name'])}_seed{record['seed']}", modality)
-                written += write_result(folder, stem, _Export(modality, volumes.result_volume(node), record))
-        except MedDPMError as error:
+        self._ui.exportButton.enabled = False
+        say(self._ui.resultMessage, _("The volumes are being written ..."))
+        ids = [node.GetID() for node in self.chosen()]
+        self._export.start(_writing(folder, ids), self._on_exported, partial(self._on_not_exported, folder))
+
+    def _on_exported(self, written: list[Path]) -> None:
+        self._on_selection()
+        names = ", ".join(path.name for path in written)
+        say(self._ui.resultMessage, _("Written: {files}").format(files=names))
+
+    def _on_not_exported(self, folder: str, error: Exception) -> None:
+        self._on_selection()
+        if isinstance(error, MedDPMError):
             say(self._ui.resultMessage, error)
-        except OSError as error:
+        elif isinstance(error, OSError):
             text = _("{folder} cannot be written to ({reason}): choose another folder")
             say(self._ui.resultMessage, text.format(folder=folder, reason=error.strerror))
         else:
-            names = ", ".join(path.name for path in written)
-            say(self._ui.resultMessage, _("Written: {files}").format(files=names))
+            raise error
+
+
+def _writing(folder: str, ids: list[str]) -> Work:
+    """The work of writing the results ``ids`` into ``folder``, one file at a time; returns the volumes' paths."""
+    written = []
+    for id_ in ids:
+        node = slicer.mrmlScene.GetNodeByID(id_)
+        if node is None:  # deleted meanwhile
+            continue
+        record = dict(volumes.record_of(node))
+        modality = record.pop("modality")
+        stem = _free_stem(folder, f"{_file_stem(record['mask']['name'])}_seed{record['seed']}", modality)
+        written += yield partial(write_stored, folder, stem, {modality: volumes.result_volume(node)}, record)
+    return written
 
 
 def _describe(nodes: list[slicer.vtkMRMLScalarVolumeNode]) -> str:
