@@ -17,6 +17,7 @@ from MedDPMLib.cli import (
     evaluate,
     fidelity,
     generate,
+    labels,
     masks,
     models,
     prepare,
@@ -87,6 +88,7 @@ app.command()(complete.complete)
 app.command()(masks.masks)
 app.command()(appearance.appearance)
 app.add_typer(models.app, name="models")
+app.add_typer(labels.app, name="labels")
 app.command()(prepare.prepare)
 app.command()(training.train)
 app.command()(fidelity.fidelity)

@@ -124,7 +124,7 @@ def train(
     from MedDPMLib.train.run import train as train_network
     from MedDPMLib.train.stopping import Stopped, StopRequest
 
-    cases = read_dataset(dataset, settings.modalities, scheme=settings.scheme)
+    cases = read_dataset(dataset, settings.modalities, scheme=settings.label_scheme)
     main = os.environ.get("RANK", "0") == "0"
     if settings.levels and main:  # each level has a folder of its own with its recipe
         RunFolder(run).write_recipe(settings)

@@ -16,11 +16,12 @@ from typing import Any
 from MedDPMLib.diffusion.names import CASCADE_LEVELS, NOISE_LEVELS, PREDICTIONS
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.geometry import Grid
-from MedDPMLib.masks.schemes import load_scheme
-from MedDPMLib.models.card import QUALITIES, Card
+from MedDPMLib.masks.scheme_files import SUFFIXES, find_scheme
+from MedDPMLib.masks.schemes import LabelScheme, load_scheme, scheme_names
+from MedDPMLib.models.card import GRID, QUALITIES, Card
 from MedDPMLib.recipes.former_names import current_path, current_tables
 from MedDPMLib.recipes.standard import standard
-from MedDPMLib.validation import build, field, flag, list_of, number, one_of, optional, table, text, whole
+from MedDPMLib.validation import Rule, build, field, flag, list_of, number, one_of, optional, table, text, whole
 
 try:
     import tomllib
@@ -35,7 +36,8 @@ _INDIFFERENT = ("monitor", "card")
 
 #: What a run's checkpoints depend on: if one of these changes, it is another model.
 _FIXED = (
-    "scheme", "modalities", "prediction", "mask_encoding", "positions", "network", "schedule", "distillation", "level",
+    "scheme", "dataset_grid", "modalities", "prediction", "mask_encoding", "positions", "network", "schedule",
+    "distillation", "level",
 )  # fmt: skip
 
 #: What the fields of a cascade's recipe say that mean something for networks of timesteps only: nothing.
@@ -48,6 +50,16 @@ _UNUSED_BY_LEVELS: dict[str, dict[str, Any]] = {
 
 #: Sides of a box of voxels, in (i, j, k) order.
 _SIDES = list_of(whole(1), 3, 3)
+
+
+def _scheme(value: Any, what: str) -> Any:
+    """The name of a scheme that ships with the package, or the table of any other."""
+    if isinstance(value, Mapping):
+        return LabelScheme.from_dict(value).to_dict()
+    if not isinstance(value, str):
+        raise MedDPMError(f"{what} must be the name of a label scheme, the path of its file, or its table")
+    found = find_scheme(value)
+    return value if value in scheme_names() else found.to_dict()
 
 
 @dataclass(frozen=True)
@@ -172,7 +184,8 @@ class Recipe:
     """Everything that determines a training run, except the data."""
 
     name: str
-    scheme: str = field(text())
+    #: The name of a scheme that ships with the package, or the table of one of your own.
+    scheme: Any = field(Rule("the name of a label scheme, the path of its file, or its table", _scheme))
     modalities: tuple[str, ...] = field(list_of(text(), 1, 16))
     #: What the network predicts.
     prediction: str = field(one_of(*PREDICTIONS))
@@ -192,11 +205,17 @@ class Recipe:
     monitor: Monitor
     #: None trains on the images alone.
     distillation: Distillation | None = None
+    #: The grid of the dataset; None: that of a scheme that ships with the package.
+    dataset_grid: Grid | None = None
     #: Names of cases that are never trained on, whatever share of the others is held out: they are for validation.
     validation: tuple[str, ...] = field(list_of(text(), 0, 1000), default=())
     #: The levels of a cascade, and which of them is trained: one by one.
     levels: tuple[Level, ...] = ()
     level: str | None = field(optional(one_of(*CASCADE_LEVELS)), default=None)
+
+    @property
+    def label_scheme(self) -> LabelScheme:
+        return load_scheme(self.scheme) if isinstance(self.scheme, str) else LabelScheme.from_dict(self.scheme)
 
     def at_level(self, name: str) -> Recipe:
         """The recipe of one level of the cascade; :class:`MedDPMError` where there is none of this name."""
@@ -220,7 +239,14 @@ class Recipe:
     @property
     def grid(self) -> Grid:
         """The grid of the dataset; the grids of all stages span its box."""
-        return standard(self.scheme).grid
+        if self.dataset_grid is not None:
+            return self.dataset_grid
+        if isinstance(self.scheme, str):
+            return standard(self.scheme).grid
+        raise MedDPMError(
+            f'the scheme "{self.scheme["name"]}" has no grid of its own: give the recipe a table [dataset_grid] with'
+            " size, spacing and orientation"
+        )
 
     def stage_grid(self, stage: Stage) -> Grid:
         """The whole grid of ``stage``: the dataset's box in its voxels."""
@@ -259,6 +285,8 @@ def load_recipe(name_or_path: str | os.PathLike, overrides: Sequence[str] = ()) 
         values = current_tables({"name": path.stem, **values})
     except MedDPMError as error:
         raise MedDPMError(f"{path}: {error}") from None
+    if isinstance(said := values.get("scheme"), str) and said.endswith(SUFFIXES):
+        values["scheme"] = str(path.parent / said)
     for override in overrides:
         _override(values, override)
     try:
@@ -277,6 +305,8 @@ def recipe_from(values: Mapping[str, Any]) -> Recipe:
             made[name] = build(kind, made[name], f"[{name}]")
     if "distillation" in made:
         made["distillation"] = _distillation(made["distillation"], made.get("schedule"))
+    if made.get("dataset_grid") is not None:
+        made["dataset_grid"] = Grid(**GRID.read(made["dataset_grid"], "[dataset_grid]"))
     if "levels" in made:
         _take_levels(made)
     elif "stages" in made:
@@ -290,7 +320,7 @@ def recipe_values(recipe: Recipe) -> dict[str, Any]:
     """The tables of ``recipe`` as :func:`recipe_from` takes them."""
     values: dict[str, Any] = {name: _plain(value) for name, value in asdict(recipe).items()}
     values["stages"] = [{name: side for name, side in stage.items() if side is not None} for stage in values["stages"]]
-    for name in ("distillation", "level"):
+    for name in ("distillation", "level", "dataset_grid"):
         if values[name] is None:
             del values[name]
     if not values["validation"]:
@@ -348,7 +378,7 @@ def recipe_card(recipe: Recipe, *, training: str = "", training_data: Sequence[M
         return Card(
             name=recipe.name,
             network=recipe.network,
-            scheme=load_scheme(recipe.scheme),
+            scheme=recipe.label_scheme,
             modalities=recipe.modalities,
             grid=recipe.stage_grid(recipe.stages[-1]),
             mask_encoding=recipe.mask_encoding,
