@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.imaging.geometry import Grid, brain_center
+from MedDPMLib.imaging.geometry import Grid, center_of
 from MedDPMLib.imaging.io import names_volume, read_volume, volume_stem
 from MedDPMLib.imaging.normalize import normalize
 from MedDPMLib.imaging.resample import resample_image
@@ -196,7 +196,7 @@ def load_case(
     else:
         first = next(iter(volumes.values()))
         where = _bright(first.array)
-        geometry = grid.place(first.geometry, brain_center(where, first.geometry))
+        geometry = grid.place(first.geometry, center_of(where, first.geometry))
         inside = resample_image(Volume(where.astype(np.float32), first.geometry), geometry, fill=0.0).array > 0.5
     images = np.empty((len(modalities), *inside.shape), np.float32)
     for channel, (modality, volume) in zip(images, volumes.items(), strict=True):

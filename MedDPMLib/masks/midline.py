@@ -8,7 +8,7 @@ from itertools import product
 import numpy as np
 
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.imaging.geometry import brain_center
+from MedDPMLib.imaging.geometry import center_of
 from MedDPMLib.imaging.volume import Volume
 
 #: Voxels of the brain that are reflected.
@@ -44,7 +44,7 @@ def find_midline(labels: Volume) -> Midline:
     inside = labels.array > 0
     if not inside.any():
         raise MedDPMError("the mask is empty: it has no midline")
-    center = brain_center(inside, labels.geometry)
+    center = center_of(inside, labels.geometry)
     filled = np.flatnonzero(inside)
     random = np.random.default_rng(0)
     chosen = filled[random.integers(len(filled), size=_POINTS)]

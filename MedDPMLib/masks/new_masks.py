@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.imaging.geometry import Geometry, brain_center, extent
+from MedDPMLib.imaging.geometry import Geometry, center_of, extent
 from MedDPMLib.imaging.io import itk_array, itk_image
 from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.masks.mask import Mask
@@ -397,7 +397,7 @@ def _without_crumbs(tumor: np.ndarray) -> np.ndarray:
 def _corresponding(center: np.ndarray, donor: Mask, anatomy: Volume, midline: Midline, mirrored: bool) -> np.ndarray:
     """The place in ``anatomy`` that corresponds to ``center`` in the donor's brain, by the boxes around both."""
     boxes = [
-        (brain_center(v.array > 0, v.geometry), np.subtract(*extent(v.array > 0, v.geometry)[::-1]))
+        (center_of(v.array > 0, v.geometry), np.subtract(*extent(v.array > 0, v.geometry)[::-1]))
         for v in (donor.volume, anatomy)
     ]
     (theirs, their_size), (ours, our_size) = boxes

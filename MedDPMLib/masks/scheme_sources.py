@@ -62,7 +62,8 @@ def draft_scheme(
     stem = re.sub(r"[^a-z0-9]+", "-", (name or _stem(source)).casefold()).strip("-") or "labels"
     fits = max(found) <= _MOST
     numbers = {value: value if fits else number for number, value in enumerate(sorted(found), 1)}
-    labels, taken = [], set()
+    labels: list[dict] = []
+    taken: set[str] = set()
     for value, one in sorted(found.items()):
         data = _described(one, rest_is_there=any(label.get("role") == "rest" for label in labels))
         data["name"] = _unique(data["name"], taken)
