@@ -14,7 +14,7 @@ LIBRARY = Path(__file__).parents[1] / "MedDPMLib"
 #: Each may import from those before it (docs/architecture.md); "scene" and "cli" know nothing of each other.
 ORDER = (
     "version", "moved", "errors", "validation", "runtime", "imaging", "masks", "diffusion", "networks", "models",
-    "inference", "metrics", "segmentation", "recipes", "prepare", "data", "evaluation", "figures", "train", "benchmark",
+    "inference", "metrics", "segmentation", "recipes", "prepare", "data", "figures", "evaluation", "train", "benchmark",
     "worker", "study", "scene", "cli",
 )  # fmt: skip
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.imaging.geometry import Geometry, Grid, brain_center
+from MedDPMLib.imaging.geometry import Geometry, Grid, center_of
 
 few = settings(max_examples=30, deadline=None)
 
@@ -193,9 +193,9 @@ def test_the_brains_center_is_the_boxs_and_ignores_strays():
     foreground = np.zeros(geometry.shape, bool)
     foreground[10:50, 20:50, 5:35] = True
     middle = geometry.to_ras((np.array([5 + 34, 20 + 49, 10 + 49])) / 2)
-    np.testing.assert_allclose(brain_center(foreground, geometry), middle, atol=0.51)
+    np.testing.assert_allclose(center_of(foreground, geometry), middle, atol=0.51)
     foreground[0, 0, 0] = foreground[59, 0, 59] = True
-    np.testing.assert_allclose(brain_center(foreground, geometry), middle, atol=0.51)
+    np.testing.assert_allclose(center_of(foreground, geometry), middle, atol=0.51)
 
 
 def test_the_center_of_a_large_brain_is_found_from_a_part_of_its_voxels():
@@ -203,4 +203,4 @@ def test_the_center_of_a_large_brain_is_found_from_a_part_of_its_voxels():
     foreground = np.zeros(geometry.shape, bool)
     foreground[4:126, 10:130, 11:141] = True  # 1.9 million voxels
     middle = geometry.to_ras((np.array([11 + 140, 10 + 129, 4 + 125])) / 2)
-    np.testing.assert_allclose(brain_center(foreground, geometry), middle, atol=0.51)
+    np.testing.assert_allclose(center_of(foreground, geometry), middle, atol=0.51)

@@ -92,7 +92,7 @@ FAULTS = {
     "nan": (set_array("bad_t1.nii.gz", lambda a: np.where(a == a.max(), np.nan, a.astype(np.float32))), "not finite"),
     "constant": (
         set_array("bad_t1ce.nii.gz", lambda a: np.where(a > 0, 7, 0).astype(np.int16)),
-        "bad_t1ce.nii.gz: it is constant inside the brain",
+        "bad_t1ce.nii.gz: it is constant where the labels are",
     ),
     "unknown label": (
         set_array("bad_seg.nii.gz", lambda a: np.where(a == 1, 9, a).astype(np.uint8)),

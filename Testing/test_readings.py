@@ -223,6 +223,38 @@ def test_freesurfer_is_read_into_structures_and_into_a_brain():
     assert set(np.unique(Mask.from_volume(file, BRATS).volume.array)) == {0, 4}
 
 
+def test_parcellations_of_freesurfer_and_fastsurfer_are_the_same_structures():
+    """Cortex by region, cerebellum by lobule, white matter by region, brain stem by part."""
+    file = two_sided(FREESURFER)
+    parcels = {
+        2: (3001, 3035, 2), 41: (4002, 5002, 41), 3: (1002, 1035, 11_110), 42: (2005, 2035, 12_175), 8: (601, 608, 8),
+        47: (610, 628, 632), 16: (173, 174, 175),
+    }  # fmt: skip
+    array = file.array.copy()
+    rows = np.arange(array.shape[0])[:, None, None] % 3 + np.zeros(array.shape, int)
+    for value, regions in parcels.items():
+        array = np.where(file.array == value, np.array(regions)[rows], array)
+    mask = Mask.from_volume(Volume(array, file.geometry), ANATOMY)
+    assert 'read as "freesurfer"' in mask.notes[0]
+    np.testing.assert_array_equal(mask.volume.array, structures().array)
+
+
+def test_lobes_are_brain_and_no_structures():
+    """TotalSegmentator's brain_structures: lobes hold cortex and white matter, so that only a brain can be read."""
+    volume = structures()
+    values = {3: 10, 4: 10, 5: 5, 6: 5, 7: 16, 8: 6, 9: 7, 10: 7, 11: 10, 12: 10, 13: 1, 14: 15, 15: 15, 18: 2}
+    file = renumbered(volume.array, {1: 0, 2: 0, **values})
+    k, j, _ = np.indices(file.shape)
+    middle = [np.mean(np.nonzero(volume.array.any(axis=axes))) for axes in ((1, 2), (0, 2))]
+    lobe = np.where(j < middle[1] - 3, 12, np.where(k < middle[0] - 2, 15, np.where(j < middle[1] + 9, 13, 14)))
+    file = np.where(np.isin(volume.array, (1, 2)), lobe, file).astype(np.uint8)
+    mask = Mask.from_volume(Volume(file, volume.geometry), BRATS)
+    assert 'read as "totalsegmentator-brain"' in mask.notes[0]
+    np.testing.assert_array_equal(mask.volume.array, np.where(file > 0, BRATS.rest.value, 0))
+    with pytest.raises(MedDPMError, match="frontal lobe.*for which the scheme"):
+        Mask.from_volume(Volume(file, volume.geometry), ANATOMY)
+
+
 @pytest.mark.parametrize("scheme", [ANATOMY, BRATS], ids=["anatomy", "brats"])
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_half_a_brain_is_not_drawn_as_a_brain(scheme, side):

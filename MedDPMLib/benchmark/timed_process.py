@@ -23,8 +23,7 @@ from MedDPMLib.inference.atlas import network_labels
 from MedDPMLib.inference.generation import plan_run
 from MedDPMLib.inference.sampling import sample_images
 from MedDPMLib.inference.settings import GenerationSettings
-from MedDPMLib.inference.timesteps import Progress
-from MedDPMLib.masks.condition import condition
+from MedDPMLib.inference.timesteps import Progress, as_network, condition_tensor
 from MedDPMLib.models.card import Card
 from MedDPMLib.models.model import Model
 from MedDPMLib.runtime.allocator import keep_freed_memory
@@ -158,17 +157,16 @@ def baseline_settings(card: Card) -> dict[str, Any]:
 
 def _sample_baseline(model: Model, execution: Execution, progress: Progress) -> Tensor:
     """Samples like the published code: every step of the schedule, the whole network in float32, channels first."""
-    card, device, schedule = model.card, execution.device, model.schedule
+    card, schedule = model.card, model.schedule
     fitted = network_labels(painted_ball(card), card, seed=0)
     if card.draws_by_levels:
         settings = GenerationSettings(**baseline_settings(card)).for_card(card)
         return sample_images(model, model.network, fitted.labels, execution, settings, 0, progress)
-    labels = condition(fitted.labels, card.condition_scheme, card.mask_encoding, positions=card.positions)
     return sample(
         model.network,
-        torch.from_numpy(labels)[None].to(device),
+        condition_tensor(card, as_network(card, fitted.labels), execution),
         schedule,
-        shape=(1, len(card.modalities), *fitted.labels.shape),
+        shape=(1, len(card.modalities), *card.array_shape),
         method="ddpm",
         steps=baseline_settings(card)["steps"],
         generator=torch.Generator().manual_seed(0),

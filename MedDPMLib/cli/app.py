@@ -15,8 +15,11 @@ from MedDPMLib.cli import (
     benchmark,
     complete,
     demo,
+    evaluate,
     fidelity,
     generate,
+    labels,
+    masks,
     models,
     prepare,
     realism,
@@ -86,11 +89,14 @@ app.command()(generate.generate)
 app.command()(segment.segment)
 app.command()(accuracy.accuracy)
 app.command()(complete.complete)
+app.command()(masks.masks)
 app.command()(appearance.appearance)
 app.add_typer(models.app, name="models")
+app.add_typer(labels.app, name="labels")
 app.command()(prepare.prepare)
 app.command()(training.train)
 app.command()(fidelity.fidelity)
+app.command()(evaluate.evaluate)
 app.command()(realism.realism)
 app.add_typer(benchmark.app, name="benchmark")
 app.add_typer(study.app, name="study")

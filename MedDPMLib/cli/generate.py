@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import groupby, product
+from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,13 +24,19 @@ from MedDPMLib.cli.options import (
 )
 from MedDPMLib.cli.output import Progress, complain, show_progress
 from MedDPMLib.cli.remedies import worded
+from MedDPMLib.cli.shards import Shard, ShardOption, find_shard
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.inference.settings import SETTINGS, GenerationSettings
 
 if TYPE_CHECKING:
     from MedDPMLib.inference.generation import PlannedRun
+    from MedDPMLib.inference.result import Generated
+    from MedDPMLib.masks.mask import Mask
     from MedDPMLib.models.card import Card
     from MedDPMLib.models.store import ModelEntry
+
+#: How results are written: a file for each volume, or a dataset that nnU-Net trains with.
+_FORMATS = ("volumes", "nnunet")
 
 
 @takes_settings(*SETTINGS)
@@ -63,20 +71,34 @@ def generate(
     labels: LabelsOption = None,
     brain_from: BrainFromOption = None,
     geometry: GeometryOption = None,
+    shard: ShardOption = None,
+    write_as: Annotated[
+        str,
+        typer.Option(
+            "--as",
+            metavar="FORMAT",
+            help="volumes: a file for each; nnunet: a raw dataset of nnU-Net, with the masks as its labels.",
+            autocompletion=lambda: list(_FORMATS),
+        ),
+    ] = _FORMATS[0],
 ) -> None:
     """Generate synthetic MRI volumes from masks.
 
     Each volume is written as NIfTI (MASK_seedN_MODALITY.nii.gz) with a JSON record of how it was generated. Volumes
     that exist already, generated with the same settings, are skipped. A mask that cannot be used is reported and
-    skipped, the others are processed; the exit code is then 2.
+    skipped, the others are processed; the exit code is then 2 (under torchrun, which would end all other processes, 0).
     """
     from MedDPMLib.imaging.io import check_readable
     from MedDPMLib.masks.said import check_said
     from MedDPMLib.models.store import ModelStore
 
+    share = find_shard(shard)
+    if write_as not in _FORMATS:
+        raise MedDPMError(f'there is no format "{write_as}": use --as {" or --as ".join(_FORMATS)}')
     paths = find_masks(masks, out)
     entry = ModelStore().find(model)
     settings = settings.for_card(entry.card)
+    settings = settings.changed(device=share.device(settings.device))
     if labels is not None:
         check_said(entry.card.scheme, labels)
     if brain_from is not None:
@@ -84,14 +106,45 @@ def generate(
     check_writable(out)
     if look_like or scanned is not None:
         settings = _looking_like(entry.card, settings, look_like or [], scanned, paths, out, labels)
-    batch = Batch(entry, settings, out, labels, brain_from, geometry)
-    seeds = range(seed, seed + samples)
-    with show_progress(len(paths) * len(seeds) * batch.steps, "starting") as progress:
-        for path in paths:
-            batch.make(path, seeds, progress)
+    batch = Batch(entry, settings, _results(write_as, out, entry.card), share, labels, brain_from, geometry)
+    jobs = share.share_of(list(product(paths, range(seed, seed + samples))))
+    with show_progress(len(jobs) * batch.steps, "starting") as progress:
+        for path, of_mask in groupby(jobs, key=itemgetter(0)):
+            batch.make(path, [seed for _, seed in of_mask], progress)
+    batch.results.close()
     typer.echo(batch.summary())
-    if batch.failed:
+    if batch.failed and share.local_rank is None:
         raise typer.Exit(2)
+
+
+class _Volumes:
+    """Results as ``STEM_MODALITY.nii.gz``, each with its record."""
+
+    def __init__(self, folder: Path, card: Card) -> None:
+        self.folder, self.card = folder, card
+
+    def is_finished(self, stem: str, run: dict[str, Any]) -> bool:
+        from MedDPMLib.inference.record import is_finished
+
+        return is_finished(self.folder, stem, self.card.modalities, run)
+
+    def write(self, stem: str, generated: Generated, mask: Mask) -> list[Path]:
+        from MedDPMLib.inference.record import write_result
+
+        return write_result(self.folder, stem, generated)
+
+    def close(self) -> None: ...
+
+
+def _results(write_as: str, out: Path, card: Card):
+    if write_as == "volumes":
+        return _Volumes(out, card)
+    from MedDPMLib.inference.nnunet import NnunetDataset
+
+    dataset = NnunetDataset(out, card)
+    if dataset.note:
+        typer.echo(dataset.note, err=True)
+    return dataset
 
 
 def _looking_like(
@@ -131,7 +184,8 @@ class Batch:
         self,
         entry: ModelEntry,
         settings: GenerationSettings,
-        out: Path,
+        results: Any,
+        shard: Shard,
         numbering: str | None,
         brain_from: Path | None,
         geometry: str | None = None,
@@ -140,7 +194,8 @@ class Batch:
         from MedDPMLib.runtime.device import choose_execution
 
         assert settings.steps is not None, "a model's card fills them in"
-        self.entry, self.settings, self.steps, self.out = entry, settings, settings.steps, out
+        self.entry, self.settings, self.steps = entry, settings, settings.steps
+        self.results, self.shard = results, shard
         self.reading = {"numbering": numbering, "brain_from": brain_from, "geometry": geometry}
         self.execution = choose_execution(settings.device, settings.precision)
         self.made = self.skipped = self.failed = 0
@@ -155,8 +210,11 @@ class Batch:
         return run
 
     def make(self, path: Path, seeds: Sequence[int], progress: Progress) -> None:
-        """All samples of the mask in ``path``. An error in the mask is reported, an error in writing ends the run."""
-        from MedDPMLib.inference.record import describe_run, is_finished, write_result
+        """A sample of the mask in ``path`` for each of ``seeds``.
+
+        An error in the mask is reported, an error in writing ends the run.
+        """
+        from MedDPMLib.inference.record import describe_run
         from MedDPMLib.masks.mask import read_mask
 
         card, settings = self.entry.card, self.settings
@@ -174,7 +232,7 @@ class Batch:
                 card=card, model_hash=self.entry.hash, mask=mask, execution=self.execution, settings=settings,
                 seed=seed,
             )  # fmt: skip
-            if is_finished(self.out, stem, card.modalities, run):
+            if self.results.is_finished(stem, run):
                 self.skipped += 1
                 progress.drop(self.steps)
                 typer.echo(f"{doing}: finished before, skipped")
@@ -187,7 +245,7 @@ class Batch:
                 if note not in reported:
                     typer.echo(f"{mask.name}: {note}")
             reported.update(generated.record["notes"])
-            for written in write_result(self.out, stem, generated):
+            for written in self.results.write(stem, generated, mask):
                 typer.echo(str(written))
             self.made += 1
 
@@ -202,7 +260,8 @@ class Batch:
             parts.append(f"{self.skipped} skipped, because finished before")
         if self.failed:
             parts.append(f"{self.failed} {'mask' if self.failed == 1 else 'masks'} could not be used")
-        return f"{', '.join(parts)}; results in {self.out}"
+        share = f"share {self.shard}: " if self.shard.count > 1 else ""
+        return f"{share}{', '.join(parts)}; results in {self.results.folder}"
 
 
 def find_masks(arguments: Sequence[Path], out: Path, what: str = "masks") -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -51,16 +52,46 @@ def show_model(model: ModelArgument) -> None:
 
 @app.command("import")
 def import_model(
-    file: Annotated[Path, typer.Argument(help="A bundle, or an official Med-DDPM checkpoint, which is converted.")],
+    file: Annotated[Path, typer.Argument(help="A bundle, or a checkpoint of Med-DDPM's family, which is converted.")],
     name: Annotated[
         str | None, typer.Option("--name", help="Name of the installed model; by default the one on its card.")
     ] = None,
+    card: Annotated[
+        Path | None,
+        typer.Option(help="Card of a checkpoint that is none of the published ones; see meddpm models card."),
+    ] = None,
 ) -> None:
-    """Check a model file and install it."""
+    """Check a model file and install it.
+
+    The published networks of Med-DDPM and GliomaGen are recognized. Any other network of the family needs a card.
+    """
     from MedDPMLib.models.store import ModelStore
 
-    entry = ModelStore().add(file, name)
+    entry = ModelStore().add(file, name, card)
     typer.echo(f"{entry.name} installed: {entry.path}")
+
+
+@app.command("card")
+def write_card(
+    file: Annotated[Path, typer.Argument(help="A checkpoint of Med-DDPM's family.")],
+    out: Annotated[Path, typer.Option(help="The file to write.")] = Path("card.toml"),
+) -> None:
+    """Write a card for a checkpoint, with everything that its weights say filled in.
+
+    Replace every "?" in it, and import the checkpoint with it: meddpm models import FILE --card CARD
+    """
+    from MedDPMLib.errors import MedDPMError
+    from MedDPMLib.models.card_file import card_template
+    from MedDPMLib.models.official_checkpoint import open_checkpoint
+    from MedDPMLib.runtime.files import atomic_write
+
+    if out.exists():
+        raise MedDPMError(f"{out} exists already: choose another name with --out")
+    checkpoint = open_checkpoint(file)
+    with atomic_write(out) as temporary:
+        temporary.write_text(card_template(checkpoint), encoding="utf-8")
+    command = f"meddpm models import {shlex.quote(str(file))} --card {shlex.quote(str(out))}"
+    typer.echo(f"{checkpoint.describe()}\n{out} written: fill it in, then {command}")
 
 
 @app.command("export")

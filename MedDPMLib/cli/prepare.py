@@ -13,6 +13,7 @@ from MedDPMLib.cli.options import GeometryOption, LabelsOption
 from MedDPMLib.cli.output import complain, show_progress
 from MedDPMLib.cli.remedies import worded
 from MedDPMLib.errors import MedDPMError
+from MedDPMLib.imaging.geometry import Grid
 
 #: Bytes that a case takes, about, while it is prepared.
 _MEMORY_OF_A_CASE = 1_500_000_000
@@ -41,15 +42,39 @@ def prepare(
     out: Annotated[Path, typer.Option(help="Folder for the dataset; created if missing.")],
     scheme: Annotated[
         str,
-        typer.Option(help="Label scheme to train with: anatomy, brats or whole-head.", autocompletion=_scheme_names),
+        typer.Option(
+            help="Label scheme to train with: anatomy, brats, whole-head, or the path of a file of your own"
+            " (meddpm labels new).",
+            autocompletion=_scheme_names,
+        ),
     ],
     anatomy: Annotated[
         Path | None,
         typer.Option(help="Folder of CASE_anatomy.nii.gz, the structures of each case, for the scheme anatomy."),
     ] = None,
     modalities: Annotated[
-        str | None, typer.Option(help="Modalities to use, such as t1,t2; by default all of the scheme.")
+        str | None,
+        typer.Option(
+            help="Modalities to use, such as t1,t2; by default all of the scheme. With a scheme of your own, any names."
+        ),
     ] = None,
+    size: Annotated[
+        str | None, typer.Option(metavar="X,Y,Z", help="Voxels of the grid; needed with a scheme of your own.")
+    ] = None,
+    spacing: Annotated[
+        str | None, typer.Option(metavar="X,Y,Z", help="Their size in mm; one number if all three are the same.")
+    ] = None,
+    orientation: Annotated[
+        str, typer.Option(help="Where the axes of the grid run to, if its size is given: LPS, RAS, ...")
+    ] = "LPS",
+    fill_rest: Annotated[
+        bool,
+        typer.Option(
+            "--fill-rest",
+            help="With a scheme of your own: give everything without a label that is not background in the images the"
+            ' label with the role "rest". The published schemes of skull-stripped brains do so anyway.',
+        ),
+    ] = False,
     labels: LabelsOption = None,
     geometry: GeometryOption = None,
     normalize: Annotated[
@@ -70,14 +95,22 @@ def prepare(
     A case that cannot be used is reported and skipped; the exit code is then 2. Stopped and started again, the command
     resumes where it stopped. The table cases.csv in the dataset lists what was found in each case.
     """
-    from MedDPMLib.masks.schemes import load_scheme
+    from MedDPMLib.masks.scheme_files import find_scheme
+    from MedDPMLib.masks.schemes import scheme_names
     from MedDPMLib.prepare import DatasetSettings, find_cases, standard, write_dataset
 
+    found = find_scheme(scheme)
+    is_own = scheme not in scheme_names()
+    if modalities is None and is_own:
+        raise MedDPMError(f'the scheme "{found.name}" has no modalities of its own: give them with --modalities')
     chosen = tuple(modalities.split(",")) if modalities is not None else standard(scheme).modalities
     if anatomy is not None and not anatomy.is_dir():
         raise MedDPMError(f"{anatomy} is not a folder: --anatomy needs the folder of CASE_anatomy.nii.gz")
-    settings = DatasetSettings(scheme, chosen, anatomy, labels, normalize, geometry)
-    cases = find_cases(sources, load_scheme(scheme), chosen, numbering=labels)
+    settings = DatasetSettings(
+        found if is_own else scheme, chosen, anatomy, labels, normalize, geometry, _grid(size, spacing, orientation),
+        fill_rest,
+    )  # fmt: skip
+    cases = find_cases(sources, found, chosen, numbering=labels)
     for layout, count in Counter(case.layout for case in cases).items():
         typer.echo(f"{layout}: {count} {'case' if count == 1 else 'cases'}")
     done = failed = 0
@@ -97,6 +130,23 @@ def prepare(
     typer.echo("; ".join(summary))
     if failed:
         raise typer.Exit(2)
+
+
+def _grid(size: str | None, spacing: str | None, orientation: str) -> Grid | None:
+    """The grid of the options; None without them."""
+    if size is None and spacing is None:
+        return None
+    try:
+        sides = tuple(map(int, (size or "").split(",")))
+        steps = tuple(map(float, (spacing or "").split(",")))
+    except ValueError:
+        sides = steps = ()
+    steps = steps * 3 if len(steps) == 1 else steps
+    if len(sides) != 3 or len(steps) != 3:
+        raise MedDPMError("a grid needs --size and --spacing, as in --size 128,128,96 --spacing 1.5,1.5,2")
+    from MedDPMLib.models.card import GRID
+
+    return Grid(**GRID.read({"size": sides, "spacing": steps, "orientation": orientation}, "the grid"))
 
 
 def _fitting_workers() -> int:

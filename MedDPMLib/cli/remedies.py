@@ -8,6 +8,8 @@ _FILL = "paint it, or fill it from any skull-stripped image with --brain-from IM
 
 _REMEDIES = {
     "ambiguous-labels": "choose the label convention with --labels: {choices}",
+    "card-needed": "describe it in a card: meddpm models card FILE writes one to be filled in, and meddpm models import"
+    " FILE --card CARD takes it",
     "lone-region": 'say which label it is with --labels, as in --labels "{example}"',
     "model-name-taken": "install this one under another name with meddpm models import {file} --name NAME",
     "no-brain-area": _FILL,

@@ -129,7 +129,7 @@ def train(
     from MedDPMLib.train.run import train as train_network
     from MedDPMLib.train.stopping import Stopped, StopRequest
 
-    cases: Dataset | list[Case] = read_dataset(dataset, settings.modalities, scheme=settings.scheme)
+    cases: Dataset | list[Case] = read_dataset(dataset, settings.modalities, scheme=settings.label_scheme)
     if isinstance(settings, SegmenterRecipe):
         cases = [*(cases[index] for index in range(len(cases))), *read_label_maps(dataset, settings.grid)]
     main = os.environ.get("RANK", "0") == "0"

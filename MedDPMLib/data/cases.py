@@ -28,14 +28,18 @@ from MedDPMLib.imaging.io import read_volume
 from MedDPMLib.masks.distances import FARTHEST, depths
 from MedDPMLib.masks.schemes import LabelScheme
 from MedDPMLib.runtime.files import atomic_write
-from MedDPMLib.validation import matching, optional, read_json, table_of, table_with, text
+from MedDPMLib.validation import matching, optional, read_json, table, table_of, table_with, text
 
 #: The folder in a dataset for what is decoded.
 _DECODED = "decoded"
 
 #: What is needed of the fields of ``dataset.json``; the scheme is nothing that nnU-Net writes.
 _DESCRIPTION = table_with(
-    {"channel_names": table_of(matching(r"\d{1,4}", "a number of digits"), text()), "label_scheme": optional(text())},
+    {
+        "channel_names": table_of(matching(r"\d{1,4}", "a number of digits"), text()),
+        "label_scheme": optional(text()),
+        "scheme": optional(table()),
+    },
     more=True,
 )
 
@@ -64,7 +68,11 @@ class Case:
 
 
 def read_dataset(
-    folder: str | os.PathLike, modalities: Sequence[str], *, scheme: str | None = None, grid: Grid | None = None
+    folder: str | os.PathLike,
+    modalities: Sequence[str],
+    *,
+    scheme: str | LabelScheme | None = None,
+    grid: Grid | None = None,
 ) -> DecodedCases:
     """The cases of the nnU-Net raw dataset in ``folder``, in the order of their names.
 
@@ -83,9 +91,17 @@ def read_dataset(
     names = [name for _, name in sorted(description["channel_names"].items(), key=lambda item: int(item[0]))]
     if names != list(modalities):
         raise MedDPMError(f"{folder} holds {', '.join(names)}, the recipe asks for {', '.join(modalities)}")
-    said = description["label_scheme"] or scheme
-    if scheme is not None and said != scheme:
-        raise MedDPMError(f'{folder} has the labels of the scheme "{said}", the recipe asks for "{scheme}"')
+    name = scheme.name if isinstance(scheme, LabelScheme) else scheme
+    said = description["label_scheme"] or name
+    if name is not None and said != name:
+        raise MedDPMError(f'{folder} has the labels of the scheme "{said}", the recipe asks for "{name}"')
+    if isinstance(scheme, LabelScheme) and description["scheme"] is not None:
+        own = LabelScheme.from_dict(description["scheme"])
+        if own.labels != scheme.labels:
+            raise MedDPMError(
+                f'{folder} was prepared with another version of the scheme "{name}" ({own.describe_labels()}) than the'
+                f" recipe's ({scheme.describe_labels()}): prepare it anew, or use that one"
+            )
     cases = [path.name.removesuffix(".nii.gz") for path in sorted((folder / "labelsTr").glob("*.nii.gz"))]
     if not cases:
         raise MedDPMError(f"{folder} has no case in labelsTr: prepare one with meddpm prepare")

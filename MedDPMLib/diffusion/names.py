@@ -16,6 +16,9 @@ METHOD_TITLES = {
 }
 METHODS = tuple(METHOD_TITLES)
 
+#: Noise schedules by timestep; :func:`MedDPMLib.diffusion.schedule.make_schedule` makes them.
+SCHEDULES = ("cosine", "linear", "sigmoid", "exponential")
+
 #: What a network may predict: the noise, the clean image, or the velocity of Salimans and Ho (2022),
 #: v = sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) x0.
 PREDICTIONS = ("noise", "x0", "v")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from MedDPMLib.diffusion.names import MAX_TIMESTEPS, PREDICTIONS
+from MedDPMLib.diffusion.names import MAX_TIMESTEPS, PREDICTIONS, SCHEDULES
 from MedDPMLib.errors import MedDPMError
 
 _MAX_BETA = 0.999
@@ -52,7 +52,7 @@ def _betas_of(alpha_bar: Tensor) -> Tensor:
     return 1 - alpha_bar[1:] / alpha_bar[:-1]
 
 
-_BETAS = {"cosine": _cosine, "linear": _linear, "sigmoid": _sigmoid, "exponential": _exponential}
+_BETAS = dict(zip(SCHEDULES, (_cosine, _linear, _sigmoid, _exponential), strict=True))
 
 
 def posterior_coefficients(alpha_bar: Tensor, previous: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,1 +1,1 @@
-"""How does what a model generates compare with real brains?"""
+"""How good is what a model generates, compared with real brains?"""

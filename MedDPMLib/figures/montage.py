@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.imaging.geometry import Geometry, brain_center
+from MedDPMLib.imaging.geometry import Geometry, center_of
 from MedDPMLib.imaging.resample import resample_image
 from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.masks.schemes import Label, LabelScheme
@@ -128,7 +128,7 @@ def _point_of_interest(labels: Volume, scheme: LabelScheme, image: Geometry) -> 
     if tumor.any():
         ras = labels.geometry.to_ras(np.argwhere(tumor)[:, ::-1].mean(axis=0))
     else:
-        ras = brain_center(labels.array > 0, labels.geometry)
+        ras = center_of(labels.array > 0, labels.geometry)
     return image.to_ras(np.round(image.to_ijk(ras)))
 
 
@@ -139,9 +139,10 @@ def _extent(where: np.ndarray, geometry: Geometry) -> tuple[np.ndarray, np.ndarr
 
 
 def _outermost_first(labels: Volume, scheme: LabelScheme) -> list[Label]:
-    """The tumor labels that are present; where two borders coincide, the outline of the inner one is drawn on top."""
+    """The tumor labels that are present, or all but the rest in a scheme without a tumor; where two borders coincide,
+    the outline of the inner one is drawn on top."""
     reach = {}
-    for label in scheme.tumor:
+    for label in scheme.tumor or [label for label in scheme.labels if label.role != "rest"]:
         where = labels.array == label.value
         if where.any():
             low, high = _extent(where, labels.geometry)

@@ -12,6 +12,7 @@ from functools import cached_property
 import numpy as np
 
 from MedDPMLib.errors import MedDPMError
+from MedDPMLib.moved import former_names
 
 #: The RAS axis and its sign for each letter of an orientation code: "L" points to -R.
 _AXIS_LETTERS = {"R": (0, 1), "L": (0, -1), "A": (1, 1), "P": (1, -1), "S": (2, 1), "I": (2, -1)}
@@ -21,6 +22,8 @@ _ALIGNED_TOLERANCE = 1e-3
 
 #: Relative difference of two spacings that is header rounding, not another spacing.
 _SPACING_TOLERANCE = 1e-3
+
+__getattr__ = former_names(__name__, {"brain_center": "center_of"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,14 +179,14 @@ class Grid:
         moved = np.clip(center, lowest, np.maximum(lowest, highest))
         return np.where((lowest <= highest) & (np.abs(moved - center) <= farthest), moved, center)
 
-    def place(self, mask: Geometry, brain_center: np.ndarray) -> Geometry:
-        """Where this grid goes for a mask on geometry ``mask`` whose brain is centered on ``brain_center`` (RAS).
+    def place(self, mask: Geometry, middle: np.ndarray) -> Geometry:
+        """Where this grid goes for a mask on geometry ``mask`` whose labels are centered on ``middle`` (RAS).
 
         The grid lies along the patient's axes and is never stretched. A mask with the grid's own size and
         spacing keeps its place; one with the grid's spacing keeps its lattice (the shift is a whole number
-        of voxels), so that no label is interpolated; for any other the middle of the grid is the brain's.
+        of voxels), so that no label is interpolated; for any other the middle of the grid is the labels'.
         """
-        placed = self.centered_on(brain_center)
+        placed = self.centered_on(middle)
         if not mask.is_axis_aligned:
             return placed
         axes = [int(np.argmax(np.abs(mask.ijk_to_ras[:3, :3].T @ direction))) for direction in self.directions.T]
@@ -193,17 +196,17 @@ class Grid:
             return self.centered_on(mask.center)
         first = mask.to_ijk(placed.to_ras(np.zeros(3)))
         shift = mask.to_ras(np.round(first)) - mask.to_ras(first)
-        return self.centered_on(np.asarray(brain_center) + shift)
+        return self.centered_on(np.asarray(middle) + shift)
 
 
-def brain_center(foreground: np.ndarray, geometry: Geometry) -> np.ndarray:
+def center_of(foreground: np.ndarray, geometry: Geometry) -> np.ndarray:
     """RAS position of the middle of ``foreground`` (k, j, i), a boolean array that is not empty.
 
     The middle between the 0.1 and 99.9 percentiles along each RAS axis: the bounding box's middle, which a
     few stray voxels do not move.
     """
     filled = np.flatnonzero(foreground)
-    # A million voxels spread over a larger brain give the same percentiles to a fraction of a voxel.
+    # A million voxels spread over a larger one give the same percentiles to a fraction of a voxel.
     kji = np.unravel_index(filled[:: 1 + len(filled) // 1_000_000], foreground.shape)
     ras = geometry.to_ras(np.stack(kji[::-1], axis=1))
     return np.percentile(ras, [0.1, 99.9], axis=0).mean(axis=0)

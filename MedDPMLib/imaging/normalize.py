@@ -35,7 +35,7 @@ def normalize_onto(image: Volume, foreground: np.ndarray, geometry: Geometry, me
         return resample_image(normalize(image, foreground), geometry, fill=-1.0)
     values = image.array[foreground]
     if values.min() == values.max():
-        raise MedDPMError("it is constant inside the brain: it cannot be normalized")
+        raise MedDPMError("it is constant where the labels are: it cannot be normalized")
     placed = resample_image(image, geometry, fill=float(image.array.min()))
     axes = (0, 1, 2) if method == "per-volume" else (1, 2)
     low = placed.array.min(axis=axes, keepdims=True)
@@ -50,7 +50,7 @@ def normalize(image: Volume, brain: np.ndarray) -> Volume:
     values = image.array[brain].astype(np.float32)
     low, high = np.percentile(values, _PERCENTILES)
     if not high > low:
-        raise MedDPMError("it is constant inside the brain: it cannot be normalized")
+        raise MedDPMError("it is constant where the labels are: it cannot be normalized")
     array = np.full(image.array.shape, -1.0, np.float32)
     array[brain] = np.clip((values - low) / (high - low), 0, 1) * 2 - 1
     return Volume(array, image.geometry)

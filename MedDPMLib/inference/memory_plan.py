@@ -80,7 +80,7 @@ def peak_bytes(
     condition = described["condition_channels"] * voxels * (4 if model.network.exact_condition else width)
     condition *= 2 if guided else 1
     image = described["image_channels"] * voxels * 4
-    working = working_bytes(model.network, card.grid.size[::-1], device, dtype, mode)
+    working = working_bytes(model.network, card.array_shape, device, dtype, mode)
     if card.draws_by_levels:  # never has whole images or a whole condition beside its bands
         used = weights + working
     else:

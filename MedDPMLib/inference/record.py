@@ -154,17 +154,17 @@ def volume_path(folder: str | os.PathLike, stem: str, modality: str) -> Path:
 
 def is_finished(folder: str | os.PathLike, stem: str, modalities: Sequence[str], run: dict[str, Any]) -> bool:
     """Whether :func:`write_result` wrote the volumes of this ``run`` (:func:`describe_run`), all of them."""
-    for modality in modalities:
-        path = volume_path(folder, stem, modality)
-        try:
-            record = json.loads(sidecar(path).read_text())
-        except (OSError, ValueError, RecursionError):
-            return False
-        if not isinstance(record, dict) or any(record.get(key) != value for key, value in run.items()):
-            return False
-        if not path.is_file():
-            return False
-    return True
+    paths = [volume_path(folder, stem, modality) for modality in modalities]
+    return all(same_run(sidecar(path), run) and path.is_file() for path in paths)
+
+
+def same_run(record: Path, run: dict[str, Any]) -> bool:
+    """Whether the file ``record`` is the whole record of this ``run`` (:func:`describe_run`)."""
+    try:
+        found = json.loads(record.read_text())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and all(found.get(key) == value for key, value in run.items())
 
 
 def sidecar(path: Path) -> Path:

@@ -31,21 +31,40 @@ def sample_by_timesteps(
 ) -> Tensor:
     """The images (C, D, H, W), float32 on the CPU; see :func:`MedDPMLib.inference.sampling.sample_images`."""
     card = model.card
-    encoded = condition_tensor(card, labels, execution, exact=network.exact_condition)
+    encoded = condition_tensor(card, as_network(card, labels), execution, exact=network.exact_condition)
     evaluations = sum(map(len, plan_steps(model.schedule, settings.sampler, settings.steps)))
     # Noise from a generator of the CPU is the same for every device.
     images = sample(
         _predictor(network, card, encoded, execution.dtype, settings.guidance, evaluations),
         encoded,
         model.schedule,
-        shape=(1, len(card.modalities), *labels.shape),
+        shape=(1, len(card.modalities), *card.array_shape),
         method=settings.sampler,
         steps=settings.steps,
         generator=torch.Generator().manual_seed(seed),
         prediction=card.prediction,
-        progress=_in_step(progress, execution.device) if progress else None,
+        progress=_in_step(_of_volumes(progress, card), execution.device) if progress else None,
     )
-    return images[0].cpu()
+    return as_volumes(card, images)[0].cpu()
+
+
+def as_network(card: Card, labels: np.ndarray) -> np.ndarray:
+    """``labels`` (D, H, W) with the axes of the network's arrays."""
+    return labels if card.axes == "zyx" else labels.transpose()
+
+
+def as_volumes(card: Card, images: Tensor) -> Tensor:
+    """The network's ``images`` (B, C, ...) as those of volumes: (B, C, D, H, W), in [-1, 1]."""
+    if card.axes != "zyx":
+        images = images.permute(0, 1, 4, 3, 2)
+    low, high = card.image_range
+    if (low, high) == (-1, 1):
+        return images
+    return ((images.float() - low) * (2 / (high - low)) - 1).clamp(-1, 1)
+
+
+def _of_volumes(progress: Progress, card: Card) -> Progress:
+    return lambda step, steps, x0: progress(step, steps, as_volumes(card, x0))
 
 
 def _in_step(progress: Progress, device: torch.device) -> Progress:
@@ -68,8 +87,9 @@ def _in_step(progress: Progress, device: torch.device) -> Progress:
 def condition_tensor(card: Card, labels: np.ndarray, execution: Execution, *, exact: bool = False) -> Tensor:
     """:func:`MedDPMLib.masks.condition.condition` of ``labels`` (D, H, W) for a model's ``card``: (1, K, D, H, W).
 
-    In the execution's precision, or with ``exact`` in float32 (:attr:`Denoiser.exact_condition`). Made section by
-    section, because the whole in float32 would be the largest array of a run.
+    The card's constants follow the labels. In the execution's precision, or with ``exact`` in float32
+    (:attr:`Denoiser.exact_condition`). Made section by section, because the whole in float32 would be the largest array
+    of a run.
     """
     channels = card.network_description["condition_channels"]
     dtype = torch.float32 if exact else execution.dtype
@@ -78,8 +98,10 @@ def condition_tensor(card: Card, labels: np.ndarray, execution: Execution, *, ex
     count = len(scheme.labels)
     for k, section in enumerate(labels):
         made[0, :count, k] = torch.from_numpy(condition(section[None], scheme, card.mask_encoding)[:, 0])
+    for channel, value in enumerate(card.constants, count):
+        made[0, channel] = value
     if card.positions:
-        made[0, count:] = torch.from_numpy(voxel_positions(labels.shape))
+        made[0, count + len(card.constants) :] = torch.from_numpy(voxel_positions(labels.shape))
     return made
 
 

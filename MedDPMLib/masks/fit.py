@@ -1,4 +1,4 @@
-"""How does a mask get onto the model's grid? Placed on its brain, never stretched."""
+"""How does a mask get onto the model's grid? Placed on what is labeled, never stretched."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.imaging.geometry import Geometry, Grid, brain_center, extent
+from MedDPMLib.imaging.geometry import Geometry, Grid, center_of, extent
 from MedDPMLib.imaging.resample import resample_labels
 from MedDPMLib.masks.brain_area import describe_volume
 from MedDPMLib.masks.mask import Mask
 from MedDPMLib.masks.size import odd_size
 from MedDPMLib.masks.values import count_values
 
-#: How far, in millimeters, the model's grid leaves the brain's center to hold what would be cut off.
+#: How far, in millimeters, the model's grid leaves the center of the labels to hold what would be cut off.
 _LONGEST_SHIFT = 10.0
 
-#: A mask of which the grid cuts off more than this part is not the brain that the grid was made for.
+#: A mask of which the grid cuts off more than this part is not what the grid was made for.
 _MOST_LOST = 0.05
 
 
@@ -35,7 +35,7 @@ class Fitted:
 
 
 def fit(mask: Mask, grid: Grid) -> Fitted:
-    """Places ``grid`` on the mask's brain (:meth:`Grid.place`) and brings the labels there, never stretched.
+    """Places ``grid`` on the middle of all labels (:meth:`Grid.place`) and brings the labels there, never stretched.
 
     What is cut off and what is too small to survive is said in ``outside`` and ``notes``. The same mask and grid
     give the same object, computed once. Raises :class:`MedDPMError` if nothing is left, if more than
@@ -50,7 +50,7 @@ def _fit(mask: Mask, grid: Grid) -> Fitted:
     labels, geometry, scheme = mask.volume.array, mask.volume.geometry, mask.scheme
     foreground = labels != 0
     low, high = extent(foreground, geometry)
-    center = grid.holding(brain_center(foreground, geometry), low, high, _LONGEST_SHIFT)
+    center = grid.holding(center_of(foreground, geometry), low, high, _LONGEST_SHIFT)
     placed = grid.place(geometry, center)
     fitted = resample_labels(mask.volume, placed, scheme.priority).array
     name = mask.source or mask.name
@@ -72,7 +72,7 @@ def _fit(mask: Mask, grid: Grid) -> Fitted:
             if label.role == "tumor" and cut == total[label.value]:
                 raise MedDPMError(
                     f"all of the {label.name.lower()} of {name} lies outside the model's grid:"
-                    f" {_why(mask, 'check whether it belongs to this brain')}"
+                    f" {_why(mask, 'check whether it belongs to this mask')}"
                 )
         if inside[label.value] and not left[label.value]:
             notes.append(f"{label.name}: too small for the model's voxels, vanishes")
@@ -80,13 +80,13 @@ def _fit(mask: Mask, grid: Grid) -> Fitted:
     if lost > _MOST_LOST:
         raise MedDPMError(
             f"{100 * lost:.3g} % of {name} ({describe_volume(sum(outside.values()))}) lie outside the model's grid:"
-            f" {_why(mask, 'check its spacing, or whether it holds more than a brain')}"
+            f" {_why(mask, 'check its spacing, or whether it holds more than the model shows')}"
         )
     return Fitted(fitted, placed, outside, tuple(notes))
 
 
 def _why(mask: Mask, otherwise: str) -> str:
-    return odd_size(mask.volume.array, mask.volume.geometry) or otherwise
+    return odd_size(mask.volume.array, mask.volume.geometry, mask.scheme) or otherwise
 
 
 def _count_inside(labels: np.ndarray, geometry: Geometry, box: Geometry) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What are a file's values called? Color tables, label files and nnU-Net's ``dataset.json`` that lie beside it.
+"""What are a file's values called, and how are they colored? Tables and ``dataset.json`` beside it say.
 
 Read are the color tables of 3D Slicer (``.ctbl``, ``.txt``, ``.csv``), the label descriptions of ITK-SNAP and
 FreeSurfer's lookup table.
@@ -11,6 +11,7 @@ import io
 import json
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from MedDPMLib.errors import MedDPMError
@@ -42,8 +43,18 @@ _UNNAMED = re.compile(r"(label|segment|region|value)?[ _-]*\d*|\(none\)|invalid|
 #: A table is a short text.
 _LONGEST = 2_000_000
 
-_ITK_SNAP = re.compile(r'(\d+)\s+\d+\s+\d+\s+\d+\s+[\d.]+\s+\d\s+\d\s+"(.*)"')
-_SLICER = re.compile(r"(\d+)\s+(\S.*?)\s+\d+\s+\d+\s+\d+(\s+\d+)?")
+_ITK_SNAP = re.compile(
+    r'(?P<value>\d+)\s+(?P<red>\d+)\s+(?P<green>\d+)\s+(?P<blue>\d+)\s+[\d.]+\s+\d\s+\d\s+"(?P<name>.*)"'
+)
+_SLICER = re.compile(r"(?P<value>\d+)\s+(?P<name>\S.*?)\s+(?P<red>\d+)\s+(?P<green>\d+)\s+(?P<blue>\d+)(\s+\d+)?")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a table says of a value: its ``name``, and its ``color`` (red, green, blue; 0 to 255) if it has one."""
+
+    name: str
+    color: tuple[int, int, int] | None = None
 
 
 def tables_beside(mask: Path) -> Iterator[tuple[Path, dict[int, str], bool]]:
@@ -72,6 +83,11 @@ def tables_beside(mask: Path) -> Iterator[tuple[Path, dict[int, str], bool]]:
 def read_table(path: Path) -> dict[int, str]:
     """Names by value in a color table, a label file or a ``dataset.json``; the background and what has no name left
     out. Raises :class:`MedDPMError` if it is none of these."""
+    return {value: entry.name for value, entry in read_entries(path).items()}
+
+
+def read_entries(path: Path) -> dict[int, Entry]:
+    """As :func:`read_table`, with colors."""
     try:
         if path.stat().st_size > _LONGEST:
             raise MedDPMError(f"{path} is too large for a table of labels")
@@ -86,8 +102,8 @@ def read_table(path: Path) -> dict[int, str]:
         named = _of_a_dataset(text) if path.suffix.lower() == ".json" else _of_lines(text)
     except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError, csv.Error) as error:
         raise MedDPMError(f"{path} does not name its labels ({error!r:.100})") from error
-    named = {value: name.strip() for value, name in named.items() if 0 < value < 65_536}
-    named = {value: name for value, name in named.items() if not is_unnamed(name) and name != "ignore"}
+    named = {value: Entry(one.name.strip(), one.color) for value, one in named.items() if 0 < value < 65_536}
+    named = {value: one for value, one in named.items() if not is_unnamed(one.name) and one.name != "ignore"}
     if not named:
         raise MedDPMError(f"{path} names no labels: a color table, a label file of ITK-SNAP or dataset.json does")
     return named
@@ -122,19 +138,32 @@ def _read_quietly(path: Path) -> dict[int, str] | None:
         return None
 
 
-def _of_a_dataset(text: str) -> dict[int, str]:
-    return nnunet_labels(json.loads(text)["labels"])
+def _of_a_dataset(text: str) -> dict[int, Entry]:
+    return {value: Entry(str(name)) for value, name in nnunet_labels(json.loads(text)["labels"]).items()}
 
 
-def _of_lines(text: str) -> dict[int, str]:
+def _of_lines(text: str) -> dict[int, Entry]:
     if "LabelValue" in text[:200] and "," in text[:200]:
-        return {int(row["LabelValue"]): row["Name"] or "" for row in csv.DictReader(io.StringIO(text))}
+        rows = list(csv.DictReader(io.StringIO(text)))
+        return {
+            int(row["LabelValue"]): Entry(row["Name"] or "", _color(row, "Color_R", "Color_G", "Color_B"))
+            for row in rows
+        }
     named = {}
     for line in text.splitlines():
         line = line.strip()
         if match := _ITK_SNAP.fullmatch(line) or _SLICER.fullmatch(line):
-            named[int(match[1])] = match[2].replace("_", " ")
+            color = _color(match.groupdict(), "red", "green", "blue")
+            named[int(match["value"])] = Entry(match["name"].replace("_", " "), color)
     return named
+
+
+def _color(row: Mapping[str, str | None], *names: str) -> tuple[int, int, int] | None:
+    parts = [row.get(name) or "" for name in names]
+    if not all(part.strip().isdecimal() and int(part) <= 255 for part in parts):
+        return None
+    red, green, blue = map(int, parts)
+    return red, green, blue
 
 
 def _plain(name: str) -> str:

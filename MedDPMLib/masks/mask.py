@@ -17,7 +17,7 @@ from MedDPMLib.imaging.io import read_volume, volume_stem
 from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.masks.brain_area import brain_area, describe_volume, outside_brain
 from MedDPMLib.masks.dicom_seg import is_dicom_segmentation, read_dicom_segments
-from MedDPMLib.masks.numberings import Numbering, numberings
+from MedDPMLib.masks.numberings import Numbering, numberings, shows_brain
 from MedDPMLib.masks.readings import Reading, choose_reading, read_as
 from MedDPMLib.masks.said import explaining, said_numbering, segment_labels
 from MedDPMLib.masks.schemes import LabelScheme
@@ -76,7 +76,7 @@ class Mask:
                 notes.append("its values are not quite whole, and were rounded")
             volumes = volumes_by_value(array, volume.geometry.voxel_volume)
             if not volumes:
-                raise MedDPMError("the mask is empty: paint at least the brain, or start from a template")
+                raise MedDPMError("the mask is empty: paint something, or start from a template")
             if numbering is None:
                 reading, why = choose_reading(array, volume.geometry, volumes, scheme, name, expected)
             else:
@@ -95,7 +95,7 @@ class Mask:
             notes += _tumor_outside(labels, area, volume.geometry, scheme, numbering is not None)
         except MedDPMError as error:
             raise error.at(where) from error
-        notes += [odd] if (odd := odd_size(labels, volume.geometry)) else []
+        notes += [odd] if (odd := odd_size(labels, volume.geometry, scheme)) else []
         return cls(Volume(labels, volume.geometry), scheme, name, source, tuple(notes))
 
     @cached_property
@@ -205,7 +205,8 @@ def _check_brain(values: set[int], present: set[int], scheme: LabelScheme, read_
     others = set(scheme.values) - {label.value for label in scheme.tumor}
     if others and not values & others:
         needed = f"label {rest.value}, {rest.name.lower()}" if rest else "every label but tumor"
-        fact = f'there is no brain area ({needed}, is missing; values read as "{read_as.name}")'
+        around = "brain area" if shows_brain(scheme) else "label around the tumor"
+        fact = f'there is no {around} ({needed}, is missing; values read as "{read_as.name}")'
         if not rest:
             raise MedDPMError(fact, remedy="paint it")
         raise MedDPMError(
@@ -225,8 +226,10 @@ def _tumor_outside(
 ) -> list[str]:
     """A note if tumor lies outside the brain: outside ``area`` if that is known, else judged by its surroundings.
 
-    Most of it outside is refused, unless it ``is_said`` that it is a tumor.
+    Most of it outside is refused, unless it ``is_said`` that it is a tumor. Of other organs nothing is known.
     """
+    if area is None and not shows_brain(scheme):
+        return []
     tumor = np.isin(labels, [label.value for label in scheme.tumor])
     outside = outside_brain(tumor, labels) if area is None else np.count_nonzero(tumor & ~area)
     if not is_said and outside > _MOST_OUTSIDE * np.count_nonzero(tumor):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -69,9 +69,14 @@ class Numbering:
         return table[array]
 
 
-@lru_cache
 def numberings(scheme: LabelScheme) -> tuple[Numbering, ...]:
     """The numberings in which files can hold labels of ``scheme``: its own, and the conventions that it can take."""
+    # Schemes of the same labels are equal, however files number these and whatever else they are called.
+    return _numberings(scheme, scheme.conventions, tuple(label.aliases for label in scheme.labels))
+
+
+@lru_cache
+def _numberings(scheme: LabelScheme, *_told_apart_by: tuple) -> tuple[Numbering, ...]:
     own = Numbering(
         scheme.own_numbering,
         ", ".join(f"{label.value} {label.name.lower()}" for label in scheme.labels),
@@ -79,9 +84,23 @@ def numberings(scheme: LabelScheme) -> tuple[Numbering, ...]:
         tuple((label.value, label.name) for label in scheme.labels),
     )
     found = [own]
+    for convention in scheme.conventions:
+        named = {value: scheme.label_by_name(name) for value, name in convention.meanings}
+        found.append(
+            Numbering(
+                convention.name,
+                convention.title,
+                tuple((value, label.value if label else 0) for value, label in named.items()),
+                tuple((value, label.name if label else "nothing") for value, label in named.items()),
+                convention.file_names,
+            )
+        )
+    taken = {one.name for one in found[1:]}
     for entry in _data()["numberings"]:
         meanings = tuple((value, _part(name)) for value, name in sorted(_each_value(entry["values"]).items()))
         labels = [(value, label.value) for value, name in meanings if (label := label_for(name, scheme))]
+        if entry["name"] in taken:
+            continue
         if entry["name"] == own.name:
             if meanings == own.meanings:
                 found[0] = replace(own, title=entry["title"], file_names=tuple(entry.get("file_names", ())))
@@ -159,14 +178,25 @@ def label_named(name: str, scheme: LabelScheme) -> Label | None:
     Capitals, hyphens, underscores, brackets and the words left and right make no difference. Names known from any
     scheme count; a structure that ``scheme`` does not tell apart is its rest of the brain.
     """
-    for attempt in _spellings(name):
-        if label := scheme.label_by_name(attempt):
-            return label
+    if label := _spelled(name, scheme):
+        return label
     for known in scheme_names():
-        for attempt in _spellings(name):
-            if (part := load_scheme(known).label_by_name(attempt)) and (label := label_for(part.name, scheme)):
-                return label
-    return None
+        part = _spelled(name, load_scheme(known))
+        if part and (label := label_for(part.name, scheme)):
+            return label
+    others = {part.casefold(): part for part in brain_parts()}
+    found = next((others[text] for text in map(str.casefold, _spellings(name)) if text in others), None)
+    return label_for(found, scheme) if found else None
+
+
+def part_named(name: str) -> Label | None:
+    """The label of any scheme that ships with the package that a file means by ``name``, if any."""
+    schemes = map(load_scheme, dict.fromkeys((_ALL_PARTS, *scheme_names())))
+    return next((part for scheme in schemes if (part := _spelled(name, scheme))), None)
+
+
+def _spelled(name: str, scheme: LabelScheme) -> Label | None:
+    return next((label for attempt in _spellings(name) if (label := scheme.label_by_name(attempt))), None)
 
 
 def has_side(name: str) -> bool:
@@ -177,12 +207,26 @@ def has_side(name: str) -> bool:
 def label_for(part: str, scheme: LabelScheme) -> Label | None:
     """The label of ``scheme`` that holds ``part`` (a label's name in any scheme), if any."""
     label = scheme.label_by_name(part)
-    if label is None and scheme.rest is not None:
-        known = load_scheme(_ALL_PARTS)
-        wanted, rest = known.label_by_name(part), known.rest
-        if wanted and rest and wanted.role != "tumor" and scheme.rest.name == rest.name:
-            return scheme.rest
-    return label
+    if label is not None or scheme.rest is None:
+        return label
+    known = load_scheme(_ALL_PARTS)
+    if scheme.rest.name != known.require_rest().name:
+        return None
+    if part in brain_parts():  # some of this and some of that structure, if there are any
+        return None if any(one.role == "structure" for one in scheme.labels) else scheme.rest
+    wanted = known.label_by_name(part)
+    return scheme.rest if wanted is not None and wanted.role != "tumor" else None
+
+
+def shows_brain(scheme: LabelScheme) -> bool:
+    """Whether ``scheme`` has a label that is brain or head: then size and places of labels are known to some extent."""
+    known = [label.name for one in map(load_scheme, scheme_names()) for label in one.labels if label.role != "tumor"]
+    return any(scheme_label.name in known for scheme_label in scheme.labels)
+
+
+def brain_parts() -> Set[str]:
+    """Parts into which files divide the brain in another way than the scheme of all parts does."""
+    return _data()["brain_parts_ml"].keys()
 
 
 def plausible_ml(part: str, scheme: LabelScheme) -> tuple[float, float]:
@@ -195,7 +239,8 @@ def plausible_ml(part: str, scheme: LabelScheme) -> tuple[float, float]:
         label = one.label_by_name(part)
         if label is not None and label.name == part and label.plausible_ml:
             return label.plausible_ml
-    return tuple(_data()["other_parts_ml"].get(part, (0.0, np.inf)))
+    others = _data()["other_parts_ml"] | _data()["brain_parts_ml"]
+    return tuple(others.get(part, (0.0, np.inf)))
 
 
 @lru_cache(maxsize=1024)

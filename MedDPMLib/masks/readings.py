@@ -17,7 +17,14 @@ from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.geometry import Geometry
 from MedDPMLib.masks.brain_area import describe_volume
 from MedDPMLib.masks.nesting import EDEMA, NECROSIS, OTHER, RIM, Nesting, judge_nesting
-from MedDPMLib.masks.numberings import Numbering, find_numbering, label_for, numberings, plausible_ml
+from MedDPMLib.masks.numberings import (
+    Numbering,
+    brain_parts,
+    find_numbering,
+    label_for,
+    numberings,
+    plausible_ml,
+)
 from MedDPMLib.masks.schemes import LabelScheme, load_scheme
 from MedDPMLib.masks.size import is_absurd, odd_size
 
@@ -121,8 +128,8 @@ def choose_reading(
     complete = [reading for reading in possible if reading.parts >= _ROLES.keys()]
     if len(complete) == 1 and _is_typical(complete[0]):
         return complete[0], "by how the parts of the tumor lie"
-    if is_absurd(array, geometry):
-        raise MedDPMError(odd_size(array, geometry))
+    if is_absurd(array, geometry, scheme):
+        raise MedDPMError(odd_size(array, geometry, scheme))
     if possible:
         # No convention need be right: what it looks like in any order is asked about, too.
         ordered = None if any(map(_is_typical, possible)) else _in_some_order(array, geometry, volumes, scheme)
@@ -239,8 +246,12 @@ def _roles(reading: Reading, array: np.ndarray) -> np.ndarray:
 
 
 def _brain_parts(parts: Sequence) -> list[str]:
-    known = load_scheme("anatomy")
-    return [name for name, _, _ in parts if (label := known.label_by_name(name)) and label.role != "tumor"]
+    known, others = load_scheme("anatomy"), brain_parts()
+    return [
+        name
+        for name, _, _ in parts
+        if name in others or ((label := known.label_by_name(name)) and label.role != "tumor")
+    ]
 
 
 def _is_sure(reading: Reading, volumes: Mapping[int, float]) -> bool:

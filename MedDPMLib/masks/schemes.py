@@ -1,12 +1,15 @@
 """Which labels exist?
 
-A :class:`LabelScheme` is data (``resources/schemes/*.json``, or a model's card): labels with value, name, color,
-terminology, priority and the volumes in which they occur. How files number them: ``masks/numberings.py``.
+A :class:`LabelScheme` is data (``resources/schemes/*.json``, a model's card, or a user's file, see
+``masks/scheme_files.py``): labels with value, name, color, terminology, priority and the volumes in which they occur.
+How files number them: ``masks/numberings.py``.
 """
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 
@@ -30,6 +33,9 @@ FORMER_NAMES = {"Oedema": "Edema", "Enhancing tumour": "Enhancing tumor", "Tumou
 
 _FORMER_ROLES = {"tumour": "tumor"}
 
+#: What a numbering calls a value that is left out.
+NOTHING = "none"
+
 _LONGEST_TEXT = 200
 
 
@@ -47,33 +53,47 @@ class Label:
     """One label: its ``value`` (1 to 255) in arrays, ``color`` (red, green, blue; 0 to 255) and terminology.
 
     Of overlapping labels the one with the lowest ``priority`` wins. ``role`` is one of :data:`ROLES`, ``tissue`` one of
-    :data:`TISSUES` or none of them. ``aliases`` are other names under which it is met; ``plausible_ml`` is the least
-    and the most, in milliliters, that it measures in anyone (None: not known).
+    :data:`TISSUES`, or None. ``category`` and ``type`` are its terminology, if it has one. ``aliases`` are other names
+    under which it is met; ``plausible_ml`` is the least and the most, in milliliters, that it measures in anyone (None:
+    not known).
     """
 
     value: int
     name: str
-    role: str
+    role: str | None
     color: tuple[int, int, int]
     priority: int
-    category: Code
-    type: Code
+    category: Code | None = None
+    type: Code | None = None
     aliases: tuple[str, ...] = field(default=(), compare=False)
     tissue: str | None = None
     plausible_ml: tuple[float, float] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
+class Convention:
+    """How files of one origin number a scheme's labels: ``meanings`` pairs each value with a label's name, or with
+    "none" for what is left out. ``file_names`` are patterns of the names of such files."""
+
+    name: str
+    title: str
+    meanings: tuple[tuple[int, str], ...]
+    file_names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class LabelScheme:
     """The labels that a model knows, in the order of its channels: ascending value. 0 is the background.
 
-    ``own_numbering`` is what the scheme's own values are called (:mod:`MedDPMLib.masks.numberings`).
+    ``own_numbering`` is what the scheme's own values are called; ``conventions`` are other numberings of its labels in
+    files, beside those that every scheme knows (:mod:`MedDPMLib.masks.numberings`).
     """
 
     name: str
     title: str
     labels: tuple[Label, ...]
     own_numbering: str
+    conventions: tuple[Convention, ...] = field(default=(), compare=False)
 
     @cached_property
     def values(self) -> tuple[int, ...]:
@@ -134,7 +154,8 @@ class LabelScheme:
 
     def label_by_code(self, scheme: str, value: str) -> Label | None:
         """The label whose type has this code, for example ("SCT", "79654002"), if any."""
-        return next((label for label in self.labels if (label.type.scheme, label.type.value) == (scheme, value)), None)
+        coded = ((label, label.type) for label in self.labels if label.type)
+        return next((label for label, code in coded if (code.scheme, code.value) == (scheme, value)), None)
 
     def describe_labels(self) -> str:
         """For messages: "1 necrosis, 2 edema, ..."."""
@@ -179,17 +200,18 @@ class LabelScheme:
                 {
                     "value": label.value,
                     "name": label.name,
-                    "role": label.role,
+                    **({"role": label.role} if label.role else {}),
                     **({"tissue": label.tissue} if label.tissue else {}),
                     "color": list(label.color),
                     "priority": label.priority,
                     "aliases": list(label.aliases),
                     **({"plausible_ml": list(label.plausible_ml)} if label.plausible_ml else {}),
-                    "category": vars(label.category).copy(),
-                    "type": vars(label.type).copy(),
+                    **({"category": vars(label.category).copy()} if label.category else {}),
+                    **({"type": vars(label.type).copy()} if label.type else {}),
                 }
                 for label in self.labels
             ],
+            **({"numberings": [_plain(one) for one in self.conventions]} if self.conventions else {}),
         }
 
     @classmethod
@@ -212,7 +234,7 @@ class LabelScheme:
         name = _text(_get(data, "name", "the label scheme"), "the label scheme's name")
         where = f'the label scheme "{name}"'
         labels = tuple(
-            sorted((_label(entry, where) for entry in _list(data, "labels", where)), key=lambda label: label.value)
+            sorted((read_label(entry, where) for entry in _list(data, "labels", where)), key=lambda label: label.value)
         )
         labels = _with_current_names(labels)
         if not any(label.tissue for label in labels):
@@ -226,7 +248,14 @@ class LabelScheme:
             raise MedDPMError(f'{where}: only one label can have the role "rest"')
         values = {label.value for label in labels}
         title = _text(_get(data, "title", where), f"{where}: title")
-        return cls(name, title, labels, _text(_own_numbering(data, values), f"{where}: own_numbering"))
+        own_numbering = _text(_own_numbering(data, values), f"{where}: own_numbering")
+        # Before schemes named their own numbering, "numberings" were all that there are.
+        listed = _list(data, "numberings", where) if "own_numbering" in data and "numberings" in data else []
+        names = {text.casefold() for label in labels for text in (label.name, *label.aliases)}
+        conventions = tuple(read_convention(entry, names, where) for entry in listed)
+        known = [own_numbering, *(one.name for one in conventions)]
+        _check_unique(known, f"{where}: each numbering needs its own name")
+        return cls(name, title, labels, own_numbering, conventions)
 
 
 def scheme_names() -> list[str]:
@@ -265,13 +294,14 @@ def _with_known_tissues(labels: tuple[Label, ...]) -> tuple[Label, ...]:
 # Reading files of unknown origin ----------------------------------------------------------------------
 
 
-def _label(data: object, where: str) -> Label:
+def read_label(data: object, where: str) -> Label:
+    """One label of :meth:`LabelScheme.to_dict`'s data; ``where`` names the scheme in messages."""
     name = _text(_get(data, "name", f"a label of {where}"), f"{where}: a label's name")
     where = f'{where}: label "{name}"'
-    role = _get(data, "role", where)
+    role = data.get("role")
     role = _FORMER_ROLES.get(role, role) if isinstance(role, str) else role
-    if role not in ROLES:
-        raise MedDPMError(f"{where}: the role has to be one of {', '.join(ROLES)}")
+    if role is not None and role not in ROLES:
+        raise MedDPMError(f"{where}: the role has to be one of {', '.join(ROLES)}, or left out")
     color = [_integer(part, 0, 255, f"{where}: color") for part in _list(data, "color", where)]
     if len(color) != 3:
         raise MedDPMError(f"{where}: a color is red, green and blue")
@@ -285,16 +315,49 @@ def _label(data: object, where: str) -> Label:
         role=role,
         color=tuple(color),
         priority=_integer(_get(data, "priority", where), 0, 10_000, f"{where}: priority"),
-        category=_code(_get(data, "category", where), f"{where}: category"),
-        type=_code(_get(data, "type", where), f"{where}: type"),
+        category=_code(data.get("category"), f"{where}: category"),
+        type=_code(data.get("type"), f"{where}: type"),
         aliases=tuple(_text(alias, f"{where}: aliases") for alias in aliases),
         tissue=tissue,
         plausible_ml=_plausible(data, where),
     )
 
 
-def _code(data: object, where: str) -> Code:
+def _code(data: object, where: str) -> Code | None:
+    if data is None:
+        return None
     return Code(*(_text(_get(data, key, where), f"{where}: {key}") for key in ("scheme", "value", "meaning")))
+
+
+def read_convention(data: object, names: Set[str], where: str) -> Convention:
+    """One numbering of :meth:`LabelScheme.to_dict`'s data, of labels that are called ``names`` (in small letters)."""
+    name = _text(_get(data, "name", f"a numbering of {where}"), f"{where}: a numbering's name")
+    where = f'{where}: numbering "{name}"'
+    values = _get(data, "values", where)
+    if not isinstance(values, dict) or not 0 < len(values) <= 1000:
+        raise MedDPMError(f'{where}: "values" has to be a table of 1 to 1000 values')
+    meanings = []
+    for key, meaning in values.items():
+        if not re.fullmatch(r"[1-9]\d{0,4}", str(key)) or int(key) > 65_535:
+            raise MedDPMError(f"{where}: a value is a whole number from 1 to 65535, not {key!r:.50}")
+        if _text(meaning, f"{where}: value {key}").casefold() not in {*names, NOTHING}:
+            raise MedDPMError(
+                f'{where}: the value {key} is called "{meaning}", which is no label: use its name, or none'
+            )
+        meanings.append((int(key), meaning))
+    patterns = tuple(_text(one, f"{where}: file_names") for one in data.get("file_names", ()) or ())
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except (re.error, RecursionError, OverflowError) as error:
+            raise MedDPMError(f'{where}: "{pattern}" is no pattern of file names ({error})') from None
+    title = _text(data.get("title", name), f"{where}: title")
+    return Convention(name, title, tuple(sorted(meanings)), patterns)
+
+
+def _plain(one: Convention) -> dict:
+    values = {str(value): name for value, name in one.meanings}
+    return {"name": one.name, "title": one.title, "values": values, "file_names": list(one.file_names)}
 
 
 def _plausible(data: object, where: str) -> tuple[float, float] | None:

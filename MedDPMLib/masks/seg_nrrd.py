@@ -29,7 +29,7 @@ from MedDPMLib.imaging.io import (
 from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.masks.numberings import has_side, label_named
 from MedDPMLib.masks.regions import lone_regions
-from MedDPMLib.masks.schemes import Label, LabelScheme
+from MedDPMLib.masks.schemes import Code, Label, LabelScheme
 from MedDPMLib.runtime.files import atomic_write
 
 #: How the file of a segmentation ends.
@@ -38,17 +38,25 @@ SUFFIX = ".seg.nrrd"
 TYPES = "Segmentation category and type - 3D Slicer General Anatomy list"
 REGIONS = "Anatomic codes - DICOM master list"
 
+#: The type of a segment that nobody has described: tissue.
+_UNDESCRIBED = ("85756007",)
+
+#: More layers than segments can be in.
+_MOST_LAYERS = 1_000_000
+
 
 @dataclass(frozen=True)
 class Segment:
     """A segment as the header has it: voxels of ``value`` in ``layer``; ``code`` is (scheme, value) of its type, and
-    ``meaning`` what that is called."""
+    ``meaning`` what that is called. ``terminology`` is its category and type, ``color`` red, green and blue."""
 
     name: str
     value: int
     layer: int
     code: tuple[str, str] | None
     meaning: str = ""
+    terminology: tuple[Code, Code] | None = None
+    color: tuple[int, int, int] | None = None
 
     def label_in(self, scheme: LabelScheme) -> Label | None:
         """The label of ``scheme`` that this segment is, by its terminology or else by its name."""
@@ -64,6 +72,13 @@ def holds_segments(path: str | os.PathLike) -> bool:
     if check_readable(path) not in (SUFFIX, ".nrrd", ".nhdr"):
         return False
     return any(re.fullmatch(r"Segment\d+_(ID|Name)", key) for key in read_text_header(path))
+
+
+def header_segments(path: str | os.PathLike) -> list[Segment]:
+    """The segments that the header of ``path`` describes. Its voxels are not read."""
+    path = Path(path)
+    check_readable(path)
+    return _segments(path, _MOST_LAYERS)
 
 
 def read_segments(
@@ -237,7 +252,10 @@ def _segmentation_header(geometry: Geometry) -> dict[str, str]:
 
 
 def _segment_header(label: Label, geometry: Geometry) -> dict[str, str]:
-    codes = [f"{code.scheme}^{code.value}^{code.meaning}" for code in (label.category, label.type)]
+    described = {}
+    if label.category and label.type:
+        codes = [f"{code.scheme}^{code.value}^{code.meaning}" for code in (label.category, label.type)]
+        described["Tags"] = f"TerminologyEntry:{'~'.join([TYPES, *codes, '^^', REGIONS, '^^', '^^'])}|"
     return {
         "ID": label.name,
         "Name": label.name,
@@ -247,7 +265,7 @@ def _segment_header(label: Label, geometry: Geometry) -> dict[str, str]:
         "LabelValue": str(label.value),
         "Layer": "0",
         "Extent": " ".join(f"0 {size - 1}" for size in geometry.size),
-        "Tags": f"TerminologyEntry:{'~'.join([TYPES, *codes, '^^', REGIONS, '^^', '^^'])}|",
+        **described,
     }
 
 
@@ -273,16 +291,46 @@ def _segments(path: Path, layers: int) -> list[Segment]:
             )
         if int(layer) >= layers:
             raise MedDPMError(f'{path}: the segment "{name}" lies in a layer that the file does not have')
-        segments.append(Segment(name, int(value), int(layer), _type_code(header.get(prefix + "Tags", ""))))
+        tags, color = header.get(prefix + "Tags", ""), header.get(prefix + "Color", "")
+        segments.append(
+            Segment(
+                name, int(value), int(layer), _type_code(tags), terminology=_terminology(tags), color=_color(color)
+            )
+        )  # fmt: skip
     return segments
 
 
-def _type_code(tags: str) -> tuple[str, str] | None:
-    """(scheme, value) of the type in "...|TerminologyEntry:context~category~SCT^79654002^Edema~...|"."""
+def _entry(tags: str) -> list[str]:
+    """The parts of "...|TerminologyEntry:context~category~SCT^79654002^Edema~...|"."""
     for tag in tags.split("|"):
         key, _, entry = tag.partition(":")
         parts = entry.split("~")
         if key.strip() == "TerminologyEntry" and len(parts) > 2:
-            scheme, _, rest = parts[2].partition("^")
-            return (scheme, rest.partition("^")[0]) if rest else None
-    return None
+            return parts
+    return []
+
+
+def _type_code(tags: str) -> tuple[str, str] | None:
+    """(scheme, value) of the type."""
+    if not (parts := _entry(tags)):
+        return None
+    scheme, _, rest = parts[2].partition("^")
+    return (scheme, rest.partition("^")[0]) if rest else None
+
+
+def _terminology(tags: str) -> tuple[Code, Code] | None:
+    """Category and type, if both are whole. What 3D Slicer gives a segment that nobody has described is none."""
+    codes = [part.split("^") for part in _entry(tags)[1:3]]
+    if len(codes) != 2 or any(len(code) != 3 or not all(code) for code in codes) or codes[1][1] in _UNDESCRIBED:
+        return None
+    category, kind = (Code(*code) for code in codes)
+    return category, kind
+
+
+def _color(text: str) -> tuple[int, int, int] | None:
+    """Red, green and blue of "0.5 0.2 1"."""
+    try:
+        red, green, blue = (round(255 * min(max(float(part), 0.0), 1.0)) for part in text.split())
+    except ValueError:
+        return None
+    return red, green, blue

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from MedDPMLib.imaging.geometry import Geometry, extent
+from MedDPMLib.masks.numberings import shows_brain
+from MedDPMLib.masks.schemes import LabelScheme
 
 #: Longest side, in millimeters, that a brain or head can have; outside of this the spacing is doubted.
 _PLAUSIBLE_EXTENT = (60.0, 300.0)
@@ -18,8 +20,11 @@ _USUAL_EXTENT = 170.0
 _UNITS = {1000.0: "meters", 10.0: "centimeters", 0.001: "micrometers"}
 
 
-def odd_size(labels: np.ndarray, geometry: Geometry) -> str | None:
-    """What is odd about the size of all that is labeled (k, j, i), and what would explain it; None if nothing is."""
+def odd_size(labels: np.ndarray, geometry: Geometry, scheme: LabelScheme) -> str | None:
+    """What is odd about the size of all that is labeled (k, j, i), and what would explain it; None if nothing is, or
+    if ``scheme`` shows no brain."""
+    if not shows_brain(scheme):
+        return None
     low, high = extent(labels != 0, geometry)
     sides = high - low
     if _PLAUSIBLE_EXTENT[0] <= max(sides) <= _PLAUSIBLE_EXTENT[1]:
@@ -28,8 +33,10 @@ def odd_size(labels: np.ndarray, geometry: Geometry) -> str | None:
     return f"the mask measures {described} mm, which is not the size of a brain: {_explanation(max(sides), geometry)}"
 
 
-def is_absurd(labels: np.ndarray, geometry: Geometry) -> bool:
-    """Whether nothing in a head, not even a small tumor, has the size of what is labeled."""
+def is_absurd(labels: np.ndarray, geometry: Geometry, scheme: LabelScheme) -> bool:
+    """Whether nothing in a head, not even a small tumor, has the size of what is labeled in a ``scheme`` of one."""
+    if not shows_brain(scheme):
+        return False
     low, high = extent(labels != 0, geometry)
     return not _SMALLEST <= max(high - low) <= _PLAUSIBLE_EXTENT[1]
 

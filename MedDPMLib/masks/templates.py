@@ -12,6 +12,7 @@ import numpy as np
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.masks.mask import Mask, read_mask
+from MedDPMLib.masks.numberings import numberings
 from MedDPMLib.masks.schemes import LabelScheme, load_scheme
 from MedDPMLib.masks.tumor import paint_tumor
 from MedDPMLib.moved import former_attribute
@@ -73,6 +74,11 @@ def load_template(name: str, scheme: LabelScheme | None = None) -> Mask:
     Raises :class:`MedDPMError` for an unknown name and for a scheme that has no numbering for anatomies.
     """
     return read_mask(find_template(name).path, scheme or load_scheme(_SCHEME), numbering=_SCHEME)
+
+
+def can_hold_templates(scheme: LabelScheme) -> bool:
+    """Whether the templates, which are brains, can be brought into ``scheme``: whether it has a label for a brain."""
+    return any(numbering.name == _SCHEME for numbering in numberings(scheme))
 
 
 def demo_mask(scheme: LabelScheme | None = None) -> Mask:

@@ -44,6 +44,12 @@ _CURRENT = {"licence": "license"}
 #: The three settings that a card recommends, the quickest first.
 QUALITIES = ("draft", "standard", "reference")
 
+#: Orders of the axes of a network's arrays.
+AXES = ("zyx", "xyz")
+
+#: What a card of another program's network says beyond those of ours, and is left out where it says nothing new.
+_OF_OTHERS = ("constants", "axes", "image_range")
+
 _CARDS = RESOURCES / "cards"
 
 # Bounds on what comes from others' files: far beyond anything in use, far below what hurts.
@@ -59,7 +65,10 @@ NAME_RULE = matching(
 TEXT_RULE = printable(10_000, lines=True)
 _NUMBER = whole(1, 10**6)
 _NUMBERS = either(_NUMBER, list_of(_NUMBER, 0, 32, kind=list))
-_GRID = table_with(
+#: Names of modalities are free.
+MODALITIES = list_of(NAME_RULE, 1, 16, unique=True)
+#: A grid in a file.
+GRID = table_with(
     {"size": list_of(whole(1, _MAX_SIDE), 3, 3), "spacing": list_of(number(), 3, 3), "orientation": printable(3)}
 )
 _DATA_FIELDS = table_with({"name": TEXT_RULE, "license": TEXT_RULE, "cases": optional(whole(1, 10**9))})
@@ -73,7 +82,7 @@ def _scheme(value: object, what: str) -> LabelScheme:
 
 
 def _grid(value: object, what: str) -> Grid:
-    return value if isinstance(value, Grid) else Grid(**_GRID.read(value, what))
+    return value if isinstance(value, Grid) else Grid(**GRID.read(value, what))
 
 
 def _network(value: object, what: str) -> dict:
@@ -120,7 +129,7 @@ class Card:
     #: The labels that the mask may hold, one condition channel each.
     scheme: LabelScheme = field(SCHEME_RULE)
     #: The generated images, one channel each: "t1", "t1ce", "t2", "flair".
-    modalities: tuple[str, ...] = field(list_of(NAME_RULE, 1, 16, unique=True))
+    modalities: tuple[str, ...] = field(MODALITIES)
     grid: Grid = field(Rule("a grid", _grid))
     #: Value of a condition channel outside and inside its label.
     mask_encoding: tuple[float, float] = field(increasing_pair())
@@ -145,6 +154,13 @@ class Card:
     #: The scheme of the network's condition, if it has structures that the mask does not show: they are taken from a
     #: template, see :mod:`MedDPMLib.inference.atlas`. None: the scheme of the mask.
     completion: LabelScheme | None = field(optional(SCHEME_RULE), default=None)
+    #: Values of condition channels that follow the labels and are the same everywhere: what a network of another origin
+    #: asks for beside a mask, such as an age.
+    constants: tuple[float, ...] = field(list_of(number(), 0, 32), default=())
+    #: The axes of the network's arrays: "zyx" are those of :mod:`numpy` arrays of volumes, "xyz" run the other way.
+    axes: str = field(one_of(*AXES), default=AXES[0])
+    #: Lowest and highest intensity of the images that the network was trained on.
+    image_range: tuple[float, float] = field(increasing_pair(), default=(-1.0, 1.0))
     #: Share of the training examples in which all labels were removed. Above 0, classifier-free guidance can be used
     #: (Ho and Salimans 2022, arXiv 2207.12598).
     label_dropout: float = field(number(0, 1, open_high=True), default=0.0)
@@ -154,6 +170,8 @@ class Card:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.positions and self.axes != AXES[0]:
+            raise MedDPMError(f'"positions" are known of networks with the axes {AXES[0]} alone')
         _check_completion(self.completion, self.scheme)
         timesteps = self.schedule["timesteps"]
         # Which samplers there are, MedDPMLib.diffusion says; a newer one must not make the card unreadable.
@@ -173,15 +191,23 @@ class Card:
         return self.completion or self.scheme
 
     @property
+    def array_shape(self) -> tuple[int, ...]:
+        """The shape of the network's arrays, without channels: (D, H, W), or the other way round (:attr:`axes`)."""
+        return self.grid.size if self.axes == "xyz" else self.grid.size[::-1]
+
+    @property
     def network_description(self) -> dict:
         """The argument of :func:`MedDPMLib.networks.build_network`: :attr:`network` with its channels."""
-        condition = len(self.condition_scheme.labels) + (3 if self.positions else 0)
+        condition = len(self.condition_scheme.labels) + len(self.constants) + (3 if self.positions else 0)
         channels = {"image_channels": len(self.modalities), "condition_channels": condition}
         return {**self.network, **channels}
 
     def to_json(self) -> str:
         """The card as one line of JSON; :meth:`from_json` reads it."""
         data = {"format": FORMAT, **{entry.name: getattr(self, entry.name) for entry in fields(self)}}
+        for entry in fields(self):
+            if entry.name in _OF_OTHERS and data[entry.name] == entry.default:
+                del data[entry.name]  # so that older versions read the card
         data["scheme"] = self.scheme.to_dict()
         if self.completion is None:
             del data["completion"]
@@ -221,6 +247,7 @@ class Card:
             "Grid": f"{' x '.join(map(str, grid.size))} voxels of {spacing} mm, {grid.orientation}",
             "Qualities": "; ".join(f"{name}: {q['sampler']}, {q['steps']} steps" for name, q in self.qualities.items()),
             "Network": f"{self.network['kind']} ({numbers}), predicts {self.prediction}",
+            "Its arrays": _arrays(self),
             "Schedule": f"{self.schedule['name']}, {self.schedule['timesteps']} timesteps",
             "Guidance": "supported" if self.label_dropout else "not supported: always trained with labels",
             "Training": self.training,
@@ -245,13 +272,20 @@ def as_lines(title: str, summary: str, sections: Mapping[str, str]) -> str:
 
 
 @lru_cache
-def official_cards() -> tuple[Card, ...]:
-    """The cards of the two published Med-DDPM networks."""
+def known_cards() -> tuple[Card, ...]:
+    """The cards of all published networks that are recognized without one."""
     cards = []
     for path in sorted(_CARDS.glob("*.json")):
         data = json.loads(path.read_text(encoding="utf-8"))
-        cards.append(Card.from_dict({**data, "scheme": load_scheme(data["scheme"]).to_dict()}))
+        if isinstance(data["scheme"], str):
+            data["scheme"] = load_scheme(data["scheme"]).to_dict()
+        cards.append(Card.from_dict(data))
     return tuple(cards)
+
+
+def official_cards() -> tuple[Card, ...]:
+    """The cards of the two published Med-DDPM networks."""
+    return tuple(card for card in known_cards() if card.name.startswith("med-ddpm"))
 
 
 def _check_completion(completion: LabelScheme | None, scheme: LabelScheme) -> None:
@@ -266,6 +300,19 @@ def _check_completion(completion: LabelScheme | None, scheme: LabelScheme) -> No
             f'"completion" lacks {lacking[0] if lacking else "a label for the rest of the brain"}: it cannot complete'
             f' masks of the scheme "{scheme.name}"'
         )
+
+
+def _arrays(card: Card) -> str:
+    """What is unusual about the network's arrays, for :meth:`Card.describe`."""
+    low, high = card.image_range
+    said = [
+        f"axes {', '.join(card.axes)}" if card.axes != AXES[0] else "",
+        f"images from {low:g} to {high:g}" if (low, high) != (-1, 1) else "",
+        f"after the labels, channels of {', '.join(f'{value:g}' for value in card.constants)}"
+        if card.constants
+        else "",
+    ]
+    return "; ".join(filter(None, said))
 
 
 def _spoken(value: int | list[int]) -> str:

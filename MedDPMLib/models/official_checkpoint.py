@@ -1,7 +1,9 @@
-"""How is an official Med-DDPM checkpoint recognized?
+"""Which network is in a checkpoint of Med-DDPM's family, and how is it described?
 
-By the names and shapes of its weights alone. Such a file is a pickle in a zip archive; it is read by torch's
-restricted unpickler, which cannot run code, after the archive itself has been found sane.
+By the names and shapes of its weights alone, if it is a published one; of any other these say which network it is
+(:mod:`MedDPMLib.networks.recognition`), and a card says the rest (:mod:`MedDPMLib.models.card_file`). Such a file is a
+pickle in a zip archive; it is read by torch's restricted unpickler, which cannot run code, after the archive itself has
+been found sane.
 """
 
 from __future__ import annotations
@@ -10,8 +12,9 @@ import os
 import re
 import zipfile
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,8 +24,9 @@ from MedDPMLib.diffusion.schedule import make_schedule, schedule_names
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.models.bundle import SUFFIX as BUNDLE_SUFFIX
 from MedDPMLib.models.bundle import check_values
-from MedDPMLib.models.card import Card, official_cards
+from MedDPMLib.models.card import Card, known_cards, official_cards
 from MedDPMLib.networks import shape_mismatch, state_shapes
+from MedDPMLib.networks.recognition import describe_network
 
 #: What may stand before a name: the diffusion's wrapper and that of data-parallel training, in any order.
 _PREFIXES = ("denoise_fn.", "module.")
@@ -44,26 +48,76 @@ _MAX_PICKLE = 16_000_000
 _TABLE_TOLERANCE = 1e-6
 
 
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """What was read in a file: the ``weights`` (float32, CPU), the ``network`` that has them (a description with its
+    channels), and the noise ``schedule`` (name and timesteps), if the file has its tables."""
+
+    path: Path
+    weights: Mapping[str, Tensor]
+    network: Mapping[str, Any]
+    schedule: Mapping[str, Any] | None
+
+    def facts(self) -> dict[str, Any]:
+        """As plain data, for somebody who is to say the rest."""
+        name = re.sub(r"[^a-z0-9]+", "-", self.path.stem.casefold()).strip("-")[:60] or "model"
+        return {
+            "name": name,
+            "network": dict(self.network),
+            "schedule": self.schedule,
+            "described": self.describe(),
+        }
+
+    def describe(self) -> str:
+        """For people: what the network makes of what, and how large it is."""
+        network, numbers = self.network, "/".join(map(str, self.network["multipliers"]))
+        places = ", ".join(f"1/{factor}" for factor in network["attention"])
+        attention = f"at {places} of the resolution and in the middle" if places else "in the middle"
+        schedule = f"{self.schedule['name']}, {self.schedule['timesteps']} timesteps" if self.schedule else "not stated"
+        return (
+            f"{network['image_channels']} image and {network['condition_channels']} condition channels, base"
+            f" {network['base']}, multipliers {numbers}, residual blocks a level {network['blocks']}, attention"
+            f" {attention};"
+            f" noise schedule: {schedule}"
+        )
+
+
 def read_checkpoint(path: str | os.PathLike) -> tuple[Card, dict[str, Tensor]]:
-    """The card and the network's state dict (float32, CPU) of the official checkpoint at ``path``.
+    """The card and the network's state dict (float32, CPU) of the published checkpoint at ``path``.
 
     Accepted are ``{"step", "model", "ema"}`` (the average ``ema`` is used) and a bare state dict, names with or
     without ``denoise_fn.`` and ``module.``. A noise schedule in the file decides about the card's.
 
     Raises :class:`MedDPMError` for a file that is not a checkpoint, is damaged, tries to run code, holds weights
-    that are not finite, or belongs to neither published network: then with what was expected and found.
+    that are not finite, or belongs to no published network: then with what was expected and found.
     """
     path = Path(path)
     _check_archive(path)
     try:
         weights, tables = _split(_weights(_unpickled(path)))
-        card = _recognized({name: tuple(tensor.shape) for name, tensor in weights.items()})
-        card = _with_schedule(card, tables)
-        state = {name: tensor.to(torch.float32) for name, tensor in weights.items()}
-        check_values(state)
+        card = _recognized(weights, tables)
+        state = _state(weights)
     except MedDPMError as error:
-        raise MedDPMError(f"{path}: {error}") from error.__cause__
+        raise error.at(str(path)) from error.__cause__
     return card, state
+
+
+def open_checkpoint(path: str | os.PathLike) -> Checkpoint:
+    """Any checkpoint of the family at ``path``, published or not; see :func:`read_checkpoint` for what is refused."""
+    path = Path(path)
+    _check_archive(path)
+    try:
+        weights, tables = _split(_weights(_unpickled(path)))
+        network = describe_network({name: tuple(tensor.shape) for name, tensor in weights.items()})
+        return Checkpoint(path, _state(weights), network, _schedule(tables))
+    except MedDPMError as error:
+        raise error.at(str(path)) from error.__cause__
+
+
+def _state(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    state = {name: tensor.to(torch.float32) for name, tensor in weights.items()}
+    check_values(state)
+    return state
 
 
 def _check_archive(path: Path) -> None:
@@ -145,22 +199,51 @@ def _split(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, 
     return network, tables
 
 
-def _recognized(found: Mapping[str, tuple[int, ...]]) -> Card:
-    """The card of the published network whose names and shapes are those ``found``."""
+def _recognized(weights: Mapping[str, Tensor], tables: Mapping[str, Tensor]) -> Card:
+    """The card of the published network whose names and shapes these are, with the noise schedule of the file."""
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     closest: tuple[int, Card, str] | None = None
     for card in official_cards():
         expected = state_shapes(card.network_description)
         mismatch = shape_mismatch(expected, found)
         if mismatch is None:
-            return card
+            schedule = _schedule(tables)
+            if schedule is None or schedule == card.schedule:
+                return card
+            return replace(card, schedule=schedule, qualities=None)
         shared = sum(found.get(name) == shape for name, shape in expected.items())
         if closest is None or shared > closest[0]:
             closest = shared, card, mismatch
     shared, card, mismatch = closest
-    if not shared:
-        first = next((f"first {name!r:.100} {shape}" for name, shape in found.items()), "none of weights")
-        raise MedDPMError(f"not a Med-DDPM checkpoint: {_expectation()}; found were {len(found)} tensors, {first}")
-    raise MedDPMError(f"neither of the published Med-DDPM networks; compared with {card.name}, the closest: {mismatch}")
+    try:
+        network = describe_network(found)
+    except MedDPMError:
+        if not shared:
+            first = next((f"first {name!r:.100} {shape}" for name, shape in found.items()), "none of weights")
+            raise MedDPMError(
+                f"not a Med-DDPM checkpoint: {_expectation()}; found were {len(found)} tensors, {first}"
+            ) from None
+        raise MedDPMError(
+            f"neither of the published Med-DDPM networks; compared with {card.name}, the closest: {mismatch}"
+        ) from None
+    schedule = _schedule(tables)
+    for other in known_cards():
+        if _is_like(network, other) and schedule == other.schedule:
+            kept = {name: value for name, value in network.items() if not name.endswith("_channels")}
+            return replace(other, network=kept)
+    checkpoint = Checkpoint(Path(), weights, network, schedule)
+    raise MedDPMError(
+        f"a network of Med-DDPM's family that is none of the published ones ({checkpoint.describe()}; unlike"
+        f" {card.name}: {mismatch})",
+        remedy="names and shapes do not say which modalities and labels these are: describe it in a card",
+        code="card-needed",
+    )
+
+
+def _is_like(network: Mapping[str, Any], card: Card) -> bool:
+    """Whether ``network`` is that of ``card``, wherever it has attention: that is not published of every one."""
+    wanted = card.network_description
+    return all(network[name] == wanted[name] for name in network if name != "attention")
 
 
 def _expectation() -> str:
@@ -172,8 +255,8 @@ def _expectation() -> str:
     return f"expected are {' or '.join(expected)}"
 
 
-def _with_schedule(card: Card, tables: Mapping[str, Tensor]) -> Card:
-    """``card`` with the noise schedule that the file's ``tables`` are of; as it is if there are none.
+def _schedule(tables: Mapping[str, Tensor]) -> dict[str, Any] | None:
+    """Name and timesteps of the noise schedule that the file's ``tables`` are of; None if there are none.
 
     A table that cannot be one of any schedule counts as absent; one of an unknown schedule is refused.
     """
@@ -188,14 +271,11 @@ def _with_schedule(card: Card, tables: Mapping[str, Tensor]) -> Card:
     for schedule in [make_schedule(name, len(t)) for t in list(tables.values())[:1] for name in schedule_names()]:
         own = {"betas": schedule.betas, "alphas_cumprod": schedule.alpha_bar}
         if all(t.shape == own[n].shape and (t - own[n]).abs().max() < _TABLE_TOLERANCE for n, t in tables.items()):
-            if schedule.name == card.schedule["name"] and schedule.timesteps == card.schedule["timesteps"]:
-                return card
-            found = {"name": schedule.name, "timesteps": schedule.timesteps}
-            return replace(card, schedule=found, qualities=None)
+            return {"name": schedule.name, "timesteps": schedule.timesteps}
     if tables:
         name, table = next(iter(tables.items()))
         raise MedDPMError(
             f'the checkpoint was trained with an unknown noise schedule ("{name}": {len(table)} values'
             f" from {table[0]:.3g} to {table[-1]:.3g}): known are {', '.join(schedule_names())}"
         )
-    return card
+    return None

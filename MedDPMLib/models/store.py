@@ -119,14 +119,18 @@ class ModelStore:
             f'there is no model "{name_or_path}": name a file, or an installed model ({", ".join(names) or "none yet"})'
         )
 
-    def add(self, path: str | os.PathLike, name: str | None = None) -> ModelEntry:
-        """Installs the bundle or official checkpoint at ``path`` as ``name`` (None: the name in its card).
+    def add(
+        self, path: str | os.PathLike, name: str | None = None, card_file: str | os.PathLike | None = None
+    ) -> ModelEntry:
+        """Installs the bundle or checkpoint at ``path`` as ``name`` (None: the name in its card).
 
         A bundle is copied as it is, a checkpoint becomes a bundle with the same weights; either is checked
-        first. Raises :class:`MedDPMError` if it is broken, and if a different model has that name already.
+        first. A checkpoint that is none of the published ones needs a ``card_file``
+        (:mod:`MedDPMLib.models.card_file`). Raises :class:`MedDPMError` if it is broken, and if a different model has
+        that name already.
         """
         path = reachable(path)
-        card, state = load_card_and_state(path)
+        card, state = load_card_and_state(path) if card_file is None else _described(path, card_file)
         name = check_name(card.name if name is None else name)
         target = self.folder / f"{name}{SUFFIX}"
         with atomic_write(target) as temporary:
@@ -177,12 +181,22 @@ class ModelStore:
 
 
 def load_card_and_state(path: str | os.PathLike) -> tuple[Card | SegmenterCard, dict[str, torch.Tensor]]:
-    """Card and state dict of the bundle or official checkpoint at ``path``, distinguished by content, not by suffix."""
+    """Card and state dict of the bundle or published checkpoint at ``path``: content tells which it is, no suffix."""
     if _is_checkpoint(Path(path)):
         from MedDPMLib.models.official_checkpoint import read_checkpoint
 
         return read_checkpoint(path)
     return read_bundle(path)
+
+
+def _described(path: Path, card_file: str | os.PathLike) -> tuple[Card, dict[str, torch.Tensor]]:
+    """Card and state dict of the checkpoint at ``path`` as ``card_file`` describes it."""
+    if not _is_checkpoint(path):
+        raise MedDPMError(f"{path} is no checkpoint: a bundle carries its own card, import it without one")
+    from MedDPMLib.models.card_file import read_card_file
+    from MedDPMLib.models.official_checkpoint import open_checkpoint
+
+    return read_card_file(card_file, open_checkpoint(path))
 
 
 def _card(path: Path) -> Card | SegmenterCard:

@@ -17,7 +17,7 @@ from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.masks.brain_area import describe_volume
 from MedDPMLib.masks.fit import fit
 from MedDPMLib.masks.mask import Mask, read_labels
-from MedDPMLib.masks.numberings import Numbering
+from MedDPMLib.masks.numberings import Numbering, shows_brain
 from MedDPMLib.masks.readings import AmbiguousLabels
 from MedDPMLib.masks.said import named_by
 from MedDPMLib.masks.schemes import LabelScheme, load_scheme
@@ -91,11 +91,12 @@ def prepare_case(
     labels, notes = _labels(case, images, segmentation, standard, scheme, anatomy, numbering, said_by)
     mask = Mask(labels, scheme, case.name)
     if not labels.array.any():
-        raise MedDPMError("its mask is empty: there is no brain in it")
+        raise MedDPMError("its mask is empty: nothing in it is labeled")
     fitted = fit(mask, standard.grid)
     cut = sum(fitted.outside.values())
     prepared, found = {}, {}
-    foreground = labels.array > 0
+    # Without a label for all the rest, what has no label is part of the picture.
+    foreground = labels.array > 0 if scheme.rest else np.ones_like(labels.array, bool)
     for modality, image in images.items():
         try:
             prepared[modality] = normalize_onto(image, foreground, fitted.geometry, normalization)
@@ -209,7 +210,9 @@ def _segmentation(
 
 def _check_head(labels: np.ndarray, geometry: Geometry, scheme: LabelScheme, case: CaseFiles) -> None:
     """Refuses a "head" that is no head: values 1 and 2 are the parts of a tumor in many files."""
-    rest = scheme.require_rest()
+    rest = scheme.rest
+    if rest is None or not shows_brain(scheme):
+        return
     volume = np.count_nonzero(labels == rest.value) * geometry.voxel_volume
     if volume < _SMALLEST_HEAD:
         raise MedDPMError(

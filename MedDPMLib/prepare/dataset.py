@@ -17,16 +17,18 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from typing import Any
 
 from MedDPMLib.errors import MedDPMError
+from MedDPMLib.imaging.geometry import Grid
 from MedDPMLib.imaging.io import write_nifti
 from MedDPMLib.imaging.normalize import NORMALIZATIONS
 from MedDPMLib.masks.said import check_said
-from MedDPMLib.masks.schemes import FORMER_NAMES, load_scheme
+from MedDPMLib.masks.schemes import FORMER_NAMES, LabelScheme, load_scheme
+from MedDPMLib.models.card import MODALITIES
 from MedDPMLib.moved import former_attribute
 from MedDPMLib.prepare.cases import prepare_case
 from MedDPMLib.prepare.sources import CaseFiles
@@ -48,43 +50,67 @@ class DatasetSettings:
     """What a dataset is made of, the same for all its cases.
 
     ``anatomy`` is a folder of ``CASE_anatomy.nii.gz``; ``numbering`` says what the values of segmentations mean, if
-    neither layout nor values do; ``geometry`` which of two places in a header counts.
+    neither layout nor values do; ``geometry`` which of two places in a header counts. ``scheme``
+    is the name of one that ships with the package, or one of your own, with its ``grid``; its label with the role
+    "rest" is filled from the images with ``fill_rest``.
     """
 
-    scheme: str
+    scheme: str | LabelScheme
     modalities: tuple[str, ...]
     anatomy: Path | None = None
     numbering: str | None = None
     normalization: str = NORMALIZATIONS[0]
     geometry: str | None = None
+    grid: Grid | None = None
+    fill_rest: bool = False
 
     #: The name of :attr:`normalization` until version 0.1.
     normalisation = former_attribute("normalisation", "normalization")
 
     def __post_init__(self) -> None:
-        known = standard(self.scheme).modalities
-        if not self.modalities or not set(self.modalities) <= set(known):
+        if isinstance(self.scheme, str):
+            known = standard(self.scheme).modalities
+            if not self.modalities or not set(self.modalities) <= set(known):
+                raise MedDPMError(
+                    f'"{",".join(self.modalities)}" are not modalities of the scheme "{self.scheme}": use one or'
+                    f" several of {', '.join(known)}"
+                )
+        elif self.grid is None:
             raise MedDPMError(
-                f'"{",".join(self.modalities)}" are not modalities of the scheme "{self.scheme}": use one or several of'
-                f" {', '.join(known)}"
+                f'the scheme "{self.scheme.name}" has no grid of its own: give --size, --spacing and --orientation'
             )
+        else:
+            MODALITIES.read(self.modalities, "the modalities (--modalities)")
+            if self.fill_rest and self.scheme.rest is None:
+                raise MedDPMError(
+                    f'no label of the scheme "{self.scheme.name}" has the role "rest": nothing can be filled'
+                )
         if self.normalization not in NORMALIZATIONS:
             raise MedDPMError(
                 f'there is no normalization "{self.normalization}": use one of {", ".join(NORMALIZATIONS)}'
             )
         if self.anatomy is not None and self.scheme != "anatomy":
-            raise MedDPMError(f'the scheme "{self.scheme}" has no structures: leave out --anatomy')
+            raise MedDPMError(f'the scheme "{self.label_scheme.name}" has no structures: leave out --anatomy')
         if self.numbering is not None:
-            check_said(load_scheme("brats" if self.anatomy else self.scheme), self.numbering)
+            check_said(load_scheme("brats") if self.anatomy else self.label_scheme, self.numbering)
+
+    @property
+    def label_scheme(self) -> LabelScheme:
+        return load_scheme(self.scheme) if isinstance(self.scheme, str) else self.scheme
 
     @property
     def standard(self) -> Standard:
-        return standard(self.scheme)
+        if isinstance(self.scheme, str):
+            known = standard(self.scheme)
+            return known if self.grid is None else replace(known, grid=self.grid)
+        return Standard(self.grid, self.modalities, self.fill_rest)
 
     def description(self) -> dict:
         """What ``dataset.json`` says, without the number of cases."""
-        scheme, grid = load_scheme(self.scheme), self.standard.grid
-        return {
+        scheme, grid = self.label_scheme, self.standard.grid
+        # A scheme of one's own is kept whole: its file may change or be lost.
+        own = {} if isinstance(self.scheme, str) else {"scheme": scheme.to_dict()}
+        return own | {
             "channel_names": {str(index): modality for index, modality in enumerate(self.modalities)},
             "labels": {"background": 0} | {label.name: label.value for label in scheme.labels},
             "file_ending": ".nii.gz",
@@ -182,7 +208,7 @@ def _prepare(case: CaseFiles, out: Path, settings: DatasetSettings) -> Report:
         prepared = prepare_case(
             case,
             settings.standard,
-            load_scheme(settings.scheme),
+            settings.label_scheme,
             anatomy=settings.anatomy,
             numbering=settings.numbering,
             normalization=settings.normalization,

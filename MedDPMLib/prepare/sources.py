@@ -112,7 +112,7 @@ def _cases_of(source: Path, scheme: LabelScheme, modalities: Sequence[str], numb
     for folder in (source, source / _MED_DDPM_PARTS.get(scheme.name, "")):
         if not folder.is_dir():
             continue
-        if (folders := _modality_folders(folder)) is not None:
+        if (folders := _modality_folders(folder, modalities)) is not None:
             return list(_modality_cases(folder, folders, modalities))
         if (pair := _pair_folders(folder)) is not None:
             return list(_paired_cases(folder, *pair, modalities))
@@ -135,7 +135,7 @@ def _brats_cases(source: Path, modalities: Sequence[str]) -> Iterator[CaseFiles]
                 if name.upper().startswith("VSD"):  # one folder for each case, and in it one for each file
                     folder = folder.parent if folder.name.upper().startswith("VSD") else folder
                     name = folder.name
-                content = _modality(match["content"]) or "seg"
+                content = modality_named(match["content"], modalities) or "seg"
                 groups.setdefault((folder, name), {}).setdefault(content, []).append(path)
                 processed[path] = bool(match.groupdict().get("processed"))
                 break
@@ -148,7 +148,8 @@ def _brats_cases(source: Path, modalities: Sequence[str]) -> Iterator[CaseFiles]
         separator, suffix = (file_stem(some) + "_")[len(name)], volume_suffix(some)
         separator = separator if separator in "_-" else "_"
         style = 1 if separator == "-" else 0
-        endings = {modality: _MODALITY_NAMES[modality][style] for modality in modalities} | {"seg": "seg"}
+        names = {modality: _MODALITY_NAMES.get(modality, (modality, modality)) for modality in modalities}
+        endings = {modality: known[style] for modality, known in names.items()} | {"seg": "seg"}
         wanted = {what: folder / f"{name}{separator}{ending}{suffix}" for what, ending in endings.items()}
         yield _case(name, BRATS, folder, files, wanted, modalities)
 
@@ -184,7 +185,7 @@ def _nnunet_cases(
         ) from error
     numbers: dict[str, int] = {}
     for number, name in channels.items():
-        if modality := _modality(name):
+        if modality := modality_named(name, modalities):
             numbers.setdefault(modality, number)
     if len(channels) == len(modalities) == 1:
         numbers = {modalities[0]: next(iter(channels))}
@@ -229,11 +230,11 @@ def _check_label(name: str, scheme: LabelScheme, description: Path) -> None:
 # Med-DDPM and pairs ----------------------------------------------------------------------------------
 
 
-def _modality_folders(folder: Path) -> dict[str, Path] | None:
+def _modality_folders(folder: Path, modalities: Sequence[str]) -> dict[str, Path] | None:
     """The folders of ``folder`` by modality, and "seg", if it has a folder for each modality."""
     folders = {}
     for path in _entries(folder):
-        content = "seg" if path.name.casefold() in _MASK_FOLDERS else _modality(path.name)
+        content = "seg" if path.name.casefold() in _MASK_FOLDERS else modality_named(path.name, modalities)
         if path.is_dir() and content:
             folders[content] = path
     return folders if "seg" in folders and len(folders) > 1 else None
@@ -267,8 +268,10 @@ def _paired_cases(source: Path, images: Path, masks: Path, modalities: Sequence[
     groups: dict[str, dict[str, list[Path]]] = {}
     for path in _volumes_below(images, 1):
         name, modality = _PAIR_ENDING.sub("", volume_stem(path)), None
-        match = re.fullmatch(r"(.+)[_-]([^_-]+)", name)
-        if match and (modality := _modality(match[2])):
+        longest = sorted(map(re.escape, modalities), key=len, reverse=True)
+        match = re.fullmatch(rf"(.+?)[_-]({'|'.join(longest)})", name, re.IGNORECASE)
+        match = match or re.fullmatch(r"(.+)[_-]([^_-]+)", name)
+        if match and (modality := modality_named(match[2], modalities)):
             name = match[1]
         if modality is None and len(modalities) == 1:
             modality = modalities[0]
@@ -310,8 +313,12 @@ def _case(
     return CaseFiles(name, layout, source, images, segmentation, problem=problem)
 
 
-def _modality(name: str) -> str | None:
+def modality_named(name: str, modalities: Sequence[str] = ()) -> str | None:
+    """The modality that ``name`` means in file names and lists of channels: one of ``modalities``, whatever these are
+    called, or one that is known ("T1Gd" is t1ce), if any."""
     wanted = name.strip().casefold().replace(" ", "")
+    if wanted in modalities:
+        return wanted
     return next((modality for modality, names in _MODALITY_NAMES.items() if wanted in names), None)
 
 

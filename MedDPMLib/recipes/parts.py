@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from MedDPMLib.diffusion.names import CASCADE_LEVELS
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.geometry import Grid
+from MedDPMLib.masks.scheme_files import find_scheme
+from MedDPMLib.masks.schemes import LabelScheme, load_scheme, scheme_names
 from MedDPMLib.recipes.standard import standard
-from MedDPMLib.validation import field, flag, list_of, number, one_of, whole
+from MedDPMLib.validation import Rule, field, flag, list_of, number, one_of, whole
 
 OPTIMIZERS = ("adam", "adamw")
 
 #: Sides of a box of voxels, in (i, j, k) order.
 _SIDES = list_of(whole(1), 3, 3)
+
+
+def _scheme(value: Any, what: str) -> Any:
+    """The name of a scheme that ships with the package, or the table of any other."""
+    if isinstance(value, Mapping):
+        return LabelScheme.from_dict(value).to_dict()
+    if not isinstance(value, str):
+        raise MedDPMError(f"{what} must be the name of a label scheme, the path of its file, or its table")
+    found = find_scheme(value)
+    return value if value in scheme_names() else found.to_dict()
+
+
+#: The rule of a recipe's scheme.
+SCHEME = Rule("the name of a label scheme, the path of its file, or its table", _scheme)
 
 
 @dataclass(frozen=True)
@@ -115,7 +132,10 @@ class Staged:
     """A recipe of ``stages`` on the standard grid of its ``scheme``."""
 
     name: str
-    scheme: str
+    #: The name of a scheme that ships with the package, or the table of one of your own.
+    scheme: Any
+    #: The grid of the dataset; None: that of a scheme that ships with the package.
+    dataset_grid: Grid | None
     stages: tuple[Stage, ...]
     #: The levels of a cascade, and which of them is trained: one by one.
     levels: tuple[Level, ...] = ()
@@ -126,13 +146,24 @@ class Staged:
         raise MedDPMError(f'the recipe {self.name} has no level "{name}": it is not that of a cascade')
 
     @property
+    def label_scheme(self) -> LabelScheme:
+        return load_scheme(self.scheme) if isinstance(self.scheme, str) else LabelScheme.from_dict(self.scheme)
+
+    @property
     def iterations(self) -> int:
         return sum(stage.iterations for stage in self.stages)
 
     @property
     def grid(self) -> Grid:
         """The grid of the dataset; the grids of all stages span its box."""
-        return standard(self.scheme).grid
+        if self.dataset_grid is not None:
+            return self.dataset_grid
+        if isinstance(self.scheme, str):
+            return standard(self.scheme).grid
+        raise MedDPMError(
+            f'the scheme "{self.scheme["name"]}" has no grid of its own: give the recipe a table [dataset_grid] with'
+            " size, spacing and orientation"
+        )
 
     def stage_grid(self, stage: Stage) -> Grid:
         """The whole grid of ``stage``: the dataset's box in its voxels."""

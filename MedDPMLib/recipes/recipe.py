@@ -15,11 +15,12 @@ from typing import Any
 
 from MedDPMLib.diffusion.names import CASCADE_LEVELS, NOISE_LEVELS, PREDICTIONS
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.masks.schemes import load_scheme
-from MedDPMLib.models.card import QUALITIES, Card
+from MedDPMLib.imaging.geometry import Grid
+from MedDPMLib.masks.scheme_files import SUFFIXES
+from MedDPMLib.models.card import GRID, QUALITIES, Card
 from MedDPMLib.models.segmenter_card import GENERATOR, SEGMENTER, SegmenterCard
 from MedDPMLib.recipes.former_names import current_path, current_tables
-from MedDPMLib.recipes.parts import Augmentation, Level, Monitor, Optimization, Stage, Staged
+from MedDPMLib.recipes.parts import SCHEME, Augmentation, Level, Monitor, Optimization, Stage, Staged
 from MedDPMLib.recipes.segmenter import FIXED, Randomization, SegmenterRecipe, SegmenterTraining, segmenter_card
 from MedDPMLib.recipes.standard import standard
 from MedDPMLib.validation import build, field, flag, list_of, number, one_of, optional, table, text, whole
@@ -36,7 +37,8 @@ _INDIFFERENT = ("monitor", "card")
 
 #: What a run's checkpoints depend on: if one of these changes, it is another model.
 _FIXED = (
-    "scheme", "modalities", "prediction", "mask_encoding", "positions", "network", "schedule", "distillation", "level",
+    "scheme", "dataset_grid", "modalities", "prediction", "mask_encoding", "positions", "network", "schedule",
+    "distillation", "level",
 )  # fmt: skip
 
 #: What the fields of a cascade's recipe say that mean something for networks of timesteps only: nothing.
@@ -81,7 +83,8 @@ class Recipe(Staged):
     """Everything that determines the training of a generator, except the data."""
 
     name: str
-    scheme: str = field(text())
+    #: The name of a scheme that ships with the package, or the table of one of your own.
+    scheme: Any = field(SCHEME)
     modalities: tuple[str, ...] = field(list_of(text(), 1, 16))
     #: What the network predicts.
     prediction: str = field(one_of(*PREDICTIONS))
@@ -101,6 +104,8 @@ class Recipe(Staged):
     monitor: Monitor
     #: None trains on the images alone.
     distillation: Distillation | None = None
+    #: The grid of the dataset; None: that of a scheme that ships with the package.
+    dataset_grid: Grid | None = None
     #: Names of cases that are never trained on, whatever share of the others is held out: they are for validation.
     validation: tuple[str, ...] = field(list_of(text(), 0, 1000), default=())
     #: The levels of a cascade, and which of them is trained: one by one.
@@ -160,6 +165,8 @@ def load_recipe(name_or_path: str | os.PathLike, overrides: Sequence[str] = ()) 
         values = current_tables({"name": path.stem, **values})
     except MedDPMError as error:
         raise MedDPMError(f"{path}: {error}") from None
+    if isinstance(said := values.get("scheme"), str) and said.endswith(SUFFIXES):
+        values["scheme"] = str(path.parent / said)
     for override in overrides:
         _override(values, override)
     try:
@@ -181,6 +188,8 @@ def recipe_from(values: Mapping[str, Any]) -> Recipe | SegmenterRecipe:
             made[name] = build(table_kind, made[name], f"[{name}]")
     if "distillation" in made:
         made["distillation"] = _distillation(made["distillation"], made.get("schedule"))
+    if made.get("dataset_grid") is not None:
+        made["dataset_grid"] = Grid(**GRID.read(made["dataset_grid"], "[dataset_grid]"))
     if of_cascade:
         _take_levels(made)
     elif "stages" in made:
@@ -202,7 +211,7 @@ def recipe_values(recipe: Recipe | SegmenterRecipe) -> dict[str, Any]:
     """The tables of ``recipe`` as :func:`recipe_from` takes them."""
     values: dict[str, Any] = {name: _plain(value) for name, value in asdict(recipe).items()}
     values["stages"] = [{name: side for name, side in stage.items() if side is not None} for stage in values["stages"]]
-    for name in ("distillation", "level"):
+    for name in ("distillation", "level", "dataset_grid"):
         if values.get(name, "") is None:
             del values[name]
     if not values["validation"]:
@@ -278,7 +287,7 @@ def generator_card(
         return Card(
             name=recipe.name,
             network=recipe.network,
-            scheme=load_scheme(recipe.scheme),
+            scheme=recipe.label_scheme,
             modalities=recipe.modalities,
             grid=recipe.stage_grid(recipe.stages[-1]),
             mask_encoding=recipe.mask_encoding,

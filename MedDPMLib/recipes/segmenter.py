@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.masks.schemes import load_scheme
+from MedDPMLib.imaging.geometry import Grid
 from MedDPMLib.models.segmenter_card import SEGMENTER, SegmenterCard
-from MedDPMLib.recipes.parts import Augmentation, Monitor, Optimization, Stage, Staged
+from MedDPMLib.recipes.parts import SCHEME, Augmentation, Monitor, Optimization, Stage, Staged
 from MedDPMLib.validation import field, list_of, number, one_of, table, text, whole
 
 #: What a run's checkpoints depend on: if one of these changes, it is another model.
-FIXED = ("kind", "scheme", "modalities", "network")
+FIXED = ("kind", "scheme", "dataset_grid", "modalities", "network")
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,8 @@ class SegmenterRecipe(Staged):
 
     name: str
     kind: str = field(one_of(SEGMENTER))
-    scheme: str = field(text())
+    #: The name of a scheme that ships with the package, or the table of one of your own.
+    scheme: Any = field(SCHEME)
     modalities: tuple[str, ...] = field(list_of(text(), 0, 16))
     tumor_modalities: int = field(whole(1, 16))
     network: dict[str, Any] = field(table())
@@ -75,6 +76,8 @@ class SegmenterRecipe(Staged):
     augmentation: Augmentation
     randomization: Randomization
     monitor: Monitor
+    #: The grid of the dataset; None: that of a scheme that ships with the package.
+    dataset_grid: Grid | None = None
     #: Names of cases that are never trained on, whatever share of the others is held out: they are for validation.
     validation: tuple[str, ...] = field(list_of(text(), 0, 1000), default=())
 
@@ -100,7 +103,7 @@ def segmenter_card(
         return SegmenterCard(
             name=recipe.name,
             network=recipe.network,
-            scheme=load_scheme(recipe.scheme),
+            scheme=recipe.label_scheme,
             modalities=recipe.modalities,
             tumor_modalities=recipe.tumor_modalities,
             spacing=spacing[0],

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 from MedDPMLib.errors import MedDPMError
 
-#: Optional packages by the name they are imported by, each as pip calls it. All come with the extra "train".
+#: Optional packages of the extra "train" by the name they are imported by, each as pip calls it.
 OPTIONAL = {
     "accelerate": "accelerate",
     "monai": "monai",
@@ -15,15 +15,25 @@ OPTIONAL = {
     "tomli_w": "tomli-w",
 }
 
+#: What the extra "evaluate" has beside some of them.
+_FOR_EVALUATION = {
+    "jinja2": "jinja2",
+    "matplotlib": "matplotlib",
+    "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
+}
+
 
 def require(purpose: str, *modules: str) -> None:
-    """Raises :class:`MedDPMError` unless all ``modules`` (of :data:`OPTIONAL`) can be imported.
+    """Raises :class:`MedDPMError` unless all ``modules`` (of an extra) can be imported.
 
     Nothing is imported. ``purpose`` is the beginning of the message: "training", "MS-SSIM".
     """
-    missing = [OPTIONAL[module] for module in modules if not _is_installed(module)]
+    known = OPTIONAL | _FOR_EVALUATION
+    missing = [known[module] for module in modules if not _is_installed(module)]
     if missing:
-        raise MedDPMError(f'{purpose} needs {", ".join(missing)}: install it with pip install "meddpm[train]"')
+        extra = "evaluate" if _FOR_EVALUATION.keys() & set(modules) else "train"
+        raise MedDPMError(f'{purpose} needs {", ".join(missing)}: install it with pip install "meddpm[{extra}]"')
 
 
 def _is_installed(module: str) -> bool:

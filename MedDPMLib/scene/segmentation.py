@@ -242,7 +242,7 @@ def read_labels(segmentation: slicer.vtkMRMLSegmentationNode, table: Mapping[str
     best, geometry, cut = _merge(segmentation, {id_: ranks[value] for id_, value in table.items()})
     labels = np.array([*scheme.priority, *([0] * (_NOTHING + 1 - len(ranks)))], np.uint8)[best]
     if not labels.any():
-        text = _('nothing is painted in "{name}": paint at least the brain, or start from a template')
+        text = _('nothing is painted in "{name}": paint something, or start from a template')
         raise MedDPMError(text.format(name=name))
     said = segmentation.GetAttribute(_NOTE + scheme.name)
     notes = ((said,) if said else ()) + _united(segmentation, table, scheme)

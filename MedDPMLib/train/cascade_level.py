@@ -24,7 +24,6 @@ from MedDPMLib.diffusion.names import CASCADE_LEVELS
 from MedDPMLib.imaging.appearance import appearance
 from MedDPMLib.imaging.haar import halve, halve_mask, split, to_blocks
 from MedDPMLib.masks.distances import FARTHEST
-from MedDPMLib.masks.schemes import load_scheme
 from MedDPMLib.networks import build_network
 from MedDPMLib.networks.cascade import (
     APPEARANCE_JITTER,
@@ -101,7 +100,7 @@ class LevelTask(Task):
         #: On the CPU, for the examples.
         self.network: CascadeLevel = self.cascade.levels[CASCADE_LEVELS.index(recipe.level)]  # type: ignore
         self.network.start_training()
-        scheme = load_scheme(recipe.scheme)
+        scheme = recipe.label_scheme
         #: Where the tumor's labels are among all.
         self.tumor = [index for index, label in enumerate(scheme.labels) if label in scheme.tumor]
 
@@ -181,7 +180,7 @@ class LevelExamples:
         tables: CascadeTables | None,
     ) -> None:  # fmt: skip
         self.recipe, self.settings, self.tables = recipe, recipe.trained_level, tables
-        self.scheme = load_scheme(recipe.scheme)
+        self.scheme = recipe.label_scheme
         self.cases, self.cascade = cases, cascade
         index = CASCADE_LEVELS.index(recipe.level)
         level: CascadeLevel = cascade.levels[index]  # type: ignore[assignment]

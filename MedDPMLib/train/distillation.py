@@ -72,7 +72,16 @@ def _for_images(weights: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _check_same(teacher: Card, student: Card) -> None:
-    for what in ("condition_scheme", "modalities", "mask_encoding", "positions", "schedule"):
+    for what in (
+        "condition_scheme",
+        "modalities",
+        "mask_encoding",
+        "positions",
+        "schedule",
+        "constants",
+        "axes",
+        "image_range",
+    ):
         if getattr(teacher, what) != getattr(student, what):
             raise MedDPMError(
                 f'the teacher {teacher.name} has another "{what}" than the recipe {student.name}: they have to agree'

@@ -20,7 +20,6 @@ from torch.utils.data import Dataset, Subset
 from MedDPMLib.data import Case, VariedCases
 from MedDPMLib.diffusion.samplers import timestep_grid
 from MedDPMLib.masks.condition import condition
-from MedDPMLib.masks.schemes import load_scheme
 from MedDPMLib.recipes.parts import Stage
 from MedDPMLib.recipes.recipe import Recipe
 from MedDPMLib.recipes.segmenter import SegmenterRecipe
@@ -58,7 +57,7 @@ class Examples:
 
     def __init__(self, recipe: Recipe, stage: Stage, cases: Dataset | Sequence[Case]) -> None:
         self.recipe = recipe
-        self.scheme = load_scheme(recipe.scheme)
+        self.scheme = recipe.label_scheme
         #: The timesteps to train on, from low to high noise: all of them, or those that a student uses.
         timesteps, student = recipe.schedule["timesteps"], recipe.distillation
         self.timesteps = timestep_grid(timesteps, student.steps)[::-1] if student else range(timesteps)

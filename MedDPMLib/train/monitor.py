@@ -15,7 +15,6 @@ from MedDPMLib.imaging.io import SYNTHETIC
 from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.inference.generation import generate
 from MedDPMLib.masks.mask import Mask
-from MedDPMLib.masks.schemes import load_scheme
 from MedDPMLib.models.model import Model
 from MedDPMLib.networks import build_network
 from MedDPMLib.recipes.recipe import Recipe, generator_card
@@ -39,7 +38,7 @@ class Monitor:
     ) -> Path:
         """A picture of what the averaged ``weights`` make of the labels of ``case``, with seed 0 in draft quality."""
         card = generator_card(recipe)
-        scheme = load_scheme(recipe.scheme)
+        scheme = recipe.label_scheme
         network = build_network(card.network_description)
         network.load_state_dict(weights)
         labels = Volume(case.labels.numpy().copy(), recipe.grid.centered_on(np.zeros(3)))

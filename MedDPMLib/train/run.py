@@ -321,6 +321,8 @@ class _Session:
             "label scheme": (card.condition_scheme.name, ours.condition_scheme.name),
             "modalities": (", ".join(card.modalities), ", ".join(ours.modalities)),
             "mask encoding": (card.mask_encoding, ours.mask_encoding),
+            "order of axes": (card.axes, ours.axes),
+            "intensities": (card.image_range, ours.image_range),
             "schedule": (card.schedule["name"], ours.schedule["name"]),
         }
         differences = [f"{what} {theirs} instead of {own}" for what, (theirs, own) in pairs.items() if theirs != own]
@@ -361,7 +363,7 @@ def check_data(recipe: Recipe | SegmenterRecipe, cases: Dataset | Sequence[Case]
         boxes = [" x ".join(f"{mm:g}" for mm in box) for box in (found, wanted)]
         raise MedDPMError(
             f"the cases span {boxes[0]} mm, but the recipe {recipe.name} needs {boxes[1]} mm: prepare them with"
-            f" meddpm prepare --scheme {recipe.scheme}"
+            f" meddpm prepare --scheme {recipe.label_scheme.name}"
         )
 
 

@@ -12,7 +12,6 @@ from torch.utils.data import Dataset
 from MedDPMLib.data import Case, VariedCases
 from MedDPMLib.data.randomization import Randomizer
 from MedDPMLib.data.samples import Sample
-from MedDPMLib.masks.schemes import load_scheme
 from MedDPMLib.networks.segmenter import BLOCK
 from MedDPMLib.recipes.parts import Stage
 from MedDPMLib.recipes.segmenter import SegmenterRecipe
@@ -47,7 +46,7 @@ class SegmenterExamples:
     are all that there is."""
 
     def __init__(self, recipe: SegmenterRecipe, stage: Stage, cases: Dataset | Sequence[Case]) -> None:
-        self.recipe, self.scheme = recipe, load_scheme(recipe.scheme)
+        self.recipe, self.scheme = recipe, recipe.label_scheme
         size, patch = tuple(reversed(stage.size)), stage.patch and tuple(reversed(stage.patch))
         self.spacing = recipe.stage_grid(stage).spacing[0]
         self.varied = VariedCases(cases, recipe.augmentation, size, patch, self.scheme, recipe.training.seed)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from MedDPMLib.data import Case
-from MedDPMLib.masks.schemes import Label, load_scheme
+from MedDPMLib.masks.schemes import Label
 from MedDPMLib.networks import build_network
 from MedDPMLib.networks.segmenter import SegmentationUNet3d
 from MedDPMLib.recipes.parts import Stage
@@ -31,7 +31,7 @@ class SegmenterTask(Task):
     def __init__(self, recipe: SegmenterRecipe, device: torch.device) -> None:
         self.recipe, self.device = recipe, device
         self.network: SegmentationUNet3d = build_network(segmenter_card(recipe).network_description)
-        settings, scheme = recipe.training, load_scheme(recipe.scheme)
+        settings, scheme = recipe.training, recipe.label_scheme
         structures = [settings.small_weight if _is_small(one) else 1.0 for one in scheme.labels if one.role != "tumor"]
         regions = [1.0] * len(scheme.tumor)
         #: How much each class of both outputs counts.

@@ -15,7 +15,6 @@ from torch.utils.data import Dataset
 
 from MedDPMLib.data import Case
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.masks.schemes import load_scheme
 from MedDPMLib.networks import build_network
 from MedDPMLib.recipes.recipe import Recipe, recipe_card
 from MedDPMLib.runtime.files import atomic_write
@@ -72,7 +71,7 @@ def cascade_tables(
             case = cases[index]
             yield case.image.float().numpy(), case.labels.numpy()
 
-    learnt = learn_tables(cascade, brains, load_scheme(recipe.scheme))
+    learnt = learn_tables(cascade, brains, recipe.label_scheme)
     made = CascadeTables(names, cascade.tables(), learnt.appearances, learnt.color_weights)
     tensors = {**made.known, f"{_TRAINING}appearances": made.appearances, f"{_TRAINING}colors": made.color_weights}
     with atomic_write(path) as temporary:

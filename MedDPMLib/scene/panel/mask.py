@@ -9,8 +9,9 @@ import vtk
 from slicer.i18n import tr as _
 
 from MedDPMLib.errors import MedDPMError
+from MedDPMLib.masks.numberings import shows_brain
 from MedDPMLib.masks.schemes import LabelScheme
-from MedDPMLib.masks.templates import templates
+from MedDPMLib.masks.templates import can_hold_templates, templates
 from MedDPMLib.scene import dependencies, painting, volumes
 from MedDPMLib.scene.background_work import BackgroundWork, Work
 from MedDPMLib.scene.panel.labels import LabelTable
@@ -117,7 +118,24 @@ class MaskSection:
 
     def set_scheme(self, scheme: LabelScheme | None) -> None:
         self._scheme = scheme
+        self._offer(scheme)
         self._fill_table()
+
+    def _offer(self, scheme: LabelScheme | None) -> None:
+        """Shows what can be done with ``scheme``: templates are brains, a stamp is a tumor, a rest can be filled."""
+        ui = self._ui
+        offered = {
+            (ui.templateLabel, ui.templateBox, ui.templateButton): scheme is None or can_hold_templates(scheme),
+            (ui.brainLabel, ui.brainSelector, ui.brainButton): scheme is None or scheme.rest is not None,
+            (ui.stampLabel, ui.stampSlider, ui.stampButton): scheme is None or bool(scheme.tumor),
+        }
+        for widgets, is_offered in offered.items():
+            for widget in widgets:
+                widget.visible = is_offered
+        if scheme is not None and scheme.rest is not None and not shows_brain(scheme):
+            ui.brainLabel.text = _("{label} from volume:").format(label=scheme.rest.name)
+        else:
+            ui.brainLabel.text = _("Brain from volume:")
 
     def set_segmentation(self, segmentation: slicer.vtkMRMLSegmentationNode | None) -> None:
         if segmentation is self._segmentation:

@@ -22,6 +22,7 @@ def _remedies() -> dict[str, str]:
     fill = _('paint it, or fill it with "Brain from volume" in the section Mask')
     return {
         "ambiguous-labels": _("choose the label of each segment in the table of labels ({choices})"),
+        "card-needed": _('describe it in the dialog that "Add..." opens'),
         "lone-region": _("choose its label in the table of labels"),
         "model-name-taken": _("rename the file, or remove the other model first"),
         "no-brain-area": fill,

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
 import qt
 import slicer
 from slicer.i18n import tr as _
@@ -11,24 +17,43 @@ from MedDPMLib.masks.schemes import LabelScheme
 from MedDPMLib.models.card import Card
 from MedDPMLib.models.store import BUNDLED_MODELS, SEGMENTER, ModelEntry, ModelStore
 from MedDPMLib.scene import dependencies
+from MedDPMLib.scene.panel.describe import DescriptionDialog
 from MedDPMLib.scene.panel.messages import show_text
 from MedDPMLib.scene.processes import python_process, python_program
 from MedDPMLib.scene.worker_client import Signal
 
 #: Installs a model in a process of its own: checking a checkpoint takes PyTorch and time. A bundle is copied as it is.
+#: The second argument is a file of answers to what a network's weights do not say; what they say is the output if such
+#: answers are needed.
 _ADD = """
-import sys
+import json, sys
+from pathlib import Path
 from MedDPMLib.models.bundle import bundle_hash
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.models.store import SEGMENTER, ModelStore
+path, card = sys.argv[1], None
 try:
-    entry = ModelStore().add(sys.argv[1])
-    kind = "bundle" if bundle_hash(sys.argv[1]) == entry.hash else "checkpoint"
+    if len(sys.argv) > 2:
+        from MedDPMLib.models.card_file import card_template
+        from MedDPMLib.models.official_checkpoint import open_checkpoint
+        answers = Path(sys.argv[2])
+        card = answers.with_suffix(".toml")
+        values = json.loads(answers.read_text(encoding="utf-8"))
+        card.write_text(card_template(open_checkpoint(path), values), encoding="utf-8")
+    entry = ModelStore().add(path, None, card)
+    kind = "described" if card else "bundle" if bundle_hash(path) == entry.hash else "checkpoint"
     print(SEGMENTER if entry.kind == SEGMENTER else kind)
     print(entry.name)
 except MedDPMError as error:
-    sys.exit(str(error))
+    if error.code != "card-needed":
+        sys.exit(str(error))
+    from MedDPMLib.models.official_checkpoint import open_checkpoint
+    print(json.dumps(open_checkpoint(path).facts()))
+    sys.exit(3)
 """
+
+#: What :data:`_ADD` exits with if the model has to be described.
+_UNDESCRIBED = 3
 
 
 class ModelSection:
@@ -41,6 +66,9 @@ class ModelSection:
         self._entries: list[ModelEntry] = []
         self._owner = qt.QObject()
         self._adding: qt.QProcess | None = None
+        self._path = ""
+        self._description: DescriptionDialog | None = None
+        self._answers: tempfile.TemporaryDirectory | None = None
         ui.modelBox.currentIndexChanged.connect(self._on_index)
         ui.addModelButton.clicked.connect(self._on_add)
         ui.removeModelButton.clicked.connect(self._on_remove)
@@ -106,6 +134,7 @@ class ModelSection:
             self._adding.kill()
             self._adding.waitForFinished(500)
             self._adding = None
+        self._forget_answers()
 
     def _on_index(self, index: int) -> None:
         self._show()
@@ -136,32 +165,74 @@ class ModelSection:
         except MedDPMError as error:
             self._ui.modelSummary.text = str(error)
             return
+        self._end_description()
+        self._begin(path)
+
+    def _begin(self, path: str, answers: dict[str, Any] | None = None) -> None:
+        """Installs the model in ``path``, with ``answers`` to what its weights do not say."""
         self.stop()
+        self._path, arguments = path, [path]
+        if answers is not None:
+            self._answers = tempfile.TemporaryDirectory(prefix="MedDPM-", dir=slicer.app.temporaryPath)
+            file = Path(self._answers.name) / "card.json"
+            file.write_text(json.dumps(answers), encoding="utf-8")
+            arguments.append(str(file))
         self._adding = python_process(self._owner)
         self._adding.finished.connect(self._on_added)
-        self._adding.start(python_program(), ["-c", _ADD, path])
+        self._adding.start(python_program(), ["-c", _ADD, *arguments])
         self._show_adding(True)
         self._ui.modelSummary.text = _("Checking {path} ...").format(path=path)
+
+    def _describe(self, problem: str = "") -> None:
+        """Asks for what the weights do not say, again with the ``problem`` of the last answers."""
+        answers = self._description.ask(problem)
+        if answers is None:
+            self._end_description()
+            self._show(_("Nothing was added.") + "\n")
+        else:
+            self._begin(self._path, answers)
 
     def _on_added(self, code: int) -> None:
         process, self._adding = self._adding, None
         self._show_adding(False)
         if process is None:
             return
+        self._forget_answers()
         lines = process.readAllStandardOutput().data().decode("utf-8", "replace").splitlines()
         fault = process.readAllStandardError().data().decode("utf-8", "replace").strip().splitlines()
         process.deleteLater()
         if code == 0 and len(lines) >= 2:
+            self._end_description()
             kind, name = lines[-2:]
             if kind == SEGMENTER:
                 self._ui.modelSummary.text = _('Added; it is a segmenter, which "Start from scan" uses.')
                 self.added.emit()
                 return
             self.fill(name)
-            kinds = {"bundle": _("a MedDPM bundle"), "checkpoint": _("an official Med-DDPM checkpoint")}
+            kinds = {
+                "bundle": _("a MedDPM bundle"),
+                "checkpoint": _("a published checkpoint"),
+                "described": _("a network of Med-DDPM's family, as you described it"),
+            }
             self._show(_("Added; it was recognized as {kind}.").format(kind=kinds[kind]) + "\n")
+        elif code == _UNDESCRIBED and lines:
+            self._description = DescriptionDialog(json.loads(lines[-1]))
+            self._describe()
+        elif self._description is not None and fault:
+            # The card is a file that only this panel has seen.
+            self._describe(re.sub(r"^.*card\.toml(, line \d+)?: ", "", fault[-1]))
         else:
             self._ui.modelSummary.text = fault[-1] if fault else _("The model could not be added: try again.")
+
+    def _end_description(self) -> None:
+        if self._description is not None:
+            self._description.close()
+            self._description = None
+
+    def _forget_answers(self) -> None:
+        if self._answers is not None:
+            self._answers.cleanup()
+            self._answers = None
 
     def _show_adding(self, adding: bool) -> None:
         ui = self._ui

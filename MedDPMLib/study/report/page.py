@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from MedDPMLib.figures.page import render as fill
 from MedDPMLib.runtime.files import atomic_write
 from MedDPMLib.study.analysis import Analysis, Detected
 from MedDPMLib.study.definition import Margin
@@ -28,16 +28,12 @@ def write_report(path: Path, analysis: Analysis) -> None:
 
 
 def render(analysis: Analysis) -> str:
-    from jinja2 import Environment, StrictUndefined
-
-    source = files("MedDPMLib").joinpath("resources", "study", "report.html").read_text(encoding="utf-8")
-    # Names and reasons come from people: everything is escaped but the plots.
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"share": _share, "estimate": _estimate, "number": _number, "p": p}
     definition, detected = analysis.readings.definition, analysis.detected
     reasons = [row for row in analysis.readings.rows if row.reason and row.counts]
     points = [row.point for row in analysis.readings.rows if row.point]
-    return environment.from_string(source).render(
+    return fill(
+        "study/report.html",
+        {"share": _share, "estimate": _estimate, "number": _number, "p": p},
         version=__version__,
         study=definition,
         analysis=analysis,

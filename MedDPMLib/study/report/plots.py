@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from MedDPMLib.figures.charts import REAL, SYNTHETIC, figure_of, png, svg
 from MedDPMLib.imaging.io import read_volume
 from MedDPMLib.study.casefile import case_geometry
 from MedDPMLib.study.definition import RATINGS, SCORES, Preparation
@@ -15,19 +16,14 @@ from MedDPMLib.study.detection import Detection
 from MedDPMLib.study.likert import Domain
 from MedDPMLib.study.rows import Readings
 
-#: Of color-blind safe palettes: Okabe and Ito's. The same color is the same class in every plot.
-REAL, SYNTHETIC = "#0072B2", "#D55E00"
 _GRAYS = ("#7b2d00", "#c96f3b", "#cccccc", "#6f9fc4", "#0b4a75")
-_TEXT = {"font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "MedDPM", "axes.spines.top": False,
-         "axes.spines.right": False, "font.family": "sans-serif"}  # fmt: skip
-
 #: Pixels along the longer side of a thumbnail.
 _THUMBNAIL = 128
 
 
 def roc(detections: Mapping[str, Detection], mean_auc: float) -> str:
     """Each reader's empirical ROC curve, and the mean of their sensitivities at each rate of false positives."""
-    with _figure(4.2, 4.0) as (figure, axes):
+    with figure_of(4.2, 4.0) as (figure, axes):
         axes.plot((0, 1), (0, 1), color="#999999", linewidth=1, linestyle=":")
         for index, (reader, found) in enumerate(detections.items()):
             axes.plot(*found.roc, marker=".", linewidth=1.2, color=_cycle(index), label=f"{reader}: {found.auc:.2f}")
@@ -37,13 +33,13 @@ def roc(detections: Mapping[str, Detection], mean_auc: float) -> str:
         axes.set(xlabel="1 - specificity", ylabel="sensitivity", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect=1)
         axes.set_title(f"mean AUC {mean_auc:.3f}", loc="left", fontsize=9)
         axes.legend(frameon=False, fontsize=8, loc="lower right", title="AUC", title_fontsize=8)
-        return _svg(figure)
+        return svg(figure)
 
 
 def intervals(detections: Mapping[str, Detection], mean: float, ci: Sequence[float], margin: float) -> str:
     """Each reader's AUC, the mean with its interval, and the margin around chance."""
     names = list(detections)
-    with _figure(6.2, 0.8 + 0.28 * (len(names) + 1)) as (figure, axes):
+    with figure_of(6.2, 0.8 + 0.28 * (len(names) + 1)) as (figure, axes):
         axes.axvspan(0.5 - margin, 0.5 + margin, color="#009E73", alpha=0.13, linewidth=0)
         axes.axvline(0.5, color="#999999", linewidth=1, linestyle=":")
         for place, name in enumerate(names):
@@ -54,24 +50,24 @@ def intervals(detections: Mapping[str, Detection], mean: float, ci: Sequence[flo
         axes.set_yticks(range(last + 1), [*names, "mean, 95 %"])
         axes.invert_yaxis()
         axes.set(xlabel="AUC (green: chance plus or minus the margin)", xlim=(min(0.0, ci[0]), max(1.0, ci[1])))
-        return _svg(figure)
+        return svg(figure)
 
 
 def ratings(counts: np.ndarray) -> str:
     """``counts`` (2, 6): how often each rating was given to real and synthetic cases."""
-    with _figure(6.2, 2.6) as (figure, axes):
+    with figure_of(6.2, 2.6) as (figure, axes):
         places = np.arange(6)
         for kind, (name, color) in enumerate((("real", REAL), ("synthetic", SYNTHETIC))):
             axes.bar(places + (kind - 0.5) * 0.38, counts[kind], 0.36, color=color, label=f"{name} cases")
         axes.set_xticks(places, [words.replace(" ", "\n") for _, words in RATINGS])
         axes.set(ylabel="answers")
         axes.legend(frameon=False, fontsize=8, ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0))
-        return _svg(figure)
+        return svg(figure)
 
 
 def domains(found: Sequence[Domain]) -> str:
     """Stacked shares of the five scores, real above synthetic in each domain."""
-    with _figure(6.2, 1.0 + 0.55 * len(found)) as (figure, axes):
+    with figure_of(6.2, 1.0 + 0.55 * len(found)) as (figure, axes):
         names, place = [], 0.0
         for domain in found:
             for kind, class_ in enumerate(("real", "synthetic")):
@@ -87,7 +83,7 @@ def domains(found: Sequence[Domain]) -> str:
         axes.invert_yaxis()
         axes.set(xlim=(0, 1), xlabel="share of answers")
         axes.legend(frameon=False, fontsize=8, ncols=5, loc="lower center", bbox_to_anchor=(0.4, 1.0))
-        return _svg(figure)
+        return svg(figure)
 
 
 def thumbnail(readings: Readings, case: str) -> str:
@@ -97,7 +93,7 @@ def thumbnail(readings: Readings, case: str) -> str:
     # Axes run L, P, S: shown as radiologists look at them, with the patient's left on the right.
     planes = (array[k], array[::-1, j], array[::-1, :, i])
     height = max(plane.shape[0] for plane in planes)
-    return _png(np.concatenate([_centered(plane, height) for plane in planes], axis=1), 3 * _THUMBNAIL)
+    return png(np.concatenate([_centered(plane, height) for plane in planes], axis=1), 3 * _THUMBNAIL)
 
 
 def heat_map(readings: Readings, points: Sequence[tuple[float, float, float]]) -> str:
@@ -113,7 +109,7 @@ def heat_map(readings: Readings, points: Sequence[tuple[float, float, float]]) -
     density = ndimage.gaussian_filter(density, 6.0 / preparation.spacing)
     cases = sorted({row.case for row in readings.rows if row.point})
     mean = np.mean([read_volume(readings.case_file(c, readings.definition.modalities[0])).array for c in cases], axis=0)
-    with _figure(8.4, 3.0, columns=3) as (figure, all_axes):
+    with figure_of(8.4, 3.0, columns=3) as (figure, all_axes):
         for axis, (axes, name) in enumerate(zip(all_axes, ("axial", "coronal", "sagittal"), strict=True)):
             flip = slice(None) if axis == 0 else slice(None, None, -1)
             background = mean.take(mean.shape[axis] // 2, axis)[flip]
@@ -137,42 +133,6 @@ def grid_of(preparation: Preparation):
     from MedDPMLib.imaging.geometry import Grid
 
     return Grid(preparation.size, (preparation.spacing,) * 3, preparation.orientation)
-
-
-class _figure:
-    """A figure without a window, closed at the end."""
-
-    def __init__(self, width: float, height: float, columns: int = 1) -> None:
-        self._size, self._columns = (width, height), columns
-
-    def __enter__(self):
-        import matplotlib
-        from matplotlib.figure import Figure
-
-        self._context = matplotlib.rc_context(_TEXT)
-        self._context.__enter__()
-        figure = Figure(self._size, layout="constrained")
-        return figure, figure.subplots(1, self._columns)
-
-    def __exit__(self, *raised) -> None:
-        self._context.__exit__(*raised)
-
-
-def _svg(figure) -> str:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
-
-
-def _png(pixels: np.ndarray, width: int) -> str:
-    from PIL import Image
-
-    image = Image.fromarray(pixels.astype(np.uint8))
-    image.thumbnail((width, width), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, format="png", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def _centered(plane: np.ndarray, height: int) -> np.ndarray:
