@@ -53,10 +53,10 @@ SLOW, GREEDY, FAULTY, CRASH, BABBLE, PARENT = 40, 7, 9, 11, 13, 15
 MISBEHAVING = f"""
 import os, signal, subprocess, time
 print("the launcher greets")
-import MedDPMLib.inference.generation as generation
+import MedDPMLib.inference.timesteps as timesteps
 import MedDPMLib.worker.process as process
 
-free_sample, free_encode, babbling = generation.sample, process.encode, False
+free_sample, free_encode, babbling = timesteps.sample, process.encode, False
 
 def encode(event):
     return b"{{babble\\n" if babbling else free_encode(event)
@@ -82,7 +82,7 @@ def sample(denoiser, condition, schedule, **settings):
 
     return free_sample(denoise, condition, schedule, **settings)
 
-generation.sample, process.encode = sample, encode
+timesteps.sample, process.encode = sample, encode
 from MedDPMLib.worker.__main__ import main
 main()
 """

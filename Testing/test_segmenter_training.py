@@ -73,6 +73,33 @@ def test_a_recipe_is_read_as_it_is_written(tmp_path):
         recipe_changes(recipe, small_recipe())
     with pytest.raises(MedDPMError, match="drawn"):
         load_recipe("brain-structures", ["randomization.drawn=1.5"])
+    with pytest.raises(MedDPMError, match="draws no images"):
+        load_recipe("brain-structures", ["monitor.montage_every=10"])
+    with pytest.raises(MedDPMError, match="not that of a cascade"):
+        recipe.at_level("coarse")
+
+
+def test_a_step_is_measured_on_random_examples_as_it_is_trained():
+    from MedDPMLib.train.tasks import make_task
+
+    recipe = small_recipe()
+    task = make_task(recipe, torch.device("cpu"), torch.float32)
+    real = task.examples(recipe.stages[0], small_cases()).batch([0, 1])
+    random = task.random_batch(recipe.stages[0].example_size, 2)
+    for name in ("x", "structures", "tumor"):
+        assert getattr(random, name).shape == getattr(real, name).shape
+    loss = task.loss(task.network, random)
+    loss.backward()
+    assert loss.isfinite() and all(weights.grad is not None for weights in task.network.parameters())
+
+
+def test_cases_for_validation_are_never_trained_on(tmp_path):
+    from MedDPMLib.train.run import train
+
+    recipe = small_recipe('validation=["b"]', "stages.0.iterations=2")
+    history = train(recipe, small_cases(), tmp_path / "run", execution=choose_execution("cpu", "bfloat16"))
+    assert history.data["cases"] == ["a", "labels"] and history.data["held_out"] == ["b"]
+    assert history.losses[-1]["held_out"] > 0
 
 
 def test_the_number_of_an_example_decides_all_about_it(examples):

@@ -69,9 +69,9 @@ LONG = 1.5
 
 STAND_INS = f"""
 import os, time
-import MedDPMLib.inference.generation as generation
+import MedDPMLib.inference.timesteps as timesteps
 
-free_sample = generation.sample
+free_sample = timesteps.sample
 
 def sample(denoiser, condition, schedule, **settings):
     import torch
@@ -93,7 +93,7 @@ def sample(denoiser, condition, schedule, **settings):
 
     return free_sample(denoise, condition, schedule, **settings)
 
-generation.sample = sample
+timesteps.sample = sample
 from MedDPMLib.worker.__main__ import main
 main()
 """
