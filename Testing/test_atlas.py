@@ -19,7 +19,7 @@ from MedDPMLib.imaging.geometry import Grid
 from MedDPMLib.imaging.io import read_volume
 from MedDPMLib.imaging.resample import resample_labels
 from MedDPMLib.imaging.volume import Volume
-from MedDPMLib.inference import atlas, generation
+from MedDPMLib.inference import atlas, timesteps
 from MedDPMLib.inference.atlas import complete, network_labels
 from MedDPMLib.masks.condition import condition
 from MedDPMLib.masks.fit import fit
@@ -195,8 +195,8 @@ def test_the_card_says_what_the_network_sees(completing):
 def test_the_network_sees_the_completed_labels(completing, monkeypatch):
     model = load_model(completing)
     mask = Mask.from_volume(Volume(small_labels(BRATS), small_geometry()), BRATS, numbering=BRATS.own_numbering)
-    seen, make = [], generation.condition_tensor
-    monkeypatch.setattr(generation, "condition_tensor", lambda *a, **k: seen.append(make(*a, **k)) or seen[-1])
+    seen, make = [], timesteps.condition_tensor
+    monkeypatch.setattr(timesteps, "condition_tensor", lambda *a, **k: seen.append(make(*a, **k)) or seen[-1])
     made = generate(model, mask, seed=4, precision="float32")
     labels = network_labels(mask, model.card, seed=4)
     assert np.array_equal(seen[0][0].numpy(), condition(labels.labels, ANATOMY, (0, 1)))

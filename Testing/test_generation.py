@@ -170,7 +170,12 @@ def test_guidance_is_the_difference_that_labels_make_made_larger(tmp_path, posit
 
 @pytest.mark.parametrize(
     ("guidance", "says"),
-    [(2.0, "does not support guidance"), (-1, "from 0 to 20"), (float("nan"), "0 to 20"), ("much", "much")],
+    [
+        (2.0, "does not support guidance"),
+        (-1, "at least 0 and at most 20"),
+        (float("nan"), "at most 20"),
+        ("much", "much"),
+    ],
 )
 def test_guidance_that_cannot_be_is_reported(bundle, guidance, says):
     with pytest.raises(MedDPMError, match=says):

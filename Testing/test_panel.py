@@ -67,11 +67,12 @@ def test_from_an_empty_scene_to_volumes_in_place(panel):
         record = volumes.record_of(node)
         assert (record["modality"], record["steps"], record["sampler"]) == (modality, 2, "ddim")
         assert node.GetNodeReference(volumes.SEGMENTATION_ROLE) is segmentation
-    bounds, mask_bounds = np.zeros(6), np.zeros(6)
+    bounds = np.zeros(6)
     made[0].GetRASBounds(bounds)
-    segmentation.GetRASBounds(mask_bounds)
-    middle, mask_middle = (b.reshape(3, 2).mean(axis=1) for b in (bounds, mask_bounds))
-    assert np.abs(middle - mask_middle).max() < 12  # the model's grid is placed on the brain
+    labels = read_labels(segmentation, panel.mask.table, SCHEME)
+    brain = labels.geometry.to_ras(np.argwhere(labels.array)[:, ::-1])
+    brain_middle = (brain.min(axis=0) + brain.max(axis=0)) / 2
+    assert np.abs(bounds.reshape(3, 2).mean(axis=1) - brain_middle).max() < 12  # the model's grid is placed on it
     red = slicer.app.layoutManager().sliceWidget("Red")
     assert red.mrmlSliceCompositeNode().GetBackgroundVolumeID() == made[0].GetID()
     assert panel.mask.editor.sourceVolumeNode() is made[0]

@@ -162,7 +162,7 @@ def test_each_mistake_is_found_in_its_line(tmp_path, old, new, line, message):
 
 def test_all_mistakes_are_listed_with_their_lines_in_json_too(tmp_path):
     data = load_scheme("brats").to_dict()
-    data["labels"][1]["value"], data["labels"][2]["color"] = 1, [1, 2, 3]
+    data["labels"][1]["value"], data["labels"][2]["color"] = 1, [1, 2, 300]
     text = json.dumps(data, indent=1)
     path = saved(tmp_path, text, "a.json")
     _, problems = check_scheme(path)
