@@ -413,9 +413,7 @@ def test_a_process_that_dies_is_reported(tmp_path):
         while not over.is_set():
             with suppress(psutil.Error):
                 children = [one for one in psutil.Process().children() if "spawn_main" in " ".join(one.cmdline())]
-                if (
-                    len(children) == 2
-                ):  # a pool of Python 3.11 that breaks while it starts another process waits for ever
+                if len(children) == 2:  # Python 3.11's pool may hang if it breaks while it starts another process
                     children[0].kill()
                     return
             time.sleep(0.01)
