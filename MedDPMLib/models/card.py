@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
+from typing import Any
 
 from MedDPMLib.diffusion.names import MAX_TIMESTEPS, NOISE_LEVELS, PREDICTIONS
 from MedDPMLib.errors import MedDPMError
@@ -250,16 +251,23 @@ class Card:
             "Its arrays": _arrays(self),
             "Schedule": f"{self.schedule['name']}, {self.schedule['timesteps']} timesteps",
             "Guidance": "supported" if self.label_dropout else "not supported: always trained with labels",
-            "Training": self.training,
-            "Data": "; ".join(
-                f"{data['name']} ({data['cases'] or 'an unstated number of'} cases; license: {data['license']})"
-                for data in self.training_data
-            ),
-            "License": self.license,
-            "Intended use": self.intended_use,
-            "Limitations": self.limitations,
+            **origin_and_use(self),
         }
         return as_lines(f"{self.title} ({self.name})", self.summary, sections)
+
+
+def origin_and_use(card: Any) -> dict[str, str]:
+    """The sections that end the text of a card of any kind: what its model was trained on, and what it is for."""
+    return {
+        "Training": card.training,
+        "Data": "; ".join(
+            f"{data['name']} ({data['cases'] or 'an unstated number of'} cases; license: {data['license']})"
+            for data in card.training_data
+        ),
+        "License": card.license,
+        "Intended use": card.intended_use,
+        "Limitations": card.limitations,
+    }
 
 
 def as_lines(title: str, summary: str, sections: Mapping[str, str]) -> str:

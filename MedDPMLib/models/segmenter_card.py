@@ -16,6 +16,7 @@ from MedDPMLib.models.card import (
     TEXT_RULE,
     Card,
     as_lines,
+    origin_and_use,
 )
 from MedDPMLib.validation import build, check_fields, field, list_of, number, read_json, table_of, whole
 
@@ -105,14 +106,7 @@ class SegmenterCard:
             "Network": f"{self.network['kind']} ({numbers})",
             "Dice": "; ".join(f"{scan} {_mean(by_label):.2f}" for scan, by_label in self.dice.items()),
             "Measured on": ", ".join(self.dice_cases),
-            "Training": self.training,
-            "Data": "; ".join(
-                f"{data['name']} ({data['cases'] or 'an unstated number of'} cases; license: {data['license']})"
-                for data in self.training_data
-            ),
-            "License": self.license,
-            "Intended use": self.intended_use,
-            "Limitations": self.limitations,
+            **origin_and_use(self),
         }
         return as_lines(f"{self.title} ({self.name})", self.summary, sections)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from MedDPMLib.imaging.geometry import Grid
 from MedDPMLib.masks.scheme_files import find_scheme
 from MedDPMLib.masks.schemes import LabelScheme, load_scheme, scheme_names
 from MedDPMLib.recipes.standard import standard
-from MedDPMLib.validation import Rule, field, flag, list_of, number, one_of, whole
+from MedDPMLib.validation import Rule, field, flag, list_of, number, one_of, table, text, whole
 
 OPTIMIZERS = ("adam", "adamw")
 
@@ -126,6 +126,17 @@ class Monitor:
     keep: int = field(whole(1))
     #: A picture of generated volumes.
     montage_every: int = field(whole(0))
+
+
+def card_fields(own: Mapping[str, Any], training: str, data: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The fields of a recipe's ``own`` card, with the sentences ``training`` on the run after its own, and ``data`` as
+    what was trained on unless it lists that itself."""
+    given = dict(own)
+    sentence = text(least=0).read(given.pop("training", ""), '[card]: "training"')
+    given["training"] = " ".join(filter(None, [sentence, training])) or "Not trained yet."
+    data = list_of(table(), 0, 100).read(given.pop("training_data", data), '[card]: "training_data"')
+    given["training_data"] = data or ({"name": "none", "license": "none", "cases": None},)
+    return given
 
 
 class Staged:

@@ -20,7 +20,7 @@ from MedDPMLib.masks.scheme_files import SUFFIXES
 from MedDPMLib.models.card import GRID, QUALITIES, Card
 from MedDPMLib.models.segmenter_card import GENERATOR, SEGMENTER, SegmenterCard
 from MedDPMLib.recipes.former_names import current_path, current_tables
-from MedDPMLib.recipes.parts import SCHEME, Augmentation, Level, Monitor, Optimization, Stage, Staged
+from MedDPMLib.recipes.parts import SCHEME, Augmentation, Level, Monitor, Optimization, Stage, Staged, card_fields
 from MedDPMLib.recipes.segmenter import FIXED, Randomization, SegmenterRecipe, SegmenterTraining, segmenter_card
 from MedDPMLib.recipes.standard import standard
 from MedDPMLib.validation import build, field, flag, list_of, number, one_of, optional, table, text, whole
@@ -275,11 +275,7 @@ def generator_card(
     cases: Sequence[str] = (),
 ) -> Card:
     """:func:`recipe_card` of a generator, whose card does not name its ``cases``."""
-    given = dict(recipe.card)
-    own = text(least=0).read(given.pop("training", ""), '[card]: "training"')
-    sentences = [own, training]
-    data = list_of(table(), 0, 100).read(given.pop("training_data", training_data), '[card]: "training_data"')
-    data = data or ({"name": "none", "license": "none", "cases": None},)
+    given = card_fields(recipe.card, training, training_data)
     if recipe.distillation:  # it was trained for these steps only
         steps = {"sampler": "ddim", "steps": recipe.distillation.steps}
         given["qualities"] = dict.fromkeys(QUALITIES, steps)
@@ -296,8 +292,6 @@ def generator_card(
             prediction=recipe.prediction,
             positions=recipe.positions,
             label_dropout=recipe.label_dropout,
-            training=" ".join(filter(None, sentences)) or "Not trained yet.",
-            training_data=data,
             **given,
         )
     except TypeError as error:

@@ -9,7 +9,7 @@ from typing import Any
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.geometry import Grid
 from MedDPMLib.models.segmenter_card import SEGMENTER, SegmenterCard
-from MedDPMLib.recipes.parts import SCHEME, Augmentation, Monitor, Optimization, Stage, Staged
+from MedDPMLib.recipes.parts import SCHEME, Augmentation, Monitor, Optimization, Stage, Staged, card_fields
 from MedDPMLib.validation import field, list_of, number, one_of, table, text, whole
 
 #: What a run's checkpoints depend on: if one of these changes, it is another model.
@@ -93,9 +93,7 @@ def segmenter_card(
     cases: Sequence[str] = (),
 ) -> SegmenterCard:
     """The card of a segmenter trained with ``recipe`` on ``cases``, at the spacing of the last stage."""
-    given = dict(recipe.card)
-    own = text(least=0).read(given.pop("training", ""), '[card]: "training"')
-    data = list_of(table(), 0, 100).read(given.pop("training_data", training_data), '[card]: "training_data"')
+    given = card_fields(recipe.card, training, training_data)
     spacing = recipe.stage_grid(recipe.stages[-1]).spacing
     if max(spacing) - min(spacing) > 1e-6:
         raise MedDPMError(f"the voxels of the last stage are {spacing} mm: a segmenter needs the same on all sides")
@@ -107,8 +105,6 @@ def segmenter_card(
             modalities=recipe.modalities,
             tumor_modalities=recipe.tumor_modalities,
             spacing=spacing[0],
-            training=" ".join(filter(None, [own, training])) or "Not trained yet.",
-            training_data=data or ({"name": "none", "license": "none", "cases": None},),
             training_cases=tuple(cases),
             **given,
         )
