@@ -46,14 +46,10 @@ def resample_labels(volume: Volume, geometry: Geometry, priority: Sequence[int])
     best = np.zeros(geometry.shape, np.float32)
     covered = np.zeros(geometry.shape, np.float32)
     for value in priority:
-        indicator = volume.array == value
-        if not indicator.any():
+        reached = _reached(volume.array == value, source, geometry, block)
+        if reached is None:
             continue
-        cut, cut_geometry = _averaged(*_crop(indicator, source, block), block)
-        where, box = _box_around(cut_geometry, geometry)
-        if box is None:
-            continue
-        share = _sample(cut, cut_geometry, box, 0.0)
+        where, share = reached
         covered[where] += share
         # A later label wins only if its share is larger by more than interpolation's rounding.
         wins = share > best[where] + 1e-5
@@ -80,14 +76,10 @@ def resample_classes(
     labels = np.full(target.shape, values[0], np.uint8)
     best, covered = np.zeros((2, *target.shape), np.float32)
     for value, share in zip(values[1:], shares[1:], strict=True):
-        share = np.where(share > _LEAST_SHARE, share, 0)
-        if not share.any():
+        reached = _reached(np.where(share > _LEAST_SHARE, share, 0), source, target, block)
+        if reached is None:
             continue
-        cut, cut_geometry = _averaged(*_crop(share, source, block), block)
-        where, box = _box_around(cut_geometry, target)
-        if box is None:
-            continue
-        sampled = _sample(cut, cut_geometry, box, 0.0)
+        where, sampled = reached
         covered[where] += sampled
         wins = sampled > best[where]
         labels[where][wins] = value
@@ -96,6 +88,18 @@ def resample_classes(
     labels[outside] = values[0]
     best[outside] = (1.0 - covered)[outside]
     return labels, best
+
+
+def _reached(
+    array: np.ndarray, source: Geometry, target: Geometry, block: np.ndarray
+) -> tuple[tuple[slice, ...], np.ndarray] | None:
+    """The slices (k, j, i) of ``target`` that the non-zero part of ``array`` (on ``source``) reaches, and its values
+    there, interpolated, averaged over blocks of ``block`` (i, j, k) beforehand; None if there are none."""
+    if not array.any():
+        return None
+    cut, cut_geometry = _averaged(*_crop(array, source, block), block)
+    where, box = _box_around(cut_geometry, target)
+    return None if box is None else (where, _sample(cut, cut_geometry, box, 0.0))
 
 
 def _integer_shift(source: Geometry, target: Geometry) -> np.ndarray | None:
