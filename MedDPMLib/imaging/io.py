@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.imaging.checksums import Damaged, check_itk_file, read_text_header
+from MedDPMLib.imaging.checksums import check_voxels
 from MedDPMLib.imaging.geometry import Geometry
 from MedDPMLib.imaging.nifti import read_nifti
+from MedDPMLib.imaging.text_headers import Damaged, TextHeader, read_text_header
 from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.runtime.content import describe_content, read_head
 from MedDPMLib.runtime.files import atomic_write
@@ -119,30 +120,32 @@ def _read_nifti(path: Path, geometry: str | None) -> tuple[np.ndarray, np.ndarra
 
 
 def _read_itk(path: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    image = read_itk(path)
+    header = read_text_header(path)
+    image = read_itk(path, header)
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
         raise MedDPMError(
             f"{path} has {image.GetDimension()} axes and {image.GetNumberOfComponentsPerPixel()} components:"
             " one 3-D volume is needed (in 3D Slicer, export the segmentation as a label map)"
         )
-    return itk_array(image), itk_ijk_to_ras(image), notes_on_space(path)
+    return itk_array(image), itk_ijk_to_ras(image), notes_on_space(path, header)
 
 
-def notes_on_space(path: Path) -> tuple[str, ...]:
+def notes_on_space(path: Path, header: TextHeader) -> tuple[str, ...]:
     """A note where an NRRD file does not name the space, and so the directions, of its axes."""
-    fields = read_text_header(path) if path.name.lower().endswith((".nrrd", ".nhdr")) else {"space": ""}
-    if "space" in fields:
+    if not header.is_nrrd or "space" in header.fields:
         return ()
     return (f"{path.name} does not name its space: its axes are taken to run to L, P and S, as ITK does",)
 
 
-def read_itk(path: Path):
-    """The SimpleITK image in ``path``, of whatever dimension and number of components."""
+def read_itk(path: Path, header: TextHeader):
+    """The SimpleITK image in ``path``, of whatever dimension and number of components, if its voxels are as ``header``
+    promises."""
     import SimpleITK
 
     try:
-        check_itk_file(path)
-        return SimpleITK.ReadImage(str(path))
+        check_voxels(path, header)
+        # By the format of its content: what else ITK would try by the name has other parsers.
+        return SimpleITK.ReadImage(str(path), imageIO="NrrdImageIO" if header.is_nrrd else "MetaImageIO")
     except Damaged as error:
         raise MedDPMError(f"{path} is damaged: {error}") from error
     except (RuntimeError, ValueError, OSError) as error:

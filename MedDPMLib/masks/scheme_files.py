@@ -21,6 +21,7 @@ import numpy as np
 
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.masks.schemes import LabelScheme, load_scheme, read_convention, read_label, scheme_names
+from MedDPMLib.validation import quoted
 
 try:
     import tomllib
@@ -105,7 +106,7 @@ def check_scheme(path: str | os.PathLike) -> tuple[LabelScheme | None, list[Prob
     except json.JSONDecodeError as error:
         return None, [Problem(error.lineno, f"this is not JSON: {error.msg}")]
     except (ValueError, RecursionError) as error:
-        return None, [Problem(None, f"it is neither TOML nor JSON ({error!r:.80})")]
+        return None, [Problem(None, f"it is neither TOML nor JSON ({quoted(error, 80)})")]
     return _checked(data, path.stem, lines)
 
 
@@ -185,7 +186,7 @@ def _checked(data: Any, stem: str, lines: _Lines) -> tuple[LabelScheme | None, l
 
 def _checked_label(entry: Any, index: int, lines: _Lines) -> tuple[Any, list[Problem]]:
     if not isinstance(entry, dict):
-        return None, [Problem(lines.of("labels", index), f"a label is a table, not {entry!r:.50}")]
+        return None, [Problem(lines.of("labels", index), f"a label is a table, not {quoted(entry)}")]
     known = ", ".join(_OF_A_LABEL)
     problems = [
         Problem(lines.of("labels", index, key), f'a label has no field "{key:.50}": it has {known}')

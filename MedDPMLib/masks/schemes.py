@@ -18,6 +18,7 @@ import numpy as np
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.moved import former_attribute
 from MedDPMLib.runtime.paths import RESOURCES
+from MedDPMLib.validation import quoted
 
 _SCHEMES = RESOURCES / "schemes"
 
@@ -339,7 +340,7 @@ def read_convention(data: object, names: Set[str], where: str) -> Convention:
     meanings = []
     for key, meaning in values.items():
         if not re.fullmatch(r"[1-9]\d{0,4}", str(key)) or int(key) > 65_535:
-            raise MedDPMError(f"{where}: a value is a whole number from 1 to 65535, not {key!r:.50}")
+            raise MedDPMError(f"{where}: a value is a whole number from 1 to 65535, not {quoted(key)}")
         if _text(meaning, f"{where}: value {key}").casefold() not in {*names, NOTHING}:
             raise MedDPMError(
                 f'{where}: the value {key} is called "{meaning}", which is no label: use its name, or none'
@@ -403,7 +404,7 @@ def _text(value: object, where: str) -> str:
 
 def _integer(value: object, low: int, high: int, where: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise MedDPMError(f"{where} has to be a whole number from {low} to {high}, not {value!r:.50}")
+        raise MedDPMError(f"{where} has to be a whole number from {low} to {high}, not {quoted(value)}")
     return value
 
 

@@ -13,6 +13,7 @@ from MedDPMLib.imaging.io import names_volume, read_volume, volume_stem, volume_
 from MedDPMLib.masks.label_tables import nnunet_labels
 from MedDPMLib.masks.numberings import label_named, numberings
 from MedDPMLib.masks.schemes import LabelScheme
+from MedDPMLib.validation import quoted
 
 #: The layouts.
 BRATS, NNUNET, MED_DDPM, PAIRS = "BraTS", "nnU-Net raw dataset", "Med-DDPM", "image and mask folders"
@@ -180,8 +181,8 @@ def _nnunet_cases(
         labels = nnunet_labels(said["labels"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise MedDPMError(
-            f"{description} is not nnU-Net's description of a dataset ({error!r:.100}): it needs channel_names and"
-            " labels"
+            f"{description} is not nnU-Net's description of a dataset ({quoted(error, 100)}): it needs channel_names"
+            " and labels"
         ) from error
     numbers: dict[str, int] = {}
     for number, name in channels.items():

@@ -160,7 +160,7 @@ def load_recipe(name_or_path: str | os.PathLike, overrides: Sequence[str] = ()) 
     except OSError as error:
         raise MedDPMError(f"the recipe {path} cannot be read ({error.strerror}): check the path") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise MedDPMError(f"the recipe {path} is not TOML: {error}") from error
+        raise MedDPMError(f"the recipe {path} is not TOML: {error!s:.200}") from error
     try:
         values = current_tables({"name": path.stem, **values})
     except MedDPMError as error:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.runtime.files import atomic_write
-from MedDPMLib.validation import with_current_names
+from MedDPMLib.validation import quoted, with_current_names
 
 FORMAT = "meddpm-study/1"
 STUDY_FILE = "study.toml"
@@ -170,10 +170,11 @@ def parse_definition(text: str, source: str) -> Definition:
     try:
         table = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise MedDPMError(f"{source} is damaged ({error}): get the study again from its organizer") from error
+        raise MedDPMError(f"{source} is damaged ({error!s:.200}): get the study again from its organizer") from error
     if table.get("format") != FORMAT:
         raise MedDPMError(
-            f'{source} has the format "{table.get("format")}", not {FORMAT}: use the version of MedDPM that made it'
+            f"{source} has the format {quoted(table.get('format'))}, not {FORMAT}: use the version of MedDPM that made"
+            " it"
         )
     seal = table.pop("seal", None)
     del table["format"]

@@ -22,6 +22,7 @@ from MedDPMLib.validation import (
     one_of,
     optional,
     printable,
+    quoted,
     read_json,
     table,
     table_of,
@@ -322,7 +323,7 @@ def decode_request(line: bytes) -> Request:
         spoken = data.pop("protocol", None)
         if spoken != PROTOCOL:
             raise MedDPMError(
-                f"the worker speaks protocol {PROTOCOL}, the request {spoken!r:.50}:"
+                f"the worker speaks protocol {PROTOCOL}, the request {quoted(spoken)}:"
                 " after an update of MedDPM, restart 3D Slicer"
             )
         return _build(data, _REQUESTS, more=False)
@@ -335,7 +336,7 @@ def decode_event(line: bytes) -> Event:
     data = _parse(line)
     if data.get("type") == "hello" and data.get("protocol") != PROTOCOL:
         raise ProtocolError(
-            f"the worker speaks protocol {data.get('protocol')!r:.50}, this client {PROTOCOL}:"
+            f"the worker speaks protocol {quoted(data.get('protocol'))}, this client {PROTOCOL}:"
             " after an update of MedDPM, restart 3D Slicer"
         )
     try:
