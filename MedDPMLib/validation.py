@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
@@ -241,7 +242,7 @@ def with_current_names(values: object, current: Mapping[str, str], where: str) -
         return values
     for former, name in current.items():
         if former in values and name in values:
-            raise MedDPMError(f'{where}: "{former}" is the former name of "{name}": remove one of them')
+            raise MedDPMError(f'{where}: {quoted(former)} is the former name of "{name}": remove one of them')
     return {current.get(name, name): value for name, value in values.items()}
 
 
@@ -298,6 +299,8 @@ def _wrong(what: str, says: str, value: object) -> MedDPMError:
 
 def quoted(value: object, most: int = 50) -> str:
     """``value``, which comes from outside, as a message may quote it: at most ``most`` characters, all printable."""
-    shown = value if isinstance(value, str) and value.isprintable() else repr(value)
+    value = str(value) if isinstance(value, os.PathLike) else value
+    is_plain = isinstance(value, str) and value.isprintable()
+    shown = value if is_plain else repr(value)
     shown = shown if len(shown) <= most else f"{shown[: most - 3]}..."
-    return f'"{shown}"' if isinstance(value, str) and value.isprintable() else shown
+    return f'"{shown}"' if is_plain else shown

@@ -114,7 +114,7 @@ def choose_reading(
     candidates = _candidates(volumes, scheme, is_named)
     if not candidates:
         raise _unknown(array, geometry, volumes, scheme)
-    readings = [_judged(numbering, array, geometry, volumes, scheme) for numbering in candidates]
+    readings = [judge(numbering, array, geometry, volumes, scheme) for numbering in candidates]
     plausible = [reading for reading in readings if not reading.doubts]
     named = [one for one in plausible if is_named(one.numbering)]
     if named:
@@ -183,9 +183,10 @@ def _candidates(
     return [numbering for numbering in explaining if numbering in found.values()]
 
 
-def _judged(
+def judge(
     numbering: Numbering, array: np.ndarray, geometry: Geometry, volumes: Mapping[int, float], scheme: LabelScheme
 ) -> Reading:
+    """As :func:`read_as`, with how what it finds lies in ``array`` (k, j, i)."""
     reading = read_as(numbering, volumes, scheme)
     doubts = [*reading.doubts, *_spread(reading, array, geometry)]
     nesting = Nesting.POSSIBLE
@@ -374,7 +375,7 @@ def _in_some_order(
     for order in permutations(values):
         named = dict(zip(order, labels, strict=True)) | dict.fromkeys(brains, scheme.rest)
         text = ",".join(f"{value}={label.name.lower()}" for value, label in sorted(named.items()))
-        reading = _judged(find_numbering(scheme, text), array, geometry, volumes, scheme)
+        reading = judge(find_numbering(scheme, text), array, geometry, volumes, scheme)
         if not reading.doubts and _is_typical(reading):
             found.append(reading)
     return found[0] if len(found) == 1 else None

@@ -67,7 +67,8 @@ def find_scheme(name_or_path: str | os.PathLike) -> LabelScheme:
     if str(name_or_path) in scheme_names():
         return load_scheme(str(name_or_path))
     raise MedDPMError(
-        f'there is no label scheme "{name_or_path}": use one of {", ".join(scheme_names())}, or the path of a file'
+        f"there is no label scheme {quoted(name_or_path, 200)}: use one of {', '.join(scheme_names())}, or"
+        " the path of a file"
         " (.toml or .json; meddpm labels new writes one)"
     )
 

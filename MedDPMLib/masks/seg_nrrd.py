@@ -121,7 +121,7 @@ def merge_segments(
     said = said or {}
     if said and not any(_key(segment) in said for segment in segments):
         names = ", ".join(quoted(segment.name) for segment in segments[:10])
-        raise MedDPMError(f'{path} has no segment called "{next(iter(said))}": its segments are {names}')
+        raise MedDPMError(f"{path} has no segment called {quoted(next(iter(said)))}: its segments are {names}")
     remarks, strangers = [*notes], []
     lone = _lone(segments, scheme, said)
     for segment in _present(path, segments, layers):

@@ -121,9 +121,9 @@ def check_values(state: Mapping[str, torch.Tensor]) -> None:
 
     for name, tensor in state.items():
         if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32):
-            raise MedDPMError(f'the tensor "{name}" holds {tensor.dtype}, not weights of 16 or 32 bits')
+            raise MedDPMError(f"the tensor {quoted(name)} holds {tensor.dtype}, not weights of 16 or 32 bits")
         if not torch.isfinite(tensor).all():
-            raise MedDPMError(f'the tensor "{name}" holds values that are not finite (NaN or infinity)')
+            raise MedDPMError(f"the tensor {quoted(name)} holds values that are not finite (NaN or infinity)")
 
 
 def _check_shapes(card: Card | SegmenterCard, shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -77,11 +77,11 @@ def shape_mismatch(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, 
     other = [name for name in expected if name in found and tuple(found[name]) != tuple(expected[name])]
     parts = []
     if missing:
-        parts.append(f'{len(missing)} of {len(expected)} tensors are missing, first "{missing[0]}"')
+        parts.append(f"{len(missing)} of {len(expected)} tensors are missing, first {quoted(missing[0])}")
     if other:
         first = other[0]
         parts.append(
-            f'{len(other)} have another shape, first "{first}"'
+            f"{len(other)} have another shape, first {quoted(first)}"
             f" with {tuple(found[first])} instead of {tuple(expected[first])}"
         )
     if strange:

@@ -223,7 +223,8 @@ def _check_label(name: str, scheme: LabelScheme, description: Path) -> None:
     known = ", ".join(label.name for label in scheme.labels)
     names = ", ".join(one.name for one in numberings(scheme))
     raise MedDPMError(
-        f'{description} names a label "{name}", which is none of the scheme "{scheme.name}" ({known}): rename it there,'
+        f'{description} names a label {quoted(name)}, which is none of the scheme "{scheme.name}" ({known}):'
+        " rename it there,"
         f" or choose the label convention with --labels ({names})"
     )
 

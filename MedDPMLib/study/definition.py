@@ -123,9 +123,11 @@ def check_readers(readers: tuple[str, ...]) -> None:
     slugs = [slug(reader) for reader in readers]
     for reader, short in zip(readers, slugs, strict=True):
         if not short:
-            raise MedDPMError(f'the reader "{reader}" has no letter or digit in the name: choose another')
+            raise MedDPMError(f"the reader {quoted(reader)} has no letter or digit in the name: choose another")
         if slugs.count(short) > 1:
-            raise MedDPMError(f'the reader "{reader}" is named like another one: their files would both be {short}')
+            raise MedDPMError(
+                f"the reader {quoted(reader)} is named like another one: their files would both be {short}"
+            )
 
 
 def slug(name: str) -> str:

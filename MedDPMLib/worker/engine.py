@@ -24,6 +24,7 @@ from MedDPMLib.inference.settings import GenerationSettings
 from MedDPMLib.inference.stored import stored_as, to_stored
 from MedDPMLib.masks.brain_area import labeled_area
 from MedDPMLib.runtime.allocator import hand_back_freed_memory
+from MedDPMLib.validation import quoted
 from MedDPMLib.worker.protocol import (
     Event,
     Generate,
@@ -193,7 +194,7 @@ class Engine:
         scheme = model.card.scheme
         if request.scheme != scheme.name:
             raise MedDPMError(
-                f'the mask has labels of the scheme "{request.scheme}", the model {model.card.name} needs'
+                f"the mask has labels of the scheme {quoted(request.scheme)}, the model {model.card.name} needs"
                 f' "{scheme.name}": assign the segments to the labels of this model'
             )
         array = self.session.read(request.mask)
@@ -280,7 +281,7 @@ def _wanted(modalities: list[str] | None, model: Model) -> list[str]:
     card = model.card
     unknown = [name for name in modalities or () if name not in card.modalities]
     if unknown:
-        raise MedDPMError(f'{card.name} does not generate "{unknown[0]}", only {", ".join(card.modalities)}')
+        raise MedDPMError(f"{card.name} does not generate {quoted(unknown[0])}, only {', '.join(card.modalities)}")
     return list(card.modalities) if modalities is None else list(dict.fromkeys(modalities))
 
 
