@@ -301,6 +301,9 @@ def quoted(value: object, most: int = 50) -> str:
     """``value``, which comes from outside, as a message may quote it: at most ``most`` characters, all printable."""
     value = str(value) if isinstance(value, os.PathLike) else value
     is_plain = isinstance(value, str) and value.isprintable()
-    shown = value if is_plain else repr(value)
+    try:
+        shown = value if is_plain else repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, or what holds one, or itself
+        shown = f"a very long {type(value).__name__}"
     shown = shown if len(shown) <= most else f"{shown[: most - 3]}..."
     return f'"{shown}"' if is_plain else shown

@@ -27,11 +27,13 @@ from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.inference.record import SYNTHETIC, read_result
 from MedDPMLib.masks.label_tables import read_table
 from MedDPMLib.masks.mask import read_mask
+from MedDPMLib.masks.scheme_files import read_scheme
 from MedDPMLib.masks.schemes import LabelScheme, load_scheme
 from MedDPMLib.masks.seg_nrrd import write_segments
 from MedDPMLib.models.bundle import read_card
 from MedDPMLib.recipes.recipe import load_recipe
 from MedDPMLib.runtime.paths import RESOURCES
+from MedDPMLib.study.definition import parse_definition
 
 BRATS = load_scheme("brats")
 
@@ -243,6 +245,21 @@ def test_headers_of_other_programs_are_read(tmp_path, header):
     np.testing.assert_array_equal(volume.array.ravel(), range(24))
     assert volume.array.shape == (4, 3, 2)
     np.testing.assert_allclose(volume.geometry.spacing, 2)
+
+
+@pytest.mark.parametrize("value", ["1" + "0" * 5000, '"' + "x" * 5000 + '"', "[" * 3000, '["' + "é" * 5000 + '"]'])
+@pytest.mark.parametrize("field", ["format", "scheme", "title", "readers"])
+def test_a_value_of_any_length_is_refused_in_a_short_sentence(tmp_path, field, value):
+    text = f"{field} = {value}\n"
+    (tmp_path / "a.toml").write_text(text)
+    readers = (
+        lambda: parse_definition(text, "the study"), lambda: load_recipe(str(tmp_path / "a.toml")),
+        lambda: read_scheme(tmp_path / "a.toml"),
+    )  # fmt: skip
+    for read in readers:
+        with pytest.raises(MedDPMError) as caught:
+            read()
+        assert len(str(caught.value)) < 1500
 
 
 @pytest.mark.parametrize("line", [5, [], {"slope": "x", "intercept": 0}, {"slope": float("nan"), "intercept": 0}])

@@ -121,7 +121,7 @@ def read_card_file(path: str | os.PathLike, checkpoint: Checkpoint) -> tuple[Car
         values = tomllib.loads(text)
     except OSError as error:
         raise MedDPMError(f"{path} cannot be read ({error.strerror}): check the path") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise MedDPMError(f"{path} is no card in TOML ({error!s:.200}): meddpm models card writes one") from error
     return _Reader(path, text, checkpoint).read(values)
 

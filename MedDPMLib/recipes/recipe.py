@@ -160,7 +160,7 @@ def load_recipe(name_or_path: str | os.PathLike, overrides: Sequence[str] = ()) 
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise MedDPMError(f"the recipe {path} cannot be read ({error.strerror}): check the path") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise MedDPMError(f"the recipe {path} is not TOML: {error!s:.200}") from error
     try:
         values = current_tables({"name": path.stem, **values})
@@ -374,7 +374,7 @@ def _override(values: dict[str, Any], override: str) -> None:
         raise MedDPMError(f"{quoted(override)} sets nothing: write field=value, as in training.learning_rate=1e-4")
     try:
         value = tomllib.loads(f"value = {written}")["value"]
-    except (tomllib.TOMLDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         value = written.strip()  # text; where none is wanted, the rule of the field says what is
     place: Any = values
     path = current_path(name).split(".")

@@ -171,7 +171,7 @@ def parse_definition(text: str, source: str) -> Definition:
 
     try:
         table = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise MedDPMError(f"{source} is damaged ({error!s:.200}): get the study again from its organizer") from error
     if table.get("format") != FORMAT:
         raise MedDPMError(
