@@ -14,12 +14,13 @@ from MedDPMLib.imaging.geometry import Geometry
 from MedDPMLib.imaging.nifti import read_nifti
 from MedDPMLib.imaging.text_headers import Damaged, TextHeader, read_text_header
 from MedDPMLib.imaging.volume import Volume
-from MedDPMLib.runtime.content import describe_content, read_head
+from MedDPMLib.runtime.content import describe_content, read_head, volume_format
 from MedDPMLib.runtime.files import atomic_write
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 #: What nibabel reads beside them: FreeSurfer's files, and pairs of Analyze or NIfTI.
-_NIBABEL_SUFFIXES = (*NIFTI_SUFFIXES, ".mgz", ".mgh", ".hdr", ".img")
+_PAIR_SUFFIXES = (".hdr", ".img")
+_NIBABEL_SUFFIXES = (*NIFTI_SUFFIXES, ".mgz", ".mgh", *_PAIR_SUFFIXES)
 #: Read through SimpleITK, whose world is LPS.
 ITK_SUFFIXES = (".seg.nrrd", ".nrrd", ".nhdr", ".mha", ".mhd")
 SUFFIXES = _NIBABEL_SUFFIXES + ITK_SUFFIXES
@@ -58,10 +59,12 @@ def read_volume(path: str | os.PathLike, *, geometry: str | None = None, compone
     """
     path = Path(path)
     suffix = check_readable(path)
-    if suffix in _NIBABEL_SUFFIXES:
-        array, ijk_to_ras, notes = _read_nifti(path, geometry)
-    else:
-        array, ijk_to_ras, notes = _read_itk(path)
+    form = None if suffix in _PAIR_SUFFIXES else volume_format(read_head(path))
+    by_name = suffix in ITK_SUFFIXES
+    by_itk = by_name if form is None else form in ("NRRD", "MetaImage")
+    array, ijk_to_ras, notes = _read_itk(path) if by_itk else _read_nifti(path, geometry)
+    if by_itk != by_name:
+        notes += (f"{path.name} is {form}, although its name does not indicate it",)
     if component is not None and array.ndim == 4:
         if not 0 <= component < len(array):
             raise MedDPMError(f"{path} has {len(array)} volumes: number {component} is not among them")
@@ -92,9 +95,10 @@ def check_readable(path: Path) -> str:
             )
         if not path.is_file():
             raise MedDPMError(f"{path} does not exist: check the path")
-        content = describe_content(read_head(path))
+        head = read_head(path)
     except OSError as error:
         raise MedDPMError(f"{path} cannot be opened ({error.strerror}): check the path and its permissions") from error
+    content = "a zip archive: unpack it first" if head.startswith(b"PK\x03\x04") else describe_content(head)
     if content is not None:
         raise MedDPMError(f"{path} is {content}")
     suffix = volume_suffix(path)

@@ -133,7 +133,8 @@ def choose_reading(
     if possible:
         # No convention need be right: what it looks like in any order is asked about, too.
         ordered = None if any(map(_is_typical, possible)) else _in_some_order(array, geometry, volumes, scheme)
-        raise _asked([*([ordered] if ordered else []), *possible], volumes)
+        own = next((one for one in readings if one.numbering.name == scheme.own_numbering and one.doubts), None)
+        raise _asked([*([ordered] if ordered else []), *possible], volumes, own)
     raise _implausible(readings, array, geometry, volumes, scheme)
 
 
@@ -278,7 +279,11 @@ def _lower(name: str) -> str:
 # What is asked ---------------------------------------------------------------------------------------
 
 
-def _asked(readings: Sequence[Reading], volumes: Mapping[int, float]) -> AmbiguousLabels:
+def _asked(
+    readings: Sequence[Reading], volumes: Mapping[int, float], implausible: Reading | None = None
+) -> AmbiguousLabels:
+    """What to choose from. ``implausible`` is what the file would be taken for, if anything, were it not for its
+    volumes: a wrong spacing is seen there."""
     readings = sorted(readings, key=lambda one: (-one.nesting.value, len(one.numbering.meanings)))
     choices = "; ".join(f"{_quoted(one.numbering.name)} ({one.describe()})" for one in readings[:_MOST_LISTED])
     if len(readings) > _MOST_LISTED:
@@ -287,6 +292,8 @@ def _asked(readings: Sequence[Reading], volumes: Mapping[int, float]) -> Ambiguo
     fact = f"the values {values} can mean different things"
     if len(readings) == 1:
         fact = f"the values {values} fit one label convention, but can mean something else"
+    if implausible is not None and len(readings) == 1:
+        fact += f' (in "{implausible.numbering.name}" they would be {"; ".join(implausible.doubts[:2])})'
     return AmbiguousLabels(
         fact,
         readings,
@@ -308,7 +315,8 @@ def _implausible(
     volumes: Mapping[int, float],
     scheme: LabelScheme,
 ) -> AmbiguousLabels:
-    closest = min(readings, key=lambda one: (len(one.doubts), -one.nesting.value, len(one.numbering.meanings)))
+    own = scheme.own_numbering
+    closest = min(readings, key=lambda one: (len(one.doubts), -one.nesting.value, one.numbering.name != own))
     why = (
         "they would be " + "; ".join(closest.doubts[:2])
         if closest.doubts

@@ -30,6 +30,7 @@ from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.masks.numberings import has_side, label_named
 from MedDPMLib.masks.regions import lone_regions
 from MedDPMLib.masks.schemes import Code, Label, LabelScheme
+from MedDPMLib.runtime.content import read_head, volume_format
 from MedDPMLib.runtime.files import atomic_write
 from MedDPMLib.validation import quoted
 
@@ -70,7 +71,8 @@ class Segment:
 def holds_segments(path: str | os.PathLike) -> bool:
     """Whether the file says in its header which segments it holds. Its voxels are not read."""
     path = Path(path)
-    if check_readable(path) not in (SUFFIX, ".nrrd", ".nhdr"):
+    check_readable(path)
+    if volume_format(read_head(path)) != "NRRD":
         return False
     return any(re.fullmatch(r"Segment\d+_(ID|Name)", key) for key in read_text_header(path).keys)
 
