@@ -154,8 +154,7 @@ def test_names_do_not_decide_about_the_format(tmp_path, written, named):
     read = read_volume(renamed)
     np.testing.assert_array_equal(read.array, volume.array)
     assert read.geometry.is_close(volume.geometry, 1e-3)
-    text = (".nrrd", ".mha", ".seg.nrrd")
-    assert any("although its name" in note for note in read.notes) or (written in text) == (named in text)
+    assert any("although its name" in note for note in read.notes) == (not named.endswith(written))
 
 
 @pytest.mark.parametrize("name", ["a.mgz", "a.mgh", "a.hdr", "a.img"])

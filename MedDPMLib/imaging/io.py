@@ -25,6 +25,13 @@ _NIBABEL_SUFFIXES = (*NIFTI_SUFFIXES, ".mgz", ".mgh", *_PAIR_SUFFIXES)
 ITK_SUFFIXES = (".seg.nrrd", ".nrrd", ".nhdr", ".mha", ".mhd")
 SUFFIXES = _NIBABEL_SUFFIXES + ITK_SUFFIXES
 
+_SUFFIXES_OF = {
+    "NIfTI": NIFTI_SUFFIXES,
+    "MGH": (".mgz", ".mgh"),
+    "NRRD": (".seg.nrrd", ".nrrd", ".nhdr"),
+    "MetaImage": (".mha", ".mhd"),
+}
+
 #: What stands in the NIfTI header of everything that is generated: it must not be mistaken for a patient.
 SYNTHETIC = "synthetic, MedDPM"
 
@@ -60,10 +67,9 @@ def read_volume(path: str | os.PathLike, *, geometry: str | None = None, compone
     path = Path(path)
     suffix = check_readable(path)
     form = None if suffix in _PAIR_SUFFIXES else volume_format(read_head(path))
-    by_name = suffix in ITK_SUFFIXES
-    by_itk = by_name if form is None else form in ("NRRD", "MetaImage")
+    by_itk = suffix in ITK_SUFFIXES if form is None else form in ("NRRD", "MetaImage")
     array, ijk_to_ras, notes = _read_itk(path) if by_itk else _read_nifti(path, geometry)
-    if by_itk != by_name:
+    if form is not None and suffix not in _SUFFIXES_OF[form]:
         notes += (f"{path.name} is {form}, although its name does not indicate it",)
     if component is not None and array.ndim == 4:
         if not 0 <= component < len(array):
