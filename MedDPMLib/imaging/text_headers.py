@@ -21,7 +21,7 @@ _LONGEST_HEADER = 1 << 24
 
 #: The longest name, value of a field, and value of a field of MetaImage that is copied to a short buffer, in bytes.
 #: Parsers have 255, 1025 and 255 for them and for what they say about them.
-_LONGEST_NAME, _LONGEST_VALUE, _LONGEST_TEXT = 200, 490, 200
+_LONGEST_NAME, _LONGEST_VALUE, _LONGEST_TEXT = 200, 490, 250
 
 #: The most axes that MetaImage, and more than any image, can have.
 _MOST_AXES = 10
