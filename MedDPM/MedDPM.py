@@ -7,6 +7,7 @@ import importlib
 import os
 import sys
 from contextlib import suppress
+from functools import partial
 from typing import Annotated
 
 import qt
@@ -32,6 +33,9 @@ from MedDPMLib.inference.settings import SETTINGS, GenerationSettings  # needs n
 
 #: The settings of the section Advanced, in the order of its rows.
 ADVANCED = ("sampler", "steps", "device", "precision", "memory", "guidance", "space", "appearance")
+
+#: Libraries that take a tenth of a second and more to import.
+_LIBRARIES = ("SimpleITK", "nibabel")
 
 #: The brain of medium width, for the module's test.
 _SAMPLE = "ventricles-medium"
@@ -108,6 +112,17 @@ def addTemplate(name):
     return segmentation
 
 
+def importing():
+    """The work of importing what painting and export need: in a thread, which leaves the application responsive."""
+
+    def load(library):
+        with suppress(ImportError):  # asked for when it is needed
+            importlib.import_module(library)
+
+    for library in _LIBRARIES:
+        yield partial(load, library)
+
+
 def choices(name):
     """The choices of the setting called ``name`` as an enumeration, whose names a saved scene keeps."""
     setting = SETTINGS[name]
@@ -179,10 +194,6 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         from MedDPMLib.scene.watch import watch
 
         ScriptedLoadableModuleWidget.setup(self)
-        # Here a wait is expected: while a library is loaded the application stands still.
-        for library in ("SimpleITK", "nibabel"):
-            with suppress(ImportError):  # asked for when it is needed
-                importlib.import_module(library)
         uiWidget = slicer.util.loadUI(self.resourcePath("UI/MedDPM.ui"))
         self.layout.addWidget(uiWidget)
         add_rows(slicer.util.childWidgetVariables(uiWidget).advancedSection.layout(), ADVANCED)
@@ -195,7 +206,7 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.appearance = AppearanceRows(self.ui)
         self.results = ResultsSection(self.ui)
         self.guide = Guide(self.ui)  # folds sections: what is hidden in them is so before
-        self._surfaces = BackgroundWork()
+        self._surfaces, self._imports = BackgroundWork(), BackgroundWork()
         self.completion = Completion()
         self.completion.ended.connect(self.onCompleted)
         self.ui.completeButton.clicked.connect(self.onComplete)
@@ -263,6 +274,7 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.scan.stop()
         watch.recognition.recognized.disconnect(self.onRecognized)
         self._surfaces.stop()
+        self._imports.stop()
         self.completion.stop()
 
     def enter(self):
@@ -377,14 +389,14 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if self.ui.surfaceBox.checked and segmentation is not None:
             brain = brain or not has_brain(segmentation)
             work = showing(segmentation, brain=brain)
-            self._surfaces.start(work, lambda _nothing: self.showSurfaces(), self.onSurfacesFailed)
+            self._surfaces.start(work, lambda _nothing: self.showSurfaces(), self.onFailed)
 
     def onSlowSurfaces(self):
         """Slicer's own surfaces have been removed from the mask: these take their place."""
         self.ui.surfaceBox.checked = True
         self.makeSurfaces()
 
-    def onSurfacesFailed(self, error):
+    def onFailed(self, error):
         raise error
 
     def showGuide(self):
@@ -432,6 +444,7 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         from MedDPMLib.errors import MedDPMError
         from MedDPMLib.scene import dependencies
 
+        self._imports.start(importing(), lambda _nothing: None, self.onFailed)
         if self.models.card is not None and not self.logic.client.busy and not dependencies.missing():
             with suppress(MedDPMError):  # reported at the next click
                 self.logic.client.load(self.models.entry.name)

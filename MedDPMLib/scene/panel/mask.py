@@ -62,6 +62,8 @@ class MaskSection:
         self.editor.segmentationNodeSelectorVisible = False
         self.editor.setEffectNameOrder(_EFFECTS)
         self.editor.unorderedEffectsVisible = False
+        if hasattr(self.editor, "show3DButtonVisible"):  # the panel has surfaces of its own, which do not slow it down
+            self.editor.show3DButtonVisible = False
         # Where the module is the first to be opened, effects are registered later.
         slicer.qSlicerSegmentEditorEffectFactory.instance().connect("effectRegistered(QString)", self._on_effect)
         # What the views show is decided here; the editor would replace what lies over its source volume.
