@@ -236,6 +236,7 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.mask.surfaced.connect(self.onSlowSurfaces)
         self.results.again.connect(self.onAgain)
         self.ui.undoButton.clicked.connect(self.onUndo)
+        self.ui.releaseButton.clicked.connect(self.onRelease)
         self.ui.surfaceBox.toggled.connect(self.onSurface)
         self.logic.generator.progressed.connect(self.onProgressed)
         self.logic.generator.ended.connect(self.onEnded)
@@ -300,7 +301,7 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.logic.stop()
         self.results.close_scene()
         self._surfaces.stop()
-        self.completion.stop()
+        self.completion.cancel()
         self.setParameterNode(None)
         self.mask.close_scene()
 
@@ -435,8 +436,11 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if self.parent.isEntered:
             self._warmUp.start()
 
+    def onRelease(self, checked=None):
+        self.scan.cancel()  # the worker has ended, and with it what it did
+
     def onModelRemoving(self):
-        if self.logic.generator.order is None:
+        if self.logic.generator.order is None and not self.scan.busy:
             self.logic.client.stop()  # no file can be removed on Windows while it is open
 
     def onWarmUp(self):
@@ -458,6 +462,7 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if segmentation is not self._segmentation:  # the message refers to another mask
             self._segmentation = segmentation
             self.run.clear()
+        self.logic.generator.looked_at = segmentation
         self.mask.set_segmentation(segmentation)
         self.display.show_mask(segmentation)
         self._sweep.start()
@@ -523,6 +528,8 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onMaskEdited(self):
         """The newest edit wins: an order in progress is cancelled."""
+        from MedDPMLib.errors import MedDPMError
+
         self.guide.painted()
         self.showGuide()
         self.makeSurfaces(brain=False)
@@ -536,7 +543,13 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             return
         latest = self.logic.generator.latest
         same = latest is not None and latest.segmentation is self._parameterNode.segmentation
-        self.run.start(self.makeOrder(latest.seeds, self.logic.generator.nodes) if same else self.makeOrder())
+        same = same and latest.card.name == self.models.card.name
+        try:
+            order = self.makeOrder(latest.seeds, self.logic.generator.nodes) if same else self.makeOrder()
+        except MedDPMError as error:
+            self.run.say(error)
+            return
+        self.run.start(order)
 
     def onAgain(self, nodes):
         from MedDPMLib.errors import MedDPMError
@@ -544,6 +557,11 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
         try:
             order = self.logic.makeOrderAgain(nodes)
+            self.ui.segmentationSelector.setCurrentNode(order.segmentation)
+            if self.models.card is not None and self.models.card.scheme == order.card.scheme:
+                if not self.mask.labels.ask():
+                    return
+                order = self.logic.makeOrderAgain(nodes)
         except MedDPMError as error:
             say(self.ui.resultMessage, error)
             return

@@ -189,6 +189,7 @@ class ResultsSection:
         node = next((node for node in nodes if volumes.modality_of(node) == looked_at), nodes[0])
         segmentation = node.GetNodeReference(volumes.SEGMENTATION_ROLE)
         if segmentation is not None:
+            self._ui.segmentationSelector.setCurrentNode(segmentation)  # what is seen is what is painted
             show_only(segmentation)
             show_outline(segmentation, True)
         show_background(node, fit=False)
