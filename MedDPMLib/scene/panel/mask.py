@@ -212,7 +212,7 @@ class MaskSection:
             show_background(source, fit=new)
 
     def _is_foreign(self, node: slicer.vtkMRMLVolumeNode) -> bool:
-        """Whether ``node`` was generated from another segmentation; one that was loaded from a file may be of this one."""
+        """Whether ``node`` was generated from another segmentation, as far as is known of it."""
         made_from = node.GetNodeReference(volumes.SEGMENTATION_ROLE)
         loaded = made_from is None and node.GetStorageNode() is not None
         return volumes.is_synthetic(node) and made_from is not self._segmentation and not loaded
