@@ -77,6 +77,7 @@ def test_what_is_made_of_one_mask_does_not_come_under_another(panel, application
     one, other = small_segmentation(panel, name="One"), small_segmentation(panel, name="Other")
     panel.ui.segmentationSelector.setCurrentNode(one)
     application.processEvents()
+    panel.ui.previewBox.checked = False  # where one goes, the views are looked after
     begin(panel, 20)
     panel.ui.segmentationSelector.setCurrentNode(other)
     application.processEvents()
