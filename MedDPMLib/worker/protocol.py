@@ -202,8 +202,8 @@ class Progress(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Preview(Event):
-    """What forms after ``step``: the first of the modalities wanted, a float32 (k, j, i) file under its name, on the
-    model's grid, placed by ``ijk_to_ras``.
+    """What forms after ``step`` (0: a coarse image before the first): the first of the modalities wanted, a file
+    (k, j, i) under its name, on the model's grid, placed by ``ijk_to_ras``.
 
     The client removes the file when it has read it, and that is what lets the next preview come. When the request
     has ended it is gone.
@@ -211,7 +211,7 @@ class Preview(Event):
 
     id: str = field(_ID)
     sample: int = field(_POSITIVE)
-    step: int = field(_POSITIVE)
+    step: int = field(_COUNT)
     steps: int = field(_POSITIVE)
     files: dict[str, str] = field(_FILES)
     ijk_to_ras: list[list[float]] = field(_MATRIX)
