@@ -17,9 +17,10 @@ from MedDPMLib.cli.app import app
 from MedDPMLib.diffusion.schedule import make_schedule
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.geometry import Geometry
+from MedDPMLib.imaging.io import write_nifti
 from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.inference.generation import generate
-from MedDPMLib.masks.mask import Mask
+from MedDPMLib.masks.mask import Mask, read_mask
 from MedDPMLib.masks.scheme_files import read_scheme
 from MedDPMLib.models.card import Card, known_cards, official_cards
 from MedDPMLib.models.card_file import card_template, read_card_file
@@ -248,7 +249,7 @@ def renamed(prefix: str, state: dict) -> dict:
 @pytest.mark.parametrize(
     "content",
     [
-        lambda: {"step": 3, "model": flat(), "ema": flat(), "opt": {"state": {0: {"step": torch.tensor(1.0)}}}, "lr": 0.1},
+        lambda: {"step": 3, "model": flat(), "ema": flat(), "opt": {"state": {0: {"step": torch.ones(1)}}}, "lr": 0.1},
         lambda: {"model": flat(), "ema": {}},
         lambda: {"ema": renamed("module.", flat())},
         lambda: {"state_dict": renamed("model.", flat())},
@@ -362,6 +363,22 @@ def test_gliomagen_is_recognized_without_a_card(tmp_path, attention):
     assert caught.value.code == "card-needed"
     with pytest.raises(MedDPMError, match="family"):
         read_checkpoint(saved(tmp_path / "c.pt", state, None))
+
+
+def test_a_file_of_brats_2024_lacks_only_the_brain(tmp_path):
+    """Its cavity is no brain around the tumor; with the brain from an image each value gets the channel of its part."""
+    place = Geometry((60, 60, 50), np.diag([3.0, 3, 3, 1]))
+    k, j, i = np.indices(place.shape)
+    far = np.sqrt((k - 25) ** 2 + (j - 30) ** 2 + (i - 35) ** 2)
+    file = np.select([far < 2, far < 4, far < 5, far < 8], [4, 1, 3, 2], 0).astype(np.uint8)
+    brain = (k - 25) ** 2 + (j - 30) ** 2 + (i - 30) ** 2 < 21**2
+    path = tmp_path / "BraTS-GLI-02073-100-seg.nii.gz"
+    write_nifti(path, Volume(file, place))
+    with pytest.raises(MedDPMError, match='no brain area.*values read as "brats-2024"'):
+        read_mask(path, GLIOMAGEN.scheme)
+    mask = read_mask(path, GLIOMAGEN.scheme, brain_from=Volume(brain * np.float32(100), place))
+    assert 'read as "brats-2024", by names' in mask.notes[0]
+    np.testing.assert_array_equal(mask.volume.array, np.array([0, 2, 3, 4, 5])[file] + (brain & (file == 0)))
 
 
 # Cards -----------------------------------------------------------------------------------------------

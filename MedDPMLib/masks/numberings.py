@@ -229,6 +229,11 @@ def brain_parts() -> Set[str]:
     return _data()["brain_parts_ml"].keys()
 
 
+def other_parts() -> Set[str]:
+    """Names of labels that are neither tumor nor brain: what a treatment leaves."""
+    return _data()["other_parts_ml"].keys()
+
+
 def plausible_ml(part: str, scheme: LabelScheme) -> tuple[float, float]:
     """The least and the most that ``part`` (a label's name) measures, in ml, in a file that is read into ``scheme``.
 

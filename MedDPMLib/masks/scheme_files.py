@@ -279,10 +279,11 @@ def _odd(labels: dict[int, Any], lines: _Lines) -> list[Problem]:
     return problems
 
 
-def _field(message: str) -> str | None:
+def _field(message: str) -> str:
     """The field that a message of :func:`read_label` is about."""
     said = message.partition('":')[2]  # behind the label's name
-    return next((key for key in _OF_A_LABEL if re.search(rf"\b{key}\b", said)), "name")
+    found = re.search(rf"\b({'|'.join(_OF_A_LABEL)})\b", said)
+    return found[1] if found else "name"
 
 
 def _line_of(message: str, lines: _Lines) -> int | None:
