@@ -34,7 +34,7 @@ def test_cmake_installs_every_file_of_the_library():
     there = files(library)
     assert set(scripts) == {name for name in there if name.endswith(".py")}
     schemes = {name for name in there if re.fullmatch(r"resources/schemes/[^/]+\.json", name)}  # found by a pattern
-    assert "RELATIVE ${CMAKE_CURRENT_SOURCE_DIR} resources/schemes/*.json)" in (library / "CMakeLists.txt").read_text()
+    assert "CONFIGURE_DEPENDS resources/schemes/*.json)" in (library / "CMakeLists.txt").read_text()
     assert schemes and set(resources) == {name for name in there if not name.endswith(".py")} - schemes
 
 
