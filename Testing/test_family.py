@@ -47,7 +47,7 @@ def networks(draw) -> dict:
         "condition_channels": draw(st.integers(1, 24)),
         "base": draw(st.sampled_from([32, 64, 96])),
         "multipliers": multipliers,
-        "blocks": draw(st.integers(1, 2)),
+        "blocks": draw(st.integers(1, 4)),
         "attention": draw(st.lists(st.sampled_from(levels), unique=True).map(sorted)),
     }
 

@@ -18,6 +18,7 @@ from MedDPMLib.imaging.geometry import Geometry
 from MedDPMLib.imaging.io import write_nifti
 from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.masks.numberings import find_numbering, numberings
+from MedDPMLib.masks.said import segment_labels
 from MedDPMLib.masks.scheme_files import check_scheme, find_scheme, read_scheme, scheme_toml
 from MedDPMLib.masks.scheme_sources import draft_scheme
 from MedDPMLib.masks.schemes import Code, Convention, Label, LabelScheme, load_scheme, scheme_names
@@ -289,6 +290,19 @@ def test_values_beyond_255_are_numbered_anew(tmp_path):
     assert dict(scheme.conventions[0].meanings) == {17: "Left-Hippocampus", 1002: "Cortex"}
     array = np.array([[[17, 1002, 0]]], np.uint16)
     assert find_numbering(scheme, "lut-files").translate(array).tolist() == [[[1, 2, 0]]]
+
+
+def test_a_label_with_a_comma_can_be_said(tmp_path):
+    scheme = find_scheme(saved(tmp_path, ORGANS.replace('"Left kidney"', '"Kidney, left"')))
+    numbering = find_numbering(scheme, "30=Kidney, left, 40=spleen,50=none")
+    assert dict(numbering.values) == {30: 2, 40: 5, 50: 0}
+    assert segment_labels(scheme, "left one=kidney, left,x=none") == {
+        "left one": scheme.label_by_name("Kidney, left"),
+        "x": None,
+    }
+    for wrong in ("30=Kidney, right", "30=spleen,x=liver"):
+        with pytest.raises(MedDPMError, match="no label|does not define"):
+            find_numbering(scheme, wrong)
 
 
 def test_from_a_source_to_a_valid_file(tmp_path):

@@ -149,9 +149,14 @@ def named_numbering(scheme: LabelScheme, names: Mapping[int, str], name: str, ti
     return Numbering(name, title, known, meanings)
 
 
+def definitions(text: str) -> list[str]:
+    """The parts "1=liver" of ``text``. A comma in the name of a label separates none: no "=" follows before the next."""
+    return re.split(r",(?=[^,]*=)", text)
+
+
 def _written_out(scheme: LabelScheme, text: str) -> Numbering:
     values, meanings, names = {}, {}, {}
-    for part in text.split(","):
+    for part in definitions(text):
         match = re.fullmatch(r"\s*(\d{1,5})\s*=\s*(.+?)\s*", part)
         if match is None or not 0 < int(match[1]) < 65_536 or int(match[1]) in meanings:
             raise MedDPMError(f'"{part}" in "{text}" does not define a value: write 1=necrosis,2=edema')
