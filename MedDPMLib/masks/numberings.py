@@ -150,7 +150,7 @@ def named_numbering(scheme: LabelScheme, names: Mapping[int, str], name: str, ti
 
 
 def definitions(text: str) -> list[str]:
-    """The parts "1=liver" of ``text``. A comma in the name of a label separates none: no "=" follows before the next."""
+    """The parts "1=liver" of ``text``; a comma in a label's name separates none, because no part follows it."""
     return re.split(r",(?=[^,]*=)", text)
 
 
