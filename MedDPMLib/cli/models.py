@@ -65,10 +65,16 @@ def import_model(
 
     The published networks of Med-DDPM and GliomaGen are recognized. Any other network of the family needs a card.
     """
+    from MedDPMLib.models.bundle import bundle_hash
     from MedDPMLib.models.store import ModelStore
 
     entry = ModelStore().add(file, name, card)
     typer.echo(f"{entry.name} installed: {entry.path}")
+    if card is None and bundle_hash(file) != entry.hash:
+        typer.echo(
+            f"It was recognized as {entry.card.title}. If it was trained with other labels or images, remove it, and"
+            " import it with a card: meddpm models card writes one."
+        )
 
 
 @app.command("card")
