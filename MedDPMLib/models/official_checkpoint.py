@@ -234,6 +234,7 @@ def _recognized(weights: Mapping[str, Tensor], tables: Mapping[str, Tensor]) -> 
         if closest is None or shared > closest[0]:
             closest = shared, card, mismatch
     shared, card, mismatch = closest
+    is_close = 2 * shared >= len(found)
     try:
         network = describe_network(found)
     except MedDPMError as error:
@@ -242,8 +243,8 @@ def _recognized(weights: Mapping[str, Tensor], tables: Mapping[str, Tensor]) -> 
             raise MedDPMError(
                 f"not a Med-DDPM checkpoint: {_expectation()}; found were {len(found)} tensors, {first}"
             ) from None
-        if FIRST in found and 2 * shared < len(found):
-            raise error  # it is closer to a network of its own
+        if FIRST in found and not is_close:
+            raise error  # what it lacks as a network of its own
         raise MedDPMError(
             f"neither of the published Med-DDPM networks; compared with {card.name}, the closest: {mismatch}"
         ) from None
@@ -253,8 +254,9 @@ def _recognized(weights: Mapping[str, Tensor], tables: Mapping[str, Tensor]) -> 
             kept = {name: value for name, value in network.items() if not name.endswith("_channels")}
             return replace(other, network=kept)
     checkpoint = Checkpoint(Path(), weights, network, schedule)
+    unlike = f"; unlike {card.name}: {mismatch}" if is_close else ""
     raise MedDPMError(
-        f"a network of Med-DDPM's family that is none of the published ones ({checkpoint.describe()})",
+        f"a network of Med-DDPM's family that is none of the published ones ({checkpoint.describe()}{unlike})",
         remedy="names and shapes do not say which modalities and labels these are: describe it in a card",
         code="card-needed",
     )
