@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from test_bundle import CARD, random_state
+from typer.testing import CliRunner
 
+from MedDPMLib.cli.app import app
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.models import store as store_module
 from MedDPMLib.models.bundle import bundle_hash, write_bundle
@@ -167,7 +169,7 @@ def test_the_users_folder_is_chosen_by_argument_then_environment(tmp_path, monke
     assert ModelStore().folder.parts[-2:] == ("MedDPM", "models")
 
 
-def test_an_official_checkpoint_becomes_a_bundle_with_the_same_weights(store, tmp_path):
+def test_an_official_checkpoint_becomes_a_bundle_with_the_same_weights(store, tmp_path, monkeypatch):
     card = official_cards()[1]
     shapes = state_shapes(card.network_description)
     state = {name: torch.tensor(i / 512).expand(shape) for i, (name, shape) in enumerate(shapes.items())}
@@ -179,6 +181,11 @@ def test_an_official_checkpoint_becomes_a_bundle_with_the_same_weights(store, tm
     assert read_card == card and all(torch.equal(read[name], state[name]) for name in state)
     assert store.find(path).card == card
     assert store.add(path) == entry
+    # The command says for which network it takes it; a bundle says so itself.
+    monkeypatch.setenv("MEDDPM_MODELS", str(store.folder))
+    for file, said in ((path, True), (entry.path, False)):
+        result = CliRunner().invoke(app, ["models", "import", str(file)])
+        assert result.exit_code == 0 and (f"recognized as {card.title}" in result.output) is said
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"\x1f\x8b" + b"\0" * 20, b"PK\x03\x04", b"\x80\x02.", b"\0" * 400])

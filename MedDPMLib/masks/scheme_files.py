@@ -173,8 +173,7 @@ def _checked(data: Any, stem: str, lines: _Lines) -> tuple[LabelScheme | None, l
         if label is not None:
             labels[index] = label
     problems += _twice(labels, lines)
-    names = {text.casefold() for label in labels.values() for text in (label.name, *label.aliases)}
-    problems += _checked_numberings(whole, names, lines)
+    problems += _checked_numberings(whole, _names_in(whole["labels"]), lines)
     scheme = None
     if not problems:
         try:
@@ -182,7 +181,18 @@ def _checked(data: Any, stem: str, lines: _Lines) -> tuple[LabelScheme | None, l
         except MedDPMError as error:
             problems.append(Problem(_line_of(str(error), lines), str(error)))
     problems += _odd(labels, lines)
+    if scheme is not None and scheme.name in scheme_names() and scheme != load_scheme(scheme.name):
+        text = f'"{scheme.name}" is the name of a scheme with other labels that comes with MedDPM: choose another one'
+        problems.append(Problem(lines.top("name"), text, is_warning=True))
     return scheme, sorted(problems, key=lambda problem: (problem.line or 0, problem.is_warning))
+
+
+def _names_in(entries: list) -> set[str]:
+    """Names and aliases in the tables of labels, in small letters; of labels with another mistake, too."""
+    tables = [entry for entry in entries if isinstance(entry, dict)]
+    aliases = [entry["aliases"] for entry in tables if isinstance(entry.get("aliases"), list)]
+    texts = [*(entry.get("name") for entry in tables), *(alias for one in aliases for alias in one)]
+    return {text.casefold() for text in texts if isinstance(text, str)}
 
 
 def _checked_label(entry: Any, index: int, lines: _Lines) -> tuple[Any, list[Problem]]:
@@ -205,7 +215,8 @@ def _checked_numberings(data: dict[str, Any], names: set[str], lines: _Lines) ->
     listed = data.get("numberings", [])
     if not isinstance(listed, list):
         return [Problem(lines.top("numberings"), "numberings are a list of tables: [[numberings]]")]
-    problems = []
+    problems: list[Problem] = []
+    known = {data["own_numbering"]} if isinstance(data["own_numbering"], str) else set()
     for index, entry in enumerate(listed):
         if isinstance(entry, dict):
             problems += [
@@ -217,12 +228,16 @@ def _checked_numberings(data: dict[str, Any], names: set[str], lines: _Lines) ->
                 if key not in _OF_A_NUMBERING
             ]
         try:
-            read_convention(entry, names, "the scheme")
+            name = read_convention(entry, names, "the scheme").name
         except MedDPMError as error:
-            at = re.search(r"value (\d+)", str(error))
-            key = at[1] if at else "file_names" if "file" in str(error) else "values"
-            line = lines.of("numberings", index, key)
-            problems.append(Problem(line, str(error)))
+            at = re.search(r"value (\d+)|, not '(.+)'", str(error))
+            key = (at[1] or at[2]) if at else "file_names" if "file" in str(error) else "values"
+            problems.append(Problem(lines.of("numberings", index, key), str(error)))
+            continue
+        if name in known:
+            text = f'there is another numbering "{name}": each, and the scheme\'s own, needs its own name'
+            problems.append(Problem(lines.of("numberings", index, "name"), text))
+        known.add(name)
     return problems
 
 
@@ -253,7 +268,7 @@ def _odd(labels: dict[int, Any], lines: _Lines) -> list[Problem]:
     for index, label in labels.items():
         for name in (label.name, *label.aliases):
             other = names.setdefault(name.strip().casefold(), index)
-            if other != index:
+            if labels[other].name.casefold() != label.name.casefold():
                 text = f'"{name}" can mean "{labels[other].name}" and "{label.name}": the one listed first is taken'
                 problems.append(Problem(lines.of("labels", index, "aliases"), text, is_warning=True))
     entries = list(labels.items())
@@ -266,10 +281,11 @@ def _odd(labels: dict[int, Any], lines: _Lines) -> list[Problem]:
     return problems
 
 
-def _field(message: str) -> str | None:
+def _field(message: str) -> str:
     """The field that a message of :func:`read_label` is about."""
     said = message.partition('":')[2]  # behind the label's name
-    return next((key for key in _OF_A_LABEL if re.search(rf"\b{key}\b(?!\")", said)), "name")
+    found = re.search(rf"\b({'|'.join(_OF_A_LABEL)})\b", said)
+    return found[1] if found else "name"
 
 
 def _line_of(message: str, lines: _Lines) -> int | None:
@@ -311,9 +327,16 @@ def _parsed(text: str, path: Path) -> tuple[Any, _Lines]:
             if isinstance(tables, list):
                 starts[where] = [text.count("\n", 0, t.start) + 1 if isinstance(t, _Located) else 1 for t in tables]
         return data, _Lines(text, starts)
+    inside = None  # the list whose tables are written in braces, one a line
     for number, line in enumerate(text.splitlines(), 1):
         if header := re.match(r"\s*\[\[\s*\"?(\w+)\"?\s*\]\]", line):
             starts.setdefault(header[1], []).append(number)
+        elif opened := re.match(r"\s*(labels|numberings)\s*=\s*\[", line):
+            inside = opened[1]
+        elif line.lstrip().startswith("["):
+            inside = None
+        if inside and re.match(r"(.*=\s*\[)?\s*\{", line):
+            starts.setdefault(inside, []).append(number)
     return tomllib.loads(text), _Lines(text, starts)
 
 

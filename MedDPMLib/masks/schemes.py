@@ -241,7 +241,7 @@ class LabelScheme:
         if not any(label.tissue for label in labels):
             labels = _with_known_tissues(labels)
         if not labels:
-            raise MedDPMError(f"{where} has no labels: the file is damaged or was not made for this program")
+            raise MedDPMError(f"{where} has no labels")
         for what in ("value", "priority"):
             _check_unique([getattr(label, what) for label in labels], f"{where}: each label needs its own {what}")
         _check_unique([label.name.casefold() for label in labels], f"{where}: each label needs its own name")
@@ -310,6 +310,8 @@ def read_label(data: object, where: str) -> Label:
     tissue = data.get("tissue")
     if tissue is not None and tissue not in TISSUES:
         raise MedDPMError(f"{where}: the tissue has to be one of {', '.join(TISSUES)}")
+    if isinstance(data, dict) and "priority" not in data:
+        raise MedDPMError(f"{where} has no priority: give one to all labels of the scheme, or to none")
     return Label(
         value=_integer(_get(data, "value", where), 1, 255, f"{where}: value"),
         name=name,
@@ -346,7 +348,8 @@ def read_convention(data: object, names: Set[str], where: str) -> Convention:
                 f"{where}: the value {key} is called {quoted(meaning)}, which is no label: use its name, or none"
             )
         meanings.append((int(key), meaning))
-    patterns = tuple(_text(one, f"{where}: file_names") for one in data.get("file_names", ()) or ())
+    listed = _list(data, "file_names", where) if "file_names" in data else []
+    patterns = tuple(_text(one, f"{where}: file_names") for one in listed)
     for pattern in patterns:
         try:
             re.compile(pattern)
@@ -385,7 +388,7 @@ def _own_numbering(data: dict, values: set[int]) -> object:
 
 def _get(data: object, key: str, where: str) -> object:
     if not isinstance(data, dict) or key not in data:
-        raise MedDPMError(f"{where} has no {quoted(key)}: the file is damaged or was not made for this program")
+        raise MedDPMError(f"{where} has no {quoted(key)}, which is needed")
     return data[key]
 
 

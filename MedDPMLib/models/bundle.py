@@ -103,6 +103,17 @@ def read_bundle(path: str | os.PathLike) -> tuple[Card | SegmenterCard, dict[str
     return card, state
 
 
+def is_bare(path: str | os.PathLike) -> bool:
+    """Whether the file at ``path`` is one of safetensors that carries no card: others' weights, if it is whole."""
+    try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = file.read(length) if 2 <= length <= _MAX_HEADER else b""
+    except OSError:
+        return False
+    return header.startswith(b"{") and len(header) == length and f'"{_CARD_KEY}"'.encode() not in header
+
+
 def bundle_hash(path: str | os.PathLike) -> str:
     """SHA-256 of the file at ``path``, in hexadecimal."""
     digest = hashlib.sha256()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.models.bundle import SUFFIX, bundle_hash, read_bundle, read_card, write_bundle
+from MedDPMLib.models.bundle import SUFFIX, bundle_hash, is_bare, read_bundle, read_card, write_bundle
 from MedDPMLib.models.card import Card, check_name
 from MedDPMLib.models.segmenter_card import GENERATOR, SEGMENTER, SegmenterCard
 from MedDPMLib.runtime.files import atomic_write
@@ -208,13 +208,14 @@ def _card(path: Path) -> Card | SegmenterCard:
 
 
 def _is_checkpoint(path: Path) -> bool:
-    """Whether the file begins as a zip archive or a pickle does; a bundle's ninth byte opens its JSON header."""
+    """Whether the file begins as a zip archive or a pickle does, or has weights without a card; a bundle's ninth byte
+    opens its JSON header."""
     try:
         with open(path, "rb") as file:
             start = file.read(9)
     except OSError as error:
         raise MedDPMError(f"{path} cannot be read ({error.strerror}): check the path") from error
-    return start[8:] != b"{" and (start.startswith(b"PK") or start.startswith(b"\x80"))
+    return is_bare(path) if start[8:] == b"{" else start.startswith((b"PK", b"\x80"))
 
 
 def _user_folder() -> Path:
