@@ -49,7 +49,7 @@ QUALITIES = ("draft", "standard", "reference")
 AXES = ("zyx", "xyz")
 
 #: What a card of another program's network says beyond those of ours, and is left out where it says nothing new.
-_OF_OTHERS = ("constants", "axes", "image_range", "levels")
+_OF_OTHERS = ("constants", "axes", "image_range", "levels", "weights")
 
 _CARDS = RESOURCES / "cards"
 
@@ -68,6 +68,13 @@ _NUMBER = whole(1, 10**6)
 _NUMBERS = either(_NUMBER, list_of(_NUMBER, 0, 32, kind=list))
 #: Names of modalities are free.
 MODALITIES = list_of(NAME_RULE, 1, 16, unique=True)
+#: The file that holds a model's weights, if that is another model's.
+_WEIGHTS = table_with(
+    {
+        "file": matching(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,100}\.safetensors", "the name of a .safetensors file"),
+        "sha256": matching(r"[0-9a-f]{64}", "64 hexadecimal digits"),
+    }
+)
 #: How one level of a cascade is sampled.
 _LEVEL = table_with(
     {
@@ -181,6 +188,10 @@ class Card:
     #: the level before, which hides its faults. In deviations of what is drawn. Empty for networks of timesteps.
     levels: tuple[dict, ...] = field(list_of(_LEVEL, 0, len(CASCADE_LEVELS)), default=())
 
+    #: The bundle beside its own whose weights it uses, ``file`` and ``sha256``: two models may share weights and differ
+    #: in their masks. None: its own. :func:`MedDPMLib.models.bundle.write_sharing` sets it.
+    weights: dict | None = field(optional(_WEIGHTS), default=None)
+
     #: The name of :attr:`license` until version 0.1.
     licence = former_attribute("licence", "license")
 
@@ -265,6 +276,7 @@ class Card:
             "Qualities": "; ".join(f"{name}: {q['sampler']}, {q['steps']} steps" for name, q in self.qualities.items()),
             "Levels": "; ".join(map(_sampled, CASCADE_LEVELS, self.levels)),
             "Network": f"{self.network['kind']} ({numbers}), predicts {self.prediction}",
+            "Weights": f"those of {self.weights['file']}" if self.weights else "",
             "Its arrays": _arrays(self),
             "Schedule": f"{self.schedule['name']}, {self.schedule['timesteps']} timesteps",
             "Guidance": "supported" if self.label_dropout else "not supported: always trained with labels",
