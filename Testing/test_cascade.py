@@ -151,6 +151,35 @@ def test_the_coarser_image_is_kept():
     assert (images[2] - torch.nn.functional.interpolate(images[1][None], scale_factor=2.0)[0]).abs().max() > 0.01
 
 
+def test_what_a_network_without_knowledge_estimates_is_the_mean_of_a_normal_distribution():
+    """The best guess of x0 of unit variance from x = x0 + sigma noise, and nothing else, is x / (1 + sigma^2)."""
+    for level in _cascade().levels:
+        with torch.no_grad():
+            level.network.out.gain.zero_()
+            x, sigma = torch.randn(2, level.bands, 4, 4, 4), torch.tensor([0.1, 7.0])
+            encoded = torch.zeros(2, 8, 4, 4, 4)
+            clean, answer = level.estimate(x, sigma, sigma, torch.zeros(2, 22), encoded, torch.float32)
+        torch.testing.assert_close(clean, x / (1 + sigma**2)[:, None, None, None, None])
+        assert not answer.any()
+
+
+@pytest.mark.parametrize("index", [1, 2])
+def test_details_of_a_patch_are_those_of_the_whole(index):
+    """Beyond the reach of the convolutions nothing of the volume enters: patches meet without a seam."""
+    level = _cascade().levels[index]
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(1, level.bands, 8, 8, 64, generator=generator)
+    given = torch.randn(1, level.network.given_first.weight.shape[1] - 1, 8, 8, 64, generator=generator)
+    one, look = torch.ones(1), torch.randn(1, 22, generator=generator)
+    with torch.no_grad():
+        whole = level(x, one, one, look, given)
+        left, right = (level(x[..., part], one, one, look, given[..., part]) for part in (slice(40), slice(24, 64)))
+    assert whole.std() > 0.1
+    torch.testing.assert_close(left[..., :28], whole[..., :28], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(right[..., 12:], whole[..., 36:], atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(left[..., 32:], whole[..., 32:40], atol=1e-3)  # the edge itself does reach
+
+
 def test_looks_differ_by_the_seed_and_typical_is_the_median():
     cascade = _cascade()
     looks = [random_appearance(cascade, seed) for seed in (1, 1, 2)]
