@@ -219,7 +219,6 @@ def recipe_values(recipe: Recipe | SegmenterRecipe) -> dict[str, Any]:
         del values["validation"]
     if values.get("levels"):  # which say what the stages are, and the learning rates
         del values["stages"], values["training"]["learning_rate"]
-        values["levels"] = [{name: v for name, v in level.items() if v is not None} for level in values["levels"]]
     else:
         values.pop("levels", None)
     return values
@@ -359,8 +358,12 @@ def _take_levels(made: dict[str, Any]) -> None:
         return
     chosen = [level for level in levels if made.get("level") in (None, level.name)]
     stages = [
-        {"size": standard(made["scheme"]).grid.size, "iterations": level.iterations, "batch": level.batch}
-        | ({} if level.patch is None else {"patch": level.patch})
+        {
+            "size": standard(made["scheme"]).grid.size,
+            "iterations": level.iterations,
+            "batch": level.batch,
+            "patch": level.patch,
+        }
         for level in chosen or levels
     ]
     made["stages"] = _stages(stages)
