@@ -21,6 +21,7 @@ _FOR_EVALUATION = {
     "matplotlib": "matplotlib",
     "skimage": "scikit-image",
     "sklearn": "scikit-learn",
+    "statsmodels": "statsmodels",
 }
 
 
