@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from MedDPMLib.cli.checks import check_writable
-from MedDPMLib.cli.options import DeviceOption, OutOption
+from MedDPMLib.cli.options import DeviceOption, OutOption, PrecisionOption
 from MedDPMLib.cli.output import complain, print_table, show_progress
 from MedDPMLib.cli.shards import ShardOption, find_shard
 from MedDPMLib.runtime.packages import require
@@ -24,6 +24,7 @@ def experiment(
     ] = None,
     shard: ShardOption = None,
     device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
 ) -> None:
     """Train segmenters on real, synthetic and augmented data, and compare them on patients that none has seen.
 
@@ -47,11 +48,15 @@ def experiment(
     folder = ExperimentFolder(out, settings, split)
     jobs, share = jobs_of(settings), find_shard(shard)
     own = share.share_of(jobs)
-    place = choose_execution(share.device(device), "float32").device
+    execution = choose_execution(share.device(device), precision)
     iterations = settings.budget.iterations
     with show_progress(len(own) * iterations, "training") as progress:
         run_jobs(
-            folder, own, place, lambda job, done: progress.reach(own.index(job) * iterations + done, job.name), complain
+            folder,
+            own,
+            execution,
+            lambda job, done: progress.reach(own.index(job) * iterations + done, job.name),
+            complain,
         )
     results = [folder.result(job) for job in jobs]
     found = [result for result in results if result is not None]

@@ -16,13 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.experiment.cases import Split
 from MedDPMLib.experiment.examples import ArmExamples
 from MedDPMLib.experiment.recipe import REAL, ExperimentRecipe
 from MedDPMLib.experiment.training import Scores, SegmenterTraining, judge
+from MedDPMLib.runtime.device import Execution
 from MedDPMLib.runtime.files import atomic_write
 from MedDPMLib.runtime.versions import versions
 from MedDPMLib.validation import read_json
@@ -107,10 +106,10 @@ class ExperimentFolder:
         except (MedDPMError, OSError, KeyError, TypeError, ValueError):
             return None
 
-    def write(self, result: Result, device: torch.device) -> None:
+    def write(self, result: Result, execution: Execution) -> None:
         values = {
             "arm": result.job.arm, "seed": result.job.seed, "real_cases": result.job.count, "cases": result.cases,
-            "scores": result.scores, "curve": result.curve, "seconds": result.seconds, "device": str(device),
+            "scores": result.scores, "curve": result.curve, "seconds": result.seconds, "execution": execution.reason,
             "versions": versions(),
         }  # fmt: skip
         with atomic_write(self._of(result.job) / _RESULT) as temporary:
@@ -119,7 +118,7 @@ class ExperimentFolder:
     def run(
         self,
         job: Job,
-        device: torch.device,
+        execution: Execution,
         report: Callable[[int], None] = lambda iteration: None,
         tell: Callable[[str], None] = lambda sentence: None,
     ) -> Result:
@@ -129,11 +128,13 @@ class ExperimentFolder:
         cases = self.split.training(arm.data, job.count or 0, job.seed)
         examples = ArmExamples(self.recipe, arm, cases, job.seed)
         checkpoints = self._of(job) / "checkpoints"
-        training = SegmenterTraining(self.recipe, examples, self.split.validation, job.seed, checkpoints, device, tell)
+        training = SegmenterTraining(
+            self.recipe, examples, self.split.validation, job.seed, checkpoints, execution, tell
+        )
         training.run(report)
         scores = judge(training, self.split.test)
         result = Result(job, scores, len(cases), training.curve, round(time.monotonic() - started, 1))
-        self.write(result, device)
+        self.write(result, execution)
         shutil.rmtree(checkpoints, ignore_errors=True)
         return result
 
@@ -144,7 +145,7 @@ class ExperimentFolder:
 def run_jobs(
     folder: ExperimentFolder,
     jobs: Sequence[Job],
-    device: torch.device,
+    execution: Execution,
     progress: Callable[[Job, int], None] = lambda job, iteration: None,
     tell: Callable[[str], None] = lambda sentence: None,
 ) -> list[Result]:
@@ -153,7 +154,7 @@ def run_jobs(
     for job in jobs:
         result = folder.result(job)
         if result is None:
-            result = folder.run(job, device, lambda iteration, job=job: progress(job, iteration), tell)
+            result = folder.run(job, execution, lambda iteration, job=job: progress(job, iteration), tell)
         else:
             progress(job, folder.recipe.budget.iterations)
         results.append(result)

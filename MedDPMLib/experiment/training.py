@@ -23,6 +23,7 @@ from MedDPMLib.experiment.examples import ArmExamples, regions_of, whole_image
 from MedDPMLib.experiment.recipe import ExperimentRecipe
 from MedDPMLib.metrics.overlap import dice
 from MedDPMLib.metrics.surfaces import agreement
+from MedDPMLib.runtime.device import Execution
 from MedDPMLib.train.checkpoints import Checkpoints
 from MedDPMLib.train.examples import made_ahead
 
@@ -56,12 +57,12 @@ class SegmenterTraining:
         validation: Cases,
         seed: int,
         folder: Path,
-        device: torch.device,
+        execution: Execution,
         tell: Callable[[str], None],
     ) -> None:
-        self.recipe, self.examples, self.validation, self.device = recipe, examples, validation, device
+        self.recipe, self.examples, self.validation, self.execution = recipe, examples, validation, execution
         torch.manual_seed(seed)
-        self.network = build_segmenter(recipe).to(device)
+        self.network = build_segmenter(recipe).to(execution.device)
         budget = recipe.budget
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=budget.learning_rate, weight_decay=budget.weight_decay
@@ -81,7 +82,7 @@ class SegmenterTraining:
         losses = []
         wanted = range(self.iteration, budget.iterations)
         for images, regions in made_ahead(self.examples.batch, wanted, workers=1):
-            losses.append(self._step(images.to(self.device), regions.to(self.device)))
+            losses.append(self._step(images.to(self.execution.device), regions.to(self.execution.device)))
             if self.iteration % budget.checkpoint_every == 0 or self.iteration == budget.iterations:
                 self._judge(sum(losses) / len(losses))
                 losses = []
@@ -93,12 +94,19 @@ class SegmenterTraining:
     def segment(self, case: Case) -> np.ndarray:
         """The regions (R, D, H, W), boolean, of ``case`` on its own voxels."""
         self.network.eval()
-        image = whole_image(case, self.recipe).to(self.device)
-        scores = self.network(image) if self.recipe.patch is None else self._by_patches(image)
+        image = whole_image(case, self.recipe).to(self.execution.device)
+        with self._precision():
+            scores = self.network(image) if self.recipe.patch is None else self._by_patches(image)
+        scores = scores.float()
         shape = tuple(case.labels.shape)
         if tuple(scores.shape[2:]) != shape:
             scores = F.interpolate(scores, shape, mode="trilinear", align_corners=False)
         return (scores[0] > 0).cpu().numpy()
+
+    def _precision(self) -> torch.autocast:
+        """MONAI's networks keep float32 weights: their convolutions are computed in bfloat16 where that is faster."""
+        low = self.execution.dtype == torch.bfloat16
+        return torch.autocast(self.execution.device.type, torch.bfloat16, enabled=low)
 
     def _by_patches(self, image: Tensor) -> Tensor:
         part = tuple(reversed(self.recipe.patch or self.recipe.size))
@@ -109,7 +117,8 @@ class SegmenterTraining:
         self.network.train()
         for group in self.optimizer.param_groups:
             group["lr"] = budget.learning_rate * 0.5 * (1 + math.cos(math.pi * self.iteration / budget.iterations))
-        scores = self.network(images)
+        with self._precision():
+            scores = self.network(images).float()
         loss = self.overlap(scores, regions) + F.binary_cross_entropy_with_logits(scores, regions)
         self.optimizer.zero_grad()
         loss.backward()
