@@ -14,8 +14,8 @@ from MedDPMLib.metrics.paired import Estimate
 from MedDPMLib.runtime.files import atomic_write
 from MedDPMLib.version import __version__
 
-#: Okabe and Ito's colors, told apart by everyone, and markers for more arms than colors.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+#: Okabe and Ito's colors, which everyone can distinguish, and markers for more arms than colors.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#888888")
 _MARKERS = "osD^vPX"
 
 
@@ -84,7 +84,7 @@ def _differences(comparison: Comparison, region: str) -> str:
             axes.plot(row.difference.value, place, "o", color=_COLORS[0], markersize=5)
         axes.axvline(0, color="#888888", linewidth=0.8)
         axes.set(yticks=range(len(rows)), yticklabels=[row.arm for row in reversed(rows)], ylim=(-0.6, len(rows) - 0.4))
-        axes.set(xlabel=f"{region}: Dice, difference from {comparison.recipe.reference}")
+        axes.set(xlabel="difference of Dice", title=region)
         return svg(figure)
 
 
@@ -92,7 +92,7 @@ def _learning_curve(comparison: Comparison, region: str) -> str:
     """Mean Dice by the number of real patients, a line for each arm."""
     recipe = comparison.recipe
     counts = sorted(recipe.real_cases, key=lambda count: count or 10**9)
-    with figure_of(4.6, 3.2) as (figure, axes):
+    with figure_of(4.6, 3.6) as (figure, axes):
         for number, arm in enumerate(recipe.arms):
             rows = {
                 r.count: r.mean for r in comparison.rows if (r.arm, r.region, r.figure) == (arm.name, region, "dice")
@@ -107,10 +107,10 @@ def _learning_curve(comparison: Comparison, region: str) -> str:
             axes.plot(places, [rows[count].value for count in counts], label=arm.name, markersize=4, **style)
             for place, count in zip(places, counts, strict=True):
                 if rows[count].ci:
-                    axes.plot((place, place), rows[count].ci, color=style["color"], linewidth=0.6)
+                    axes.plot((place, place), rows[count].ci, color=style["color"], linewidth=0.6, alpha=0.6)
         axes.set(xticks=range(len(counts)), xticklabels=[real_patients(count) for count in counts])
         axes.set(xlabel="real patients to train on", ylabel=f"{region}: Dice")
-        axes.legend(frameon=False, fontsize=7)
+        figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=7)
         return svg(figure)
 
 
