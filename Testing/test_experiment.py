@@ -15,6 +15,7 @@ import torch
 from typer.testing import CliRunner
 
 from MedDPMLib.errors import MedDPMError
+from MedDPMLib.experiment.ablation import measured
 from MedDPMLib.experiment.cases import open_cases, patient_of
 from MedDPMLib.experiment.comparison import compare
 from MedDPMLib.experiment.examples import ArmExamples
@@ -22,6 +23,7 @@ from MedDPMLib.experiment.jobs import ExperimentFolder, Job, jobs_of, run_jobs
 from MedDPMLib.experiment.mixing import mixed, random_box, tumor_box
 from MedDPMLib.experiment.phantoms import phantoms
 from MedDPMLib.experiment.recipe import experiment_names, load_experiment
+from MedDPMLib.experiment.report import page
 from MedDPMLib.metrics.paired import holm, least_p, mean_with_interval, sign_test
 from MedDPMLib.metrics.surfaces import agreement
 from MedDPMLib.runtime.device import Execution
@@ -210,6 +212,8 @@ def test_synthetic_cases_of_patients_who_are_held_out_are_left_out(monkeypatch):
 def test_recipes_that_ship_have_the_arms_of_the_question():
     for name in experiment_names():
         recipe = load_experiment(name)
+        if name == "ablation":
+            continue
         arms = {(arm.data, arm.augmentation) for arm in recipe.arms}
         assert {(("real",), ()), (("synthetic",), ()), (("real", "synthetic"), ())} <= arms
         assert {method for _, methods in arms for method in methods} == {"classical", "mixup", "cutmix", "tumor-cutmix"}
@@ -261,8 +265,8 @@ def done(tmp_path_factory):
 def test_arms_differ_in_nothing_but_their_data(done):
     folder, results = done
     real, again, made = results
-    assert real.scores == again.scores and real.curve == again.curve, "the same data, weights, order and budget"
-    assert real.scores != made.scores
+    assert real.done == again.done, "the same data, weights, order and budget"
+    assert real.done != made.done
     found = compare(folder.recipe, folder.split, results)
     rows = [row for row in found.rows if row.arm == "again"]
     assert len(rows) == 9
@@ -286,7 +290,7 @@ def test_an_interrupted_job_resumes_and_ends_the_same(done, tmp_path):
     seen = [-9]
     resumed = other.run(real.job, CPU, seen.append)
     assert seen == [-9, 3, 4], "from the checkpoint of iteration 2"
-    assert resumed.scores == real.scores and resumed.curve == real.curve
+    assert resumed.done == real.done
     assert not list(tmp_path.rglob("*.pt")), "nothing is left of a job that is done"
 
 
@@ -343,7 +347,63 @@ def test_patches_and_a_coarser_grid_give_results_on_the_voxels_of_the_dataset(tm
     )
     folder = ExperimentFolder(tmp_path, recipe, open_cases(recipe))
     result = folder.run(Job("real", 3, 0), CPU)
-    assert len(result.scores) == 7 and all(score is None for _, _, score in result.curve)
+    assert len(result.done.scores) == 7 and all(score is None for _, _, score in result.done.curve)
+
+
+# Ablations -----------------------------------------------------------------------------------------
+
+#: A network of 8 channels for the phantoms, trained for two iterations.
+ABLATION = [
+    "base=brats-compact", "real=phantoms", "test=0.1", "seeds=[0]", "reference=x0",
+    'changes=["modalities=[\'t1ce\', \'flair\']", "network={kind=\'wavelet-unet\', channels=[8, 16]}",'
+    ' "stages=[{size=[24, 24, 16], iterations=2, batch=1}]", "schedule.timesteps=20", "training.warm_up=0",'
+    ' "dataset_grid={size=[24, 24, 16], spacing=[6, 6, 6], orientation=\'LPS\'}"]',
+    'arms=[{name="x0"}, {name="noise", changes=["prediction=noise"]}, {name="fewer steps", steps=2}]',
+]  # fmt: skip
+
+
+def test_an_ablation_compares_models_on_volumes_of_unseen_masks(tmp_path):
+    recipe = load_experiment("ablation", ABLATION)
+    split = open_cases(recipe)
+    folder = ExperimentFolder(tmp_path, recipe, split)
+    results = run_jobs(folder, jobs_of(recipe), CPU)
+    x0, noise, fewer = (result.done for result in results)
+    assert x0.curve == fewer.curve and x0.scores != fewer.scores, "the same training, sampled in fewer steps"
+    assert noise.curve != x0.curve
+    assert set(x0.scores) == set(split.test_patients) and x0.cases == 22
+    for figures in x0.scores[split.test_patients[0]].values():
+        assert set(figures) == {"ms_ssim", "mse", "label_means"} and np.isfinite(list(figures.values())).all()
+    found = compare(recipe, split, results)
+    assert len(found.rows) == 3 * 2 * 3 and found.about["arm noise"] == "prediction=noise"
+    assert run_jobs(folder, jobs_of(recipe), CPU) == results
+    assert "MS-SSIM" in page(found)
+
+
+def test_figures_of_an_image_with_itself_are_the_best():
+    image = np.random.default_rng(0).uniform(-1, 1, (16, 24, 24)).astype(np.float32)
+    labels = np.ones(image.shape, np.uint8)
+    labels[:, :12] = 2
+    assert measured(image, image, labels) == {"ms_ssim": pytest.approx(1), "mse": 0, "label_means": 0}
+    brighter = measured(np.where(labels == 2, image + 0.3, image), image, labels)
+    assert brighter["mse"] == pytest.approx(0.5 * 0.3**2, rel=1e-4)
+    assert brighter["label_means"] == pytest.approx(0.15, rel=1e-4), "0.3 in one of two labels"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("base=brain-cascade", "one network"),
+        ("base=nothing", 'there is no recipe "nothing"'),
+        ('arms=[{name="x0"}, {name="other", changes=["training.loss=l7"]}]', 'the arm "other"'),
+        ('arms=[{name="x0"}, {name="longer", changes=["stages.0.iterations=9"]}]', "other iterations"),
+        ('arms=[{name="x0", data=["synthetic"]}]', 'no "data"'),
+        ("synthetic=phantoms", 'no field "synthetic"'),
+    ],
+)
+def test_what_is_invalid_in_an_ablation_is_named(change, says):
+    with pytest.raises(MedDPMError, match=".") as raised:
+        load_experiment("ablation", [*ABLATION, change])
+    assert says in str(raised.value)
 
 
 def test_shards_share_the_jobs_and_the_last_one_prints_the_table(tmp_path):
@@ -364,11 +424,11 @@ def test_shards_share_the_jobs_and_the_last_one_prints_the_table(tmp_path):
         rows = list(csv.DictReader(file))
     assert len(rows) == 2 * 7 * 3
     chosen = [float(row["dice"]) for row in rows if (row["arm"], row["region"]) == ("made", "Tumor core")]
-    row = next(row for row in told["rows"] if (row["arm"], row["region"]) == ("made", "Tumor core"))
+    row = next(row for row in told["rows"] if (row["arm"], row["subject"]) == ("made", "Tumor core"))
     assert row["figure"] == "dice" and row["mean"]["value"] == pytest.approx(np.mean(chosen))
-    page = (tmp_path / "experiment.html").read_text()
-    assert page.count("<svg") == 3 + 2
-    for link in re.findall(r"(?:src|href)=[\"']([^\"']*)", page) + re.findall(r"url\(([^)]*)\)", page):
+    html = (tmp_path / "experiment.html").read_text()
+    assert html.count("<svg") == 3 + 2
+    for link in re.findall(r"(?:src|href)=[\"']([^\"']*)", html) + re.findall(r"url\(([^)]*)\)", html):
         assert link.startswith(("data:", "#")), link
     wrong = run(app, [*command, "--set", "seeds=[4]"])
     assert wrong.exit_code == 2

@@ -39,7 +39,7 @@ def experiment(
     settings = load_experiment(recipe, changes or [])
     check_writable(out)
     from MedDPMLib.experiment.cases import open_cases
-    from MedDPMLib.experiment.comparison import FIGURES, compare
+    from MedDPMLib.experiment.comparison import compare
     from MedDPMLib.experiment.jobs import ExperimentFolder, jobs_of, run_jobs
     from MedDPMLib.experiment.report import estimated, probability, real_patients, write_report
     from MedDPMLib.runtime.device import choose_execution
@@ -49,7 +49,7 @@ def experiment(
     jobs, share = jobs_of(settings), find_shard(shard)
     own = share.share_of(jobs)
     execution = choose_execution(share.device(device), precision)
-    iterations = settings.budget.iterations
+    iterations = settings.iterations
     with show_progress(len(own) * iterations, "training") as progress:
         run_jobs(
             folder,
@@ -67,15 +67,17 @@ def experiment(
         )
         return
     comparison = compare(settings, split, found)
+    kinds = settings.figures
     # IoU follows from Dice: it is in the files.
     rows = [
-        [FIGURES[row.figure][0], row.region, real_patients(row.count), row.arm, estimated(row.mean, row.figure),
-         estimated(row.difference, row.figure), probability(row.p), probability(row.p_corrected)]
+        [kinds[row.figure].title, row.subject, real_patients(row.count), row.arm,
+         estimated(row.mean, kinds[row.figure]), estimated(row.difference, kinds[row.figure]),
+         probability(row.p), probability(row.p_corrected)]
         for row in comparison.rows
         if row.figure != "iou"
     ]  # fmt: skip
-    headings = ["figure", "region", "real patients", "arm", "mean (95 %)", "difference (95 %)", "p", "p, corrected"]
-    print_table(headings, rows)
+    compared = ["mean (95 %)", "difference (95 %)", "p", "p, corrected"]
+    print_table(["figure", settings.subject, "real patients", "arm", *compared], rows)
     for note in comparison.notes:
         typer.echo(f"Note: {note}.")
     for name, text in comparison.about.items():

@@ -15,8 +15,9 @@ from torch.utils.data import Dataset, Subset
 
 from MedDPMLib.data import Case, read_dataset
 from MedDPMLib.errors import MedDPMError
+from MedDPMLib.experiment.design import PHANTOMS, SYNTHETIC
 from MedDPMLib.experiment.phantoms import phantoms
-from MedDPMLib.experiment.recipe import PHANTOMS, SYNTHETIC, ExperimentRecipe
+from MedDPMLib.experiment.recipe import AnyRecipe
 from MedDPMLib.train.examples import is_validation
 
 Cases = Dataset | Sequence[Case]
@@ -62,7 +63,7 @@ class Split:
         return sorted(self.training_patients[index] for index in order[: count or None])
 
 
-def open_cases(recipe: ExperimentRecipe) -> Split:
+def open_cases(recipe: AnyRecipe) -> Split:
     """The cases of ``recipe``, divided; :class:`MedDPMError` for folders and names that do not fit together."""
     real = _read(recipe, recipe.real, "real")
     patients = [patient_of(real[index].name, recipe.patient) for index in range(len(real))]
@@ -119,7 +120,7 @@ def patient_of(case: str, pattern: str | None) -> str:
     return matched[1]
 
 
-def _read(recipe: ExperimentRecipe, folder: str | None, what: str) -> Cases:
+def _read(recipe: AnyRecipe, folder: str | None, what: str) -> Cases:
     if folder is None:
         raise MedDPMError(f"the recipe names no {what} cases: say where they are with --set {what}=FOLDER")
     if folder == PHANTOMS:

@@ -9,13 +9,11 @@ from typing import Any
 import numpy as np
 
 from MedDPMLib.experiment.cases import Split, patient_of
+from MedDPMLib.experiment.design import PHANTOMS, REAL
 from MedDPMLib.experiment.jobs import Job, Result
-from MedDPMLib.experiment.recipe import REAL, ExperimentRecipe
+from MedDPMLib.experiment.recipe import AnyRecipe, ExperimentRecipe
 from MedDPMLib.metrics.paired import Estimate, holm, least_p, mean_with_interval, sign_test
 from MedDPMLib.runtime.versions import versions
-
-#: The figures of a region, each with its unit and what is better.
-FIGURES = {"dice": ("Dice", "higher"), "iou": ("IoU", "higher"), "hd95": ("HD95 (mm)", "lower")}
 
 #: Fewer test patients, or seeds, are said to be few.
 _FEW_PATIENTS, _FEW_SEEDS = 30, 3
@@ -23,13 +21,13 @@ _FEW_PATIENTS, _FEW_SEEDS = 30, 3
 
 @dataclass(frozen=True)
 class Row:
-    """One ``figure`` of one ``arm`` in one ``region``, trained with ``count`` real patients (0: all): its mean over
-    test patients and seeds, its ``difference`` from the reference, and the p-value of that, as it is and corrected
-    (all None for the reference)."""
+    """One ``figure`` of one ``arm`` in one ``subject`` (region or modality), trained with ``count`` real patients (0:
+    all): its mean over test patients and seeds, its ``difference`` from the reference, and the p-value of that, as it
+    is and corrected (all None for the reference)."""
 
     arm: str
     count: int
-    region: str
+    subject: str
     figure: str
     mean: Estimate
     difference: Estimate | None
@@ -44,7 +42,7 @@ class Row:
 class Comparison:
     """All that a report shows: ``rows``, ``notes`` on what they cannot show, ``about`` how they came about."""
 
-    recipe: ExperimentRecipe
+    recipe: AnyRecipe
     results: list[Result]
     rows: list[Row]
     notes: list[str]
@@ -55,7 +53,7 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """As plain data for JSON."""
         return {
-            "description": "experiment with segmenters, MedDPM",
+            "description": "experiment, MedDPM",
             "recipe": self.recipe.to_dict(),
             "rows": [row.to_dict() for row in self.rows],
             "notes": self.notes,
@@ -67,37 +65,37 @@ class Comparison:
     def values(self) -> Iterator[dict[str, Any]]:
         """Every single figure, as rows of a table for other programs."""
         for result in self.results:
-            for case, regions in result.scores.items():
-                for region, figures in regions.items():
+            for case, subjects in result.done.scores.items():
+                for subject, figures in subjects.items():
                     yield {
                         "arm": result.job.arm,
                         "real_patients": "none" if result.job.count is None else result.job.count or "all",
-                        "training_cases": result.cases,
+                        "training_cases": result.done.cases,
                         "seed": result.job.seed,
                         "patient": patient_of(case, self.recipe.patient),
                         "case": case,
-                        "region": region,
+                        self.recipe.subject: subject,
                         **figures,
                     }
 
 
-def compare(recipe: ExperimentRecipe, split: Split, results: Sequence[Result]) -> Comparison:
+def compare(recipe: AnyRecipe, split: Split, results: Sequence[Result]) -> Comparison:
     """Compares the ``results`` of all jobs of ``recipe``."""
     by_job = {result.job: result for result in results}
     rows: list[Row] = []
     for count in recipe.real_cases:
-        for region in recipe.regions:
-            for figure in FIGURES:
-                rows += _rows(recipe, by_job, count, region, figure)
+        for subject in recipe.subjects:
+            for figure in recipe.figures:
+                rows += _rows(recipe, by_job, count, subject, figure)
     missing = _missing(recipe, split)
     return Comparison(recipe, list(results), rows, _notes(recipe, split, missing), _about(recipe, split), missing)
 
 
-def _rows(recipe: ExperimentRecipe, by_job: dict[Job, Result], count: int, region: str, figure: str) -> Iterator[Row]:
+def _rows(recipe: AnyRecipe, by_job: dict[Job, Result], count: int, subject: str, figure: str) -> Iterator[Row]:
     values = {}
     for arm in recipe.arms:
         jobs = [Job(arm.name, seed, count if REAL in arm.data else None) for seed in recipe.seeds]
-        values[arm.name] = np.stack([_by_patient(recipe, by_job[job], region, figure) for job in jobs], axis=1)
+        values[arm.name] = np.stack([_by_patient(recipe, by_job[job], subject, figure) for job in jobs], axis=1)
     reference = values[recipe.reference]
     others = [name for name in values if name != recipe.reference]
     differences = {name: values[name] - reference for name in others}
@@ -106,18 +104,20 @@ def _rows(recipe: ExperimentRecipe, by_job: dict[Job, Result], count: int, regio
     for name, figures in values.items():
         difference = mean_with_interval(differences[name]) if name in differences else None
         p, corrected = tests.get(name, (None, None))
-        yield Row(name, count, region, figure, mean_with_interval(figures), difference, p, corrected)
+        yield Row(name, count, subject, figure, mean_with_interval(figures), difference, p, corrected)
 
 
-def _by_patient(recipe: ExperimentRecipe, result: Result, region: str, figure: str) -> np.ndarray:
+def _by_patient(recipe: AnyRecipe, result: Result, subject: str, figure: str) -> np.ndarray:
     """The figure of each test patient, in the order of their names; of several scans the mean."""
     by_patient: dict[str, list[float]] = {}
-    for case, regions in sorted(result.scores.items()):
-        by_patient.setdefault(patient_of(case, recipe.patient), []).append(regions[region][figure])
+    for case, subjects in sorted(result.done.scores.items()):
+        by_patient.setdefault(patient_of(case, recipe.patient), []).append(subjects[subject][figure])
     return np.array([np.mean(by_patient[patient]) for patient in sorted(by_patient)])
 
 
-def _missing(recipe: ExperimentRecipe, split: Split) -> dict[str, int]:
+def _missing(recipe: AnyRecipe, split: Split) -> dict[str, int]:
+    if not isinstance(recipe, ExperimentRecipe):
+        return {}
     cases = [split.test[index] for index in range(len(split.test))]
     return {
         region: sum(not bool(np.isin(case.labels.numpy(), labels).any()) for case in cases)
@@ -125,10 +125,10 @@ def _missing(recipe: ExperimentRecipe, split: Split) -> dict[str, int]:
     }
 
 
-def _notes(recipe: ExperimentRecipe, split: Split, missing: dict[str, int]) -> list[str]:
+def _notes(recipe: AnyRecipe, split: Split, missing: dict[str, int]) -> list[str]:
     patients, seeds, others = len(split.test_patients), len(recipe.seeds), len(recipe.arms) - 1
     notes = []
-    if recipe.real == "phantoms":
+    if recipe.real == PHANTOMS:
         notes.append("these are drawn ellipsoids, not brains: the table shows that the machinery works, nothing else")
     if patients < _FEW_PATIENTS:
         notes.append(
@@ -156,9 +156,7 @@ def _notes(recipe: ExperimentRecipe, split: Split, missing: dict[str, int]) -> l
     return notes
 
 
-def _about(recipe: ExperimentRecipe, split: Split) -> dict[str, str]:
-    budget, network = recipe.budget, recipe.network
-    size, patch = (" x ".join(map(str, box)) for box in (recipe.size, recipe.patch or recipe.size))
+def _about(recipe: AnyRecipe, split: Split) -> dict[str, str]:
     synthetic = "none" if split.synthetic is None else f"{recipe.synthetic}, {len(split.synthetic)} cases"
     return {
         "real cases": f"{recipe.real}: {len(split.training_patients)} patients to train on,"
@@ -166,14 +164,10 @@ def _about(recipe: ExperimentRecipe, split: Split) -> dict[str, str]:
         "synthetic cases": synthetic,
         "test patients": ", ".join(split.test_patients),
         "modalities": ", ".join(recipe.modalities),
-        "network": f"MONAI's {'U-Net' if network.kind == 'unet' else 'SegResNet'}, {network.levels} levels from"
-        f" {network.width} channels, on {size} voxels, in parts of {patch}",
-        "budget of every arm": f"{budget.iterations:,} iterations of {budget.batch} examples,"
-        f" seeds {', '.join(map(str, recipe.seeds))}",
+        **recipe.described(),
         "reference": recipe.reference,
         "intervals": "95 %, percentile bootstrap over patients and seeds"
         + ("" if len(recipe.seeds) > 1 else " (a single seed: over patients)"),
         "p-values": "permutation of the signs of the patients' differences from the reference; corrected by Holm for"
-        f" {len(recipe.arms) - 1} arms, within each region and figure",
-        "missing regions": "missing in scan and result: Dice and IoU 1, HD95 0; in one of them: 0, and the diagonal",
+        f" {len(recipe.arms) - 1} arms, within each figure and {recipe.subject}",
     }

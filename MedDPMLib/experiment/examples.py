@@ -10,7 +10,7 @@ from torch import Tensor
 
 from MedDPMLib.data import Case, VariedCases
 from MedDPMLib.experiment.mixing import mixed
-from MedDPMLib.experiment.recipe import CLASSICAL, MIXING, Arm, ExperimentRecipe
+from MedDPMLib.experiment.recipe import CLASSICAL, MIXING, ExperimentRecipe, SegmentationArm
 from MedDPMLib.recipes.parts import Augmentation
 
 #: A stream of random numbers of its own, beside those of MedDPMLib.data.
@@ -24,7 +24,7 @@ _UNVARIED = Augmentation(
 class ArmExamples:
     """The examples of an ``arm`` by their number, out of its ``cases``."""
 
-    def __init__(self, recipe: ExperimentRecipe, arm: Arm, cases: Sequence[Case], seed: int) -> None:
+    def __init__(self, recipe: ExperimentRecipe, arm: SegmentationArm, cases: Sequence[Case], seed: int) -> None:
         self.recipe, self.seed = recipe, seed
         self.methods = [name for name in MIXING if name in arm.augmentation]
         augmentation = recipe.augmentation if CLASSICAL in arm.augmentation else _UNVARIED

@@ -1,4 +1,4 @@
-"""Which segmenters are trained in an experiment, and how are the jobs spread, interrupted and resumed?
+"""Which networks are trained in an experiment, and how are the jobs spread, interrupted and resumed?
 
 A job is an arm with one seed and one number of real cases. Jobs are independent of each other: any number of processes
 may share a folder, each doing its own. The result of a job is one file that is written last, so that where it is, the
@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from MedDPMLib.errors import MedDPMError
+from MedDPMLib.experiment.ablation import train_generator
+from MedDPMLib.experiment.ablation_recipe import AblationRecipe
 from MedDPMLib.experiment.cases import Split
-from MedDPMLib.experiment.examples import ArmExamples
-from MedDPMLib.experiment.recipe import REAL, ExperimentRecipe
-from MedDPMLib.experiment.training import Scores, SegmenterTraining, judge
+from MedDPMLib.experiment.design import REAL
+from MedDPMLib.experiment.recipe import AnyRecipe
+from MedDPMLib.experiment.training import Done, train_segmenter
 from MedDPMLib.runtime.device import Execution
 from MedDPMLib.runtime.files import atomic_write
 from MedDPMLib.runtime.versions import versions
@@ -34,7 +36,7 @@ _RESULT = "result.json"
 
 @dataclass(frozen=True)
 class Job:
-    """One segmenter: ``count`` real patients (0: all of them; None: no real data at all)."""
+    """One training: ``count`` real patients (0: all of them; None: no real data at all)."""
 
     arm: str
     seed: int
@@ -50,17 +52,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a ``job``: ``scores`` of the test patients, ``cases`` that it was trained on (their number), and the
-    ``curve`` of its training: iteration, loss, and mean Dice of the validation patients."""
+    """What came of a ``job``, and how many ``seconds`` the last process needed for it."""
 
     job: Job
-    scores: Scores
-    cases: int
-    curve: list[tuple[int, float, float | None]]
+    done: Done
     seconds: float
 
 
-def jobs_of(recipe: ExperimentRecipe) -> list[Job]:
+def jobs_of(recipe: AnyRecipe) -> list[Job]:
     """All jobs, one seed after the other, so that an experiment that is cut short has whole seeds."""
     jobs = []
     for seed in recipe.seeds:
@@ -78,7 +77,7 @@ class ExperimentFolder:
     Raises :class:`MedDPMError` if it holds those of another recipe, or of other patients.
     """
 
-    def __init__(self, folder: Path, recipe: ExperimentRecipe, split: Split) -> None:
+    def __init__(self, folder: Path, recipe: AnyRecipe, split: Split) -> None:
         self.folder, self.recipe, self.split = folder, recipe, split
         names = [job.name for job in jobs_of(recipe)]
         if len(set(names)) < len(names):
@@ -100,17 +99,17 @@ class ExperimentFolder:
         try:
             found = read_json((self._of(job) / _RESULT).read_bytes(), _RESULT)
             curve = [(int(n), float(loss), score) for n, loss, score in found["curve"]]
-            return Result(job, found["scores"], int(found["cases"]), curve, float(found["seconds"]))
+            return Result(job, Done(found["scores"], int(found["cases"]), curve), float(found["seconds"]))
         except FileNotFoundError:
             return None
         except (MedDPMError, OSError, KeyError, TypeError, ValueError):
             return None
 
-    def write(self, result: Result, execution: Execution) -> None:
+    def _write(self, result: Result, execution: Execution) -> None:
         values = {
-            "arm": result.job.arm, "seed": result.job.seed, "real_cases": result.job.count, "cases": result.cases,
-            "scores": result.scores, "curve": result.curve, "seconds": result.seconds, "execution": execution.reason,
-            "versions": versions(),
+            "arm": result.job.arm, "seed": result.job.seed, "real_cases": result.job.count, "cases": result.done.cases,
+            "scores": result.done.scores, "curve": result.done.curve, "seconds": result.seconds,
+            "execution": execution.reason, "versions": versions(),
         }  # fmt: skip
         with atomic_write(self._of(result.job) / _RESULT) as temporary:
             temporary.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
@@ -123,19 +122,12 @@ class ExperimentFolder:
         tell: Callable[[str], None] = lambda sentence: None,
     ) -> Result:
         """Does the ``job``, or what is left of it."""
-        started = time.monotonic()
-        arm = self.recipe.arm(job.arm)
-        cases = self.split.training(arm.data, job.count or 0, job.seed)
-        examples = ArmExamples(self.recipe, arm, cases, job.seed)
-        checkpoints = self._of(job) / "checkpoints"
-        training = SegmenterTraining(
-            self.recipe, examples, self.split.validation, job.seed, checkpoints, execution, tell
-        )
-        training.run(report)
-        scores = judge(training, self.split.test)
-        result = Result(job, scores, len(cases), training.curve, round(time.monotonic() - started, 1))
-        self.write(result, execution)
-        shutil.rmtree(checkpoints, ignore_errors=True)
+        started, work = time.monotonic(), self._of(job) / "work"
+        do = train_generator if isinstance(self.recipe, AblationRecipe) else train_segmenter
+        done = do(self.recipe, self.split, job.arm, job.count or 0, job.seed, work, execution, report, tell)
+        result = Result(job, done, round(time.monotonic() - started, 1))
+        self._write(result, execution)
+        shutil.rmtree(work, ignore_errors=True)
         return result
 
     def _of(self, job: Job) -> Path:
@@ -156,7 +148,7 @@ def run_jobs(
         if result is None:
             result = folder.run(job, execution, lambda iteration, job=job: progress(job, iteration), tell)
         else:
-            progress(job, folder.recipe.budget.iterations)
+            progress(job, folder.recipe.iterations)
         results.append(result)
     return results
 

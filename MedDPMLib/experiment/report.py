@@ -6,8 +6,8 @@ import csv
 import json
 from pathlib import Path
 
-from MedDPMLib.experiment.comparison import FIGURES, Comparison, Row
-from MedDPMLib.experiment.recipe import REAL
+from MedDPMLib.experiment.comparison import Comparison, Row
+from MedDPMLib.experiment.design import REAL, Figure
 from MedDPMLib.figures.charts import figure_of, svg
 from MedDPMLib.figures.page import render
 from MedDPMLib.metrics.paired import Estimate
@@ -34,13 +34,12 @@ def write_report(folder: Path, comparison: Comparison) -> list[Path]:
     return [table, data, html]
 
 
-def estimated(estimate: Estimate | None, figure: str) -> str:
-    """A mean of this :data:`~MedDPMLib.experiment.comparison.FIGURES` with its interval."""
+def estimated(estimate: Estimate | None, figure: Figure) -> str:
+    """A mean of this figure with its interval."""
     if estimate is None:
         return ""
-    decimals = 1 if figure == "hd95" else 3
-    text = f"{estimate.value:.{decimals}f}"
-    return text if estimate.ci is None else f"{text} ({estimate.ci[0]:.{decimals}f} to {estimate.ci[1]:.{decimals}f})"
+    parts = [f"{value:.{figure.decimals}f}" for value in (estimate.value, *(estimate.ci or ()))]
+    return parts[0] if estimate.ci is None else f"{parts[0]} ({parts[1]} to {parts[2]})"
 
 
 def probability(p: float | None) -> str:
@@ -57,26 +56,26 @@ def page(comparison: Comparison) -> str:
     recipe = comparison.recipe
     groups: dict[str, list[Row]] = {}
     for row in comparison.rows:
-        groups.setdefault(f"{row.region}: {FIGURES[row.figure][0]}", []).append(row)
-    curves = [(region, _learning_curve(comparison, region)) for region in recipe.regions]
+        groups.setdefault(f"{row.subject}: {recipe.figures[row.figure].title}", []).append(row)
+    curves = [(subject, _learning_curve(comparison, subject)) for subject in recipe.subjects]
     return render(
         "experiment/report.html",
         {"estimated": estimated, "probability": probability, "real_patients": real_patients},
         version=__version__,
         comparison=comparison,
         groups=groups,
-        figures=FIGURES,
+        figures=recipe.figures,
         curves=curves if len(recipe.real_cases) > 1 else [],
-        differences=[(region, _differences(comparison, region)) for region in recipe.regions],
+        differences=[(subject, _differences(comparison, subject)) for subject in recipe.subjects],
         trainings=_trainings(comparison),
     )
 
 
-def _differences(comparison: Comparison, region: str) -> str:
-    """The difference of each arm's Dice from the reference, with its interval; of the most real patients."""
-    count = _most(comparison)
-    rows = [r for r in comparison.rows if (r.region, r.figure, r.count) == (region, "dice", count) and r.difference]
-    with figure_of(4.6, 0.9 + 0.28 * len(rows)) as (figure, axes):
+def _differences(comparison: Comparison, subject: str) -> str:
+    """The difference of each arm's first figure from the reference's, with its interval; of the most real patients."""
+    count, (first, figure) = _most(comparison), _first(comparison)
+    rows = [r for r in comparison.rows if (r.subject, r.figure, r.count) == (subject, first, count) and r.difference]
+    with figure_of(4.6, 0.9 + 0.28 * len(rows)) as (chart, axes):
         for place, row in enumerate(reversed(rows)):
             assert row.difference is not None
             if row.difference.ci:
@@ -84,18 +83,18 @@ def _differences(comparison: Comparison, region: str) -> str:
             axes.plot(row.difference.value, place, "o", color=_COLORS[0], markersize=5)
         axes.axvline(0, color="#888888", linewidth=0.8)
         axes.set(yticks=range(len(rows)), yticklabels=[row.arm for row in reversed(rows)], ylim=(-0.6, len(rows) - 0.4))
-        axes.set(xlabel="difference of Dice", title=region)
-        return svg(figure)
+        axes.set(xlabel=f"difference of {figure.title}", title=subject)
+        return svg(chart)
 
 
-def _learning_curve(comparison: Comparison, region: str) -> str:
-    """Mean Dice by the number of real patients, a line for each arm."""
-    recipe = comparison.recipe
+def _learning_curve(comparison: Comparison, subject: str) -> str:
+    """The mean of the first figure by the number of real patients, a line for each arm."""
+    recipe, (first, figure) = comparison.recipe, _first(comparison)
     counts = sorted(recipe.real_cases, key=lambda count: count or 10**9)
-    with figure_of(4.6, 3.6) as (figure, axes):
+    with figure_of(4.6, 3.6) as (chart, axes):
         for number, arm in enumerate(recipe.arms):
             rows = {
-                r.count: r.mean for r in comparison.rows if (r.arm, r.region, r.figure) == (arm.name, region, "dice")
+                r.count: r.mean for r in comparison.rows if (r.arm, r.subject, r.figure) == (arm.name, subject, first)
             }
             style = {
                 "color": _COLORS[number % len(_COLORS)],
@@ -109,9 +108,9 @@ def _learning_curve(comparison: Comparison, region: str) -> str:
                 if rows[count].ci:
                     axes.plot((place, place), rows[count].ci, color=style["color"], linewidth=0.6, alpha=0.6)
         axes.set(xticks=range(len(counts)), xticklabels=[real_patients(count) for count in counts])
-        axes.set(xlabel="real patients to train on", ylabel=f"{region}: Dice")
-        figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=7)
-        return svg(figure)
+        axes.set(xlabel="real patients to train on", ylabel=f"{subject}: {figure.title}")
+        chart.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=7)
+        return svg(chart)
 
 
 def _trainings(comparison: Comparison) -> list[tuple[str, str]]:
@@ -121,7 +120,9 @@ def _trainings(comparison: Comparison) -> list[tuple[str, str]]:
         with figure_of(3.2, 2.0) as (figure, axes):
             for result in comparison.results:
                 if result.job.arm == arm.name:
-                    axes.plot([n for n, _, _ in result.curve], [loss for _, loss, _ in result.curve], linewidth=1)
+                    axes.plot(
+                        [n for n, _, _ in result.done.curve], [loss for _, loss, _ in result.done.curve], linewidth=1
+                    )
             axes.set(xlabel="iteration", ylabel="loss")
             charts.append((arm.name, svg(figure)))
     return charts
@@ -130,3 +131,8 @@ def _trainings(comparison: Comparison) -> list[tuple[str, str]]:
 def _most(comparison: Comparison) -> int:
     counts = comparison.recipe.real_cases
     return 0 if 0 in counts else max(counts)
+
+
+def _first(comparison: Comparison) -> tuple[str, Figure]:
+    """The figure that is drawn."""
+    return next(iter(comparison.recipe.figures.items()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from MedDPMLib.data import Case
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.experiment.cases import Cases
+from MedDPMLib.experiment.cases import Cases, Split
 from MedDPMLib.experiment.examples import ArmExamples, regions_of, whole_image
 from MedDPMLib.experiment.recipe import ExperimentRecipe
 from MedDPMLib.metrics.overlap import dice
@@ -156,14 +156,40 @@ class SegmenterTraining:
         self.curve = [tuple(entry) for entry in state["curve"]]
 
 
-def judge(training: SegmenterTraining, cases: Cases) -> Scores:
-    """Dice, IoU and HD95 of every region in each of ``cases``, by its name."""
+@dataclass(frozen=True)
+class Done:
+    """What came of a training: ``scores`` of the test cases, the number of ``cases`` that it was trained on, and the
+    ``curve``: iteration, loss, and mean Dice of the validation patients (None without any)."""
+
+    scores: Scores
+    cases: int
+    curve: list[tuple[int, float, float | None]]
+
+
+def train_segmenter(
+    recipe: ExperimentRecipe,
+    split: Split,
+    arm_name: str,
+    count: int,
+    seed: int,
+    folder: Path,
+    execution: Execution,
+    report: Callable[[int], None],
+    tell: Callable[[str], None],
+) -> Done:
+    """Trains the segmenter of an arm with its checkpoints in ``folder``, or resumes, and judges it by Dice, IoU and
+    HD95 of every region in each test case."""
+    arm = recipe.arm(arm_name)
+    cases = split.training(arm.data, count, seed)
+    examples = ArmExamples(recipe, arm, cases, seed)
+    training = SegmenterTraining(recipe, examples, split.validation, seed, folder, execution, tell)
+    training.run(report)
     scores: Scores = {}
-    for case in _each(cases):
-        truth = regions_of(case.labels, training.recipe).numpy()
-        pairs = zip(training.recipe.regions, training.segment(case), truth, strict=True)
+    for case in _each(split.test):
+        truth = regions_of(case.labels, recipe).numpy()
+        pairs = zip(recipe.regions, training.segment(case), truth, strict=True)
         scores[case.name] = {region: asdict(agreement(found, true, case.spacing)) for region, found, true in pairs}
-    return scores
+    return Done(scores, len(cases), training.curve)
 
 
 def _each(cases: Cases) -> Iterator[Case]:
