@@ -10,7 +10,7 @@ from MedDPMLib.cli.checks import check_writable
 from MedDPMLib.cli.options import DeviceOption, OutOption, PrecisionOption
 from MedDPMLib.cli.output import complain, print_table, show_progress
 from MedDPMLib.cli.shards import ShardOption, find_shard
-from MedDPMLib.runtime.packages import require
+from MedDPMLib.runtime.packages import OPTIONAL, require
 
 
 def experiment(
@@ -33,7 +33,7 @@ def experiment(
     started again with the same command, an experiment resumes, and nothing is done twice. Whoever finds all jobs done
     prints the table and writes experiment.csv, experiment.json and experiment.html.
     """
-    require("meddpm experiment", "accelerate", "monai", "scipy", "matplotlib", "jinja2", "statsmodels")
+    require("meddpm experiment", *OPTIONAL, "matplotlib", "jinja2", "statsmodels")
     from MedDPMLib.experiment.recipe import load_experiment
 
     settings = load_experiment(recipe, changes or [])
