@@ -356,7 +356,7 @@ def test_patches_and_a_coarser_grid_give_results_on_the_voxels_of_the_dataset(tm
 ABLATION = [
     "base=brats-compact", "real=phantoms", "test=0.1", "seeds=[0]", "reference=x0",
     'changes=["modalities=[\'t1ce\', \'flair\']", "network={kind=\'wavelet-unet\', channels=[8, 16]}",'
-    ' "stages=[{size=[24, 24, 16], iterations=2, batch=1}]", "schedule.timesteps=20", "training.warm_up=0",'
+    ' "stages=[{size=[24, 24, 16], iterations=2, batch=1}]", "training.warm_up=0",'
     ' "dataset_grid={size=[24, 24, 16], spacing=[6, 6, 6], orientation=\'LPS\'}"]',
     'arms=[{name="x0"}, {name="noise", changes=["prediction=noise"]}, {name="fewer steps", steps=2}]',
 ]  # fmt: skip
