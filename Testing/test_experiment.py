@@ -358,7 +358,8 @@ ABLATION = [
     'changes=["modalities=[\'t1ce\', \'flair\']", "network={kind=\'wavelet-unet\', channels=[8, 16]}",'
     ' "stages=[{size=[24, 24, 16], iterations=2, batch=1}]", "training.warm_up=0",'
     ' "dataset_grid={size=[24, 24, 16], spacing=[6, 6, 6], orientation=\'LPS\'}"]',
-    'arms=[{name="x0"}, {name="noise", changes=["prediction=noise"]}, {name="fewer steps", steps=2}]',
+    'arms=[{name="x0", steps=3}, {name="noise", steps=3, changes=["prediction=noise"]},'
+    ' {name="fewer steps", steps=2}]',
 ]  # fmt: skip
 
 
@@ -374,7 +375,7 @@ def test_an_ablation_compares_models_on_volumes_of_unseen_masks(tmp_path):
     for figures in x0.scores[split.test_patients[0]].values():
         assert set(figures) == {"ms_ssim", "mse", "label_means"} and np.isfinite(list(figures.values())).all()
     found = compare(recipe, split, results)
-    assert len(found.rows) == 3 * 2 * 3 and found.about["arm noise"] == "prediction=noise"
+    assert len(found.rows) == 3 * 2 * 3 and found.about["arm noise"] == "prediction=noise, sampled in 3 steps"
     assert run_jobs(folder, jobs_of(recipe), CPU) == results
     assert "MS-SSIM" in page(found)
 
@@ -392,7 +393,6 @@ def test_figures_of_an_image_with_itself_are_the_best():
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ("base=brain-cascade", "one network"),
         ("base=nothing", 'there is no recipe "nothing"'),
         ('arms=[{name="x0"}, {name="other", changes=["training.loss=l7"]}]', 'the arm "other"'),
         ('arms=[{name="x0"}, {name="longer", changes=["stages.0.iterations=9"]}]', "other iterations"),
@@ -404,6 +404,11 @@ def test_what_is_invalid_in_an_ablation_is_named(change, says):
     with pytest.raises(MedDPMError, match=".") as raised:
         load_experiment("ablation", [*ABLATION, change])
     assert says in str(raised.value)
+
+
+def test_a_cascade_is_no_model_of_one_network():
+    with pytest.raises(MedDPMError, match="of one network, not brain-cascade"):
+        load_experiment("ablation", ["base=brain-cascade", "changes=[]", 'arms=[{name="as it is"}]'])
 
 
 def test_shards_share_the_jobs_and_the_last_one_prints_the_table(tmp_path):

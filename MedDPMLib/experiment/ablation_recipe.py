@@ -82,7 +82,7 @@ class AblationRecipe(Design):
 
     def described(self) -> dict[str, str]:
         arms = {
-            f"arm {arm.name}": ", ".join(arm.changes) + (f" sampled in {arm.steps} steps" if arm.steps else "")
+            f"arm {arm.name}": ", ".join([*arm.changes, *[f"sampled in {arm.steps} steps"] * bool(arm.steps)])
             for arm in self.arms
             if arm.changes or arm.steps
         }
