@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from MedDPMLib.recipes.recipe import tomllib
+from MedDPMLib.recipes.toml_files import tomllib
 
 ROOT = Path(__file__).parents[1]
 
