@@ -102,7 +102,9 @@ def test_voxel_values_of_both_classes_lie_on_the_same_levels(module, archive, st
 
 def test_only_the_study_can_be_reached_and_leaving_asks(module, archive):
     window = slicer.util.mainWindow()
+    logo = slicer.util.findChild(window, "LogoLabel")  # in the title bar of the module panel
     begin(module, archive)
+    assert logo.isHidden()
     assert module.test_bar.isHidden() and window.menuBar().isHidden() and module.test_dock.isHidden()
     assert not [action for action in window.findChildren(qt.QAction) if action.enabled and action.text == "Volumes"]
     assert not module.test_action.enabled and not module.test_shortcut.enabled
@@ -122,6 +124,7 @@ def test_only_the_study_can_be_reached_and_leaving_asks(module, archive):
     assert module.ui.pages.currentIndex == START and "Leave the study" in dialogs.shown[-1].text
     assert not module.test_bar.isHidden() and not window.menuBar().isHidden() and module.test_action.enabled
     assert module.test_shortcut.enabled
+    assert slicer.util.findChild(window, "PanelDockWidget").titleBarWidget() == logo and not logo.isHidden()
     assert not slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode") and not module.panel.keys._shortcuts
     begin(module, archive)  # the open case is asked again
     assert module.panel.reading.current.number == 0

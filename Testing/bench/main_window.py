@@ -114,6 +114,7 @@ class MainWindow(qt.QMainWindow):
         dock = qt.QDockWidget(self)
         dock.objectName = "PanelDockWidget"
         logo = qt.QLabel("3D Slicer", dock)
+        logo.objectName = "LogoLabel"
         logo.setFixedHeight(_LOGO)
         dock.setTitleBarWidget(logo)
         contents = qt.QWidget(dock)

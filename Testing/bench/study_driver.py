@@ -57,10 +57,12 @@ def module(application):  # noqa: F811
     application.moduleManager().unload("MedDPMStudy")
     slicer.mrmlScene.RemoveNode(crosshair)
     window.removeToolBar(bar)
-    bar.deleteLater()
-    menu.deleteLater()
-    dock.deleteLater()
-    shortcut.deleteLater()
+    window.removeDockWidget(dock)
+    window.menuBar().removeAction(menu.menuAction())
+    # Without an event loop nothing is deleted later, so each is taken from the window that the next test gets.
+    for widget in (bar, dock, menu, shortcut):
+        widget.setParent(None)
+        widget.deleteLater()
     window.resize(1420, 900)
 
 

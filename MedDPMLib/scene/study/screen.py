@@ -44,6 +44,7 @@ class StudyScreen:
         self._may_leave = may_leave
         self._guard: _Guard | None = None
         self._hidden: list = []
+        self._titles: list[tuple] = []  # panels and what is in their title bars
         self._disabled: list = []
         self._windows: list = []
         self._actions: list[str] = []
@@ -78,14 +79,17 @@ class StudyScreen:
         for dock in window.findChildren(qt.QDockWidget):
             if dock not in self._hidden:
                 # Without a title the module panel can be neither closed nor dragged away.
+                self._titles.append((dock, dock.titleBarWidget()))
                 dock.setTitleBarWidget(qt.QWidget(dock))
 
     def leave(self) -> None:
         if not self.entered:
             return
-        for dock in self._panel.findChildren(qt.QDockWidget):
-            if dock not in self._hidden:
-                dock.setTitleBarWidget(None)
+        for dock, title in self._titles:
+            dock.titleBarWidget().deleteLater()
+            dock.setTitleBarWidget(title)  # the application's logo, as a rule
+            if title is not None:
+                title.show()
         self._panel.removeEventFilter(self._guard)
         self._guard.deleteLater()
         _view_menu().allowedViewContextMenuActionNames = self._actions
@@ -98,7 +102,8 @@ class StudyScreen:
         for action in self._disabled:
             if action in actions:
                 action.enabled = True
-        self._hidden, self._disabled, self._windows, self._panel, self._guard = [], [], [], None, None
+        self._hidden, self._titles, self._disabled, self._windows = [], [], [], []
+        self._panel, self._guard = None, None
 
     @staticmethod
     def _others(window) -> list:
