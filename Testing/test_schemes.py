@@ -244,7 +244,7 @@ def test_schemes_from_before_labels_had_tissues_get_them_by_name(name):
 def test_an_unknown_tissue_is_refused():
     data = load_scheme("brats").to_dict()
     data["labels"][0]["tissue"] = "bone"
-    with pytest.raises(MedDPMError, match="tissue has to be one of core"):
+    with pytest.raises(MedDPMError, match='label "Necrosis": "tissue" must be one of core'):
         LabelScheme.from_dict(data)
 
 
