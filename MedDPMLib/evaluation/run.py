@@ -88,7 +88,7 @@ def evaluate(
 ) -> Evaluation:
     """Compares the two folders; ``progress`` is called after each piece of work: how many of how many, and which.
 
-    Cases that cannot be used are left out and said in ``skipped``. Raises :class:`MedDPMError` for folders without
+    Cases that cannot be used are skipped; ``skipped`` says why. Raises :class:`MedDPMError` for folders without
     usable cases.
     """
     real, synthetic = find_cases(request.real, request.masks), find_cases(request.synthetic, request.masks)

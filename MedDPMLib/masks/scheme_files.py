@@ -221,7 +221,7 @@ def _checked_numberings(data: dict[str, Any], names: set[str], lines: _Lines) ->
 
 
 def _twice(labels: dict[int, Any], lines: _Lines) -> list[Problem]:
-    """Labels that cannot be told apart: two of one value, name or priority, two rests."""
+    """Labels that cannot be distinguished: two of one value, name or priority, two rests."""
     problems = []
     for what in ("value", "name", "priority"):
         seen: dict[Any, int] = {}
@@ -254,7 +254,7 @@ def _odd(labels: dict[int, Any], lines: _Lines) -> list[Problem]:
     for number, (index, label) in enumerate(entries):
         for _, other in entries[:number]:
             if np.linalg.norm(np.subtract(label.color, other.color)) < _LEAST_DIFFERENCE:
-                text = f'the colors of "{label.name}" and "{other.name}" can hardly be told apart'
+                text = f'the colors of "{label.name}" and "{other.name}" can hardly be distinguished'
                 problems.append(Problem(lines.of("labels", index, "color"), text, is_warning=True))
                 break
     return problems
