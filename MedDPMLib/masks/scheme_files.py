@@ -22,7 +22,7 @@ import numpy as np
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.masks.scheme_fields import LABEL_FIELDS, NUMBERING_FIELDS
 from MedDPMLib.masks.schemes import LabelScheme, load_scheme, read_convention, read_label, scheme_names
-from MedDPMLib.validation import Rule
+from MedDPMLib.validation import Rule, quoted
 
 try:
     import tomllib
@@ -64,7 +64,8 @@ def find_scheme(name_or_path: str | os.PathLike) -> LabelScheme:
     if str(name_or_path) in scheme_names():
         return load_scheme(str(name_or_path))
     raise MedDPMError(
-        f'there is no label scheme "{name_or_path}": use one of {", ".join(scheme_names())}, or the path of a file'
+        f"there is no label scheme {quoted(name_or_path, 200)}: use one of {', '.join(scheme_names())}, or"
+        " the path of a file"
         " (.toml or .json; meddpm labels new writes one)"
     )
 
@@ -103,7 +104,7 @@ def check_scheme(path: str | os.PathLike) -> tuple[LabelScheme | None, list[Prob
     except json.JSONDecodeError as error:
         return None, [Problem(error.lineno, f"this is not JSON: {error.msg}")]
     except (ValueError, RecursionError) as error:
-        return None, [Problem(None, f"it is neither TOML nor JSON ({error!r:.80})")]
+        return None, [Problem(None, f"it is neither TOML nor JSON ({quoted(error, 80)})")]
     return _checked(data, path.stem, lines)
 
 
@@ -169,8 +170,7 @@ def _checked(data: Any, stem: str, lines: _Lines) -> tuple[LabelScheme | None, l
         if label is not None:
             labels[index] = label
     problems += _twice(labels, lines)
-    names = {text.casefold() for label in labels.values() for text in (label.name, *label.aliases)}
-    problems += _checked_numberings(whole, names, lines)
+    problems += _checked_numberings(whole, _names_in(whole["labels"]), lines)
     scheme = None
     if not problems:
         try:
@@ -178,12 +178,23 @@ def _checked(data: Any, stem: str, lines: _Lines) -> tuple[LabelScheme | None, l
         except MedDPMError as error:
             problems.append(Problem(_line_of(str(error), lines), str(error)))
     problems += _odd(labels, lines)
+    if scheme is not None and scheme.name in scheme_names() and scheme != load_scheme(scheme.name):
+        text = f'"{scheme.name}" is the name of a scheme with other labels that comes with MedDPM: choose another one'
+        problems.append(Problem(lines.top("name"), text, is_warning=True))
     return scheme, sorted(problems, key=lambda problem: (problem.line or 0, problem.is_warning))
+
+
+def _names_in(entries: list) -> set[str]:
+    """Names and aliases in the tables of labels, in small letters; of labels with another mistake, too."""
+    tables = [entry for entry in entries if isinstance(entry, dict)]
+    aliases = [entry["aliases"] for entry in tables if isinstance(entry.get("aliases"), list)]
+    texts = [*(entry.get("name") for entry in tables), *(alias for one in aliases for alias in one)]
+    return {text.casefold() for text in texts if isinstance(text, str)}
 
 
 def _checked_label(entry: Any, index: int, lines: _Lines) -> tuple[Any, list[Problem]]:
     if not isinstance(entry, dict):
-        return None, [Problem(lines.of("labels", index), f"a label is a table, not {entry!r:.50}")]
+        return None, [Problem(lines.of("labels", index), f"a label is a table, not {quoted(entry)}")]
     known = ", ".join(LABEL_FIELDS)
     problems = [
         Problem(lines.of("labels", index, key), f'a label has no field "{key:.50}": it has {known}')
@@ -200,7 +211,8 @@ def _checked_numberings(data: dict[str, Any], names: set[str], lines: _Lines) ->
     listed = data.get("numberings", [])
     if not isinstance(listed, list):
         return [Problem(lines.top("numberings"), "numberings are a list of tables: [[numberings]]")]
-    problems = []
+    problems: list[Problem] = []
+    known = {data["own_numbering"]} if isinstance(data["own_numbering"], str) else set()
     for index, entry in enumerate(listed):
         if isinstance(entry, dict):
             problems += [
@@ -212,11 +224,18 @@ def _checked_numberings(data: dict[str, Any], names: set[str], lines: _Lines) ->
                 if key not in NUMBERING_FIELDS
             ]
         try:
-            read_convention(entry, names, "the scheme")
+            name = read_convention(entry, names, "the scheme").name
         except MedDPMError as error:
-            at = re.search(r"the value (\d+) is called", str(error))
-            key = at[1] if at else _wrong_field(entry, NUMBERING_FIELDS)
+            at = re.search(
+                r"the value (\d+) is called|\"values\": \"(\d+)\" must|each name in .*, not ['\"](.+)['\"]$", str(error)
+            )
+            key = next(filter(None, at.groups())) if at else _wrong_field(entry, NUMBERING_FIELDS)
             problems.append(Problem(lines.of("numberings", index, key), str(error)))
+            continue
+        if name in known:
+            text = f'there is another numbering "{name}": each, and the scheme\'s own, needs its own name'
+            problems.append(Problem(lines.of("numberings", index, "name"), text))
+        known.add(name)
     return problems
 
 
@@ -247,7 +266,7 @@ def _odd(labels: dict[int, Any], lines: _Lines) -> list[Problem]:
     for index, label in labels.items():
         for name in (label.name, *label.aliases):
             other = names.setdefault(name.strip().casefold(), index)
-            if other != index:
+            if labels[other].name.casefold() != label.name.casefold():
                 text = f'"{name}" can mean "{labels[other].name}" and "{label.name}": the one listed first is taken'
                 problems.append(Problem(lines.of("labels", index, "aliases"), text, is_warning=True))
     entries = list(labels.items())
@@ -262,9 +281,8 @@ def _odd(labels: dict[int, Any], lines: _Lines) -> list[Problem]:
 
 def _wrong_field(entry: Any, fields: Mapping[str, Rule]) -> str | None:
     """The first of the ``fields`` whose value in the table ``entry`` is invalid; None if one is missing."""
-    return next(
-        (key for key in fields if isinstance(entry, dict) and key in entry and not fields[key].fits(entry[key])), None
-    )
+    there = [key for key in fields if isinstance(entry, dict) and key in entry]
+    return next((key for key in there if not fields[key].fits(entry[key])), None)
 
 
 def _line_of(message: str, lines: _Lines) -> int | None:
@@ -306,9 +324,16 @@ def _parsed(text: str, path: Path) -> tuple[Any, _Lines]:
             if isinstance(tables, list):
                 starts[where] = [text.count("\n", 0, t.start) + 1 if isinstance(t, _Located) else 1 for t in tables]
         return data, _Lines(text, starts)
+    inside = None  # the list whose tables are written in braces, one a line
     for number, line in enumerate(text.splitlines(), 1):
         if header := re.match(r"\s*\[\[\s*\"?(\w+)\"?\s*\]\]", line):
             starts.setdefault(header[1], []).append(number)
+        elif opened := re.match(r"\s*(labels|numberings)\s*=\s*\[", line):
+            inside = opened[1]
+        elif line.lstrip().startswith("["):
+            inside = None
+        if inside and re.match(r"(.*=\s*\[)?\s*\{", line):
+            starts.setdefault(inside, []).append(number)
     return tomllib.loads(text), _Lines(text, starts)
 
 

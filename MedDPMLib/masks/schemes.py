@@ -18,7 +18,7 @@ from MedDPMLib.errors import MedDPMError
 from MedDPMLib.masks.scheme_fields import LABEL_FIELDS, NUMBERING_FIELDS, TEXT
 from MedDPMLib.moved import former_attribute
 from MedDPMLib.runtime.paths import RESOURCES
-from MedDPMLib.validation import list_of, read_fields, table, table_with
+from MedDPMLib.validation import list_of, quoted, read_fields, table, table_with
 
 _SCHEMES = RESOURCES / "schemes"
 
@@ -139,7 +139,7 @@ class LabelScheme:
         """The label that :meth:`label_by_name` finds; :class:`MedDPMError` if there is none."""
         label = self.label_by_name(name)
         if label is None:
-            raise MedDPMError(f'the scheme "{self.name}" has no label "{name}": it has {self.describe_labels()}')
+            raise MedDPMError(f'the scheme "{self.name}" has no label {quoted(name)}: it has {self.describe_labels()}')
         return label
 
     def label_by_code(self, scheme: str, value: str) -> Label | None:
@@ -223,7 +223,7 @@ class LabelScheme:
     def _read(cls, data: object) -> LabelScheme:
         name = read_fields(data, "the label scheme", {"name": TEXT}, ["name"], more=True)["name"]
         assert isinstance(data, Mapping)
-        where = f'the label scheme "{name}"'
+        where = f"the label scheme {quoted(name)}"
         rules = {"title": TEXT, "labels": list_of(table(), 1, 1000)}
         # Before schemes named their own numbering, "numberings" were all that there are.
         if "own_numbering" in data:
@@ -257,7 +257,7 @@ def scheme_names() -> list[str]:
 def load_scheme(name: str) -> LabelScheme:
     """The scheme called ``name``, one of :func:`scheme_names`."""
     if name not in scheme_names():
-        raise MedDPMError(f'there is no label scheme "{name}": use one of {", ".join(scheme_names())}')
+        raise MedDPMError(f"there is no label scheme {quoted(name)}: use one of {', '.join(scheme_names())}")
     return LabelScheme._read(json.loads((_SCHEMES / f"{name}.json").read_text(encoding="utf-8")))
 
 
@@ -286,7 +286,10 @@ def _with_known_tissues(labels: tuple[Label, ...]) -> tuple[Label, ...]:
 
 def read_label(data: object, where: str) -> Label:
     """One label of :meth:`LabelScheme.to_dict`'s data; ``where`` names the scheme in messages."""
-    values = table_with(LABEL_FIELDS, more=True).read(data, _named(data, "label", where))
+    where = _named(data, "label", where)
+    if isinstance(data, Mapping) and "name" in data and "priority" not in data:
+        raise MedDPMError(f"{where} has no priority: give one to all labels of the scheme, or to none")
+    values = table_with(LABEL_FIELDS, more=True).read(data, where)
     codes = {key: Code(**values[key]) for key in ("category", "type") if values[key]}
     return Label(**{**values, **codes, "aliases": values["aliases"] or ()})
 
@@ -300,7 +303,7 @@ def read_convention(data: object, names: Set[str], where: str) -> Convention:
     for value, meaning in values["values"].items():
         if meaning.casefold() not in {*names, NOTHING}:
             raise MedDPMError(
-                f'{where}: the value {value} is called "{meaning}", which is no label: use its name, or none'
+                f"{where}: the value {value} is called {quoted(meaning)}, which is no label: use its name, or none"
             )
     return Convention(
         name=values["name"],
@@ -313,7 +316,7 @@ def read_convention(data: object, names: Set[str], where: str) -> Convention:
 def _named(data: object, kind: str, where: str) -> str:
     """What messages call a label or numbering: by its name, if it has a valid one."""
     name = data.get("name") if isinstance(data, Mapping) else None
-    return f'{where}: {kind} "{name}"' if TEXT.fits(name) else f"a {kind} of {where}"
+    return f"{where}: {kind} {quoted(name)}" if TEXT.fits(name) else f"a {kind} of {where}"
 
 
 def _plain(one: Convention) -> dict:
