@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -115,6 +117,21 @@ def test_the_peak_is_a_peak():
     # The kernel brings its count of a thread's pages up to date now and then.
     assert during > max(before, 300_000_000) - 2**20
     assert peak_memory(CPU) > during - 2**20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process inherits no peak")
+def test_the_peak_is_not_that_of_the_process_that_started_this_one():
+    """What getrusage says of a child is the peak of its parent, if that was larger."""
+    child = (
+        "import resource, torch; from MedDPMLib.runtime.hardware import peak_memory;"
+        " print(peak_memory(torch.device('cpu')), 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    parent = (
+        f"import subprocess, sys; held = b'x' * 2**30; subprocess.run([sys.executable, '-c', {child!r}], check=True)"
+    )
+    result = subprocess.run([sys.executable, "-c", parent], capture_output=True, text=True, check=True)
+    peak, inherited = map(int, result.stdout.split())
+    assert 2**24 < peak < 2**30 <= inherited
 
 
 # What is reported ----------------------------------------------------------------------------------------

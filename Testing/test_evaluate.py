@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -12,16 +13,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import COARSE, LEVELS, head_phantom, plain_scheme
 from phantoms import PLACE, phantom, save
 
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.evaluation.cases import find_cases, grid_of, load_case
+from MedDPMLib.evaluation.cases import LoadedCase, find_cases, grid_of, load_case
 from MedDPMLib.evaluation.features import HaarFeatures, MedicalNetFeatures
+from MedDPMLib.evaluation.judge import Judge
 from MedDPMLib.evaluation.report import write_report
 from MedDPMLib.evaluation.run import Request, evaluate
-from MedDPMLib.imaging.geometry import Geometry
-from MedDPMLib.imaging.io import SYNTHETIC
+from MedDPMLib.imaging.geometry import Geometry, Grid
+from MedDPMLib.imaging.io import SYNTHETIC, write_nifti
+from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.masks.schemes import load_scheme
+from MedDPMLib.runtime.device import choose_execution
+from MedDPMLib.segmentation.accuracy import Known, measure
+from MedDPMLib.segmentation.segmenter import load_segmenter
 
 BRATS = load_scheme("brats")
 MODALITIES = ("t1", "t1ce")
@@ -177,31 +184,94 @@ def test_bad_cases_are_reported_and_the_others_measured(tmp_path):
         evaluate(request(tmp_path, real=tmp_path / "nothing"))
 
 
-def test_mask_fidelity_is_the_dice_of_a_segmenter(tmp_path):
-    write_real(tmp_path / "real", range(3))
-    write_synthetic(tmp_path / "made", range(3))
-    write_masks(tmp_path / "masks", range(3))
+# A segmenter as judge ------------------------------------------------------------------------------------
 
-    class Painter:
-        """Knows the labels, but for synthetic images it takes the rim for necrosis."""
 
-        name, calls = "painter", 0
+def brain(shown: dict[int, int] | None = None) -> tuple[Volume, Volume]:
+    """An image of the phantom that the small segmenter knows, and its labels; of the image, labels that are in
+    ``shown`` look like others. Some of the rest is dark, as fluid is: by what is darkest an image is normalized."""
+    scan, labels = head_phantom()
+    darkest = (scan.array == 100) & (labels.array == 0)
+    dark = (labels.array == 18) & (np.random.default_rng(0).random(labels.array.shape) < 0.03)
+    image, known = scan.array.copy(), labels.array.copy()
+    known[darkest] = 18
+    image[darkest], image[dark] = 20, 100
+    for value, other in (shown or {}).items():
+        image[known == value] = 100 + 900 * LEVELS[other]
+    return Volume(image, scan.geometry), Volume(known, scan.geometry)
 
-        def segment(self, images, modalities):
-            self.calls += 1
-            assert images.shape[0] == len(modalities) == 2 and -1 <= images.min() <= images.max() <= 1
-            labels = load_case(cases[(self.calls - 1) % 3], MODALITIES, grid, BRATS, "med-ddpm").labels
-            return np.where(labels == 3, 1, labels) if self.calls > 3 else labels
 
-    cases = find_cases(tmp_path / "real", tmp_path / "masks")
-    grid = grid_of(cases[0])
-    found = evaluate(request(tmp_path, segmenter=Painter()))
-    for label in BRATS.labels:
-        one = figure(found, "Dice of a segmenter", label.name)
-        assert one.floor == 1
-        assert one.value == (1 if label.value in (2, 4) else 0) or (label.value == 1 and 0 < one.value < 1)
-    assert not any("mask fidelity" in note for note in found.notes)
-    assert any("mask fidelity was not measured" in note for note in evaluate(request(tmp_path)).notes)
+def judged(judge: Judge, image: Volume, labels: Volume, modalities=("t1",), name="case") -> dict[str, float]:
+    inside = labels.array > 0
+    images = np.stack([np.where(inside, image.array / 500 - 1, -1).astype(np.float32)] * len(modalities))
+    grid = Grid(image.geometry.size, (COARSE,) * 3, "LPS")
+    return judge.dice(LoadedCase(name, name, images, inside, labels.array), modalities, grid)
+
+
+def test_the_judge_finds_what_is_shown_and_misses_what_is_not(small_segmenter):
+    segmenter, scheme = load_segmenter(small_segmenter), plain_scheme()
+    judge = Judge(segmenter, scheme)
+    names = {value: scheme.label_by_value(value).name for value in (1, 3, 8, 18)}
+    image, labels = brain()
+    right = judged(judge, image, labels)
+    assert right.keys() == set(names.values()), "a tumor takes two modalities, and others the mask does not have"
+    assert min(right[names[value]] for value in (1, 3, 8)) > 0.99 > right[names[18]] > 0.9
+    # The same figures as by the command that measures segmenters.
+    own = measure(segmenter, [Known("case", {"t1": image}, labels)], execution=choose_execution("cpu", "float32"))
+    for value in (1, 3, 8):
+        assert right[names[value]] == pytest.approx(own["t1"][names[value]][0], abs=0.01)
+    missing, labels = brain({3: 1})
+    found = judged(judge, missing, labels)
+    assert found[names[3]] == 0 and found[names[8]] > 0.99
+    sizes = {value: np.count_nonzero(labels.array == value) for value in (1, 3)}
+    assert found[names[1]] == pytest.approx(2 * sizes[1] / (2 * sizes[1] + sizes[3]), abs=0.01)
+
+
+def test_the_judge_speaks_the_labels_of_the_masks(small_segmenter):
+    """Structures that a scheme does not tell apart are its rest; under a tumor they are not counted."""
+    segmenter, scheme = load_segmenter(small_segmenter), plain_scheme("brats")
+    image, labels = brain()
+    plain = Volume(np.where(labels.array > 0, scheme.rest.value, 0).astype(np.uint8), labels.geometry)
+    found = judged(Judge(segmenter, scheme), image, plain)
+    assert found.keys() == {scheme.rest.name} and found[scheme.rest.name] > 0.97
+    tumor = np.where(labels.array == 3, scheme.require_label("edema").value, plain.array)
+    with_tumor = judged(Judge(segmenter, scheme), image, Volume(tumor, labels.geometry))
+    assert with_tumor.keys() == {scheme.rest.name}, "one modality does not show a tumor"
+    assert with_tumor[scheme.rest.name] > 0.97
+    both = judged(Judge(segmenter, scheme), image, Volume(tumor, labels.geometry), ("t1", "t2"))
+    assert both["Edema"] == 0, "this segmenter finds no tumor"
+    with pytest.raises(MedDPMError, match="of case is empty"):
+        judged(Judge(segmenter, scheme), Volume(np.zeros_like(image.array), image.geometry), plain)
+
+
+def write_heads(folder: Path, shown: dict[str, dict[int, int]]) -> None:
+    for name, instead in shown.items():
+        image, _ = brain(instead)
+        write_nifti(folder / f"{name}_t1.nii.gz", image)
+
+
+def test_the_command_takes_a_segmenter_as_judge(meddpm, small_segmenter, tmp_path):
+    """Patients on whom it was trained are left out: the real floor is that of the others."""
+    write_heads(tmp_path / "real", {"one": {}, "known": {8: 1}})
+    write_heads(tmp_path / "made", {"one": {3: 1}})
+    _, labels = brain()
+    for name in ("one", "known"):
+        write_nifti(tmp_path / "masks" / f"{name}.nii.gz", labels)
+    line = ["evaluate", "real", "made", "--no-vessels", "--out", "out", "--segmenter", small_segmenter]
+    refused = meddpm(*line)
+    assert refused.returncode == 2 and "--masks" in refused.stderr
+    scheme = plain_scheme()
+    (tmp_path / "scheme.json").write_text(json.dumps(scheme.to_dict()))
+    result = meddpm(*line, "--masks", "masks", "--scheme", "scheme.json", "--labels", scheme.own_numbering)
+    assert result.returncode == 0, result.stderr
+    found = json.loads((tmp_path / "out/evaluation.json").read_text())
+    assert hashlib.sha256(small_segmenter.read_bytes()).hexdigest() in found["about"]["segmenter"]
+    assert any("known" in note and "trained" in note for note in found["notes"])
+    dice = {one["subject"]: one for one in found["figures"] if "Dice of a segmenter" in one["name"]}
+    name = {value: scheme.label_by_value(value).name for value in (3, 8)}
+    assert dice[name[3]]["value"] == 0 and dice[name[3]]["floor"] > 0.97
+    assert dice[name[8]]["value"] > 0.97 and dice[name[8]]["floor"] > 0.97
+    assert "Dice of a segmenter" in (tmp_path / "out/evaluation.html").read_text(encoding="utf-8")
 
 
 def test_cases_are_found_in_each_layout_and_prepared_alike(tmp_path):

@@ -135,7 +135,7 @@ def test_every_scheme_survives_its_file(tmp_path_factory, scheme):
         ("value = 2", 'value = "2"', 9, "whole number"),
         ("value = 5", "value = 1", 14, "line 4"),
         ('name = "Spleen"', 'name = "liver"', 15, "line 5"),
-        ('name = "Left kidney"', "", 8, 'no "name"'),
+        ('name = "Left kidney"', "", 8, 'lacks the field "name"'),
         ("[200, 60, 60]", "[200, 60]", 11, "red, green and blue"),
         ("[200, 60, 60]", "[200, 60, 256]", 11, "from 0 to 255"),
         ('aliases = ["hepar"]', 'role = "organ"', 6, "one of tumor"),

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from MedDPMLib.cli.checks import check_writable
-from MedDPMLib.cli.options import LabelsOption, OutOption
+from MedDPMLib.cli.options import LabelsOption, OutOption, segmenter_names
 from MedDPMLib.cli.output import complain, print_table, show_progress
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.runtime.packages import require
@@ -24,7 +24,8 @@ def evaluate(
         Path | None, typer.Option("--masks", help="Folder of the masks, named after the cases: for figures by label.")
     ] = None,
     scheme: Annotated[
-        str | None, typer.Option("--scheme", help="Label scheme of the masks; by default that of the records.")
+        str | None,
+        typer.Option("--scheme", help="Label scheme of the masks, a name or a file; by default that of the records."),
     ] = None,
     labels: LabelsOption = None,
     training: Annotated[
@@ -38,15 +39,24 @@ def evaluate(
             help="Weights of a MedicalNet ResNet for the 3D-FID; otherwise MedDPM's own features, without a network.",
         ),
     ] = None,
+    segmenter: Annotated[
+        str | None,
+        typer.Option(
+            "--segmenter",
+            metavar="NAME|FILE",
+            help="A segmenter as judge of whether images show what their masks ask for (Dice by label); needs masks.",
+            autocompletion=segmenter_names,
+        ),
+    ] = None,
     vessels: Annotated[
         bool, typer.Option("--vessels/--no-vessels", help="Measure bright tubes in t1ce (exploratory; slow).")
     ] = True,
 ) -> None:
     """Compare synthetic volumes with real ones: a table, evaluation.json and evaluation.html.
 
-    All cases are prepared alike. Cases that cannot be used are reported and left out.
+    All cases are prepared alike. Cases that cannot be used are reported and skipped.
     """
-    from MedDPMLib.masks.schemes import load_scheme
+    from MedDPMLib.masks.scheme_files import find_scheme
 
     require("meddpm evaluate", "scipy", "monai", "sklearn", "matplotlib", "jinja2")
     if vessels:
@@ -58,20 +68,24 @@ def evaluate(
     from MedDPMLib.evaluation.run import Request
     from MedDPMLib.evaluation.run import evaluate as compare
     from MedDPMLib.evaluation.table import formatted
+    from MedDPMLib.segmentation.segmenter import load_segmenter
 
     if masks is not None and scheme is None:
         scheme = scheme_of(find_cases(synthetic))
         if scheme is None:
             raise MedDPMError(f"nothing in {synthetic} says of which scheme the masks are: choose it with --scheme")
+    if segmenter is not None and scheme is None:
+        raise MedDPMError("--segmenter compares with masks: give their folder with --masks")
     request = Request(
         real=real,
         synthetic=synthetic,
         masks=masks,
         training=training,
-        scheme=load_scheme(scheme) if scheme else None,
+        scheme=find_scheme(scheme) if scheme else None,
         numbering=labels,
         features=MedicalNetFeatures(medicalnet) if medicalnet else HaarFeatures(),
         vessels=vessels,
+        segmenter=load_segmenter(segmenter) if segmenter is not None else None,
     )
     with show_progress(1, "reading") as progress:
 

@@ -122,13 +122,22 @@ class _Result:
 
 
 def _mask(path: Path, card: Card, tumor: Path | None, numbering: str | None, images: dict[str, Volume]) -> Mask:
-    from MedDPMLib.imaging.io import read_volume
-    from MedDPMLib.masks.mask import Mask, read_mask
+    from MedDPMLib.imaging.io import read_volume, volume_stem
+    from MedDPMLib.masks.mask import Mask, read_labels, read_mask
+    from MedDPMLib.masks.schemes import load_scheme
     from MedDPMLib.prepare import compose_anatomy
 
     if tumor is None:
         return read_mask(path, card.scheme, numbering=numbering)
-    composed = compose_anatomy(read_volume(path), list(images.values()), read_volume(tumor))
+    segmentation, said, said_by = read_labels(tumor, load_scheme("brats"), numbering=numbering)
+    composed = compose_anatomy(
+        read_volume(path),
+        list(images.values()),
+        segmentation,
+        numbering=said,
+        name=volume_stem(tumor),
+        said_by=said_by,
+    )
     return Mask.from_volume(
         composed, card.scheme, name=path.name, source=str(path), numbering=card.scheme.own_numbering
     )

@@ -11,7 +11,7 @@ import json
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -65,6 +65,11 @@ class Case:
     labels: Tensor
     spacing: tuple[float, float, float]
     file: Path | None = None
+
+
+def is_one_of(case: str, names: Collection[str]) -> bool:
+    """Whether ``case`` is called as one of ``names``, whatever follows it after anything but a letter or digit."""
+    return any(case.startswith(name) and not case[len(name) :][:1].isalnum() for name in names)
 
 
 def read_dataset(

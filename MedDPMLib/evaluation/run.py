@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -16,31 +16,24 @@ from MedDPMLib.evaluation import compare
 from MedDPMLib.evaluation.cases import CaseFiles, LoadedCase, common_modalities, find_cases, grid_of, load_case
 from MedDPMLib.evaluation.compare import Neighbor, Pair
 from MedDPMLib.evaluation.features import Features, HaarFeatures
+from MedDPMLib.evaluation.judge import Judge
 from MedDPMLib.evaluation.measure import VESSEL_MODALITY, Measured, measure
 from MedDPMLib.evaluation.table import Figure
 from MedDPMLib.imaging.geometry import Grid
 from MedDPMLib.masks.schemes import LabelScheme
 from MedDPMLib.metrics.similarity import likeness
 from MedDPMLib.runtime.versions import versions
+from MedDPMLib.segmentation.segmenter import Segmenter
 
 #: Pairs that are compared voxel by voxel, of each kind: an MS-SSIM takes seconds.
 MOST_PAIRS = 20
-
-
-class Segmenter(Protocol):
-    """A frozen segmenter: ``name`` with its hash, and the labels (D, H, W) uint8, values of the scheme, that it gives
-    images (C, D, H, W) in [-1, 1] of these ``modalities``."""
-
-    name: str
-
-    def segment(self, images: np.ndarray, modalities: Sequence[str]) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
 class Request:
     """What is evaluated: the folders ``real`` and ``synthetic``, of ``masks`` and of ``training`` cases, if any.
 
-    Without a ``scheme`` there are no figures by label.
+    Without a ``scheme`` there are no figures by label. A ``segmenter`` judges whether images show their masks.
     """
 
     real: Path
@@ -95,7 +88,7 @@ def evaluate(
 ) -> Evaluation:
     """Compares the two folders; ``progress`` is called after each piece of work: how many of how many, and which.
 
-    Cases that cannot be used are left out and said in ``skipped``. Raises :class:`MedDPMError` for folders without
+    Cases that cannot be used are skipped; ``skipped`` says why. Raises :class:`MedDPMError` for folders without
     usable cases.
     """
     real, synthetic = find_cases(request.real, request.masks), find_cases(request.synthetic, request.masks)
@@ -115,7 +108,20 @@ def evaluate(
     def load(case: CaseFiles) -> LoadedCase:
         return load_case(case, modalities, grid, scheme, request.numbering)
 
+    judge = Judge(request.segmenter, scheme) if request.segmenter and scheme else None
     dices: dict[str, list[Mapping[str, float]]] = {"real": [], "synthetic": []}
+    unjudged: list[str] = []
+
+    def judged(case: LoadedCase) -> Mapping[str, float]:
+        assert judge is not None
+        if judge.knows(case):
+            unjudged.append(case.name)
+            return {}
+        try:
+            return judge.dice(case, modalities, grid)
+        except MedDPMError as error:
+            skipped.append(f"mask fidelity of {case.name}: {error}")
+            return {}
 
     def measured(cases: Sequence[CaseFiles], what: str, vessels: bool) -> Iterator[tuple[CaseFiles, Measured]]:
         for case in cases:
@@ -124,8 +130,8 @@ def evaluate(
                 found = measure(
                     loaded, modalities, request.features, scheme, spacing=grid.spacing, find_vessels=vessels
                 )
-                if request.segmenter and scheme and what in dices:
-                    dices[what].append(_dice(request.segmenter.segment(loaded.images, modalities), loaded, scheme))
+                if judge and what in dices:
+                    dices[what].append(judged(loaded))
             except MedDPMError as error:
                 skipped.append(str(error) if case.name in str(error) else f"{case.name}: {error}")
                 continue
@@ -174,11 +180,11 @@ def evaluate(
     if with_vessels:
         by_name = {made.name: one.name for made, one in partners.items()}
         figures += compare.compare_vessels(real_measured, made_measured, by_name)
-    if request.segmenter and scheme:
+    if judge:
         groups = ([one.group for one in real_measured], [one.group for one in made_measured])
         figures += compare.compare_masks(dices["real"], dices["synthetic"], groups)
-    notes = _notes(request, with_vessels, len(real_measured), len(made_measured), bool(known))
-    about = _about(request, grid, modalities)
+    notes = _notes(request, with_vessels, len(real_measured), len(made_measured), bool(known), unjudged)
+    about = _about(request, grid, modalities, judge)
     return Evaluation(figures, modalities, real_measured, made_measured, neighbors, skipped, notes, about)
 
 
@@ -224,16 +230,9 @@ def _likeness(first: LoadedCase, second: LoadedCase, modalities: Sequence[str]):
     }
 
 
-def _dice(found: np.ndarray, case: LoadedCase, scheme: LabelScheme) -> dict[str, float]:
-    dice = {}
-    for label in scheme.labels:
-        ours, theirs = np.equal(found, label.value), np.equal(case.labels, label.value)
-        if theirs.any():
-            dice[label.name] = float(2 * (ours & theirs).sum() / (ours.sum() + theirs.sum()))
-    return dice
-
-
-def _notes(request: Request, vessels: bool, real: int, synthetic: int, training: bool) -> list[str]:
+def _notes(
+    request: Request, vessels: bool, real: int, synthetic: int, training: bool, unjudged: Sequence[str]
+) -> list[str]:
     notes = []
     if min(real, synthetic) < 30:
         notes.append(
@@ -246,12 +245,16 @@ def _notes(request: Request, vessels: bool, real: int, synthetic: int, training:
         notes.append("no training cases were given: whether synthetic brains are copies was not measured")
     if request.segmenter is None:
         notes.append("no segmenter was given: mask fidelity was not measured")
+    if unjudged:
+        notes.append(
+            f"mask fidelity was not measured of {', '.join(unjudged)}: the segmenter was trained on these patients"
+        )
     if not vessels:
         notes.append("vessels were not measured" + ("" if not request.vessels else f": there is no {VESSEL_MODALITY}"))
     return notes
 
 
-def _about(request: Request, grid: Grid, modalities: Sequence[str]) -> dict[str, str]:
+def _about(request: Request, grid: Grid, modalities: Sequence[str], judge: Judge | None) -> dict[str, str]:
     size, spacing = " x ".join(map(str, grid.size)), " x ".join(f"{side:g}" for side in grid.spacing)
     return {
         "real": str(request.real),
@@ -263,6 +266,6 @@ def _about(request: Request, grid: Grid, modalities: Sequence[str]) -> dict[str,
         "preprocessing": f"all cases alike: {size} voxels of {spacing} mm ({grid.orientation}), placed on the brain;"
         " percentiles 0.5 and 99.5 of the brain are -1 and 1, clipped; -1 around it",
         "features": request.features.about,
-        "segmenter": request.segmenter.name if request.segmenter else "none",
+        "segmenter": judge.about if judge else "none",
         "pairs": f"at most {MOST_PAIRS} of each kind are compared voxel by voxel",
     }

@@ -20,6 +20,7 @@ from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.masks.mask import Mask
 from MedDPMLib.masks.midline import Midline, find_midline, labels_at
 from MedDPMLib.masks.schemes import LabelScheme
+from MedDPMLib.masks.tumor_room import Room
 from MedDPMLib.runtime.packages import require
 from MedDPMLib.validation import quoted
 
@@ -38,16 +39,6 @@ _GROWTH_MM = (-2.0, 5.0)
 _TUMOR_BEND, _TUMOR_POINTS = 0.18, 0.7
 _ANATOMY_BEND, _ANATOMY_POINTS = 4.0, 40.0
 _NO_FOLD = 0.39
-
-#: This share of a tumor has to find room inside the brain; of :data:`_TRIES` places the first where it does is taken.
-_LEAST_KEPT = 0.85
-_TRIES = 200
-
-#: Where a tumor is moved to, at most this share of it lies over fluid, which it would enclose.
-_MOST_FLUID = 0.03
-
-#: Pieces of a tumor with less than this share of it, cut off by the surface of brain or ventricles, are left out.
-_LEAST_PIECE = 0.02
 
 #: So much (mm) around a tumor its distances are measured.
 _MARGIN = 12.0
@@ -106,9 +97,9 @@ def new_mask(
     anatomy = _bent(_without_tumor(host), drawn.anatomy_bend_mm, bends)
     midline = find_midline(anatomy)
     tumor = _Tumor(donor, drawn, bends)
-    room = _Room(anatomy, scheme, None if across_midline else midline)
+    room = Room(anatomy, scheme, None if across_midline else midline)
     start = _corresponding(tumor.center, donor, anatomy, midline, drawn.mirrored)
-    labels, center, kept = _placed(tumor, room, start, places if drawn.moved else None)
+    labels, center, kept = room.placed(*tumor.at(start, anatomy.geometry), start, places if drawn.moved else None)
     if labels is None:
         raise MedDPMError(
             f"the tumor of {donor.name} has no room in the brain of {host.name}: at best {100 * kept:.0f} % of it lie"
@@ -319,80 +310,6 @@ def _nested(labels: np.ndarray, scheme: LabelScheme) -> list[tuple[int, np.ndarr
 
 def _lps(ras: np.ndarray) -> list[float]:
     return [-float(ras[0]), -float(ras[1]), float(ras[2])]
-
-
-# The place --------------------------------------------------------------------------------------------
-
-
-class _Room:
-    """Where in ``anatomy`` a tumor may be: inside, not in fluid, and with a ``midline`` on one side."""
-
-    def __init__(self, anatomy: Volume, scheme: LabelScheme, midline: Midline | None) -> None:
-        self.anatomy, self.midline = anatomy, midline
-        self.fluid = np.isin(anatomy.array, [label.value for label in scheme.of_tissue("fluid")])
-        self.free = (anatomy.array > 0) & ~self.fluid
-        white = np.isin(anatomy.array, [label.value for label in scheme.of_tissue("white matter")])
-        self.starts = np.flatnonzero(white if white.any() else self.free)
-
-    def draw(self, random: np.random.Generator) -> np.ndarray:
-        """A random voxel (i, j, k) for the middle of a tumor."""
-        voxel = self.starts[int(random.integers(len(self.starts)))]
-        return np.array(np.unravel_index(voxel, self.free.shape))[::-1]
-
-    def within(self, place: Geometry, low: np.ndarray, center: np.ndarray) -> tuple[np.ndarray, tuple, tuple]:
-        """What is free of the box ``place``, which begins at index ``low``; and the slices of both that overlap."""
-        size = np.array(self.anatomy.geometry.size)
-        first, last = np.maximum(low, 0), np.minimum(low + place.size, size)
-        here = tuple(slice(int(a), int(max(a, b))) for a, b in zip(first[::-1], last[::-1], strict=True))
-        there = tuple(
-            slice(int(a - o), int(max(a, b) - o)) for a, b, o in zip(first[::-1], last[::-1], low[::-1], strict=True)
-        )
-        free = np.zeros(place.shape, bool)
-        free[there] = self.free[here]
-        if self.midline is not None:
-            k, j, i = np.meshgrid(*(np.arange(n, dtype=np.float32) for n in place.shape), indexing="ij", sparse=True)
-            along = self.midline.normal @ place.ijk_to_ras[:3, :3]
-            side = along[0] * i + along[1] * j + along[2] * k + (self.midline.side(place.to_ras(np.zeros(3))))
-            free &= side * np.sign(self.midline.side(center) or 1) >= 0
-        return free, here, there
-
-
-def _placed(
-    tumor: _Tumor, room: _Room, start: np.ndarray, places: np.random.Generator | None
-) -> tuple[Volume | None, np.ndarray, float]:
-    """The anatomy with the tumor, where its middle is, and which share of it had room; no labels if it has none.
-
-    Tried is ``start``, or with ``places`` random ones instead.
-    """
-    geometry, best = room.anatomy.geometry, 0.0
-    # The same voxels at every place: each is a whole number of them away from the first.
-    shape, place, first = tumor.at(start, geometry)
-    total = np.count_nonzero(shape)
-    for _ in range(1 if places is None or not total else _TRIES):
-        shift = np.zeros(3, int) if places is None else room.draw(places) - np.rint(geometry.to_ijk(start)).astype(int)
-        low = first + shift
-        center = geometry.to_ras(geometry.to_ijk(start) + shift)
-        free, here, there = room.within(geometry.cut(low, low + place.size), low, center)
-        kept = np.count_nonzero(free & (shape > 0)) / total if total else 0.0
-        best = max(best, kept)
-        enclosed = np.count_nonzero((shape[there] > 0) & room.fluid[here]) if places is not None else 0
-        if kept >= _LEAST_KEPT and enclosed <= _MOST_FLUID * total:
-            labels = room.anatomy.array.copy()
-            part = _without_crumbs(np.where(free, shape, 0))[there]
-            labels[here][part > 0] = part[part > 0]
-            return Volume(labels, geometry), center, kept
-    return None, start, best
-
-
-def _without_crumbs(tumor: np.ndarray) -> np.ndarray:
-    from scipy.ndimage import label
-
-    pieces, count = label(tumor > 0)
-    if count < 2:
-        return tumor
-    sizes = np.bincount(pieces.ravel())
-    sizes[0] = 0
-    return np.where((sizes >= _LEAST_PIECE * sizes.sum())[pieces], tumor, 0)
 
 
 def _corresponding(center: np.ndarray, donor: Mask, anatomy: Volume, midline: Midline, mirrored: bool) -> np.ndarray:

@@ -10,7 +10,7 @@ import colorsys
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from json.decoder import JSONObject  # type: ignore[attr-defined]
 from json.scanner import py_make_scanner  # type: ignore[attr-defined]
@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 
 from MedDPMLib.errors import MedDPMError
+from MedDPMLib.masks.scheme_fields import LABEL_FIELDS, NUMBERING_FIELDS
 from MedDPMLib.masks.schemes import LabelScheme, load_scheme, read_convention, read_label, scheme_names
-from MedDPMLib.validation import quoted
+from MedDPMLib.validation import Rule, quoted
 
 try:
     import tomllib
@@ -33,12 +34,8 @@ SUFFIXES = (".toml", ".json")
 #: A scheme has at most 255 labels.
 _LONGEST = 2_000_000
 
-#: Fields of a scheme, of a label and of a numbering. A misspelled one would be passed over.
+#: Fields of a scheme. A misspelled one, as of a label or a numbering, would be passed over.
 _FIELDS = ("name", "title", "own_numbering", "labels", "numberings")
-_OF_A_LABEL = (
-    "value", "name", "role", "tissue", "color", "priority", "aliases", "plausible_ml", "category", "type",
-)  # fmt: skip
-_OF_A_NUMBERING = ("name", "title", "values", "file_names")
 
 #: Labels whose priorities are left out win over each other in the order of these roles, then of the file.
 _ORDER = {"tumor": 0, "rest": 2}
@@ -198,17 +195,16 @@ def _names_in(entries: list) -> set[str]:
 def _checked_label(entry: Any, index: int, lines: _Lines) -> tuple[Any, list[Problem]]:
     if not isinstance(entry, dict):
         return None, [Problem(lines.of("labels", index), f"a label is a table, not {quoted(entry)}")]
-    known = ", ".join(_OF_A_LABEL)
+    known = ", ".join(LABEL_FIELDS)
     problems = [
         Problem(lines.of("labels", index, key), f'a label has no field "{key:.50}": it has {known}')
         for key in entry
-        if key not in _OF_A_LABEL
+        if key not in LABEL_FIELDS
     ]
     try:
         return read_label(entry, "the scheme"), problems
     except MedDPMError as error:
-        text = str(error)
-        return None, [*problems, Problem(lines.of("labels", index, _field(text)), text)]
+        return None, [*problems, Problem(lines.of("labels", index, _wrong_field(entry, LABEL_FIELDS)), str(error))]
 
 
 def _checked_numberings(data: dict[str, Any], names: set[str], lines: _Lines) -> list[Problem]:
@@ -222,16 +218,18 @@ def _checked_numberings(data: dict[str, Any], names: set[str], lines: _Lines) ->
             problems += [
                 Problem(
                     lines.of("numberings", index, key),
-                    f'a numbering has no field "{key:.50}": it has {", ".join(_OF_A_NUMBERING)}',
+                    f'a numbering has no field "{key:.50}": it has {", ".join(NUMBERING_FIELDS)}',
                 )
                 for key in entry
-                if key not in _OF_A_NUMBERING
+                if key not in NUMBERING_FIELDS
             ]
         try:
             name = read_convention(entry, names, "the scheme").name
         except MedDPMError as error:
-            at = re.search(r"value (\d+)|, not '(.+)'", str(error))
-            key = (at[1] or at[2]) if at else "file_names" if "file" in str(error) else "values"
+            at = re.search(
+                r"the value (\d+) is called|\"values\": \"(\d+)\" must|each name in .*, not ['\"](.+)['\"]$", str(error)
+            )
+            key = next(filter(None, at.groups())) if at else _wrong_field(entry, NUMBERING_FIELDS)
             problems.append(Problem(lines.of("numberings", index, key), str(error)))
             continue
         if name in known:
@@ -242,7 +240,7 @@ def _checked_numberings(data: dict[str, Any], names: set[str], lines: _Lines) ->
 
 
 def _twice(labels: dict[int, Any], lines: _Lines) -> list[Problem]:
-    """Labels that cannot be told apart: two of one value, name or priority, two rests."""
+    """Labels that cannot be distinguished: two of one value, name or priority, two rests."""
     problems = []
     for what in ("value", "name", "priority"):
         seen: dict[Any, int] = {}
@@ -275,17 +273,16 @@ def _odd(labels: dict[int, Any], lines: _Lines) -> list[Problem]:
     for number, (index, label) in enumerate(entries):
         for _, other in entries[:number]:
             if np.linalg.norm(np.subtract(label.color, other.color)) < _LEAST_DIFFERENCE:
-                text = f'the colors of "{label.name}" and "{other.name}" can hardly be told apart'
+                text = f'the colors of "{label.name}" and "{other.name}" can hardly be distinguished'
                 problems.append(Problem(lines.of("labels", index, "color"), text, is_warning=True))
                 break
     return problems
 
 
-def _field(message: str) -> str:
-    """The field that a message of :func:`read_label` is about."""
-    said = message.partition('":')[2]  # behind the label's name
-    found = re.search(rf"\b({'|'.join(_OF_A_LABEL)})\b", said)
-    return found[1] if found else "name"
+def _wrong_field(entry: Any, fields: Mapping[str, Rule]) -> str | None:
+    """The first of the ``fields`` whose value in the table ``entry`` is invalid; None if one is missing."""
+    there = [key for key in fields if isinstance(entry, dict) and key in entry]
+    return next((key for key in there if not fields[key].fits(entry[key])), None)
 
 
 def _line_of(message: str, lines: _Lines) -> int | None:
@@ -357,7 +354,7 @@ def scheme_toml(scheme: LabelScheme, remarks: Sequence[str] = ()) -> str:
     lines += [_line("name", scheme.name), _line("title", scheme.title), _line("own_numbering", scheme.own_numbering)]
     for data in scheme.to_dict()["labels"]:
         lines += ["", "[[labels]]"]
-        lines += [_line(key, data[key]) for key in _OF_A_LABEL if key in data and data[key] != []]
+        lines += [_line(key, data[key]) for key in LABEL_FIELDS if key in data and data[key] != []]
     for convention in scheme.conventions:
         lines += ["", "[[numberings]]", _line("name", convention.name), _line("title", convention.title)]
         if convention.file_names:

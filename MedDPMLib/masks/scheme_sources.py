@@ -30,7 +30,7 @@ _MOST = 255
 #: How deep below a folder its masks lie at most.
 _DEEPEST = 5
 
-#: Masks are told from images by their number of values.
+#: Masks are distinguished from images by their number of values.
 _MOST_VALUES = 1000
 
 
@@ -130,7 +130,7 @@ def _of_masks(paths: list[Path], source: Path, report: Callable[[str], None]) ->
     if segments:
         first = max(found, default=0) + 1
         found |= dict(enumerate(segments.values(), first))
-        remarks.append("Segments are identified by names and terminology: their values are chosen here.")
+        remarks.append("Segments are identified by their names and terminology: the values are assigned here.")
     if any(one.name.startswith("Label ") for one in found.values()):
         remarks.append('Give every "Label ..." its name.')
     return found, remarks

@@ -8,36 +8,25 @@ How files number them: ``masks/numberings.py``.
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 
 import numpy as np
 
 from MedDPMLib.errors import MedDPMError
+from MedDPMLib.masks.scheme_fields import LABEL_FIELDS, NUMBERING_FIELDS, TEXT
 from MedDPMLib.moved import former_attribute
 from MedDPMLib.runtime.paths import RESOURCES
-from MedDPMLib.validation import quoted
+from MedDPMLib.validation import list_of, quoted, read_fields, table, table_with
 
 _SCHEMES = RESOURCES / "schemes"
-
-#: What a label is to a model: part of a tumor, a structure of its own, or what is left inside brain or head.
-ROLES = ("tumor", "structure", "rest")
-
-#: What a label shows, where that decides what is done with it: a tumor's necrotic core, its enhancing rim, the edema
-#: around it; fluid, which a tumor does not grow into; white matter, in which edema spreads.
-TISSUES = ("core", "rim", "edema", "fluid", "white matter")
 
 #: Names of labels until version 0.1 with the current ones: models, masks and scenes from before have them.
 FORMER_NAMES = {"Oedema": "Edema", "Enhancing tumour": "Enhancing tumor", "Tumour": "Tumor"}
 
-_FORMER_ROLES = {"tumour": "tumor"}
-
 #: What a numbering calls a value that is left out.
 NOTHING = "none"
-
-_LONGEST_TEXT = 200
 
 
 @dataclass(frozen=True)
@@ -53,10 +42,10 @@ class Code:
 class Label:
     """One label: its ``value`` (1 to 255) in arrays, ``color`` (red, green, blue; 0 to 255) and terminology.
 
-    Of overlapping labels the one with the lowest ``priority`` wins. ``role`` is one of :data:`ROLES`, ``tissue`` one of
-    :data:`TISSUES`, or None. ``category`` and ``type`` are its terminology, if it has one. ``aliases`` are other names
-    under which it is met; ``plausible_ml`` is the least and the most, in milliliters, that it measures in anyone (None:
-    not known).
+    Of overlapping labels the one with the lowest ``priority`` wins. ``role`` is one of
+    :data:`~MedDPMLib.masks.scheme_fields.ROLES`, ``tissue`` one of :data:`~MedDPMLib.masks.scheme_fields.TISSUES`, or
+    None. ``category`` and ``type`` are its terminology, if any. ``aliases`` are other names under which it is met;
+    ``plausible_ml`` is the least and the most, in milliliters, that it measures in anyone (None: not known).
     """
 
     value: int
@@ -128,7 +117,7 @@ class LabelScheme:
         return self.rest
 
     def of_tissue(self, tissue: str) -> tuple[Label, ...]:
-        """The labels that show ``tissue``, one of :data:`TISSUES`."""
+        """The labels that show ``tissue``, one of :data:`~MedDPMLib.masks.scheme_fields.TISSUES`."""
         return tuple(label for label in self.labels if label.tissue == tissue)
 
     def label_by_value(self, value: int) -> Label:
@@ -232,31 +221,31 @@ class LabelScheme:
 
     @classmethod
     def _read(cls, data: object) -> LabelScheme:
-        name = _text(_get(data, "name", "the label scheme"), "the label scheme's name")
+        name = read_fields(data, "the label scheme", {"name": TEXT}, ["name"], more=True)["name"]
+        assert isinstance(data, Mapping)
         where = f"the label scheme {quoted(name)}"
-        labels = tuple(
-            sorted((read_label(entry, where) for entry in _list(data, "labels", where)), key=lambda label: label.value)
-        )
+        rules = {"title": TEXT, "labels": list_of(table(), 1, 1000)}
+        # Before schemes named their own numbering, "numberings" were all that there are.
+        if "own_numbering" in data:
+            rules |= {"own_numbering": TEXT, "numberings": list_of(table(), 0, 1000)}
+        fields = read_fields(data, where, rules, ["title", "labels"], more=True)
+        labels = tuple(sorted((read_label(entry, where) for entry in fields["labels"]), key=lambda label: label.value))
         labels = _with_current_names(labels)
         if not any(label.tissue for label in labels):
             labels = _with_known_tissues(labels)
-        if not labels:
-            raise MedDPMError(f"{where} has no labels")
         for what in ("value", "priority"):
             _check_unique([getattr(label, what) for label in labels], f"{where}: each label needs its own {what}")
         _check_unique([label.name.casefold() for label in labels], f"{where}: each label needs its own name")
         if sum(label.role == "rest" for label in labels) > 1:
             raise MedDPMError(f'{where}: only one label can have the role "rest"')
-        values = {label.value for label in labels}
-        title = _text(_get(data, "title", where), f"{where}: title")
-        own_numbering = _text(_own_numbering(data, values), f"{where}: own_numbering")
-        # Before schemes named their own numbering, "numberings" were all that there are.
-        listed = _list(data, "numberings", where) if "own_numbering" in data and "numberings" in data else []
+        own_numbering = fields.get("own_numbering") or TEXT.read(
+            _own_numbering(data, {label.value for label in labels}), f"{where}: the name of its own numbering"
+        )
         names = {text.casefold() for label in labels for text in (label.name, *label.aliases)}
-        conventions = tuple(read_convention(entry, names, where) for entry in listed)
+        conventions = tuple(read_convention(entry, names, where) for entry in fields.get("numberings", ()))
         known = [own_numbering, *(one.name for one in conventions)]
         _check_unique(known, f"{where}: each numbering needs its own name")
-        return cls(name, title, labels, own_numbering, conventions)
+        return cls(name, fields["title"], labels, own_numbering, conventions)
 
 
 def scheme_names() -> list[str]:
@@ -292,71 +281,42 @@ def _with_known_tissues(labels: tuple[Label, ...]) -> tuple[Label, ...]:
     return tuple(replace(label, tissue=known.get(label.name)) for label in labels)
 
 
-# Reading files of unknown origin ----------------------------------------------------------------------
+# Reading data of unknown origin -----------------------------------------------------------------------
 
 
 def read_label(data: object, where: str) -> Label:
     """One label of :meth:`LabelScheme.to_dict`'s data; ``where`` names the scheme in messages."""
-    name = _text(_get(data, "name", f"a label of {where}"), f"{where}: a label's name")
-    where = f"{where}: label {quoted(name)}"
-    role = data.get("role")
-    role = _FORMER_ROLES.get(role, role) if isinstance(role, str) else role
-    if role is not None and role not in ROLES:
-        raise MedDPMError(f"{where}: the role has to be one of {', '.join(ROLES)}, or left out")
-    color = [_integer(part, 0, 255, f"{where}: color") for part in _list(data, "color", where)]
-    if len(color) != 3:
-        raise MedDPMError(f"{where}: a color is red, green and blue")
-    aliases = _list(data, "aliases", where) if "aliases" in data else []
-    tissue = data.get("tissue")
-    if tissue is not None and tissue not in TISSUES:
-        raise MedDPMError(f"{where}: the tissue has to be one of {', '.join(TISSUES)}")
-    if isinstance(data, dict) and "priority" not in data:
+    where = _named(data, "label", where)
+    if isinstance(data, Mapping) and "name" in data and "priority" not in data:
         raise MedDPMError(f"{where} has no priority: give one to all labels of the scheme, or to none")
-    return Label(
-        value=_integer(_get(data, "value", where), 1, 255, f"{where}: value"),
-        name=name,
-        role=role,
-        color=tuple(color),
-        priority=_integer(_get(data, "priority", where), 0, 10_000, f"{where}: priority"),
-        category=_code(data.get("category"), f"{where}: category"),
-        type=_code(data.get("type"), f"{where}: type"),
-        aliases=tuple(_text(alias, f"{where}: aliases") for alias in aliases),
-        tissue=tissue,
-        plausible_ml=_plausible(data, where),
-    )
-
-
-def _code(data: object, where: str) -> Code | None:
-    if data is None:
-        return None
-    return Code(*(_text(_get(data, key, where), f"{where}: {key}") for key in ("scheme", "value", "meaning")))
+    values = table_with(LABEL_FIELDS, more=True).read(data, where)
+    codes = {key: Code(**values[key]) for key in ("category", "type") if values[key]}
+    return Label(**{**values, **codes, "aliases": values["aliases"] or ()})
 
 
 def read_convention(data: object, names: Set[str], where: str) -> Convention:
     """One numbering of :meth:`LabelScheme.to_dict`'s data, of labels that are called ``names`` (in small letters)."""
-    name = _text(_get(data, "name", f"a numbering of {where}"), f"{where}: a numbering's name")
-    where = f"{where}: numbering {quoted(name)}"
-    values = _get(data, "values", where)
-    if not isinstance(values, dict) or not 0 < len(values) <= 1000:
-        raise MedDPMError(f'{where}: "values" has to be a table of 1 to 1000 values')
-    meanings = []
-    for key, meaning in values.items():
-        if not re.fullmatch(r"[1-9]\d{0,4}", str(key)) or int(key) > 65_535:
-            raise MedDPMError(f"{where}: a value is a whole number from 1 to 65535, not {quoted(key)}")
-        if _text(meaning, f"{where}: value {key}").casefold() not in {*names, NOTHING}:
+    where = _named(data, "numbering", where)
+    values = table_with(NUMBERING_FIELDS, more=True).read(data, where)
+    if not values["values"]:
+        raise MedDPMError(f'{where}: "values" is empty: say which label each value is')
+    for value, meaning in values["values"].items():
+        if meaning.casefold() not in {*names, NOTHING}:
             raise MedDPMError(
-                f"{where}: the value {key} is called {quoted(meaning)}, which is no label: use its name, or none"
+                f"{where}: the value {value} is called {quoted(meaning)}, which is no label: use its name, or none"
             )
-        meanings.append((int(key), meaning))
-    listed = _list(data, "file_names", where) if "file_names" in data else []
-    patterns = tuple(_text(one, f"{where}: file_names") for one in listed)
-    for pattern in patterns:
-        try:
-            re.compile(pattern)
-        except (re.error, RecursionError, OverflowError) as error:
-            raise MedDPMError(f"{where}: {quoted(pattern)} is no pattern of file names ({error})") from None
-    title = _text(data.get("title", name), f"{where}: title")
-    return Convention(name, title, tuple(sorted(meanings)), patterns)
+    return Convention(
+        name=values["name"],
+        title=values["title"] or values["name"],
+        meanings=tuple(sorted(values["values"].items())),
+        file_names=values["file_names"] or (),
+    )
+
+
+def _named(data: object, kind: str, where: str) -> str:
+    """What messages call a label or numbering: by its name, if it has a valid one."""
+    name = data.get("name") if isinstance(data, Mapping) else None
+    return f"{where}: {kind} {quoted(name)}" if TEXT.fits(name) else f"a {kind} of {where}"
 
 
 def _plain(one: Convention) -> dict:
@@ -364,51 +324,14 @@ def _plain(one: Convention) -> dict:
     return {"name": one.name, "title": one.title, "values": values, "file_names": list(one.file_names)}
 
 
-def _plausible(data: object, where: str) -> tuple[float, float] | None:
-    if not isinstance(data, dict) or data.get("plausible_ml") is None:
-        return None
-    limits = _list(data, "plausible_ml", where)
-    numbers = [n for n in limits if isinstance(n, (int, float)) and not isinstance(n, bool) and 0 <= n < np.inf]
-    if len(limits) != 2 or len(numbers) != 2 or numbers[0] > numbers[1]:
-        raise MedDPMError(f"{where}: plausible_ml is the least and the most volume, in ml")
-    return float(numbers[0]), float(numbers[1])
-
-
-def _own_numbering(data: dict, values: set[int]) -> object:
-    """The name of the numbering of the scheme's own ``values``; the scheme's own name if ``data`` gives none."""
-    if "own_numbering" in data:
-        return data["own_numbering"]
+def _own_numbering(data: Mapping, values: set[int]) -> object:
+    """The name of the numbering of a scheme's own ``values`` in ``data`` that do not give it; else the scheme's."""
     identity = {str(value): value for value in values}
     known = data["numberings"] if isinstance(data.get("numberings"), list) else []
     return (
         next((one.get("name") for one in known if isinstance(one, dict) and one.get("values") == identity), None)
         or (data["name"])
     )
-
-
-def _get(data: object, key: str, where: str) -> object:
-    if not isinstance(data, dict) or key not in data:
-        raise MedDPMError(f"{where} has no {quoted(key)}, which is needed")
-    return data[key]
-
-
-def _list(data: object, key: str, where: str) -> list:
-    entries = _get(data, key, where)
-    if not isinstance(entries, list) or len(entries) > 1000:
-        raise MedDPMError(f"{where}: {quoted(key)} has to be a list")
-    return entries
-
-
-def _text(value: object, where: str) -> str:
-    if not isinstance(value, str) or not 0 < len(value) <= _LONGEST_TEXT or not value.isprintable():
-        raise MedDPMError(f"{where} has to be a printable text of at most {_LONGEST_TEXT} characters")
-    return value
-
-
-def _integer(value: object, low: int, high: int, where: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise MedDPMError(f"{where} has to be a whole number from {low} to {high}, not {quoted(value)}")
-    return value
 
 
 def _check_unique(values: list, message: str) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from MedDPMLib.data import Case, VariedCases
+from MedDPMLib.data.cases import is_one_of as is_validation
 from MedDPMLib.diffusion.samplers import timestep_grid
 from MedDPMLib.masks.condition import condition
 from MedDPMLib.recipes.parts import Stage
@@ -140,11 +141,6 @@ def split_cases(
     count = min(max(1, round(share * len(others))), max(len(others) - 1, 0)) if share else 0
     order = [others[place] for place in torch.randperm(len(others), generator=seeded(seed, _HELD_OUT, 0)).tolist()]
     return Subset(cases, sorted(order[count:])), Subset(cases, sorted([*named, *order[:count]]))
-
-
-def is_validation(case: str, names: Collection[str]) -> bool:
-    """Whether ``case`` is called as one of ``names``, whatever follows it after anything but a letter or digit."""
-    return any(case.startswith(name) and not case[len(name) :][:1].isalnum() for name in names)
 
 
 def seeded(seed: int, stream: int, number: int) -> torch.Generator:
