@@ -7,6 +7,7 @@ import importlib
 import os
 import sys
 from contextlib import suppress
+from functools import partial
 from typing import Annotated
 
 import qt
@@ -32,6 +33,9 @@ from MedDPMLib.inference.settings import SETTINGS, GenerationSettings  # needs n
 
 #: The settings of the section Advanced, in the order of its rows.
 ADVANCED = ("sampler", "steps", "device", "precision", "memory", "guidance", "space", "appearance")
+
+#: Libraries that take a tenth of a second and more to import.
+_LIBRARIES = ("SimpleITK", "nibabel")
 
 #: The brain of medium width, for the module's test.
 _SAMPLE = "ventricles-medium"
@@ -108,6 +112,17 @@ def addTemplate(name):
     return segmentation
 
 
+def importing():
+    """The work of importing what painting and export need: in a thread, which leaves the application responsive."""
+
+    def load(library):
+        with suppress(ImportError):  # asked for when it is needed
+            importlib.import_module(library)
+
+    for library in _LIBRARIES:
+        yield partial(load, library)
+
+
 def choices(name):
     """The choices of the setting called ``name`` as an enumeration, whose names a saved scene keeps."""
     setting = SETTINGS[name]
@@ -179,10 +194,6 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         from MedDPMLib.scene.watch import watch
 
         ScriptedLoadableModuleWidget.setup(self)
-        # Here a wait is expected: while a library is loaded the application stands still.
-        for library in ("SimpleITK", "nibabel"):
-            with suppress(ImportError):  # asked for when it is needed
-                importlib.import_module(library)
         uiWidget = slicer.util.loadUI(self.resourcePath("UI/MedDPM.ui"))
         self.layout.addWidget(uiWidget)
         add_rows(slicer.util.childWidgetVariables(uiWidget).advancedSection.layout(), ADVANCED)
@@ -195,7 +206,7 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.appearance = AppearanceRows(self.ui)
         self.results = ResultsSection(self.ui)
         self.guide = Guide(self.ui)  # folds sections: what is hidden in them is so before
-        self._surfaces = BackgroundWork()
+        self._surfaces, self._imports = BackgroundWork(), BackgroundWork()
         self.completion = Completion()
         self.completion.ended.connect(self.onCompleted)
         self.ui.completeButton.clicked.connect(self.onComplete)
@@ -225,6 +236,7 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.mask.surfaced.connect(self.onSlowSurfaces)
         self.results.again.connect(self.onAgain)
         self.ui.undoButton.clicked.connect(self.onUndo)
+        self.ui.releaseButton.clicked.connect(self.onRelease)
         self.ui.surfaceBox.toggled.connect(self.onSurface)
         self.logic.generator.progressed.connect(self.onProgressed)
         self.logic.generator.ended.connect(self.onEnded)
@@ -263,6 +275,7 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.scan.stop()
         watch.recognition.recognized.disconnect(self.onRecognized)
         self._surfaces.stop()
+        self._imports.stop()
         self.completion.stop()
 
     def enter(self):
@@ -288,7 +301,7 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.logic.stop()
         self.results.close_scene()
         self._surfaces.stop()
-        self.completion.stop()
+        self.completion.cancel()
         self.setParameterNode(None)
         self.mask.close_scene()
 
@@ -377,14 +390,14 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if self.ui.surfaceBox.checked and segmentation is not None:
             brain = brain or not has_brain(segmentation)
             work = showing(segmentation, brain=brain)
-            self._surfaces.start(work, lambda _nothing: self.showSurfaces(), self.onSurfacesFailed)
+            self._surfaces.start(work, lambda _nothing: self.showSurfaces(), self.onFailed)
 
     def onSlowSurfaces(self):
         """Slicer's own surfaces have been removed from the mask: these take their place."""
         self.ui.surfaceBox.checked = True
         self.makeSurfaces()
 
-    def onSurfacesFailed(self, error):
+    def onFailed(self, error):
         raise error
 
     def showGuide(self):
@@ -423,8 +436,11 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if self.parent.isEntered:
             self._warmUp.start()
 
+    def onRelease(self, checked=None):
+        self.scan.cancel()  # the worker has ended, and with it what it did
+
     def onModelRemoving(self):
-        if self.logic.generator.order is None:
+        if self.logic.generator.order is None and not self.scan.busy:
             self.logic.client.stop()  # no file can be removed on Windows while it is open
 
     def onWarmUp(self):
@@ -432,6 +448,7 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         from MedDPMLib.errors import MedDPMError
         from MedDPMLib.scene import dependencies
 
+        self._imports.start(importing(), lambda _nothing: None, self.onFailed)
         if self.models.card is not None and not self.logic.client.busy and not dependencies.missing():
             with suppress(MedDPMError):  # reported at the next click
                 self.logic.client.load(self.models.entry.name)
@@ -445,6 +462,7 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if segmentation is not self._segmentation:  # the message refers to another mask
             self._segmentation = segmentation
             self.run.clear()
+        self.logic.generator.looked_at = segmentation
         self.mask.set_segmentation(segmentation)
         self.display.show_mask(segmentation)
         self._sweep.start()
@@ -510,6 +528,8 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onMaskEdited(self):
         """The newest edit wins: an order in progress is cancelled."""
+        from MedDPMLib.errors import MedDPMError
+
         self.guide.painted()
         self.showGuide()
         self.makeSurfaces(brain=False)
@@ -523,7 +543,13 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             return
         latest = self.logic.generator.latest
         same = latest is not None and latest.segmentation is self._parameterNode.segmentation
-        self.run.start(self.makeOrder(latest.seeds, self.logic.generator.nodes) if same else self.makeOrder())
+        same = same and latest.card.name == self.models.card.name
+        try:
+            order = self.makeOrder(latest.seeds, self.logic.generator.nodes) if same else self.makeOrder()
+        except MedDPMError as error:
+            self.run.say(error)
+            return
+        self.run.start(order)
 
     def onAgain(self, nodes):
         from MedDPMLib.errors import MedDPMError
@@ -531,6 +557,11 @@ class MedDPMWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
         try:
             order = self.logic.makeOrderAgain(nodes)
+            self.ui.segmentationSelector.setCurrentNode(order.segmentation)
+            if self.models.card is not None and self.models.card.scheme == order.card.scheme:
+                if not self.mask.labels.ask():
+                    return
+                order = self.logic.makeOrderAgain(nodes)
         except MedDPMError as error:
             say(self.ui.resultMessage, error)
             return

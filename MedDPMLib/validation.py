@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
@@ -188,7 +189,7 @@ def table_of(key: Rule, value: Rule, longest: int = 1000) -> Rule:
 
     def read(entries: Any, what: str) -> dict:
         return {
-            key.read(name, f"each name in {what}"): value.read(entry, f"{what}: {_quoted(name)}")
+            key.read(name, f"each name in {what}"): value.read(entry, f"{what}: {quoted(name)}")
             for name, entry in any_table.read(entries, what).items()
         }
 
@@ -220,7 +221,7 @@ def read_fields(
         raise _wrong(where, f"a table with {', '.join(rules)}", values)
     for name in values:
         if name not in rules and not more:
-            raise MedDPMError(f"{where} has no field {_quoted(name)}: it has {', '.join(sorted(rules))}")
+            raise MedDPMError(f"{where} has no field {quoted(name)}: it has {', '.join(sorted(rules))}")
     taken = {}
     for name, inner in rules.items():
         if name in values:
@@ -241,7 +242,7 @@ def with_current_names(values: object, current: Mapping[str, str], where: str) -
         return values
     for former, name in current.items():
         if former in values and name in values:
-            raise MedDPMError(f'{where}: "{former}" is the former name of "{name}": remove one of them')
+            raise MedDPMError(f'{where}: {quoted(former)} is the former name of "{name}": remove one of them')
     return {current.get(name, name): value for name, value in values.items()}
 
 
@@ -284,7 +285,7 @@ def read_json(content: str | bytes, what: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise MedDPMError(f"{what} is not JSON in UTF-8 ({str(error):.80}): it is damaged") from None
     if not isinstance(values, dict):
-        raise MedDPMError(f"{what} is not a JSON object, but {values!r:.50}: it is damaged")
+        raise MedDPMError(f"{what} is not a JSON object, but {quoted(values)}: it is damaged")
     return values
 
 
@@ -293,8 +294,16 @@ def _refuse_constant(name: str) -> None:
 
 
 def _wrong(what: str, says: str, value: object) -> MedDPMError:
-    return MedDPMError(f"{what} must be {says}, not {value!r:.50}")
+    return MedDPMError(f"{what} must be {says}, not {quoted(value)}")
 
 
-def _quoted(name: object) -> str:
-    return f'"{name}"' if isinstance(name, str) and name.isprintable() and len(name) <= 50 else f"{name!r:.50}"
+def quoted(value: object, most: int = 50) -> str:
+    """``value``, which comes from outside, as a message may quote it: at most ``most`` characters, all printable."""
+    value = str(value) if isinstance(value, os.PathLike) else value
+    is_plain = isinstance(value, str) and value.isprintable()
+    try:
+        shown = value if is_plain else repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, or what holds one, or itself
+        shown = f"a very long {type(value).__name__}"
+    shown = shown if len(shown) <= most else f"{shown[: most - 3]}..."
+    return f'"{shown}"' if is_plain else shown

@@ -12,6 +12,7 @@ import faulthandler
 import gzip
 import json
 import logging
+import subprocess
 import sys
 import tempfile
 import time
@@ -383,6 +384,7 @@ _TOML_VALUES = [
     "{ a = 1 }",
     "1979-05-27",
     "99999999999999999999",
+    "1" + "0" * 5000,
     "1e400",
     "[nan]",
     '"../../x"',
@@ -425,6 +427,14 @@ def toml(draw, original: bytes) -> bytes:
 # All kinds -------------------------------------------------------------------------------------------
 
 
+#: The kinds of files, by the path that one is written to.
+KINDS = (
+    *(f"masks/a.{suffix}" for suffix in ("nii", "nii.gz", "nrrd", "seg.nrrd", "mha")),
+    *("models/a.safetensors", "recipes/a.toml", "study/study.toml", "order/reader.json", "tables/dataset.json"),
+    *("schemes/scheme.json", "run/run.json", "results/a.json", "protocol/request.json", "protocol/result.json"),
+)
+
+
 class Originals:
     """A valid file of each kind, and what draws changed ones."""
 
@@ -449,7 +459,7 @@ class Originals:
         self.refused = 0
 
     def strategies(self) -> dict[str, st.SearchStrategy[bytes]]:
-        """By the path of the file that the bytes are written to."""
+        """By the path of the file that the bytes are written to: one of :data:`KINDS`."""
         found, study = self.found, self.study
         dataset = {
             "labels": {"background": 0, "whole tumor": [1, 2, 3], "core": [2, 3], "enhancing tumor": 3},
@@ -557,26 +567,13 @@ class Originals:
             settings_of(record)
 
 
-def draw_files(originals: Originals, folder: Path, count: int, number: int) -> Counter:
-    """Reads ``count`` files of every kind in turn, drawn from the seed ``number``; how many of each name were read.
+def draw_files(originals: Originals, path: Path, name: str, count: int, number: int) -> Counter:
+    """Reads ``count`` files of the kind ``name``, written to ``path`` and drawn from the seed ``number``; how many.
 
     Prints each failure once, by where it was raised, and counts it under "failures".
     """
-    strategies, tried, places = originals.strategies(), Counter(), set()
-    for name, strategy in strategies.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        started, before = time.monotonic(), originals.refused
-        _draw_one_kind(originals, path, name, strategy, -(-count // len(strategies)), number, tried, places)
-        print(
-            f"{name}: {tried[name]} files, {originals.refused - before} refused, {time.monotonic() - started:.0f} s,"
-            f" {tried['failures']} failures so far",
-            flush=True,
-        )
-    return tried
+    tried, places = Counter(), set()
 
-
-def _draw_one_kind(originals, path: Path, name: str, strategy, count: int, number: int, tried: Counter, places: set):
     @seed(number)
     @settings(
         max_examples=count,
@@ -585,9 +582,9 @@ def _draw_one_kind(originals, path: Path, name: str, strategy, count: int, numbe
         phases=(Phase.generate,),
         suppress_health_check=list(HealthCheck),
     )
-    @given(strategy)
+    @given(originals.strategies()[name])
     def read(content):
-        tried[name] += 1
+        tried["files"] += 1
         path.write_bytes(content)
         faulthandler.dump_traceback_later(60, exit=True)  # what hangs is a failure, too
         try:
@@ -595,7 +592,7 @@ def _draw_one_kind(originals, path: Path, name: str, strategy, count: int, numbe
         except Exception as error:
             tried["failures"] += 1
             where = traceback.extract_tb(error.__traceback__)[-1]
-            key = (name, type(error).__name__, where.filename, where.lineno)
+            key = (type(error).__name__, where.filename, where.lineno)
             if key not in places:
                 places.add(key)
                 kept = path.parent.parent / f"failure-{len(places)}-{path.name}"
@@ -607,23 +604,47 @@ def _draw_one_kind(originals, path: Path, name: str, strategy, count: int, numbe
             faulthandler.cancel_dump_traceback_later()
 
     read()
+    return tried
+
+
+def draw_in_a_process(folder: Path, name: str, count: int, number: int) -> None:
+    """What one process of :func:`main` does: a parser that ends its process ends that of one kind of file."""
+    logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
+    path = folder / "drawn" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(dir=folder))
+    originals, started = Originals(made, folder / "unpacked"), time.monotonic()
+    tried = draw_files(originals, path, name, count, number)
+    print(
+        f"{name}: {tried['files']} files, {originals.refused} refused, {time.monotonic() - started:.0f} s,"
+        f" {tried['failures']} failures",
+        flush=True,
+    )
+    sys.exit(1 if tried["failures"] else 0)
 
 
 def main(count: int, number: int) -> None:
-    sys.path.insert(0, str(Path(__file__).parent))
     from study_cases import make_study
 
     from MedDPMLib.study.pack import pack, unpack
 
-    logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
     folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
     archive = pack(make_study(folder / "study-made", real=3, synthetic=3, readers=("Ada",)), folder)[0]
     unpack(archive, folder / "unpacked")
-    (folder / "made").mkdir()
-    tried = draw_files(Originals(folder / "made", folder / "unpacked"), folder / "drawn", count, number)
-    failures = tried.pop("failures", 0)
-    print(f"{sum(tried.values())} files, {failures} failures")
+    failed = []
+    for name in KINDS:
+        arguments = [folder, name, -(-count // len(KINDS)), number]
+        ended = subprocess.run([sys.executable, __file__, *map(str, arguments)])
+        if ended.returncode:
+            failed.append(name)
+        if ended.returncode not in (0, 1):
+            print(f"{name}: the process ended with {ended.returncode} at {folder / 'drawn' / name}", flush=True)
+    print(f"{-(-count // len(KINDS)) * len(KINDS)} files; failures in {', '.join(failed) or 'none'}")
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    sys.path.insert(0, str(Path(__file__).parent))
+    if len(sys.argv) == 3:
+        main(int(sys.argv[1]), int(sys.argv[2]))
+    else:
+        draw_in_a_process(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))

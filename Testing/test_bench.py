@@ -251,15 +251,16 @@ def test_node_selector_hears_nothing_once_its_panel_is_gone(application):  # noq
 def test_collapsible_section_hides_what_it_showed():
     section = ctk.ctkCollapsibleButton("Advanced")
     layout = qt.QVBoxLayout(section)
-    shown, hidden, folded = qt.QLabel("shown"), qt.QLabel("hidden"), []
-    for label in (shown, hidden):
+    shown, hidden, gone, folded = qt.QLabel("shown"), qt.QLabel("hidden"), qt.QLabel("gone"), []
+    for label in (shown, hidden, gone):
         layout.addWidget(label)
     hidden.visible = False
     section.contentsCollapsed.connect(folded.append)
     section.collapsed = True
-    assert shown.isHidden() and hidden.isHidden() and folded == [True]
+    assert shown.isHidden() and hidden.isHidden() and gone.isHidden() and folded == [True]
+    gone.visible = False
     section.collapsed = False
-    assert not shown.isHidden() and hidden.isHidden() and folded == [True, False]
+    assert not shown.isHidden() and hidden.isHidden() and gone.isHidden() and folded == [True, False]
 
 
 def test_slider_and_box_show_one_value():

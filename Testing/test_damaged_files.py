@@ -27,11 +27,13 @@ from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.inference.record import SYNTHETIC, read_result
 from MedDPMLib.masks.label_tables import read_table
 from MedDPMLib.masks.mask import read_mask
+from MedDPMLib.masks.scheme_files import read_scheme
 from MedDPMLib.masks.schemes import LabelScheme, load_scheme
 from MedDPMLib.masks.seg_nrrd import write_segments
 from MedDPMLib.models.bundle import read_card
 from MedDPMLib.recipes.recipe import load_recipe
 from MedDPMLib.runtime.paths import RESOURCES
+from MedDPMLib.study.definition import parse_definition
 
 BRATS = load_scheme("brats")
 
@@ -165,12 +167,99 @@ def test_a_header_that_ends_the_parser_is_refused_before_it(tmp_path, change):
         read_volume(path)
 
 
-@pytest.mark.parametrize("line", ["x" * 5000, "x" * 5000 + ": 1", "no field"])
-def test_a_line_that_is_no_field_is_refused_before_the_parser(tmp_path, line):
+@pytest.mark.parametrize(
+    "line", ["x" * 5000, "x" * 5000 + ": 1", "no field", "sizes:6 6 6", "type: " + "x" * 5000,
+             "kinds: a b " + "c" * 2000, "key: a:=b", "space: " + "LPS" * 700, "space directions: " + "(1,0,0)" * 400,
+             "data file: " + "a" * 3000, "data file: %99999d 1 6 1", "data file: LIST", "endian: " + "big " * 500]
+)  # fmt: skip
+def test_a_line_that_ends_the_parser_of_nrrd_is_refused_before_it(tmp_path, line):
+    """It writes what it says about a line into a buffer of 1,025 bytes, whatever the line's length is."""
     path = save(tmp_path / "a.nrrd", glioma(6))
-    path.write_bytes(path.read_bytes().replace(b"\nencoding", b"\n" + line.encode() + b"\nencoding", 1))
-    with pytest.raises(MedDPMError, match="which is no field"):
+    lines = path.read_bytes().partition(b"\n\n")[0].decode().split("\n")
+    name = line.partition(": ")[0]
+    lines = [old for old in lines if old.partition(": ")[0] != name] + [line]
+    path.write_bytes("\n".join(lines).encode() + b"\n\n" + path.read_bytes().partition(b"\n\n")[2])
+    with pytest.raises(MedDPMError, match="its header|several files") as caught:
         read_volume(path)
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    "line", ["Comment = " + "x" * 400, "N" * 300 + " = 1", "no field", "DimSize = 6 6 6", "Offset = 0 0",
+             "ElementSpacing =", "HeaderSize = -5", "BinaryData = maybe", "ElementType = MET_STRING",
+             "ElementDataFile = LIST", "ElementDataFile = a%9999d.raw 1 6 1", "ElementDataFile = " + "a" * 300]
+)  # fmt: skip
+def test_a_line_that_misleads_the_parser_of_metaimage_is_refused_before_it(tmp_path, line):
+    """It copies texts to buffers of 255 bytes, and reads numbers that are missing from the lines below."""
+    path = save(tmp_path / "a.mha", glioma(6), compressed=False)
+    content = path.read_bytes()
+    name = line.partition(" = ")[0]
+    last = [name] if name in ("ElementDataFile", "ElementType", "Offset", "ElementSpacing", "BinaryData") else []
+    lines = content.partition(b"LOCAL\n")[0].decode().split("\n")
+    kept = [old for old in lines if old.partition(" = ")[0] not in last]
+    kept.insert(len(kept) if name == "ElementDataFile" else 4, line)
+    end = b"\n" if name == "ElementDataFile" else b"LOCAL\n"
+    path.write_bytes("\n".join(kept).encode() + end + content.partition(b"LOCAL\n")[2])
+    with pytest.raises(MedDPMError, match="its header|several files"):
+        read_volume(path)
+
+
+@pytest.mark.parametrize("suffix", [".nrrd", ".mha"])
+@pytest.mark.parametrize("compressed", [True, False])
+@pytest.mark.parametrize("sizes", ["6 6 7", "6 6 5", "6 5 6", "999999 999999 999999"])
+def test_sizes_that_the_voxels_do_not_have_are_refused(tmp_path, suffix, compressed, sizes):
+    path = save(tmp_path / f"a{suffix}", glioma(6), compressed=compressed)
+    name, mark = ("sizes", ": ") if suffix == ".nrrd" else ("DimSize", " = ")
+    content = path.read_bytes()
+    old = f"{name}{mark}6 6 6\n".encode()
+    assert old in content
+    path.write_bytes(content.replace(old, f"{name}{mark}{sizes}\n".encode()))
+    with pytest.raises(MedDPMError, match="its header promises"):
+        read_volume(path)
+
+
+HEADERS = {
+    "all of nrrd": "NRRD0005\r\ntype: uint8\r\ndimension: 3\r\nspace: RAS\r\nsizes: 2 3 4\r\n"
+    "space directions: (2,0,0)(0, 2,0) (0,0,2)\r\nencoding: raw\r\nlabels: \"x\" \"y: z\" \"\"\r\n"
+    "space units: \"mm\" \"mm\" \"mm\"\r\nkinds: space space ???\r\nthicknesses: NaN nan 1.5e0\r\n"
+    + "# " + "x" * 9000 + "\r\nkey:=b: c\r\ncontent: " + "x" * 9000 + "\r\n\r\n",
+    "list": "NRRD0004\ntype: unsigned char\ndimension: 4\nspace dimension: 3\nsizes: 1 2 3 4\n"
+    "space directions: none (2,0,0) (0,2,0) (0,0,2)\nmeasurement frame: (1,0,0) (0,1,0) (0,0,1)\n"
+    "kinds: list domain domain domain\nencoding: raw\nbyteskip: -1\n\n# any\n",
+    "old": "NRRD0001\ncontent: a\nnumber: 24\ntype: uchar\ndimension: 3\nsizes: 2 3 4\nspacings: 2 2 2\n"
+    "centerings: cell cell cell\nold min: 0\nencoding: raw\nlineskip: 1\n\nskipped\n",
+    "metaimage": "ObjectType = Image\r\nNDims = 3\r\nDimSize = 2 3 4\r\nElementSize = 2 2 2\r\n"
+    "ElementSpacing = 2 2 2\r\n0010|0010 = a: b = c\r\nPosition = 0 0 0\r\nElementType = MET_UCHAR\r\n"
+    "ElementDataFile = LOCAL\n",
+    "colons": "NDims: 3\n\nDimSize: 2 3 4\nElementSpacing := 2 2 2\nAnatomicalOrientation = ???\n"
+    "ElementNumberOfChannels = 1\nElementType = MET_CHAR\nBinaryData = T\nHeaderSize = 0\n"
+    "ElementDataFile = LOCAL\n",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("header", HEADERS.values(), ids=HEADERS)
+def test_headers_of_other_programs_are_read(tmp_path, header):
+    path = tmp_path / ("a.nrrd" if header.startswith("NRRD") else "a.mha")
+    path.write_bytes(header.encode() + bytes(range(24)))
+    volume = read_volume(path)
+    np.testing.assert_array_equal(volume.array.ravel(), range(24))
+    assert volume.array.shape == (4, 3, 2)
+    np.testing.assert_allclose(volume.geometry.spacing, 2)
+
+
+@pytest.mark.parametrize("value", ["1" + "0" * 5000, '"' + "x" * 5000 + '"', "[" * 3000, '["' + "é" * 5000 + '"]'])
+@pytest.mark.parametrize("field", ["format", "scheme", "title", "readers"])
+def test_a_value_of_any_length_is_refused_in_a_short_sentence(tmp_path, field, value):
+    text = f"{field} = {value}\n"
+    (tmp_path / "a.toml").write_text(text)
+    readers = (
+        lambda: parse_definition(text, "the study"), lambda: load_recipe(str(tmp_path / "a.toml")),
+        lambda: read_scheme(tmp_path / "a.toml"),
+    )  # fmt: skip
+    for read in readers:
+        with pytest.raises(MedDPMError) as caught:
+            read()
+        assert len(str(caught.value)) < 1500
 
 
 @pytest.mark.parametrize("line", [5, [], {"slope": "x", "intercept": 0}, {"slope": float("nan"), "intercept": 0}])

@@ -178,6 +178,16 @@ def test_an_absurd_size_is_refused_with_the_unit_that_would_make_sense(factor, a
         Mask.from_volume(scaled, BRATS)
 
 
+@pytest.mark.filterwarnings("error")
+def test_an_extent_that_is_lost_in_the_position_is_refused_without_a_warning():
+    """So far from the origin that all voxels are at one place: the mask has no length, and none is divided by it."""
+    mask = ellipsoid(1.0)[0].volume
+    matrix = mask.geometry.ijk_to_ras.copy()
+    matrix[:3, 3] = 1e30
+    with pytest.raises(MedDPMError, match="not the size of a brain: check the spacing in its header, "):
+        Mask.from_volume(Volume(mask.array, Geometry(mask.geometry.size, matrix)), BRATS)
+
+
 @settings(max_examples=8, deadline=None)
 @given(st.integers(0, 10**6))
 def test_what_falls_outside_is_counted_exactly(seed):

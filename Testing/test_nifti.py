@@ -16,8 +16,9 @@ from test_geometry import oriented
 from MedDPMLib.cli.generate import find_masks
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.geometry import Geometry
-from MedDPMLib.imaging.io import read_volume, write_nifti
+from MedDPMLib.imaging.io import itk_image, read_volume, write_nifti
 from MedDPMLib.imaging.volume import Volume
+from MedDPMLib.masks.seg_nrrd import holds_segments
 
 SHAPE = (7, 8, 9)
 ARRAY = np.random.default_rng(0).integers(0, 99, SHAPE, dtype=np.int16)
@@ -137,6 +138,25 @@ def test_names_do_not_decide_about_compression(tmp_path):
         assert read.geometry.is_close(volume.geometry) and said in read.notes[0]
 
 
+@pytest.mark.parametrize("named", [".nii", ".nii.gz", ".mgz", ".nrrd", ".mha", ".seg.nrrd"])
+@pytest.mark.parametrize("written", [".nii", ".nii.gz", ".mgz", ".nrrd", ".mha"])
+def test_names_do_not_decide_about_the_format(tmp_path, written, named):
+    """What was renamed instead of converted is read as what it is, and said."""
+    volume = Volume(glioma(10).array, Geometry((10, 10, 10), rigid(5)))
+    path = tmp_path / f"a{written}"
+    if written in (".nrrd", ".mha"):
+        SimpleITK.WriteImage(itk_image(volume.array, volume.geometry), str(path), True)
+    else:
+        kind = nibabel.MGHImage if written == ".mgz" else nibabel.Nifti1Image
+        nibabel.save(kind(volume.array.T, volume.geometry.ijk_to_ras), path)
+    renamed = path.rename(tmp_path / f"b{named}")
+    assert not holds_segments(renamed)
+    read = read_volume(renamed)
+    np.testing.assert_array_equal(read.array, volume.array)
+    assert read.geometry.is_close(volume.geometry, 1e-3)
+    assert any("although its name" in note for note in read.notes) == (not named.endswith(written))
+
+
 @pytest.mark.parametrize("name", ["a.mgz", "a.mgh", "a.hdr", "a.img"])
 def test_freesurfer_and_pairs_of_files(tmp_path, name):
     volume = Volume(glioma(10).array, Geometry((10, 10, 10), rigid(5)))
@@ -172,6 +192,7 @@ def test_analyze_does_not_say_which_side_is_left(tmp_path):
         (b"\x89HDF\r\n\x1a\n" + bytes(100), "HDF5"),
         (bytes(128) + b"DICM" + bytes(100), "DICOM"),
         (b"%PDF-1.7", "PDF"),
+        (b"PK\x03\x04" + bytes(100), "zip|PyTorch|truncated"),
     ],
 )
 @pytest.mark.parametrize("name", ["mask.nii.gz", "mask.nrrd", "model.pt", "model.safetensors"])

@@ -157,7 +157,7 @@ def changed(**change) -> dict:
     [
         (lambda: changed(out__2__bias=None), 'med-ddpm-whole-head.*1 of 246 tensors are missing, first "out.2.bias"'),
         (lambda: changed(out__2__bias=torch.zeros(2)), r'"out.2.bias" with \(2,\) instead of \(1,\)'),
-        (lambda: changed(extra=torch.zeros(2)), "1 do not belong to it, first 'extra'"),
+        (lambda: changed(extra=torch.zeros(2)), '1 do not belong to it, first "extra"'),
         (lambda: changed(input_blocks__0__0__weight=torch.zeros(64, 4, 3, 3, 3)), "(64, 4, 3, 3, 3)"),
         (lambda: changed(out__2__bias=torch.zeros(1) / 0), "out.2.bias.*not finite"),
         (lambda: changed(out__2__bias=torch.zeros(1, dtype=torch.int32)), "int32"),

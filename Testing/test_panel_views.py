@@ -293,7 +293,7 @@ def test_names_and_views_begin_with_the_modality(panel):
     node = small_segmentation(panel, name="Ventricles of medium width")
     nodes = a_run(node, seed=12) + a_run(node, seed=13, mask="1", modalities=("t1", "t2"))
     former = slicer.app.layoutManager().layout
-    comparison.compare(nodes)
+    run_now(comparison.comparing(nodes))
     widgets = [slicer.app.layoutManager().sliceWidget(f"Compare{n}") for n in range(1, 5)]
     for widget in widgets:
         widget.sliceLogic().Modified()

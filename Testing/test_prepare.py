@@ -220,6 +220,14 @@ def in_the_wild(root: Path, layout: str) -> None:
             save(folder / f"{stem}_{name}.nii.gz", images[modality])
             save(folder / f"{stem}_{name}_unstripped.nii.gz", images[modality] + 1)
         save(folder / f"{stem}_automated_approx_segm.nii.gz", seg)
+    elif layout == "UPENN, by folders":
+        stem = "UPENN-GBM-00001_11"
+        for modality, name in {"t1": "T1", "t1ce": "T1GD", "t2": "T2", "flair": "FLAIR"}.items():
+            save(root / "images_structural" / stem / f"{stem}_{name}.nii.gz", images[modality])
+            unstripped = root / "images_structural_unstripped" / stem / f"{stem}_{name}_unstripped.nii.gz"
+            save(unstripped, images[modality] + 1)
+        save(root / "images_segm" / f"{stem}_segm.nii.gz", seg)
+        save(root / "automated_segm" / f"{stem}_automated_approx_segm.nii.gz", np.where(seg, 2, 0).astype(seg.dtype))
     elif layout == "UCSF":
         for modality, name in {"t1": "T1", "t1ce": "T1c", "t2": "T2", "flair": "FLAIR"}.items():
             save(root / "UCSF-PDGM-0004_nifti" / f"UCSF-PDGM-0004_{name}_bias.nii.gz", images[modality])
@@ -228,6 +236,8 @@ def in_the_wild(root: Path, layout: str) -> None:
         for modality, name in {"t1": "t1", "t1ce": "t1Gd", "t2": "t2", "flair": "flair"}.items():
             save(root / "TCGA-02-0006" / f"TCGA-02-0006_1996.08.23_{name}.nii.gz", images[modality])
         save(root / "TCGA-02-0006" / "TCGA-02-0006_1996.08.23_GlistrBoost_ManuallyCorrected.nii.gz", seg)
+        automatic = np.where(seg, 2, 0).astype(seg.dtype)
+        save(root / "TCGA-02-0006" / "TCGA-02-0006_1996.08.23_GlistrBoost.nii.gz", automatic)
     elif layout == "Kaggle":
         for modality in (*MODALITIES, "seg"):
             inner = root / "BraTS20_Training_001" / f"BraTS20_Training_001_{modality}.nii" / f"0000005_{modality}_x.nii"
@@ -251,7 +261,7 @@ def in_the_wild(root: Path, layout: str) -> None:
         (root / "dataset.json").write_text(json.dumps({"modality": modality, "labels": labels}))
 
 
-@pytest.mark.parametrize("layout", ["UPENN", "UCSF", "TCGA", "Kaggle", "BraTS 2015", "MSD"])
+@pytest.mark.parametrize("layout", ["UPENN", "UPENN, by folders", "UCSF", "TCGA", "Kaggle", "BraTS 2015", "MSD"])
 def test_public_data_sets_are_read_as_they_are_unpacked(tmp_path, small, layout):
     in_the_wild(tmp_path / "source", layout)
     write_brats(tmp_path / "same", [1])

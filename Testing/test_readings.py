@@ -387,3 +387,15 @@ def test_what_is_asked_for_is_done_and_what_is_not_plausible_is_said(tmp_path):
     (tmp_path / "names.ctbl").write_text("1 Brain 1 1 1 255\n2 edema 1 1 1 255\n3 ET 1 1 1 255\n4 NCR 1 1 1 255\n")
     read = read_mask(tmp_path / "a.nii.gz", BRATS, numbering=str(tmp_path / "names.ctbl"))
     np.testing.assert_array_equal(read.volume.array, right)
+
+
+def test_a_numbering_that_turns_a_tumor_inside_out_is_done_and_said():
+    """A table or an option counts more than what the tumor looks like, but may belong to other files."""
+    right = in_brats(glioma())
+    swapped = Volume(renumbered(right, {1: 2, 2: 1, 3: 3, 4: 4}), glioma().geometry)
+    doubt = "this is not plausible: the parts of its tumor do not lie as those of a glioma do"
+    for text, is_doubted in (
+        ("1=necrosis,2=edema,3=enhancing tumor,4=rest of the brain", True),
+        ("2=necrosis,1=edema,3=enhancing tumor,4=rest of the brain", False),
+    ):
+        assert (doubt in Mask.from_volume(swapped, BRATS, numbering=text).notes) == is_doubted

@@ -26,6 +26,7 @@ from MedDPMLib.masks.schemes import load_scheme
 from MedDPMLib.masks.seg_nrrd import write_segments
 from MedDPMLib.masks.tumor import paint_tumor
 from MedDPMLib.scene import comparison, painting, segmentation, views, volumes
+from MedDPMLib.scene.background_work import run_now
 
 pytestmark = pytest.mark.usefixtures("application")
 
@@ -683,7 +684,7 @@ def test_results_are_compared_in_linked_views(application):  # noqa: F811
     before = application.layoutManager().layout
     mark = views.SyntheticMarks()
     mark.start()
-    comparison.compare(results)
+    run_now(comparison.comparing(results))
     layout = application.layoutManager()
     edge = vtk.vtkCornerAnnotation.UpperEdge
     compared = [layout.sliceWidget(f"Compare{n}").sliceView().cornerAnnotation().GetText(edge) for n in (1, 2, 3)]

@@ -31,6 +31,7 @@ from MedDPMLib.validation import (
     one_of,
     optional,
     printable,
+    quoted,
     read_json,
     table,
     table_of,
@@ -155,6 +156,14 @@ def test_what_is_no_table_of_json_is_refused(content):
 @given(st.dictionaries(st.text(), ANYTHING.filter(lambda value: "nan" not in repr(value) and "inf" not in repr(value))))
 def test_tables_of_json_are_read(values):
     assert read_json(json.dumps(values), "the file") == read_json(json.dumps(values).encode(), "the file") == values
+
+
+@given(ANYTHING | st.text(max_size=200) | st.just(10**5000) | st.just([10**5000]), st.integers(10, 100))
+def test_what_is_quoted_is_short_and_printable(value, most):
+    shown = quoted(value, most)
+    assert len(shown) <= most + 2 and shown.isprintable()
+    if isinstance(value, str) and value.isprintable() and len(value) <= most:
+        assert shown == f'"{value}"'
 
 
 def test_nothing_but_python_is_needed():

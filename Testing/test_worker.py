@@ -14,6 +14,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -26,8 +27,10 @@ from hypothesis import strategies as st
 
 import MedDPMLib
 from MedDPMLib.errors import MedDPMError
+from MedDPMLib.imaging.geometry import Geometry, Grid
 from MedDPMLib.imaging.volume import Volume
-from MedDPMLib.inference.settings import SETTINGS
+from MedDPMLib.inference.generation import plan_run
+from MedDPMLib.inference.settings import SETTINGS, GenerationSettings
 from MedDPMLib.masks.mask import Mask
 from MedDPMLib.runtime.device import choose_execution
 from MedDPMLib.worker import protocol
@@ -328,8 +331,9 @@ def test_previews_are_the_forming_volume(worker, small_model, brats, labels):
     model = MedDPMLib.load_model(small_model)
     mask = Mask.from_volume(Volume(labels, small_geometry()), brats, numbering=brats.own_numbering)
     estimates = {}
-    MedDPMLib.generate(
-        model, mask, seed=1, steps=SLOW + 1, precision="float32",
+    run = plan_run(model, GenerationSettings(steps=SLOW + 1, precision="float32"))
+    expected = run.generate(
+        mask, seed=1, glance=lambda x0: estimates.update({0: x0[0].numpy().copy()}),
         progress=lambda step, steps, x0: estimates.update({step: x0[0].numpy().copy()}),
     )  # fmt: skip
     request = worker.generate(
@@ -347,16 +351,41 @@ def test_previews_are_the_forming_volume(worker, small_model, brats, labels):
             assert np.abs(array[labels != 0] - estimate).max() <= 0.5 + 1e-3
             assert np.array_equal(event.ijk_to_ras, small_geometry().ijk_to_ras)
             previews.append(event.step)
-    fetched(worker, event)
-    assert previews[0] == 1 and len(previews) > 1
-    assert all(step % 5 == 1 and step < SLOW + 1 for step in previews)
+    assert np.array_equal(fetched(worker, event)["t2"], expected.stored()["t2"].array)
+    assert previews[0] == 0 and len(previews) > 2  # a coarse one comes before the first step
+    assert all(step % 5 == 1 and step < SLOW + 1 for step in previews[1:])
+
+
+def test_the_coarse_image_before_the_first_step_is_that_of_half_the_grid(brats, labels):
+    """The network's first answer to every second voxel, on a grid of half the sides, interpolated along each axis."""
+    card = small_card(brats)
+    half = dataclasses.replace(card, grid=Grid((8, 8, 8), (16.0, 16.0, 16.0), "LPS"))
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, grid in (("whole", card), ("half", half)):
+            model = MedDPMLib.load_model(write_small_model(Path(folder) / f"{name}.safetensors", grid))
+            step = 1 if name == "whole" else 2
+            seen = labels[::step, ::step, ::step]
+            geometry = Geometry(seen.shape[::-1], small_geometry().ijk_to_ras @ np.diag([step, step, step, 1.0]))
+            mask = Mask.from_volume(Volume(seen, geometry), brats, numbering=brats.own_numbering)
+            plan_run(model, GenerationSettings(steps=2, precision="float32")).generate(
+                mask,
+                glance=lambda x0, name=name: found.update({name: x0[0].numpy()}),
+                progress=lambda n, _steps, x0, name=name: found.setdefault(f"{name}, step {n}", x0[0].numpy().copy()),
+            )
+    expected = found["half, step 1"]
+    for axis in (1, 2, 3):
+        places = (np.arange(16) + 0.5) / 2 - 0.5
+        expected = np.apply_along_axis(lambda row, at=places: np.interp(at, np.arange(8), row), axis, expected)
+    assert found["whole"].shape == (2, 16, 16, 16) and found["half"].shape == (2, 8, 8, 8)
+    np.testing.assert_allclose(found["whole"], expected, atol=1e-5)
 
 
 def test_a_preview_waits_until_the_one_before_is_fetched(worker, small_model, labels):
     request = worker.generate(small_model, labels, steps=20, preview_every=1)
     worker.send(request)
     events = worker.until(Result)
-    assert [event.step for event in events if isinstance(event, Preview)] == [1]
+    assert [event.step for event in events if isinstance(event, Preview)] == [0]
     fetched(worker, events[-1])  # the preview's files are gone without the client, as the worker fixture sees
 
 

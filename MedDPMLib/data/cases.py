@@ -28,7 +28,7 @@ from MedDPMLib.imaging.io import read_volume
 from MedDPMLib.masks.distances import FARTHEST, depths
 from MedDPMLib.masks.schemes import LabelScheme
 from MedDPMLib.runtime.files import atomic_write
-from MedDPMLib.validation import matching, optional, read_json, table, table_of, table_with, text
+from MedDPMLib.validation import matching, optional, quoted, read_json, table, table_of, table_with, text
 
 #: The folder in a dataset for what is decoded.
 _DECODED = "decoded"
@@ -94,7 +94,7 @@ def read_dataset(
     name = scheme.name if isinstance(scheme, LabelScheme) else scheme
     said = description["label_scheme"] or name
     if name is not None and said != name:
-        raise MedDPMError(f'{folder} has the labels of the scheme "{said}", the recipe asks for "{name}"')
+        raise MedDPMError(f'{folder} has the labels of the scheme {quoted(said)}, the recipe asks for "{name}"')
     if isinstance(scheme, LabelScheme) and description["scheme"] is not None:
         own = LabelScheme.from_dict(description["scheme"])
         if own.labels != scheme.labels:

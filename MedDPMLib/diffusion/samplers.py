@@ -11,6 +11,7 @@ from torch import Tensor
 from MedDPMLib.diffusion.names import METHODS
 from MedDPMLib.diffusion.schedule import NoiseSchedule, check_prediction, posterior_coefficients
 from MedDPMLib.errors import MedDPMError
+from MedDPMLib.validation import quoted
 
 #: (x (B, C, D, H, W) float32, t (B,) int64, condition (B, K, D, H, W)) -> prediction (B, C, D, H, W)
 Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -209,7 +210,7 @@ def _check(
     prediction: str,
 ) -> None:
     if method not in METHODS:
-        raise MedDPMError(f'"{method}" is not a sampler: use one of {", ".join(METHODS)}')
+        raise MedDPMError(f"{quoted(method)} is not a sampler: use one of {', '.join(METHODS)}")
     check_prediction(prediction)
     if len(shape) != 5 or condition.ndim != 5 or shape[0] != condition.shape[0] or shape[2:] != condition.shape[2:]:
         raise MedDPMError(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from MedDPMLib.diffusion.names import MAX_TIMESTEPS, PREDICTIONS, SCHEDULES
 from MedDPMLib.errors import MedDPMError
+from MedDPMLib.validation import quoted
 
 _MAX_BETA = 0.999
 
@@ -154,7 +155,7 @@ def _at(table: Tensor, t: Tensor, like: Tensor) -> Tensor:
 def check_prediction(prediction: str) -> None:
     """Raises :class:`MedDPMError` unless ``prediction`` is one of :data:`PREDICTIONS`."""
     if prediction not in PREDICTIONS:
-        raise MedDPMError(f'"{prediction}" is not a prediction type: use one of {", ".join(PREDICTIONS)}')
+        raise MedDPMError(f"{quoted(prediction)} is not a prediction type: use one of {', '.join(PREDICTIONS)}")
 
 
 def schedule_names() -> tuple[str, ...]:
@@ -174,7 +175,7 @@ def make_schedule(name: str, timesteps: int = 250) -> NoiseSchedule:
     :data:`MAX_TIMESTEPS` timesteps.
     """
     if name not in _BETAS:
-        raise MedDPMError(f'"{name}" is not a noise schedule: use one of {", ".join(schedule_names())}')
+        raise MedDPMError(f"{quoted(name)} is not a noise schedule: use one of {', '.join(schedule_names())}")
     if not 1 <= timesteps <= MAX_TIMESTEPS:
         raise MedDPMError(f"a noise schedule has 1 to {MAX_TIMESTEPS} timesteps, not {timesteps}")
     return NoiseSchedule(name, timesteps)

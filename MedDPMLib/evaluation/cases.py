@@ -27,6 +27,7 @@ from MedDPMLib.masks.schemes import LabelScheme
 from MedDPMLib.prepare.cases import reoriented
 from MedDPMLib.prepare.sources import modality_named
 from MedDPMLib.recipes.standard import standard
+from MedDPMLib.validation import quoted
 
 #: How deep in a folder its files are looked for.
 _DEEPEST = 5
@@ -99,7 +100,7 @@ def _of_dataset(folder: Path) -> Iterator[CaseFiles]:
         ending = str(said["file_ending"])
         labels = ",".join(f"{value}={name}" for name, value in said["labels"].items() if value)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise MedDPMError(f"{path} is not nnU-Net's description of a dataset ({error!r:.100})") from error
+        raise MedDPMError(f"{path} is not nnU-Net's description of a dataset ({quoted(error, 100)})") from error
     for mask in sorted((folder / "labelsTr").glob(f"*{ending}")):
         name = mask.name.removesuffix(ending)
         images = {

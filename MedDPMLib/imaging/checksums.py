@@ -1,4 +1,5 @@
-"""Is the compressed part of a file as it was written? Read to the end of the stream, where its checksum is.
+"""Are the voxels of a file all there, and as they were written? What is compressed is read to the end of the stream,
+where its checksum is.
 
 The parsers of images stop once they have as many bytes as they want, and never look at it: a flipped bit gives other
 voxels.
@@ -7,31 +8,19 @@ voxels.
 from __future__ import annotations
 
 import bz2
-import re
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
+
+from MedDPMLib.imaging.text_headers import Damaged, TextHeader
 
 _GZIP = b"\x1f\x8b"
 
-#: What zlib calls the two kinds of stream.
-_GZIP_WINDOW, _ZLIB_WINDOW = 31, 15
+#: What zlib calls a stream of gzip, and one that says itself whether it is that or one of zlib.
+_GZIP_WINDOW, _ZLIB_OR_GZIP_WINDOW = 31, 47
 
 #: How much is read, and decompressed, at a time.
 _CHUNK, _LARGEST_PART = 1 << 20, 1 << 24
-
-#: The most axes that MetaImage, and more than any image, can have.
-_MOST_AXES = 10
-
-#: The longest name of a field or key.
-_LONGEST_NAME = 200
-
-#: The longest header of text that is looked through.
-_LONGEST_HEADER = 1 << 24
-
-
-class Damaged(ValueError):
-    """What is wrong with a file's compressed part."""
 
 
 def is_gzipped(head: bytes) -> bool:
@@ -49,67 +38,65 @@ def gunzip(data: bytes, most: int | None = None) -> bytes:
     return b"".join(parts)
 
 
-def check_itk_file(path: Path) -> None:
-    """Checks the compressed voxels of a NRRD or MetaImage file, attached or in a file of their own."""
-    head, start = _text_header(path)
-    if head is None:
-        return
-    fields = _fields(head)
-    _check_size(fields, is_nrrd=head.startswith("NRRD"))
-    if head.startswith("NRRD"):
-        _check_lines(head)
-        encoding = fields.get("encoding", "raw").lower()
-        files = _data_files(path, fields.get("data file") or fields.get("datafile"))
-        check = {"gzip": _GZIP_WINDOW, "gz": _GZIP_WINDOW, "bzip2": "bzip2", "bz2": "bzip2"}.get(encoding)
+def check_voxels(path: Path, header: TextHeader) -> None:
+    """Checks that the voxels that ``header`` of ``path`` promises are all there, and their checksums if compressed.
+
+    They are in ``path`` or in the file that the header names. Raises :class:`Damaged`.
+    """
+    file = path.parent / header.data_file if header.data_file else path
+    if not file.is_file():  # a device or a pipe would be read for ever
+        raise Damaged(f"its voxels are to be in {file}, which is missing or not a file")
+    if header.encoding == "raw":
+        data, there = b"", file.stat().st_size - (0 if header.data_file else header.start)
     else:
-        compressed = fields.get("compresseddata", "false").lower().startswith(("t", "1"))
-        named = fields.get("elementdatafile", "LOCAL")
-        files = [] if named.upper() == "LOCAL" else [path.parent / named]
-        check = _ZLIB_WINDOW if compressed else None
-    for file in files:
-        if not file.is_file():  # a device or a pipe would be read for ever
-            raise Damaged(f"its voxels are to be in {file}, which is missing or not a file")
-    if check is None:
-        return
-    for file in files or [path]:
-        data = file.read_bytes()[0 if files else start :]
-        # Lines may stand before the data of a NRRD file.
-        for _ in range(int(fields.get("line skip", "0") or 0)):
-            data = data[data.index(b"\n") + 1 :]
-        data = data[max(int(fields.get("byte skip", "0") or 0), 0) :]
-        _check(data, check)
+        data = file.read_bytes()[0 if header.data_file else header.start :]
+        there = len(data)
+    if header.byte_skip == -1:
+        skipped = max(there - header.voxel_bytes, 0) if header.encoding == "raw" else 0
+    else:
+        skipped = header.byte_skip
+    if header.line_skip and header.encoding == "raw":
+        skipped += _length_of_lines(file, header)
+    for _ in range(header.line_skip if data else 0):
+        if b"\n" not in data:
+            raise Damaged("it ends before its voxels")
+        data = data[data.index(b"\n") + 1 :]
+    _check_length(header, max(there - skipped, 0), data[skipped:])
 
 
-def _check_size(fields: Mapping[str, str], *, is_nrrd: bool) -> None:
-    """Refuses a number of axes or voxels that is none: parsers believe it, and the process ends with them."""
-    said, sizes = (
-        fields.get(name, "").split() for name in (("dimension", "sizes") if is_nrrd else ("ndims", "dimsize"))
-    )
-    if len(said) != 1 or not re.fullmatch(r"\d{1,2}", said[0]) or not 1 <= int(said[0]) <= _MOST_AXES:
-        raise Damaged(f"its header says that it has {' '.join(said)[:20] or 'no'} axes")
-    if len(sizes) != int(said[0]) or not all(re.fullmatch(r"\d{1,9}", size) and int(size) for size in sizes):
-        raise Damaged(f"its header says that it measures {' x '.join(sizes)[:40] or 'nothing'} in {said[0]} axes")
+def _length_of_lines(file: Path, header: TextHeader) -> int:
+    with open(file, "rb") as opened:
+        opened.seek(0 if header.data_file else header.start)
+        return sum(len(opened.readline()) for _ in range(header.line_skip))
 
 
-def _check_lines(head: str) -> None:
-    """Refuses a line of a NRRD header that is no field: a long one overruns what the parser reports it with."""
-    for line in head.splitlines()[1:]:
-        name, mark, value = line.partition(":")
-        if line and not line.startswith("#") and (not mark or len(name) > _LONGEST_NAME):
-            raise Damaged(f'its header has the line "{line[:40]}", which is no field')
-        if name.strip().lower() in ("data file", "datafile") and value.strip().upper().startswith("LIST"):
-            return  # names of files follow
+def _check_length(header: TextHeader, there: int, data: bytes) -> None:
+    """Compares what is ``there`` (of what is not raw: the ``data``) with what the header promises."""
+    wanted, exact = header.voxel_bytes, False
+    if header.encoding == "text":
+        wanted = 2 * (header.voxel_bytes // header.item) - 1  # a digit each, and what separates them
+    elif header.encoding == "hex":
+        wanted *= 2
+    elif header.encoding != "raw":
+        if said := int(header.fields.get("CompressedDataSize", 0)):
+            if said > there:
+                raise Damaged("its compressed part is cut off: copy or download it again")
+            data = data[:said]
+        there, exact = _unpacked_length(data, header.encoding), True
+    # A few bytes may follow what is not compressed. A slice may not: then the header counts otherwise than the file.
+    slice_bytes = header.voxel_bytes // max(header.sizes)
+    if there < wanted or (exact and there > wanted) or (header.encoding == "raw" and there - wanted >= slice_bytes > 8):
+        raise Damaged(f"its header promises {wanted:,} bytes of voxels, and there are {there:,}")
 
 
-def _check(data: bytes, kind: int | str) -> None:
-    if kind == "bzip2":
+def _unpacked_length(data: bytes, encoding: str) -> int:
+    """The length of what the compressed ``data`` hold, checked to their end."""
+    if encoding == "bzip2":
         try:
-            bz2.decompress(data)
-        except (OSError, EOFError) as error:
+            return len(bz2.decompress(data))
+        except (OSError, EOFError, ValueError) as error:
             raise Damaged(f"its compressed part is damaged ({error})") from error
-        return
-    for _ in _members(data, kind):
-        pass
+    return sum(map(len, _members(data, _GZIP_WINDOW if encoding == "gzip" else _ZLIB_OR_GZIP_WINDOW)))
 
 
 def _members(data: bytes, window: int) -> Iterator[bytes]:
@@ -132,51 +119,3 @@ def _members(data: bytes, window: int) -> Iterator[bytes]:
         view = memoryview(data)[len(data) - len(view) - len(stream.unused_data) :]
     if bytes(view).strip(b"\x00\r\n"):
         raise Damaged(f"{len(view)} bytes follow the end of its compressed part: it is damaged")
-
-
-def read_text_header(path: Path) -> dict[str, str]:
-    """The fields of a NRRD or MetaImage header by their name in small letters, and the keys of NRRD as they are."""
-    head, _ = _text_header(path)
-    return _fields(head) if head is not None else {}
-
-
-def _text_header(path: Path) -> tuple[str | None, int]:
-    """The header of text, as UTF-8 or else Latin-1, and where the data begin; None if there is none."""
-    with open(path, "rb") as file:
-        head = file.read(_LONGEST_HEADER)
-    if head.startswith(b"NRRD"):
-        match = re.search(rb"\r?\n\r?\n", head)
-    else:
-        match = re.search(rb"^\s*ElementDataFile\s*=.*?\n", head, re.MULTILINE | re.IGNORECASE)
-    end = match.end() if match else len(head)
-    if not match and not head.startswith(b"NRRD") and b"=" not in head[:1000]:
-        return None, 0
-    raw = head[:end]
-    try:
-        return raw.decode("utf-8"), end
-    except UnicodeDecodeError:
-        return raw.decode("latin-1"), end
-
-
-def _fields(head: str) -> dict[str, str]:
-    fields = {}
-    for line in head.splitlines():
-        if line.startswith("#"):
-            continue
-        key, mark, value = line.partition(":=")
-        if mark:
-            fields[key] = value
-            continue
-        for separator in (":", "=") if head.startswith("NRRD") else ("=",):
-            key, mark, value = line.partition(separator)
-            if mark:
-                fields[key.strip().lower()] = value.strip()
-                break
-    return fields
-
-
-def _data_files(path: Path, named: str | None) -> list[Path]:
-    """The files of its own that a NRRD header names; those of a list or a pattern are left to the parser."""
-    if not named or named.split()[0].upper() == "LIST" or "%" in named:
-        return []
-    return [path.parent / named]

@@ -13,6 +13,7 @@ import numpy as np
 
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.moved import former_names
+from MedDPMLib.validation import quoted
 
 #: The RAS axis and its sign for each letter of an orientation code: "L" points to -R.
 _AXIS_LETTERS = {"R": (0, 1), "L": (0, -1), "A": (1, 1), "P": (1, -1), "S": (2, 1), "I": (2, -1)}
@@ -139,7 +140,8 @@ class Grid:
     def __post_init__(self) -> None:
         if sorted(_AXIS_LETTERS.get(letter, (3, 0))[0] for letter in self.orientation) != [0, 1, 2]:
             raise MedDPMError(
-                f'"{self.orientation}" is not an orientation: three letters are needed, one each of R/L, A/P and S/I'
+                f"{quoted(self.orientation)} is not an orientation: three letters are needed, one each of R/L, A/P"
+                " and S/I"
             )
         spacing_is_sound = len(self.spacing) == 3 and all(0 < length < np.inf for length in self.spacing)
         if len(self.size) != 3 or min(self.size) < 1 or not spacing_is_sound:

@@ -9,19 +9,28 @@ from pathlib import Path
 import numpy as np
 
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.imaging.checksums import Damaged, check_itk_file, read_text_header
+from MedDPMLib.imaging.checksums import check_voxels
 from MedDPMLib.imaging.geometry import Geometry
 from MedDPMLib.imaging.nifti import read_nifti
+from MedDPMLib.imaging.text_headers import Damaged, TextHeader, read_text_header
 from MedDPMLib.imaging.volume import Volume
-from MedDPMLib.runtime.content import describe_content, read_head
+from MedDPMLib.runtime.content import describe_content, read_head, volume_format
 from MedDPMLib.runtime.files import atomic_write
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 #: What nibabel reads beside them: FreeSurfer's files, and pairs of Analyze or NIfTI.
-_NIBABEL_SUFFIXES = (*NIFTI_SUFFIXES, ".mgz", ".mgh", ".hdr", ".img")
+_PAIR_SUFFIXES = (".hdr", ".img")
+_NIBABEL_SUFFIXES = (*NIFTI_SUFFIXES, ".mgz", ".mgh", *_PAIR_SUFFIXES)
 #: Read through SimpleITK, whose world is LPS.
 ITK_SUFFIXES = (".seg.nrrd", ".nrrd", ".nhdr", ".mha", ".mhd")
 SUFFIXES = _NIBABEL_SUFFIXES + ITK_SUFFIXES
+
+_SUFFIXES_OF = {
+    "NIfTI": NIFTI_SUFFIXES,
+    "MGH": (".mgz", ".mgh"),
+    "NRRD": (".seg.nrrd", ".nrrd", ".nhdr"),
+    "MetaImage": (".mha", ".mhd"),
+}
 
 #: What stands in the NIfTI header of everything that is generated: it must not be mistaken for a patient.
 SYNTHETIC = "synthetic, MedDPM"
@@ -57,10 +66,11 @@ def read_volume(path: str | os.PathLike, *, geometry: str | None = None, compone
     """
     path = Path(path)
     suffix = check_readable(path)
-    if suffix in _NIBABEL_SUFFIXES:
-        array, ijk_to_ras, notes = _read_nifti(path, geometry)
-    else:
-        array, ijk_to_ras, notes = _read_itk(path)
+    form = None if suffix in _PAIR_SUFFIXES else volume_format(read_head(path))
+    by_itk = suffix in ITK_SUFFIXES if form is None else form in ("NRRD", "MetaImage")
+    array, ijk_to_ras, notes = _read_itk(path) if by_itk else _read_nifti(path, geometry)
+    if form is not None and suffix not in _SUFFIXES_OF[form]:
+        notes += (f"{path.name} is {form}, although its name does not indicate it",)
     if component is not None and array.ndim == 4:
         if not 0 <= component < len(array):
             raise MedDPMError(f"{path} has {len(array)} volumes: number {component} is not among them")
@@ -91,9 +101,10 @@ def check_readable(path: Path) -> str:
             )
         if not path.is_file():
             raise MedDPMError(f"{path} does not exist: check the path")
-        content = describe_content(read_head(path))
+        head = read_head(path)
     except OSError as error:
         raise MedDPMError(f"{path} cannot be opened ({error.strerror}): check the path and its permissions") from error
+    content = "a zip archive: unpack it first" if head.startswith(b"PK\x03\x04") else describe_content(head)
     if content is not None:
         raise MedDPMError(f"{path} is {content}")
     suffix = volume_suffix(path)
@@ -119,30 +130,32 @@ def _read_nifti(path: Path, geometry: str | None) -> tuple[np.ndarray, np.ndarra
 
 
 def _read_itk(path: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    image = read_itk(path)
+    header = read_text_header(path)
+    image = read_itk(path, header)
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
         raise MedDPMError(
             f"{path} has {image.GetDimension()} axes and {image.GetNumberOfComponentsPerPixel()} components:"
             " one 3-D volume is needed (in 3D Slicer, export the segmentation as a label map)"
         )
-    return itk_array(image), itk_ijk_to_ras(image), notes_on_space(path)
+    return itk_array(image), itk_ijk_to_ras(image), notes_on_space(path, header)
 
 
-def notes_on_space(path: Path) -> tuple[str, ...]:
+def notes_on_space(path: Path, header: TextHeader) -> tuple[str, ...]:
     """A note where an NRRD file does not name the space, and so the directions, of its axes."""
-    fields = read_text_header(path) if path.name.lower().endswith((".nrrd", ".nhdr")) else {"space": ""}
-    if "space" in fields:
+    if not header.is_nrrd or "space" in header.fields:
         return ()
     return (f"{path.name} does not name its space: its axes are taken to run to L, P and S, as ITK does",)
 
 
-def read_itk(path: Path):
-    """The SimpleITK image in ``path``, of whatever dimension and number of components."""
+def read_itk(path: Path, header: TextHeader):
+    """The SimpleITK image in ``path``, of whatever dimension and number of components, if its voxels are as ``header``
+    promises."""
     import SimpleITK
 
     try:
-        check_itk_file(path)
-        return SimpleITK.ReadImage(str(path))
+        check_voxels(path, header)
+        # By the format of its content: what else ITK would try by the name has other parsers.
+        return SimpleITK.ReadImage(str(path), imageIO="NrrdImageIO" if header.is_nrrd else "MetaImageIO")
     except Damaged as error:
         raise MedDPMError(f"{path} is damaged: {error}") from error
     except (RuntimeError, ValueError, OSError) as error:

@@ -12,7 +12,7 @@ import numpy as np
 
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.checksums import gunzip, is_gzipped
-from MedDPMLib.runtime.content import read_head
+from MedDPMLib.runtime.content import HEAD, read_head, volume_format
 
 #: Which of a header's two statements counts, where they contradict each other.
 SFORM, QFORM = GEOMETRIES = ("sform", "qform")
@@ -44,7 +44,7 @@ def read_nifti(path: Path, geometry: str | None = None) -> tuple[np.ndarray, np.
     if array.ndim < 3:
         return array, np.eye(4), notes
     if not hasattr(image.header, "get_qform"):
-        if not path.name.lower().endswith((".mgz", ".mgh")):  # FreeSurfer's header has a matrix, one only
+        if not hasattr(image.header, "get_ras2vox"):  # FreeSurfer's header has a matrix, one only
             notes += (
                 f"{path.name} is Analyze, which does not define the left side: its first axis is taken to run to L",
             )
@@ -82,11 +82,10 @@ def _opened(path: Path):
     elif name.endswith((".nii.gz", ".mgz")) and not is_gzipped(head):
         notes = (f"{path.name} is not compressed, although its name indicates it",)
     data = path.read_bytes()
-    is_mgh = name.endswith((".mgz", ".mgh"))
     if is_gzipped(head):
         # What the header promises bounds what is unpacked: a small file can be made to fill any memory.
-        data = gunzip(data, _promised(_first_bytes(data), is_mgh, len(data)))
-    return _kind(data, is_mgh).from_bytes(data), notes
+        data = gunzip(data, _promised(_first_bytes(data), len(data)))
+    return _kind(data).from_bytes(data), notes
 
 
 def _pair(path: Path):
@@ -103,10 +102,10 @@ def _pair(path: Path):
     return image
 
 
-def _kind(data: bytes, is_mgh: bool):
+def _kind(data: bytes):
     import nibabel
 
-    if is_mgh:
+    if volume_format(data[:HEAD]) == "MGH":
         return nibabel.MGHImage
     lengths = {int.from_bytes(data[:4], order) for order in ("little", "big")}
     return nibabel.Nifti2Image if 540 in lengths else nibabel.Nifti1Image
@@ -118,11 +117,11 @@ def _first_bytes(data: bytes) -> bytes:
     return zlib.decompressobj(31).decompress(data, 4096)
 
 
-def _promised(head: bytes, is_mgh: bool, size: int) -> int:
+def _promised(head: bytes, size: int) -> int:
     """How many bytes a file that begins with ``head`` and is ``size`` bytes long when compressed may unpack to."""
     import io
 
-    kind = _kind(head, is_mgh)
+    kind = _kind(head)
     header = kind.header_class.from_fileobj(io.BytesIO(head), check=False)
     voxels = int(np.prod(header.get_data_shape(), dtype=object)) * header.get_data_dtype().itemsize
     # Deflate shrinks no further than 1032 to 1: a header that promises more is damaged.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from MedDPMLib.errors import MedDPMError, OutOfMemory
 from MedDPMLib.imaging.volume import Volume
@@ -18,10 +20,11 @@ from MedDPMLib.inference.record import make_record
 from MedDPMLib.inference.result import Generated, volumes_of
 from MedDPMLib.inference.sampling import sample_images
 from MedDPMLib.inference.settings import GenerationSettings
-from MedDPMLib.inference.timesteps import Progress
+from MedDPMLib.inference.timesteps import Progress, first_glance
 from MedDPMLib.masks.fit import fit
 from MedDPMLib.masks.mask import Mask, read_mask
 from MedDPMLib.models.model import Model
+from MedDPMLib.networks.denoiser import Denoiser
 from MedDPMLib.networks.memory_mode import MemoryMode
 from MedDPMLib.runtime.allocator import handing_back
 from MedDPMLib.runtime.device import Execution, choose_execution
@@ -73,9 +76,18 @@ class PlannedRun:
         return f"{self.model.card.name} {self.execution.reason}; {self.plan.sentence}"
 
     def generate(
-        self, mask: str | os.PathLike | Mask | Volume, *, seed: int = 0, progress: Progress | None = None
+        self,
+        mask: str | os.PathLike | Mask | Volume,
+        *,
+        seed: int = 0,
+        progress: Progress | None = None,
+        glance: Callable[[Tensor], None] | None = None,
     ) -> Generated:
-        """As the function :func:`generate`, without planning it anew."""
+        """As the function :func:`generate`, without planning it anew.
+
+        ``glance`` is called once before the first step, where that takes long, with a coarse image (1, C, D, H, W) of
+        what it will show.
+        """
         model, settings, execution = self.model, self.settings, self.execution
         mask, seed = as_mask(mask, model), check_seed(seed)
         started = time.perf_counter()
@@ -83,6 +95,9 @@ class PlannedRun:
         with _memory_explained(model, execution, guided=settings.guided), sparing:
             fitted = network_labels(mask, model.card, seed)
             network = model.prepared(execution, self.plan.mode)
+            # A GPU has taken the first step by then, and levels begin with the coarse image themselves.
+            if glance is not None and isinstance(network, Denoiser) and execution.device.type == "cpu":
+                glance(first_glance(model, network, fitted.labels, execution, settings, seed))
             images = sample_images(model, network, fitted.labels, execution, settings, seed, progress)
         record = make_record(
             model=model, mask=mask, fitted=fitted, execution=execution, settings=settings, seed=seed,

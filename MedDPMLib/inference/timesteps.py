@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from MedDPMLib.diffusion.samplers import plan_steps, sample
 from MedDPMLib.inference.settings import GenerationSettings
@@ -46,6 +47,29 @@ def sample_by_timesteps(
         progress=_in_step(_of_volumes(progress, card), execution.device) if progress else None,
     )
     return as_volumes(card, images)[0].cpu()
+
+
+def first_glance(
+    model: Model, network: Denoiser, labels: np.ndarray, execution: Execution, settings: GenerationSettings, seed: int
+) -> Tensor:
+    """About what the first step will show, (1, C, D, H, W), in an eighth of its time: every second voxel along each
+    axis. To be looked at while the first step is computed, which takes seconds on a CPU; nothing follows from it."""
+    card = model.card
+    halved = as_network(card, labels)[::2, ::2, ::2]
+    sides = halved.shape
+    halved = np.pad(halved, [(0, -side % network.side_multiple) for side in sides])
+    encoded = condition_tensor(card, halved, execution, exact=network.exact_condition)
+    first = plan_steps(model.schedule, settings.sampler, settings.steps)[0][0].t
+    t = torch.full((1,), first, dtype=torch.int64, device=execution.device)
+    noise = torch.randn(1, len(card.modalities), *halved.shape, generator=torch.Generator().manual_seed(seed))
+    x = noise.to(execution.device)
+    with torch.no_grad():
+        predicted = network.denoise(x.to(execution.dtype), t, network.encode_condition(encoded))
+        x0 = model.schedule.to(execution.device).x0_from(predicted, x, t, card.prediction).clamp(-1, 1)
+        x0 = x0[:, :, : sides[0], : sides[1], : sides[2]]
+        whole = functional.interpolate(x0.float(), scale_factor=2, mode="trilinear")
+    depth, height, width = as_network(card, labels).shape
+    return as_volumes(card, whole[:, :, :depth, :height, :width])
 
 
 def as_network(card: Card, labels: np.ndarray) -> np.ndarray:

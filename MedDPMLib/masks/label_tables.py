@@ -16,6 +16,7 @@ from pathlib import Path
 
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.io import volume_stem
+from MedDPMLib.validation import quoted
 
 _SUFFIXES = (".ctbl", ".txt", ".csv", ".label", ".lut", ".json")
 
@@ -41,7 +42,7 @@ _MASKS_BELOW = re.compile(r"(labels|pred|val|test|seg|mask).*", re.IGNORECASE)
 _UNNAMED = re.compile(r"(label|segment|region|value)?[ _-]*\d*|\(none\)|invalid|clear label|undefined", re.IGNORECASE)
 
 #: A table is a short text.
-_LONGEST = 2_000_000
+_LONGEST, _LONGEST_NAME = 2_000_000, 200
 
 _ITK_SNAP = re.compile(
     r'(?P<value>\d+)\s+(?P<red>\d+)\s+(?P<green>\d+)\s+(?P<blue>\d+)\s+[\d.]+\s+\d\s+\d\s+"(?P<name>.*)"'
@@ -102,10 +103,12 @@ def read_entries(path: Path, *, whole: bool = False) -> dict[int, Entry]:
     try:
         named, strange = (_of_a_dataset(text), None) if path.suffix.lower() == ".json" else _of_lines(text)
     except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError, csv.Error) as error:
-        raise MedDPMError(f"{path} does not name its labels ({error!r:.100})") from error
+        raise MedDPMError(f"{path} does not name its labels ({quoted(error, 100)})") from error
     if named and strange and whole:
         raise MedDPMError(f"{path}, line {strange}: it has no number, name and color like the others: correct it")
-    named = {value: Entry(one.name.strip(), one.color) for value, one in named.items() if 0 < value < 65_536}
+    named = {
+        value: Entry(one.name.strip()[:_LONGEST_NAME], one.color) for value, one in named.items() if 0 < value < 65_536
+    }
     named = {value: one for value, one in named.items() if not is_unnamed(one.name) and one.name != "ignore"}
     if not named:
         raise MedDPMError(f"{path} names no labels: a color table, a label file of ITK-SNAP or dataset.json does")

@@ -17,8 +17,9 @@ from MedDPMLib.imaging.io import read_volume, volume_stem
 from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.masks.brain_area import brain_area, describe_volume, outside_brain
 from MedDPMLib.masks.dicom_seg import is_dicom_segmentation, read_dicom_segments
+from MedDPMLib.masks.nesting import Nesting
 from MedDPMLib.masks.numberings import Numbering, numberings, other_parts, shows_brain
-from MedDPMLib.masks.readings import Reading, choose_reading, read_as
+from MedDPMLib.masks.readings import Reading, choose_reading, judge, read_as
 from MedDPMLib.masks.said import explaining, said_numbering, segment_labels
 from MedDPMLib.masks.schemes import LabelScheme
 from MedDPMLib.masks.seg_nrrd import holds_segments, read_segments
@@ -80,10 +81,17 @@ class Mask:
             if numbering is None:
                 reading, why = choose_reading(array, volume.geometry, volumes, scheme, name, expected)
             else:
-                reading, why = read_as(explaining(scheme, numbering, volumes), volumes, scheme), said_by
+                said, why = explaining(scheme, numbering, volumes), said_by
+                # What was painted as the scheme's own label is that; what is said of a file can be of another.
+                is_own = numbering == scheme.own_numbering
+                reading = (
+                    read_as(said, volumes, scheme) if is_own else judge(said, array, volume.geometry, volumes, scheme)
+                )
             labels = _translated(reading, array, scheme)
             notes.append(f'values read as "{reading.numbering.name}", {why}: {reading.describe()}')
             notes += [f"this is not plausible: {doubt}" for doubt in reading.doubts]
+            if reading.nesting is Nesting.WRONG:
+                notes.append("this is not plausible: the parts of its tumor do not lie as those of a glioma do")
             area = None
             if brain_from is not None:
                 area, note = brain_area(brain_from, volume.geometry)

@@ -21,6 +21,7 @@ from MedDPMLib.masks.mask import Mask
 from MedDPMLib.masks.midline import Midline, find_midline, labels_at
 from MedDPMLib.masks.schemes import LabelScheme
 from MedDPMLib.runtime.packages import require
+from MedDPMLib.validation import quoted
 
 #: What can be changed, in the order in which it is done.
 CHANGES = ("transplant", "anatomy", "mirror", "scale", "grow", "deform", "move")
@@ -74,7 +75,7 @@ def new_mask(
     """
     require("new masks", "scipy")
     if unknown := [change for change in changes if change not in CHANGES]:
-        raise MedDPMError(f'there is no change "{unknown[0]}": use {", ".join(CHANGES)}')
+        raise MedDPMError(f"there is no change {quoted(unknown[0])}: use {', '.join(CHANGES)}")
     if not masks:
         raise MedDPMError("new masks need masks to start from")
     scheme = masks[0].scheme

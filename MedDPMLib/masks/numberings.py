@@ -18,6 +18,7 @@ from MedDPMLib.errors import MedDPMError
 from MedDPMLib.masks.regions import lone_regions
 from MedDPMLib.masks.schemes import Label, LabelScheme, load_scheme, scheme_names
 from MedDPMLib.runtime.paths import RESOURCES
+from MedDPMLib.validation import quoted
 
 _FILE = RESOURCES / "numberings.json"
 
@@ -131,7 +132,8 @@ def find_numbering(scheme: LabelScheme, name: str) -> Numbering:
             return numbering
     known = "; ".join(f'"{numbering.name}" ({numbering.title})' for numbering in numberings(scheme))
     raise MedDPMError(
-        f'there is no label convention "{name}" for the scheme "{scheme.name}": use {known}; or define each value,'
+        f'there is no label convention {quoted(name)} for the scheme "{scheme.name}": use {known}; or define'
+        " each value,"
         f' as in "1={scheme.labels[0].name.lower()}"'
     )
 
@@ -159,18 +161,23 @@ def _written_out(scheme: LabelScheme, text: str) -> Numbering:
     for part in definitions(text):
         match = re.fullmatch(r"\s*(\d{1,5})\s*=\s*(.+?)\s*", part)
         if match is None or not 0 < int(match[1]) < 65_536 or int(match[1]) in meanings:
-            raise MedDPMError(f'"{part}" in "{text}" does not define a value: write 1=necrosis,2=edema')
+            raise MedDPMError(
+                f"{quoted(part)} in {quoted(text, 200)} does not define a value: write 1=necrosis,2=edema"
+            )
         value, name = int(match[1]), match[2]
         label = label_named(name, scheme)
         if label is None and name.casefold() not in NOTHING:
             raise MedDPMError(
-                f'"{name}" in "{text}" is no label of the scheme "{scheme.name}" ({scheme.describe_labels()})'
+                f'{quoted(name)} in {quoted(text, 200)} is no label of the scheme "{scheme.name}"'
+                f" ({scheme.describe_labels()})"
             )
         names[name] = label
         values[value], meanings[value] = (label.value, label.name) if label else (0, "nothing")
     for name in lone_regions(names):
         parts = ", ".join(label.name.lower() for label in scheme.tumor)
-        raise MedDPMError(f'"{name}" in "{text}" can be any part of a tumor: write which of {parts} it is')
+        raise MedDPMError(
+            f"{quoted(name)} in {quoted(text, 200)} can be any part of a tumor: write which of {parts} it is"
+        )
     return Numbering(text, "as specified", tuple(values.items()), tuple(meanings.items()))
 
 

@@ -114,7 +114,7 @@ def choose_reading(
     candidates = _candidates(volumes, scheme, is_named)
     if not candidates:
         raise _unknown(array, geometry, volumes, scheme)
-    readings = [_judged(numbering, array, geometry, volumes, scheme) for numbering in candidates]
+    readings = [judge(numbering, array, geometry, volumes, scheme) for numbering in candidates]
     plausible = [reading for reading in readings if not reading.doubts]
     named = [one for one in plausible if is_named(one.numbering)]
     if named:
@@ -133,7 +133,8 @@ def choose_reading(
     if possible:
         # No convention need be right: what it looks like in any order is asked about, too.
         ordered = None if any(map(_is_typical, possible)) else _in_some_order(array, geometry, volumes, scheme)
-        raise _asked([*([ordered] if ordered else []), *possible], volumes)
+        own = next((one for one in readings if one.numbering.name == scheme.own_numbering and one.doubts), None)
+        raise _asked([*([ordered] if ordered else []), *possible], volumes, own)
     raise _implausible(readings, array, geometry, volumes, scheme)
 
 
@@ -183,9 +184,10 @@ def _candidates(
     return [numbering for numbering in explaining if numbering in found.values()]
 
 
-def _judged(
+def judge(
     numbering: Numbering, array: np.ndarray, geometry: Geometry, volumes: Mapping[int, float], scheme: LabelScheme
 ) -> Reading:
+    """As :func:`read_as`, with how what it finds lies in ``array`` (k, j, i)."""
     reading = read_as(numbering, volumes, scheme)
     doubts = [*reading.doubts, *_spread(reading, array, geometry)]
     nesting = Nesting.POSSIBLE
@@ -277,7 +279,11 @@ def _lower(name: str) -> str:
 # What is asked ---------------------------------------------------------------------------------------
 
 
-def _asked(readings: Sequence[Reading], volumes: Mapping[int, float]) -> AmbiguousLabels:
+def _asked(
+    readings: Sequence[Reading], volumes: Mapping[int, float], implausible: Reading | None = None
+) -> AmbiguousLabels:
+    """What to choose from. ``implausible`` is what the file would be taken for, if anything, were it not for its
+    volumes: a wrong spacing is seen there."""
     readings = sorted(readings, key=lambda one: (-one.nesting.value, len(one.numbering.meanings)))
     choices = "; ".join(f"{_quoted(one.numbering.name)} ({one.describe()})" for one in readings[:_MOST_LISTED])
     if len(readings) > _MOST_LISTED:
@@ -286,6 +292,8 @@ def _asked(readings: Sequence[Reading], volumes: Mapping[int, float]) -> Ambiguo
     fact = f"the values {values} can mean different things"
     if len(readings) == 1:
         fact = f"the values {values} fit one label convention, but can mean something else"
+    if implausible is not None and len(readings) == 1:
+        fact += f' (in "{implausible.numbering.name}" they would be {"; ".join(implausible.doubts[:2])})'
     return AmbiguousLabels(
         fact,
         readings,
@@ -307,7 +315,8 @@ def _implausible(
     volumes: Mapping[int, float],
     scheme: LabelScheme,
 ) -> AmbiguousLabels:
-    closest = min(readings, key=lambda one: (len(one.doubts), -one.nesting.value, len(one.numbering.meanings)))
+    own = scheme.own_numbering
+    closest = min(readings, key=lambda one: (len(one.doubts), -one.nesting.value, one.numbering.name != own))
     why = (
         "they would be " + "; ".join(closest.doubts[:2])
         if closest.doubts
@@ -374,7 +383,7 @@ def _in_some_order(
     for order in permutations(values):
         named = dict(zip(order, labels, strict=True)) | dict.fromkeys(brains, scheme.rest)
         text = ",".join(f"{value}={label.name.lower()}" for value, label in sorted(named.items()))
-        reading = _judged(find_numbering(scheme, text), array, geometry, volumes, scheme)
+        reading = judge(find_numbering(scheme, text), array, geometry, volumes, scheme)
         if not reading.doubts and _is_typical(reading):
             found.append(reading)
     return found[0] if len(found) == 1 else None

@@ -13,6 +13,7 @@ from MedDPMLib.masks.numberings import NOTHING, Numbering, definitions, find_num
 from MedDPMLib.masks.readings import read_as
 from MedDPMLib.masks.schemes import Label, LabelScheme
 from MedDPMLib.masks.values import volumes_by_value, whole_numbers
+from MedDPMLib.validation import quoted
 
 
 def asked_numbering(scheme: LabelScheme, text: str) -> Numbering:
@@ -36,7 +37,8 @@ def segment_labels(scheme: LabelScheme, text: str) -> dict[str, Label | None] | 
         label, key = label_named(meaning, scheme), " ".join(name.casefold().split())
         if not key or key in said or (label is None and meaning.strip().casefold() not in NOTHING):
             raise MedDPMError(
-                f'"{name}={meaning}" in "{text}" does not say which label a segment is: write NAME=LABEL for each, with'
+                f'"{name}={meaning}" in {quoted(text, 200)} does not say which label a segment is: write NAME=LABEL'
+                " for each, with"
                 f' a label of the scheme "{scheme.name}" ({scheme.describe_labels()}) or none'
             )
         said[key] = label
@@ -89,7 +91,8 @@ def named_by(table: Path, names: Mapping[int, str], path: Path, volume: Volume, 
         if label_named(name, scheme):
             parts = ", ".join(label.name.lower() for label in scheme.tumor)
             raise MedDPMError(
-                f'{table} calls the value {value} of {path} "{name}", inside which it names no part of the tumor: it'
+                f"{table} calls the value {value} of {path} {quoted(name)}, inside which it names no part of the"
+                " tumor: it"
                 f" can be any of {parts}",
                 remedy="rename it there, or say what each value is",
                 code="lone-region",
@@ -98,7 +101,7 @@ def named_by(table: Path, names: Mapping[int, str], path: Path, volume: Volume, 
                     for value, text in sorted(numbering.meanings)[:8]
                 ),
             )
-        problem = f'calls the value {value} of {path} "{name}", which is no label of the scheme "{scheme.name}"'
+        problem = f'calls the value {value} of {path} {quoted(name)}, which is no label of the scheme "{scheme.name}"'
         problem += f" ({scheme.describe_labels()}): rename it there"
     elif doubts := read_as(numbering, volumes, scheme).doubts:
         problem = f"would make the values of {path} {'; '.join(doubts[:2])}: check whether it belongs to this file"

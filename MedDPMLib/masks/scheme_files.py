@@ -21,6 +21,7 @@ import numpy as np
 
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.masks.schemes import LabelScheme, load_scheme, read_convention, read_label, scheme_names
+from MedDPMLib.validation import quoted
 
 try:
     import tomllib
@@ -66,7 +67,8 @@ def find_scheme(name_or_path: str | os.PathLike) -> LabelScheme:
     if str(name_or_path) in scheme_names():
         return load_scheme(str(name_or_path))
     raise MedDPMError(
-        f'there is no label scheme "{name_or_path}": use one of {", ".join(scheme_names())}, or the path of a file'
+        f"there is no label scheme {quoted(name_or_path, 200)}: use one of {', '.join(scheme_names())}, or"
+        " the path of a file"
         " (.toml or .json; meddpm labels new writes one)"
     )
 
@@ -105,7 +107,7 @@ def check_scheme(path: str | os.PathLike) -> tuple[LabelScheme | None, list[Prob
     except json.JSONDecodeError as error:
         return None, [Problem(error.lineno, f"this is not JSON: {error.msg}")]
     except (ValueError, RecursionError) as error:
-        return None, [Problem(None, f"it is neither TOML nor JSON ({error!r:.80})")]
+        return None, [Problem(None, f"it is neither TOML nor JSON ({quoted(error, 80)})")]
     return _checked(data, path.stem, lines)
 
 
@@ -195,7 +197,7 @@ def _names_in(entries: list) -> set[str]:
 
 def _checked_label(entry: Any, index: int, lines: _Lines) -> tuple[Any, list[Problem]]:
     if not isinstance(entry, dict):
-        return None, [Problem(lines.of("labels", index), f"a label is a table, not {entry!r:.50}")]
+        return None, [Problem(lines.of("labels", index), f"a label is a table, not {quoted(entry)}")]
     known = ", ".join(_OF_A_LABEL)
     problems = [
         Problem(lines.of("labels", index, key), f'a label has no field "{key:.50}": it has {known}')
@@ -228,7 +230,7 @@ def _checked_numberings(data: dict[str, Any], names: set[str], lines: _Lines) ->
         try:
             name = read_convention(entry, names, "the scheme").name
         except MedDPMError as error:
-            at = re.search(r"value (\d+)|, not '(.+)'", str(error))
+            at = re.search(r'value "?(\d+)|, not "(.+)"', str(error))
             key = (at[1] or at[2]) if at else "file_names" if "file" in str(error) else "values"
             problems.append(Problem(lines.of("numberings", index, key), str(error)))
             continue

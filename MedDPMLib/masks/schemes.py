@@ -18,6 +18,7 @@ import numpy as np
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.moved import former_attribute
 from MedDPMLib.runtime.paths import RESOURCES
+from MedDPMLib.validation import quoted
 
 _SCHEMES = RESOURCES / "schemes"
 
@@ -149,7 +150,7 @@ class LabelScheme:
         """The label that :meth:`label_by_name` finds; :class:`MedDPMError` if there is none."""
         label = self.label_by_name(name)
         if label is None:
-            raise MedDPMError(f'the scheme "{self.name}" has no label "{name}": it has {self.describe_labels()}')
+            raise MedDPMError(f'the scheme "{self.name}" has no label {quoted(name)}: it has {self.describe_labels()}')
         return label
 
     def label_by_code(self, scheme: str, value: str) -> Label | None:
@@ -232,7 +233,7 @@ class LabelScheme:
     @classmethod
     def _read(cls, data: object) -> LabelScheme:
         name = _text(_get(data, "name", "the label scheme"), "the label scheme's name")
-        where = f'the label scheme "{name}"'
+        where = f"the label scheme {quoted(name)}"
         labels = tuple(
             sorted((read_label(entry, where) for entry in _list(data, "labels", where)), key=lambda label: label.value)
         )
@@ -267,7 +268,7 @@ def scheme_names() -> list[str]:
 def load_scheme(name: str) -> LabelScheme:
     """The scheme called ``name``, one of :func:`scheme_names`."""
     if name not in scheme_names():
-        raise MedDPMError(f'there is no label scheme "{name}": use one of {", ".join(scheme_names())}')
+        raise MedDPMError(f"there is no label scheme {quoted(name)}: use one of {', '.join(scheme_names())}")
     return LabelScheme._read(json.loads((_SCHEMES / f"{name}.json").read_text(encoding="utf-8")))
 
 
@@ -297,7 +298,7 @@ def _with_known_tissues(labels: tuple[Label, ...]) -> tuple[Label, ...]:
 def read_label(data: object, where: str) -> Label:
     """One label of :meth:`LabelScheme.to_dict`'s data; ``where`` names the scheme in messages."""
     name = _text(_get(data, "name", f"a label of {where}"), f"{where}: a label's name")
-    where = f'{where}: label "{name}"'
+    where = f"{where}: label {quoted(name)}"
     role = data.get("role")
     role = _FORMER_ROLES.get(role, role) if isinstance(role, str) else role
     if role is not None and role not in ROLES:
@@ -334,17 +335,17 @@ def _code(data: object, where: str) -> Code | None:
 def read_convention(data: object, names: Set[str], where: str) -> Convention:
     """One numbering of :meth:`LabelScheme.to_dict`'s data, of labels that are called ``names`` (in small letters)."""
     name = _text(_get(data, "name", f"a numbering of {where}"), f"{where}: a numbering's name")
-    where = f'{where}: numbering "{name}"'
+    where = f"{where}: numbering {quoted(name)}"
     values = _get(data, "values", where)
     if not isinstance(values, dict) or not 0 < len(values) <= 1000:
         raise MedDPMError(f'{where}: "values" has to be a table of 1 to 1000 values')
     meanings = []
     for key, meaning in values.items():
         if not re.fullmatch(r"[1-9]\d{0,4}", str(key)) or int(key) > 65_535:
-            raise MedDPMError(f"{where}: a value is a whole number from 1 to 65535, not {key!r:.50}")
+            raise MedDPMError(f"{where}: a value is a whole number from 1 to 65535, not {quoted(key)}")
         if _text(meaning, f"{where}: value {key}").casefold() not in {*names, NOTHING}:
             raise MedDPMError(
-                f'{where}: the value {key} is called "{meaning}", which is no label: use its name, or none'
+                f"{where}: the value {key} is called {quoted(meaning)}, which is no label: use its name, or none"
             )
         meanings.append((int(key), meaning))
     listed = _list(data, "file_names", where) if "file_names" in data else []
@@ -353,7 +354,7 @@ def read_convention(data: object, names: Set[str], where: str) -> Convention:
         try:
             re.compile(pattern)
         except (re.error, RecursionError, OverflowError) as error:
-            raise MedDPMError(f'{where}: "{pattern}" is no pattern of file names ({error})') from None
+            raise MedDPMError(f"{where}: {quoted(pattern)} is no pattern of file names ({error})") from None
     title = _text(data.get("title", name), f"{where}: title")
     return Convention(name, title, tuple(sorted(meanings)), patterns)
 
@@ -387,14 +388,14 @@ def _own_numbering(data: dict, values: set[int]) -> object:
 
 def _get(data: object, key: str, where: str) -> object:
     if not isinstance(data, dict) or key not in data:
-        raise MedDPMError(f'{where} has no "{key}", which is needed')
+        raise MedDPMError(f"{where} has no {quoted(key)}, which is needed")
     return data[key]
 
 
 def _list(data: object, key: str, where: str) -> list:
     entries = _get(data, key, where)
     if not isinstance(entries, list) or len(entries) > 1000:
-        raise MedDPMError(f'{where}: "{key}" has to be a list')
+        raise MedDPMError(f"{where}: {quoted(key)} has to be a list")
     return entries
 
 
@@ -406,7 +407,7 @@ def _text(value: object, where: str) -> str:
 
 def _integer(value: object, low: int, high: int, where: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise MedDPMError(f"{where} has to be a whole number from {low} to {high}, not {value!r:.50}")
+        raise MedDPMError(f"{where} has to be a whole number from {low} to {high}, not {quoted(value)}")
     return value
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.imaging.checksums import read_text_header
 from MedDPMLib.imaging.geometry import Geometry
 from MedDPMLib.imaging.io import (
     check_readable,
@@ -26,11 +25,14 @@ from MedDPMLib.imaging.io import (
     read_itk,
     volume_suffix,
 )
+from MedDPMLib.imaging.text_headers import TextHeader, read_text_header
 from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.masks.numberings import has_side, label_named
 from MedDPMLib.masks.regions import lone_regions
 from MedDPMLib.masks.schemes import Code, Label, LabelScheme
+from MedDPMLib.runtime.content import read_head, volume_format
 from MedDPMLib.runtime.files import atomic_write
+from MedDPMLib.validation import quoted
 
 #: How the file of a segmentation ends.
 SUFFIX = ".seg.nrrd"
@@ -69,16 +71,17 @@ class Segment:
 def holds_segments(path: str | os.PathLike) -> bool:
     """Whether the file says in its header which segments it holds. Its voxels are not read."""
     path = Path(path)
-    if check_readable(path) not in (SUFFIX, ".nrrd", ".nhdr"):
+    check_readable(path)
+    if volume_format(read_head(path)) != "NRRD":
         return False
-    return any(re.fullmatch(r"Segment\d+_(ID|Name)", key) for key in read_text_header(path))
+    return any(re.fullmatch(r"Segment\d+_(ID|Name)", key) for key in read_text_header(path).keys)
 
 
 def header_segments(path: str | os.PathLike) -> list[Segment]:
     """The segments that the header of ``path`` describes. Its voxels are not read."""
     path = Path(path)
     check_readable(path)
-    return _segments(path, _MOST_LAYERS)
+    return _segments(path, read_text_header(path), _MOST_LAYERS)
 
 
 def read_segments(
@@ -93,7 +96,8 @@ def read_segments(
     when two are the same label, when there is a value that is no segment's, and for a damaged file.
     """
     path = Path(path)
-    image = read_itk(path)
+    header = read_text_header(path)
+    image = read_itk(path, header)
     if image.GetDimension() != 3:
         raise MedDPMError(f"{path} has {image.GetDimension()} axes: one segmentation of a 3-D volume is needed")
     try:
@@ -101,8 +105,8 @@ def read_segments(
     except MedDPMError as error:
         raise MedDPMError(f"{path}: {error}") from None
     layers = itk_array(image).reshape(*geometry.shape, -1)
-    segments = _segments(path, layers.shape[-1])
-    return merge_segments(path, segments, layers, geometry, scheme, said, notes_on_space(path))
+    segments = _segments(path, header, layers.shape[-1])
+    return merge_segments(path, segments, layers, geometry, scheme, said, notes_on_space(path, header))
 
 
 def merge_segments(
@@ -118,8 +122,8 @@ def merge_segments(
     taken: dict[int, list[Segment]] = {}
     said = said or {}
     if said and not any(_key(segment) in said for segment in segments):
-        names = ", ".join(f'"{segment.name}"' for segment in segments[:10])
-        raise MedDPMError(f'{path} has no segment called "{next(iter(said))}": its segments are {names}')
+        names = ", ".join(quoted(segment.name) for segment in segments[:10])
+        raise MedDPMError(f"{path} has no segment called {quoted(next(iter(said)))}: its segments are {names}")
     remarks, strangers = [*notes], []
     lone = _lone(segments, scheme, said)
     for segment in _present(path, segments, layers):
@@ -129,13 +133,13 @@ def merge_segments(
                 raise _lone_region(path, segment, scheme)
             taken.setdefault(label.value, []).append(segment)
         elif _key(segment) in said:
-            remarks.append(f'segment "{segment.name}" is left out, as requested')
+            remarks.append(f"segment {quoted(segment.name)} is left out, as requested")
         else:
             strangers.append(segment.name)
     if strangers:
         raise MedDPMError(
             f"{path}: none of the scheme {scheme.name}'s labels ({scheme.describe_labels()}) is the segment"
-            f" {', '.join(strangers[:10])}",
+            f" {', '.join(f'{name:.50}' for name in strangers[:10])}",
             remedy="rename it after its label or remove it",
             code="unknown-segment",
             example=f"{strangers[0]}={scheme.labels[-1].name.lower()}",
@@ -147,10 +151,10 @@ def merge_segments(
         for segment in own:
             labels[layers[..., segment.layer] == segment.value] = value
         if len(own) == 1:
-            remarks.append(f'segment "{own[0].name}" is taken for {label.name.lower()}')
+            remarks.append(f"segment {quoted(own[0].name)} is taken for {label.name.lower()}")
         elif own:
             _check_together(path, own, label)
-            names = ", ".join(f'"{segment.name}"' for segment in own)
+            names = ", ".join(quoted(segment.name) for segment in own)
             remarks.append(f"segments {names} are combined for {label.name.lower()}")
     return Volume(labels, geometry, tuple(remarks))
 
@@ -171,7 +175,7 @@ def _lone_region(path: Path, segment: Segment, scheme: LabelScheme) -> MedDPMErr
     parts = ", ".join(label.name.lower() for label in scheme.tumor)
     example = f"{segment.name}={scheme.tumor[0].name.lower()}"
     return MedDPMError(
-        f'{path}: the segment "{segment.name}" is a region inside which no part of the tumor is named: it can be'
+        f"{path}: the segment {quoted(segment.name)} is a region inside which no part of the tumor is named: it can be"
         f" any of {parts}",
         remedy=f'say which it is, as in "{example}"',
         code="lone-region",
@@ -203,8 +207,8 @@ def _check_together(path: Path, segments: list[Segment], label: Label) -> None:
         if len(set(names)) == len(names):
             return
     raise MedDPMError(
-        f'{path}: the segments "{segments[0].name}" and "{segments[1].name}" are both the label "{label.name}": merge'
-        " them or rename one of them"
+        f"{path}: the segments {quoted(segments[0].name)} and {quoted(segments[1].name)} are both the label"
+        f' "{label.name}": merge them or rename one of them'
     )
 
 
@@ -269,12 +273,12 @@ def _segment_header(label: Label, geometry: Geometry) -> dict[str, str]:
     }
 
 
-def _segments(path: Path, layers: int) -> list[Segment]:
+def _segments(path: Path, text: TextHeader, layers: int) -> list[Segment]:
     """The segments that the header describes, whatever their numbers; ``layers`` is how many the file has.
 
     Before version 4.11 3D Slicer gave each segment a layer of its own, and did not say so.
     """
-    header = read_text_header(path)
+    header = text.keys
     numbers = sorted({int(match[1]) for key in header if (match := re.fullmatch(r"Segment(\d{1,6})_(ID|Name)", key))})
     segments = []
     for place, number in enumerate(numbers):
@@ -287,10 +291,11 @@ def _segments(path: Path, layers: int) -> list[Segment]:
             raise MedDPMError(f"{path}: the header's description of segment {number} is damaged")
         if int(value) == 0:
             raise MedDPMError(
-                f'{path}: the segment "{name}" has the value 0, which is the background\'s: save it again in 3D Slicer'
+                f"{path}: the segment {quoted(name)} has the value 0, which is the background's: save it again in 3D"
+                " Slicer"
             )
         if int(layer) >= layers:
-            raise MedDPMError(f'{path}: the segment "{name}" lies in a layer that the file does not have')
+            raise MedDPMError(f"{path}: the segment {quoted(name)} lies in a layer that the file does not have")
         tags, color = header.get(prefix + "Tags", ""), header.get(prefix + "Color", "")
         segments.append(
             Segment(

@@ -12,6 +12,9 @@ from MedDPMLib.masks.schemes import LabelScheme
 _PLAUSIBLE_EXTENT = (60.0, 300.0)
 _SMALLEST = 2.0
 
+#: Below it, and above what it goes into once, an extent is no length that somebody measured.
+_SMALLEST_MEASURED = 1e-6
+
 #: Longest side of a brain that units and spacings are judged by, from a child's to the longest, and a usual one.
 _BRAIN_EXTENT = (120.0, 240.0)
 _USUAL_EXTENT = 170.0
@@ -46,5 +49,7 @@ def _explanation(longest: float, geometry: Geometry) -> str:
         if _BRAIN_EXTENT[0] <= longest * factor <= _BRAIN_EXTENT[1]:
             return f"its header seems to give {unit}, read as millimeters: correct the spacing in it"
     spacing = " x ".join(f"{step:.3g}" for step in geometry.spacing)
+    if not _SMALLEST_MEASURED < longest < 1 / _SMALLEST_MEASURED:
+        return f"check the spacing in its header, {spacing} mm"
     wanted = " x ".join(f"{step * _USUAL_EXTENT / longest:.1g}" for step in geometry.spacing)
     return f"check the spacing in its header, {spacing} mm; about {wanted} mm would make it one"

@@ -17,6 +17,7 @@ from MedDPMLib.masks.schemes import LabelScheme, load_scheme
 from MedDPMLib.masks.tumor import paint_tumor
 from MedDPMLib.moved import former_attribute
 from MedDPMLib.runtime.paths import RESOURCES
+from MedDPMLib.validation import quoted
 
 _FOLDER = RESOURCES / "templates"
 
@@ -65,7 +66,7 @@ def find_template(name: str) -> Template:
     for template in templates():
         if template.name == name:
             return template
-    raise MedDPMError(f'there is no template "{name}": use one of {", ".join(template_names())}')
+    raise MedDPMError(f"there is no template {quoted(name)}: use one of {', '.join(template_names())}")
 
 
 def load_template(name: str, scheme: LabelScheme | None = None) -> Mask:
@@ -93,7 +94,7 @@ def repaint_template(name: str) -> Volume:
     """
     template = find_template(name)
     if template.tumor is None:
-        raise MedDPMError(f'the template "{name}" has no painted tumor')
+        raise MedDPMError(f"the template {quoted(name)} has no painted tumor")
     on, center, radius, seed = template.tumor
     below = load_template(on)
     labels = paint_tumor(below.volume.array, below.volume.geometry, below.scheme, np.array(center), radius, seed=seed)

@@ -18,7 +18,7 @@ from MedDPMLib.models.card import Card
 from MedDPMLib.models.segmenter_card import SegmenterCard, card_from_json
 from MedDPMLib.runtime.content import describe_content, read_head
 from MedDPMLib.runtime.files import atomic_write
-from MedDPMLib.validation import list_of, one_of, read_json, table_with, whole
+from MedDPMLib.validation import list_of, one_of, quoted, read_json, table_with, whole
 
 if TYPE_CHECKING:
     import torch
@@ -99,7 +99,7 @@ def read_bundle(path: str | os.PathLike) -> tuple[Card | SegmenterCard, dict[str
     except MedDPMError as error:
         raise MedDPMError(f"{path} is not a valid model bundle: {error}") from None
     except (safetensors.SafetensorError, OSError) as error:
-        raise MedDPMError(f"{path} cannot be read ({error}): the file is damaged") from error
+        raise MedDPMError(f"{path} cannot be read ({error!s:.200}): the file is damaged") from error
     return card, state
 
 
@@ -132,9 +132,9 @@ def check_values(state: Mapping[str, torch.Tensor]) -> None:
 
     for name, tensor in state.items():
         if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32):
-            raise MedDPMError(f'the tensor "{name}" holds {tensor.dtype}, not weights of 16 or 32 bits')
+            raise MedDPMError(f"the tensor {quoted(name)} holds {tensor.dtype}, not weights of 16 or 32 bits")
         if not torch.isfinite(tensor).all():
-            raise MedDPMError(f'the tensor "{name}" holds values that are not finite (NaN or infinity)')
+            raise MedDPMError(f"the tensor {quoted(name)} holds values that are not finite (NaN or infinity)")
 
 
 def _check_shapes(card: Card | SegmenterCard, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -180,7 +180,7 @@ def _read_header(path: Path) -> tuple[Card | SegmenterCard, dict[str, tuple[int,
 
 def _shape(name: str, entry: object) -> tuple[int, ...]:
     """The shape of one tensor, if its entry in the header is consistent in itself."""
-    what = f"the tensor {name!r:.100}"
+    what = f"the tensor {quoted(name, 100)}"
     values = _ENTRY.read(entry, what)
     start, end = values["data_offsets"]
     if end - start != math.prod(values["shape"]) * _BYTES[values["dtype"]]:

@@ -19,7 +19,7 @@ from MedDPMLib.masks.scheme_files import SUFFIXES, find_scheme, toml_value
 from MedDPMLib.masks.schemes import LabelScheme, load_scheme, scheme_names
 from MedDPMLib.models.card import AXES, Card
 from MedDPMLib.networks.recognition import FIRST
-from MedDPMLib.validation import Rule, either, increasing_pair, list_of, number, printable
+from MedDPMLib.validation import Rule, either, increasing_pair, list_of, number, printable, quoted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -132,8 +132,8 @@ def read_card_file(path: str | os.PathLike, checkpoint: Checkpoint) -> tuple[Car
         values = tomllib.loads(text)
     except OSError as error:
         raise MedDPMError(f"{path} cannot be read ({error.strerror}): check the path") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise MedDPMError(f"{path} is no card in TOML ({error}): meddpm models card writes one") from error
+    except (ValueError, RecursionError) as error:
+        raise MedDPMError(f"{path} is no card in TOML ({error!s:.200}): meddpm models card writes one") from error
     return _Reader(path, text, checkpoint).read(values)
 
 
@@ -223,7 +223,7 @@ class _Reader:
             label = scheme.label_by_name(entry)
             if label is None or label.value in places:
                 what = "is there twice" if label else f'is no label of the scheme "{scheme.name}"'
-                raise self._wrong("channels", f'the channel "{entry}" {what} ({scheme.describe_labels()})')
+                raise self._wrong("channels", f"the channel {quoted(entry)} {what} ({scheme.describe_labels()})")
             places[label.value] = place
         if absent := [label.name for label in scheme.labels if label.value not in places]:
             text = f'the label "{absent[0]}" of the scheme "{scheme.name}" has no channel'

@@ -28,6 +28,7 @@ from MedDPMLib.models.bundle import check_values, is_bare
 from MedDPMLib.models.card import Card, known_cards, official_cards
 from MedDPMLib.networks import shape_mismatch, state_shapes
 from MedDPMLib.networks.recognition import FIRST, describe_network
+from MedDPMLib.validation import quoted
 
 #: What may stand before a name, in any order: the diffusion, and what trains, compiles or averages it.
 _PREFIXES = ("denoise_fn.", "module.", "_orig_mod.", "model.", _AVERAGE := "ema_model.")
@@ -201,9 +202,11 @@ def _weights(content: object) -> Mapping[str, Tensor]:
         while prefix := next((prefix for prefix in _PREFIXES if name.startswith(prefix)), None):
             name = name[len(prefix) :]
         if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.device.type != "cpu":
-            raise MedDPMError(f"the checkpoint's entry {full_name!r:.100} is not a plain tensor: {_expectation()}")
+            raise MedDPMError(
+                f"the checkpoint's entry {quoted(full_name, 100)} is not a plain tensor: {_expectation()}"
+            )
         if name in weights:
-            raise MedDPMError(f"the checkpoint names {name!r:.100} twice, with different prefixes: it is damaged")
+            raise MedDPMError(f"the checkpoint names {quoted(name, 100)} twice, with different prefixes: it is damaged")
         weights[name] = tensor
     return weights
 
@@ -214,7 +217,7 @@ def _split(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, 
     network = {name: tensor for name, tensor in weights.items() if name not in _TABLES}
     for name, tensor in weights.items():
         if not tensor.is_floating_point():
-            raise MedDPMError(f"the checkpoint's tensor {name!r:.100} holds {tensor.dtype}, not weights")
+            raise MedDPMError(f"the checkpoint's tensor {quoted(name, 100)} holds {tensor.dtype}, not weights")
     return network, tables
 
 
@@ -239,7 +242,7 @@ def _recognized(weights: Mapping[str, Tensor], tables: Mapping[str, Tensor]) -> 
         network = describe_network(found)
     except MedDPMError as error:
         if not shared:
-            first = next((f"first {name!r:.100} {shape}" for name, shape in found.items()), "none of weights")
+            first = next((f"first {quoted(name, 100)} {shape}" for name, shape in found.items()), "none of weights")
             raise MedDPMError(
                 f"not a Med-DDPM checkpoint: {_expectation()}; found were {len(found)} tensors, {first}"
             ) from None

@@ -18,7 +18,7 @@ from MedDPMLib.models.card import (
     as_lines,
     origin_and_use,
 )
-from MedDPMLib.validation import build, check_fields, field, list_of, number, read_json, table_of, whole
+from MedDPMLib.validation import build, check_fields, field, list_of, number, quoted, read_json, table_of, whole
 
 #: What a card is of: the field "kind" in its JSON. A card without it is a generator's.
 GENERATOR, SEGMENTER = "generator", "segmenter"
@@ -120,7 +120,7 @@ def card_from_json(text: str) -> Card | SegmenterCard:
     if kind == GENERATOR:
         return Card.from_dict(data)
     if kind != SEGMENTER:
-        raise MedDPMError(f"the model card is of the kind {kind!r:.50}, made by a newer version of MedDPM: update it")
+        raise MedDPMError(f"the model card is of the kind {quoted(kind)}, made by a newer version of MedDPM: update it")
     version = whole(1).read(data.pop("format", None), 'the model card\'s "format"')
     if version > FORMAT:
         raise MedDPMError(f"the model card has format {version}, made by a newer version of MedDPM: update MedDPM")

@@ -19,6 +19,7 @@ from MedDPMLib.models.card import Card, check_name
 from MedDPMLib.models.segmenter_card import GENERATOR, SEGMENTER, SegmenterCard
 from MedDPMLib.runtime.files import atomic_write
 from MedDPMLib.runtime.paths import RESOURCES, reachable
+from MedDPMLib.validation import quoted
 
 if TYPE_CHECKING:
     import torch
@@ -116,7 +117,8 @@ class ModelStore:
             return entries[-1]
         names = sorted({entry.name for entry in self.list(kind)})
         raise MedDPMError(
-            f'there is no model "{name_or_path}": name a file, or an installed model ({", ".join(names) or "none yet"})'
+            f"there is no model {quoted(name_or_path, 200)}: name a file, or an installed model"
+            f" ({', '.join(names) or 'none yet'})"
         )
 
     def add(
@@ -143,7 +145,7 @@ class ModelStore:
                 if entry.name == name and entry.hash != incoming:
                     where = "comes with MedDPM" if entry.bundled else f"lies at {entry.path}"
                     raise MedDPMError(
-                        f'another model called "{name}" {where}',
+                        f"another model called {quoted(name)} {where}",
                         remedy="install this one under another name",
                         code="model-name-taken",
                         file=path,
@@ -171,9 +173,11 @@ class ModelStore:
         """Deletes the user's model called ``name``. Raises :class:`MedDPMError` for one that came with MedDPM."""
         entries = [entry for entry in self.list(None) if entry.name == name]
         if not entries:
-            raise MedDPMError(f'there is no model "{name}" in {self.folder}')
+            raise MedDPMError(f"there is no model {quoted(name)} in {self.folder}")
         if entries[-1].bundled:
-            raise MedDPMError(f'the model "{name}" comes with MedDPM and stays: only imported models can be removed')
+            raise MedDPMError(
+                f"the model {quoted(name)} comes with MedDPM and stays: only imported models can be removed"
+            )
         try:
             entries[-1].path.unlink()
         except OSError as error:

@@ -15,7 +15,7 @@ import torch
 
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.networks.denoiser import Network
-from MedDPMLib.validation import either, list_of, whole
+from MedDPMLib.validation import either, list_of, quoted, whole
 
 #: How labels enter a network, unless its description specifies it.
 DEFAULT_CONDITIONING = "concatenation"
@@ -77,15 +77,15 @@ def shape_mismatch(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, 
     other = [name for name in expected if name in found and tuple(found[name]) != tuple(expected[name])]
     parts = []
     if missing:
-        parts.append(f'{len(missing)} of {len(expected)} tensors are missing, first "{missing[0]}"')
+        parts.append(f"{len(missing)} of {len(expected)} tensors are missing, first {quoted(missing[0])}")
     if other:
         first = other[0]
         parts.append(
-            f'{len(other)} have another shape, first "{first}"'
+            f"{len(other)} have another shape, first {quoted(first)}"
             f" with {tuple(found[first])} instead of {tuple(expected[first])}"
         )
     if strange:
-        parts.append(f"{len(strange)} do not belong to it, first {strange[0]!r:.100}")
+        parts.append(f"{len(strange)} do not belong to it, first {quoted(strange[0], 100)}")
     return "; ".join(parts) or None
 
 
@@ -93,11 +93,11 @@ def _constructor(description: Mapping[str, object]) -> tuple[type[Network], dict
     """The class of a description and its keyword arguments, each a whole number or a tuple of such."""
     kind = description.get("kind")
     if not isinstance(kind, str) or kind not in _KINDS:
-        raise MedDPMError(f"there is no network of the kind {kind!r:.50}: use one of {', '.join(_KINDS)}")
+        raise MedDPMError(f"there is no network of the kind {quoted(kind)}: use one of {', '.join(_KINDS)}")
     conditioning = description.get("conditioning", DEFAULT_CONDITIONING)
     if not isinstance(conditioning, str) or conditioning not in _KINDS[kind]:
         raise MedDPMError(
-            f'the conditioning {conditioning!r:.50} is not one of a "{kind}" network: use {", ".join(_KINDS[kind])}'
+            f'the conditioning {quoted(conditioning)} is not one of a "{kind}" network: use {", ".join(_KINDS[kind])}'
         )
     words = ("kind", "conditioning")
     numbers = {
@@ -110,5 +110,5 @@ def _constructor(description: Mapping[str, object]) -> tuple[type[Network], dict
     try:
         inspect.signature(make).bind(**numbers)
     except TypeError as error:
-        raise MedDPMError(f'the description of a "{kind}" network does not fit ({error})') from None
+        raise MedDPMError(f'the description of a "{kind}" network does not fit ({error!s:.200})') from None
     return make, numbers

@@ -34,7 +34,7 @@ from MedDPMLib.prepare.cases import prepare_case
 from MedDPMLib.prepare.sources import CaseFiles
 from MedDPMLib.recipes.standard import Standard, standard
 from MedDPMLib.runtime.files import atomic_write
-from MedDPMLib.validation import with_current_names
+from MedDPMLib.validation import quoted, with_current_names
 
 TABLE = "cases.csv"
 _RECORDS = "prepared"
@@ -87,7 +87,7 @@ class DatasetSettings:
                 )
         if self.normalization not in NORMALIZATIONS:
             raise MedDPMError(
-                f'there is no normalization "{self.normalization}": use one of {", ".join(NORMALIZATIONS)}'
+                f"there is no normalization {quoted(self.normalization)}: use one of {', '.join(NORMALIZATIONS)}"
             )
         if self.anatomy is not None and self.scheme != "anatomy":
             raise MedDPMError(f'the scheme "{self.label_scheme.name}" has no structures: leave out --anatomy')

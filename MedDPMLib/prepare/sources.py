@@ -13,6 +13,7 @@ from MedDPMLib.imaging.io import names_volume, read_volume, volume_stem, volume_
 from MedDPMLib.masks.label_tables import nnunet_labels
 from MedDPMLib.masks.numberings import label_named, numberings
 from MedDPMLib.masks.schemes import LabelScheme
+from MedDPMLib.validation import quoted
 
 #: The layouts.
 BRATS, NNUNET, MED_DDPM, PAIRS = "BraTS", "nnU-Net raw dataset", "Med-DDPM", "image and mask folders"
@@ -27,6 +28,9 @@ _MODALITY_NAMES = {
 
 #: What stands behind a modality and says how the image was processed: UCSF-PDGM has both T1c and T1c_bias.
 _PROCESSED = "bias|unstripped|stripped|brain|reg|registered|corrected|n4|sri"
+
+#: Segmentations that a program has made, and somebody may have corrected.
+_AUTOMATIC = "automated_approx_segm|glistrboost"
 
 #: "BraTS20_Training_001_t1ce" (2018 to 2021), "BraTS-GLI-00000-000-t1c" (2023), "UPENN-GBM-00001_11_T1GD",
 #: "TCGA-02-0006_1999.01.01_t1Gd", "UCSF-PDGM-0004_T1c_bias", "VSD.Brain.XX.O.MR_T1c.35533" (2013 and 2015): case and
@@ -137,11 +141,13 @@ def _brats_cases(source: Path, modalities: Sequence[str]) -> Iterator[CaseFiles]
                     name = folder.name
                 content = modality_named(match["content"], modalities) or "seg"
                 groups.setdefault((folder, name), {}).setdefault(content, []).append(path)
-                processed[path] = bool(match.groupdict().get("processed"))
+                is_automatic = re.fullmatch(_AUTOMATIC, match["content"], re.IGNORECASE) is not None
+                processed[path] = is_automatic or bool(match.groupdict().get("processed"))
                 break
+    _join_folders(groups, processed)
     for (folder, name), files in sorted(groups.items()):
         for paths in files.values():
-            # The image itself goes before what was made of it.
+            # The image itself goes before what was made of it, a corrected segmentation before an automatic one.
             plain = [path for path in paths if not processed[path]]
             paths[:] = plain or paths
         some = next(iter(files.values()))[0]
@@ -152,6 +158,23 @@ def _brats_cases(source: Path, modalities: Sequence[str]) -> Iterator[CaseFiles]
         endings = {modality: known[style] for modality, known in names.items()} | {"seg": "seg"}
         wanted = {what: folder / f"{name}{separator}{ending}{suffix}" for what, ending in endings.items()}
         yield _case(name, BRATS, folder, files, wanted, modalities)
+
+
+def _join_folders(groups: dict[tuple[Path, str], dict[str, list[Path]]], processed: Mapping[Path, bool]) -> None:
+    """Makes one case of what UPENN-GBM has in several folders: files by content of (folder, name of the case).
+
+    Segmentations go to the images of their case, and images that were ``processed`` before those that were not.
+    """
+    for name in {name for _, name in groups}:
+        images = {key: files for key, files in groups.items() if key[1] == name and files.keys() - {"seg"}}
+        as_they_are = [
+            key for key, files in images.items() if not all(processed[path] for path in sum(files.values(), []))
+        ]
+        if len(as_they_are) != 1:
+            continue
+        (own,) = as_they_are
+        for key in [key for key in groups if key[1] == name and key != own]:
+            groups[own].setdefault("seg", []).extend(groups.pop(key).get("seg", []))
 
 
 def file_stem(path: Path) -> str:
@@ -180,8 +203,8 @@ def _nnunet_cases(
         labels = nnunet_labels(said["labels"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise MedDPMError(
-            f"{description} is not nnU-Net's description of a dataset ({error!r:.100}): it needs channel_names and"
-            " labels"
+            f"{description} is not nnU-Net's description of a dataset ({quoted(error, 100)}): it needs channel_names"
+            " and labels"
         ) from error
     numbers: dict[str, int] = {}
     for number, name in channels.items():
@@ -222,7 +245,8 @@ def _check_label(name: str, scheme: LabelScheme, description: Path) -> None:
     known = ", ".join(label.name for label in scheme.labels)
     names = ", ".join(one.name for one in numberings(scheme))
     raise MedDPMError(
-        f'{description} names a label "{name}", which is none of the scheme "{scheme.name}" ({known}): rename it there,'
+        f'{description} names a label {quoted(name)}, which is none of the scheme "{scheme.name}" ({known}):'
+        " rename it there,"
         f" or choose the label convention with --labels ({names})"
     )
 

@@ -12,7 +12,7 @@ from MedDPMLib.imaging.geometry import Grid
 from MedDPMLib.masks.scheme_files import find_scheme
 from MedDPMLib.masks.schemes import LabelScheme, load_scheme, scheme_names
 from MedDPMLib.recipes.standard import standard
-from MedDPMLib.validation import Rule, field, flag, list_of, number, one_of, table, text, whole
+from MedDPMLib.validation import Rule, field, flag, list_of, number, one_of, quoted, table, text, whole
 
 OPTIMIZERS = ("adam", "adamw")
 
@@ -154,7 +154,7 @@ class Staged:
 
     def at_level(self, name: str) -> Any:
         """The recipe of one level of the cascade; :class:`MedDPMError` where there is none of this name."""
-        raise MedDPMError(f'the recipe {self.name} has no level "{name}": it is not that of a cascade')
+        raise MedDPMError(f"the recipe {self.name} has no level {quoted(name)}: it is not that of a cascade")
 
     @property
     def label_scheme(self) -> LabelScheme:

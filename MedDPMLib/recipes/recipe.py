@@ -23,7 +23,7 @@ from MedDPMLib.recipes.former_names import current_path, current_tables
 from MedDPMLib.recipes.parts import SCHEME, Augmentation, Level, Monitor, Optimization, Stage, Staged, card_fields
 from MedDPMLib.recipes.segmenter import FIXED, Randomization, SegmenterRecipe, SegmenterTraining, segmenter_card
 from MedDPMLib.recipes.standard import standard
-from MedDPMLib.validation import build, field, flag, list_of, number, one_of, optional, table, text, whole
+from MedDPMLib.validation import build, field, flag, list_of, number, one_of, optional, quoted, table, text, whole
 
 try:
     import tomllib
@@ -152,15 +152,16 @@ def load_recipe(name_or_path: str | os.PathLike, overrides: Sequence[str] = ()) 
     if path.suffix != ".toml":
         if str(name_or_path) not in recipe_names():
             raise MedDPMError(
-                f'there is no recipe "{name_or_path}": use one of {", ".join(recipe_names())}, or a .toml file'
+                f"there is no recipe {quoted(name_or_path, 200)}: use one of {', '.join(recipe_names())}, or a .toml"
+                " file"
             )
         path = Path(str(files("MedDPMLib") / "resources" / "recipes" / f"{name_or_path}.toml"))
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise MedDPMError(f"the recipe {path} cannot be read ({error.strerror}): check the path") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise MedDPMError(f"the recipe {path} is not TOML: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise MedDPMError(f"the recipe {path} is not TOML: {error!s:.200}") from error
     try:
         values = current_tables({"name": path.stem, **values})
     except MedDPMError as error:
@@ -370,10 +371,10 @@ def _override(values: dict[str, Any], override: str) -> None:
     name, equals, written = override.partition("=")
     name = name.strip()
     if not equals or not name:
-        raise MedDPMError(f'"{override}" sets nothing: write field=value, as in training.learning_rate=1e-4')
+        raise MedDPMError(f"{quoted(override)} sets nothing: write field=value, as in training.learning_rate=1e-4")
     try:
         value = tomllib.loads(f"value = {written}")["value"]
-    except (tomllib.TOMLDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         value = written.strip()  # text; where none is wanted, the rule of the field says what is
     place: Any = values
     path = current_path(name).split(".")
@@ -387,7 +388,7 @@ def _override(values: dict[str, Any], override: str) -> None:
             known = ", ".join(map(str, place)) if isinstance(place, dict) else "a single value"
         if not found:
             raise MedDPMError(
-                f'{override}: there is no "{key}" in {".".join(path[:depth]) or "the recipe"}, but {known}'
+                f"{override}: there is no {quoted(key)} in {'.'.join(path[:depth]) or 'the recipe'}, but {known}"
             )
         if depth < len(path) - 1:
             place = place[key]

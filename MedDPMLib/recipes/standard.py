@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.geometry import Grid
+from MedDPMLib.validation import quoted
 
 _FOUR_MODALITIES = ("t1", "t1ce", "t2", "flair")
 
@@ -37,5 +38,5 @@ STANDARDS = {
 def standard(scheme: str) -> Standard:
     """The dataset's standard for ``scheme``; :class:`MedDPMError` if there is none of this name."""
     if scheme not in STANDARDS:
-        raise MedDPMError(f'there is no label scheme "{scheme}": use one of {", ".join(STANDARDS)}')
+        raise MedDPMError(f"there is no label scheme {quoted(scheme)}: use one of {', '.join(STANDARDS)}")
     return STANDARDS[scheme]

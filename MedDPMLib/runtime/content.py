@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import zlib
 from pathlib import Path
 
 #: So much of a file says what it is.
@@ -32,6 +34,25 @@ def describe_content(head: bytes) -> str | None:
         if head.startswith(signature):
             return what
     return None
+
+
+def volume_format(head: bytes) -> str | None:
+    """The format of the volume in a file that begins with ``head``, compressed as a whole or not; None if unknown.
+
+    One of "NRRD", "MetaImage", "NIfTI" and "MGH", which is FreeSurfer's.
+    """
+    if head.startswith(b"\x1f\x8b"):
+        try:
+            head = zlib.decompressobj(31).decompress(head, HEAD)
+        except zlib.error:
+            return None
+    if head.startswith(b"NRRD0"):
+        return "NRRD"
+    if re.match(rb"\s*(ObjectType|NDims|Comment)[ \t]*[=:]", head):
+        return "MetaImage"
+    if {int.from_bytes(head[:4], order) for order in ("little", "big")} & {348, 540}:
+        return "NIfTI"
+    return "MGH" if head.startswith(b"\0\0\0\1") else None
 
 
 _SIGNATURES = (

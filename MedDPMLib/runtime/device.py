@@ -12,6 +12,7 @@ from MedDPMLib.runtime.allocator import is_own_process
 from MedDPMLib.runtime.host_memory import available_memory
 from MedDPMLib.runtime.names import PRECISIONS, SHORT_PRECISIONS
 from MedDPMLib.runtime.self_test_cache import self_test_fault
+from MedDPMLib.validation import quoted
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -58,15 +59,21 @@ def _choose_device(device: str | torch.device) -> tuple[torch.device, str]:
     try:
         chosen = torch.device(device)
     except RuntimeError as error:
-        raise MedDPMError(f'there is no device "{device}": use auto, cpu, cuda, cuda:1 or mps') from error
+        raise MedDPMError(f"there is no device {quoted(device)}: use auto, cpu, cuda, cuda:1 or mps") from error
     if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise MedDPMError(f'the device "{device}" cannot be used, because PyTorch sees no CUDA device: use cpu or auto')
+        raise MedDPMError(
+            f"the device {quoted(device)} cannot be used, because PyTorch sees no CUDA device: use cpu or auto"
+        )
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise MedDPMError(f'there is no device "{device}": this machine has {torch.cuda.device_count()} CUDA device(s)')
+        raise MedDPMError(
+            f"there is no device {quoted(device)}: this machine has {torch.cuda.device_count()} CUDA device(s)"
+        )
     if chosen.type == "mps" and not torch.backends.mps.is_available():
-        raise MedDPMError(f'the device "{device}" cannot be used, because PyTorch sees no Apple GPU: use cpu or auto')
+        raise MedDPMError(
+            f"the device {quoted(device)} cannot be used, because PyTorch sees no Apple GPU: use cpu or auto"
+        )
     if chosen.type not in ("cpu", "cuda", "mps"):
-        raise MedDPMError(f'the device "{device}" is not supported: use auto, cpu, cuda, cuda:1 or mps')
+        raise MedDPMError(f"the device {quoted(device)} is not supported: use auto, cpu, cuda, cuda:1 or mps")
     return chosen, f"on {chosen}, as requested"
 
 
@@ -78,7 +85,7 @@ def _choose_dtype(device: torch.device, precision: str) -> tuple[torch.dtype, st
         fault = self_test_fault(device, _DTYPES[name])
         return _DTYPES[name], f"in {name}, as requested" + (f", although {fault} in it on this device" if fault else "")
     if name != "auto":
-        raise MedDPMError(f'there is no precision "{precision}": use {", ".join(PRECISIONS)}')
+        raise MedDPMError(f"there is no precision {quoted(precision)}: use {', '.join(PRECISIONS)}")
     faults: list[str] = []
     for dtype, why in _fast_dtypes(device):
         fault = self_test_fault(device, dtype)

@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import qt
 import slicer
 import vtk
 
-from MedDPMLib.scene.background_work import Work, run_now
-from MedDPMLib.scene.views import COMPARED, FIRST_LAYOUT, comparison_shown, own_slice_nodes, shown_slice_nodes
+from MedDPMLib.scene.background_work import Work
+from MedDPMLib.scene.views import (
+    COMPARED,
+    FIRST_LAYOUT,
+    MOST_COMPARED,
+    comparison_shown,
+    own_slice_nodes,
+    shown_slice_nodes,
+)
 
 #: Orientations in which results can be compared, as Slicer calls them.
 ORIENTATIONS = ("Axial", "Sagittal", "Coronal")
@@ -54,28 +60,30 @@ class Comparison:
     @property
     def shown(self) -> bool:
         """Whether the views are those of a comparison; another layout chosen in the application ends it, too."""
-        return self._former is not None and comparison_shown()
+        return comparison_shown()
 
     def showing(self, nodes: Sequence[slicer.vtkMRMLVolumeNode], orientation: str = ORIENTATIONS[0]) -> Work:
         """The work of showing ``nodes``, one view after the other; ``orientation`` is one of :data:`ORIENTATIONS`."""
         if not comparison_shown():
             self._former = slicer.app.layoutManager().layout
             self._poses = [_Pose.of(node) for node in shown_slice_nodes()]
-        elif self._former is None:  # a scene was saved in a comparison
-            self._former = slicer.vtkMRMLLayoutNode.SlicerLayoutFourUpView
         yield from comparing(nodes, orientation)
 
     def turn(self, orientation: str) -> None:
         """Shows the compared volumes in another ``orientation``, through the same point."""
         if self.shown:
             names = [node.GetLayoutName() for node in shown_slice_nodes()]
-            _orient(names, orientation, _looked_at(orientation))
+            place = _looked_at(orientation)
+            for name in names:
+                _orient(name, orientation, place)
+            _link(names)
 
     def end(self) -> None:
         if self.shown:
             compared = shown_slice_nodes()[0]
             orientation, place = compared.GetOrientation(), _center(compared)
-            slicer.app.layoutManager().setLayout(self._former)
+            # None where a scene was saved in a comparison.
+            slicer.app.layoutManager().setLayout(self._former or slicer.vtkMRMLLayoutNode.SlicerLayoutFourUpView)
             for pose in self._poses:
                 node = pose.restore()
                 if node is not None and node.GetOrientation() == orientation:
@@ -83,62 +91,65 @@ class Comparison:
         self._former, self._poses = None, []
 
 
-def compare(nodes: Sequence[slicer.vtkMRMLVolumeNode], orientation: str = ORIENTATIONS[0]) -> None:
-    """Shows two to nine volumes in linked views of one ``orientation`` side by side, where the views are now."""
-    run_now(comparing(nodes, orientation))
+def register_layouts() -> None:
+    """Makes the layouts known to the application: a scene that was saved in a comparison opens in it."""
+    layout = slicer.app.layoutManager()
+    if layout is not None:  # else the application has no window
+        for count in range(2, MOST_COMPARED + 1):
+            names = [f"{COMPARED}{number}" for number in range(1, count + 1)]
+            layout.layoutLogic().GetLayoutNode().AddLayoutDescription(FIRST_LAYOUT + count, _side_by_side(names))
 
 
 def comparing(nodes: Sequence[slicer.vtkMRMLVolumeNode], orientation: str = ORIENTATIONS[0]) -> Work:
-    """The work of :func:`compare`, step by step: a view that is not there yet takes a tenth of a second to make."""
+    """The work of showing two to nine volumes in linked views of one ``orientation`` side by side, where the views are
+    now: first the views, empty, then the volumes one by one.
+
+    A view that is not there yet takes a tenth of a second to make, and each view that comes gives those before it
+    another size: with volumes in them all of these would be drawn again.
+    """
     layout = slicer.app.layoutManager()
+    register_layouts()
     names = [f"{COMPARED}{number}" for number in range(1, len(nodes) + 1)]
     ids = [node.GetID() for node in nodes]
     place = _looked_at(orientation)
+    for name in filter(layout.sliceWidget, names):  # from an earlier comparison
+        _put(name, None)
     for count in range(2, len(names) + 1):
         if count == len(names) or layout.sliceWidget(names[count - 1]) is None:
-            _set_layout(names[:count])
-            for name, id_ in zip(names[:count], ids, strict=False):
-                composite = layout.sliceWidget(name).mrmlSliceCompositeNode()
-                # One at a time: with linked control what is done to one view would go to all of them.
-                composite.SetLinkedControl(False)
-                composite.SetBackgroundVolumeID(id_ if slicer.mrmlScene.GetNodeByID(id_) is not None else None)
-                composite.SetForegroundVolumeID(None)
+            layout.setLayout(FIRST_LAYOUT + count)
             yield
             if not comparison_shown():  # another layout was chosen meanwhile
                 return
-    _orient(names, orientation, place)
-    # The layout gives the views their sizes first.
-    qt.QTimer.singleShot(0, lambda: _fit(names, place))
+    for name, id_ in zip(names, ids, strict=True):
+        _put(name, id_)
+        _orient(name, orientation, place)
+        yield
+        if not comparison_shown():
+            return
+    _link(names)
 
 
-def _set_layout(names: Sequence[str]) -> None:
-    layout = slicer.app.layoutManager()
-    layout_node = layout.layoutLogic().GetLayoutNode()
-    identifier = FIRST_LAYOUT + len(names)
-    if not layout_node.IsLayoutDescription(identifier):
-        layout_node.AddLayoutDescription(identifier, _side_by_side(names))
-    layout.setLayout(identifier)
+def _put(name: str, volume_id: str | None) -> None:
+    """Shows the volume, if it is still there, alone in the view called ``name``."""
+    composite = slicer.app.layoutManager().sliceWidget(name).mrmlSliceCompositeNode()
+    # One at a time: with linked control what is done to one view would go to all of them.
+    composite.SetLinkedControl(False)
+    composite.SetBackgroundVolumeID(volume_id if slicer.mrmlScene.GetNodeByID(volume_id or "") is not None else None)
+    composite.SetForegroundVolumeID(None)
 
 
-def _orient(names: Sequence[str], orientation: str, place: Sequence[float]) -> None:
-    widgets = [slicer.app.layoutManager().sliceWidget(name) for name in names]
-    for widget in widgets:
-        widget.mrmlSliceCompositeNode().SetLinkedControl(False)
-        widget.mrmlSliceNode().SetOrientation(orientation)
-    _fit(names, place)
-    for widget in widgets:
-        widget.mrmlSliceCompositeNode().SetLinkedControl(True)
+def _orient(name: str, orientation: str, place: Sequence[float]) -> None:
+    """Shows the view called ``name`` in ``orientation``, at the slice through ``place``; it is not linked then."""
+    widget = slicer.app.layoutManager().sliceWidget(name)
+    widget.mrmlSliceCompositeNode().SetLinkedControl(False)
+    widget.mrmlSliceNode().SetOrientation(orientation)
+    widget.sliceLogic().FitSliceToBackground()
+    widget.mrmlSliceNode().JumpSliceByOffsetting(*place)
 
 
-def _fit(names: Sequence[str], place: Sequence[float]) -> None:
-    """Brings the compared volumes into view, at the slice through ``place``."""
-    if not comparison_shown():  # ended in the meantime
-        return
-    layout = slicer.app.layoutManager()
+def _link(names: Sequence[str]) -> None:
     for name in names:
-        widget = layout.sliceWidget(name)
-        widget.sliceLogic().FitSliceToBackground()
-        widget.mrmlSliceNode().JumpSliceByOffsetting(*place)
+        slicer.app.layoutManager().sliceWidget(name).mrmlSliceCompositeNode().SetLinkedControl(True)
 
 
 def _looked_at(orientation: str) -> tuple[float, float, float]:

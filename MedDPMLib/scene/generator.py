@@ -61,6 +61,8 @@ class Generator:
         self.labels: Volume | None = None
         #: The nodes made by the latest order, by seed and modality.
         self.made: dict[tuple[int, str], slicer.vtkMRMLScalarVolumeNode] = {}
+        #: The segmentation that is looked at, None for any: the views do not show what is made of another.
+        self.looked_at: slicer.vtkMRMLSegmentationNode | None = None
         #: Notes on the mask of the latest order.
         self.notes: list[str] = []
         self._id: str | None = None
@@ -130,12 +132,14 @@ class Generator:
         """Ends the order in progress and drops all references to the scene, which may be about to be closed."""
         self.cancel()
         self.latest = self.labels = None
+        self.looked_at = None
         self.made, self.notes = {}, []
         self._overwritten, self._shown_before = {}, {}
 
     def undo(self) -> None:
         """Undoes the latest order: volumes that it overwrote are restored, those that it created are removed."""
         self.cancel()
+        shown = shown_background() in self.made.values()
         for key, node in self.made.items():
             if not _in_scene(node):
                 continue
@@ -146,7 +150,8 @@ class Generator:
             else:
                 volumes.remove_result(node)
         self.made, self._overwritten = {}, {}
-        restore_backgrounds(self._shown_before)
+        if shown:
+            restore_backgrounds(self._shown_before)
 
     def _drop(self) -> None:
         """Drops the order in progress."""
@@ -197,7 +202,8 @@ class Generator:
             volume, volumes.forming_name(self._name(), modality), self._segmentation(),
             window=self._preview_window(modality), modality=modality, caption=volumes.caption(modality),
         )  # fmt: skip
-        self._preview.SetSaveWithScene(False)
+        for owned in (self._preview, self._preview.GetDisplayNode()):
+            owned.SetSaveWithScene(False)
         self._show(self._preview)
 
     def _preview_window(self, modality: str) -> tuple[float, float]:
@@ -270,13 +276,17 @@ class Generator:
         self._arrived.clear()
         self._next.stop()
         if self._preview is not None:
+            shown = shown_background() is self._preview
             self._remove_preview()
-            restore_backgrounds(self._before or {})
+            if shown:
+                restore_backgrounds(self._before or {})
         self._before = None
         self.ended.emit(message)
 
     def _show(self, node: slicer.vtkMRMLScalarVolumeNode) -> None:
         """Shows ``node``, brought into view if nothing was shown; over an image the mask becomes an outline."""
+        if self.looked_at not in (None, self.order.segmentation):
+            return
         show_background(node, fit=not any((self._before or {}).values()))
         segmentation = self._segmentation()
         if segmentation is not None and not self._outlined:

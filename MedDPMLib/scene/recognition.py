@@ -1,4 +1,4 @@
-"""Is a volume that was loaded from a file a generated one? Its header says so, or the record beside it."""
+"""Is a volume that was loaded from a file a generated one? Its header says so, the record beside it, or its name."""
 
 from __future__ import annotations
 
@@ -65,10 +65,12 @@ def recognize(node: slicer.vtkMRMLScalarVolumeNode) -> bool:
     """Marks ``node`` as synthetic if its file says so; returns whether it has been marked just now."""
     storage = node.GetStorageNode()
     path = storage.GetFileName() if storage is not None else None
-    if not path or volumes.is_synthetic(node) or volume_suffix(Path(path)) not in NIFTI_SUFFIXES:
+    if not path or volumes.is_synthetic(node):
         return False
-    record = read_record(path)
-    if record is None and _description(Path(path)) != SYNTHETIC:
+    exported = volume_suffix(Path(path)) in NIFTI_SUFFIXES
+    record = read_record(path) if exported else None
+    said = exported and _description(Path(path)) == SYNTHETIC
+    if record is None and not said and not volumes.is_result_name(Path(path).name):
         return False
     node.SetAttribute(volumes.SYNTHETIC_ATTRIBUTE, "1")
     node.SetDescription(SYNTHETIC)

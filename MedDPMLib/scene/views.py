@@ -19,6 +19,8 @@ _PLACE = vtk.vtkCornerAnnotation.UpperEdge
 
 #: Layouts of 2 to 9 slice views, numbered from here: above what Slicer and its extensions use.
 FIRST_LAYOUT = 73_000
+#: So many views fit side by side.
+MOST_COMPARED = 9
 #: How the views of these layouts are called, before their number.
 COMPARED = "Compare"
 
@@ -218,7 +220,7 @@ def _selected_segments(segmentation: slicer.vtkMRMLSegmentationNode) -> set[str]
 def comparison_shown() -> bool:
     """Whether the layout is one of :mod:`MedDPMLib.scene.comparison`."""
     layout = slicer.app.layoutManager()
-    return layout is not None and layout.layout in range(FIRST_LAYOUT + 2, FIRST_LAYOUT + 10)
+    return layout is not None and layout.layout in range(FIRST_LAYOUT + 2, FIRST_LAYOUT + MOST_COMPARED + 1)
 
 
 def shown_slice_nodes() -> list[slicer.vtkMRMLSliceNode]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -32,6 +33,8 @@ _SHEET_ATTRIBUTE = "MedDPM.sheet"
 #: Node reference of a segmentation to its blank volume.
 _SHEET_ROLE = "MedDPM.sheet"
 
+_REFERENCE_GEOMETRY = slicer.vtkSegmentationConverter.GetReferenceImageGeometryParameterName()
+
 #: Attribute of the subject hierarchy's folders that hold results.
 _FOLDER_ATTRIBUTE = "MedDPM.results"
 
@@ -50,6 +53,11 @@ def result_name(segmentation_name: str, modality: str, seed: int, number: int = 
     text = _("{modality} (synthetic, seed {seed}) {segmentation}")
     name = text.format(segmentation=segmentation_name, modality=modality.upper(), seed=seed)
     return name if number == 1 else f"{name} ({number})"
+
+
+def is_result_name(name: str) -> bool:
+    """Whether a file is called as 3D Slicer calls the file of a result that it saves itself, without a mark in it."""
+    return re.search(r"\(synthetic,? (seed|forming)", name) is not None
 
 
 def free_number(segmentation_name: str, modalities: Iterable[str], seed: int) -> int:
@@ -254,7 +262,13 @@ def is_sheet(node: slicer.vtkMRMLNode | None) -> bool:
 
 
 def paint_over(segmentation: slicer.vtkMRMLSegmentationNode, node: slicer.vtkMRMLVolumeNode) -> None:
-    """Makes ``node`` what the Segment Editor module paints ``segmentation`` over; its voxels stay where they are."""
+    """Makes ``node`` what the Segment Editor module paints ``segmentation`` over; its voxels stay where they are.
+
+    An empty segmentation gets its voxels from ``node``, as by the editor's first stroke.
+    """
+    core = segmentation.GetSegmentation()
+    if not core.GetConversionParameter(_REFERENCE_GEOMETRY) and not core.DetermineCommonLabelmapGeometry(0, None):
+        segmentation.SetReferenceImageGeometryParameterFromVolumeNode(node)
     segmentation.SetNodeReferenceID(segmentation.GetReferenceImageGeometryReferenceRole(), node.GetID())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import qt
 import slicer
 
+from MedDPMLib.scene.comparison import register_layouts
 from MedDPMLib.scene.recognition import Recognition
 from MedDPMLib.scene.views import SyntheticMarks
 
@@ -28,6 +29,7 @@ class Watch:
     def start(self) -> None:
         if self.started:
             return
+        register_layouts()
         self._soon = qt.QTimer()  # a scene is not settled at its last event
         self._soon.setSingleShot(True)
         self._soon.interval = 0

@@ -22,6 +22,7 @@ from MedDPMLib.networks.segmenter import BLOCK, SegmentationUNet3d, voxel_of_blo
 from MedDPMLib.runtime.device import Execution, choose_execution
 from MedDPMLib.segmentation.checks import doubts
 from MedDPMLib.segmentation.scan import Scan, check_same_space, examine, network_geometry, seen, seen_as_named
+from MedDPMLib.validation import quoted
 
 #: The segmenter that comes with MedDPM.
 BUNDLED_SEGMENTER = "brain-structures"
@@ -93,7 +94,7 @@ class Segmenter:
         for modality in scans:
             if modality is not None and modality not in self.card.modalities:
                 known = ", ".join(self.card.modalities) or "none"
-                raise MedDPMError(f'{self.card.name} knows no modality "{modality}" by name: it knows {known}')
+                raise MedDPMError(f"{self.card.name} knows no modality {quoted(modality)} by name: it knows {known}")
         return [
             examine(volume, name if modality is None else f"{modality} of {name}", modality)
             for modality, volume in scans.items()

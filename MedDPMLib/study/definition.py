@@ -12,7 +12,7 @@ from pathlib import Path
 
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.runtime.files import atomic_write
-from MedDPMLib.validation import with_current_names
+from MedDPMLib.validation import quoted, with_current_names
 
 FORMAT = "meddpm-study/1"
 STUDY_FILE = "study.toml"
@@ -123,9 +123,11 @@ def check_readers(readers: tuple[str, ...]) -> None:
     slugs = [slug(reader) for reader in readers]
     for reader, short in zip(readers, slugs, strict=True):
         if not short:
-            raise MedDPMError(f'the reader "{reader}" has no letter or digit in the name: choose another')
+            raise MedDPMError(f"the reader {quoted(reader)} has no letter or digit in the name: choose another")
         if slugs.count(short) > 1:
-            raise MedDPMError(f'the reader "{reader}" is named like another one: their files would both be {short}')
+            raise MedDPMError(
+                f"the reader {quoted(reader)} is named like another one: their files would both be {short}"
+            )
 
 
 def slug(name: str) -> str:
@@ -169,11 +171,12 @@ def parse_definition(text: str, source: str) -> Definition:
 
     try:
         table = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise MedDPMError(f"{source} is damaged ({error}): get the study again from its organizer") from error
+    except (ValueError, RecursionError) as error:
+        raise MedDPMError(f"{source} is damaged ({error!s:.200}): get the study again from its organizer") from error
     if table.get("format") != FORMAT:
         raise MedDPMError(
-            f'{source} has the format "{table.get("format")}", not {FORMAT}: use the version of MedDPM that made it'
+            f"{source} has the format {quoted(table.get('format'))}, not {FORMAT}: use the version of MedDPM that made"
+            " it"
         )
     seal = table.pop("seal", None)
     del table["format"]

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from MedDPMLib.errors import MedDPMError
+from MedDPMLib.validation import quoted
 
 COLUMNS = ("reader", "treatment", "case", "truth", "rating")
 
@@ -74,7 +75,7 @@ def ratings_of(rows: Iterable[Mapping[str, str]], source: str, first_line: int =
         reader, treatment, case = (_name(row[column], column, where) for column in COLUMNS[:3])
         truth = (row["truth"] or "").strip()
         if truth not in {"0", "1"}:
-            raise MedDPMError(f'{where}: the truth "{truth}" is neither 0 nor 1')
+            raise MedDPMError(f"{where}: the truth {quoted(truth)} is neither 0 nor 1")
         if truths.setdefault(case, truth == "1") != (truth == "1"):
             raise MedDPMError(f"{where}: case {case} has another truth than before; each case has one")
         if (treatment, reader, case) in ratings:
@@ -117,7 +118,7 @@ def _rating(text: str | None, where: str) -> float | None:
     except ValueError:
         rating = np.nan
     if not np.isfinite(rating):
-        raise MedDPMError(f'{where}: the rating "{text}" is not a number')
+        raise MedDPMError(f"{where}: the rating {quoted(text)} is not a number")
     return rating
 
 

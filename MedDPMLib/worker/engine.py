@@ -24,6 +24,7 @@ from MedDPMLib.inference.settings import GenerationSettings
 from MedDPMLib.inference.stored import stored_as, to_stored
 from MedDPMLib.masks.brain_area import labeled_area
 from MedDPMLib.runtime.allocator import hand_back_freed_memory
+from MedDPMLib.validation import quoted
 from MedDPMLib.worker.protocol import (
     Event,
     Generate,
@@ -123,14 +124,16 @@ class Engine:
         settings = asked.for_card(card)
         send(Progress(id=request.id, stage="mask", sample=1, samples=samples))
         mask = self._mask(request, model)
-        report = _Report(request, model, fit(mask, card.grid), wanted, self.session, send)
+        report = _Report(request, model, fit(mask, card.grid), wanted, settings.steps, self.session, send)
         send(Progress(id=request.id, stage="steps", sample=1, samples=samples, steps=settings.steps))
         try:
             run = plan_run(model, settings)
             print(run.description, file=sys.stderr, flush=True)
             for sample, seed in enumerate(request.seeds, start=1):
                 report.begin(sample)
-                generated = run.generate(mask, seed=seed, progress=report.step)
+                # While something forms already, a glance of the next sample says nothing new.
+                glance = report.glance if request.preview_every and sample == 1 else None
+                generated = run.generate(mask, seed=seed, progress=report.step, glance=glance)
                 volumes = generated.stored(wanted)
                 result = Result(
                     id=request.id, sample=sample, samples=samples, files=_write(self.session, "result", volumes),
@@ -193,7 +196,7 @@ class Engine:
         scheme = model.card.scheme
         if request.scheme != scheme.name:
             raise MedDPMError(
-                f'the mask has labels of the scheme "{request.scheme}", the model {model.card.name} needs'
+                f"the mask has labels of the scheme {quoted(request.scheme)}, the model {model.card.name} needs"
                 f' "{scheme.name}": assign the segments to the labels of this model'
             )
         array = self.session.read(request.mask)
@@ -216,11 +219,18 @@ class _Report:
     """The events while a request is carried out."""
 
     def __init__(
-        self, request: Generate, model: Model, fitted: Fitted, wanted: list[str], session: Session, send: Send
+        self,
+        request: Generate,
+        model: Model,
+        fitted: Fitted,
+        wanted: list[str],
+        steps: int,
+        session: Session,
+        send: Send,
     ) -> None:
         self._request, self._card, self._geometry, self._wanted = request, model.card, fitted.geometry, wanted
         self._brain = labeled_area(fitted.labels) if request.preview_every else None
-        self._session, self._send = session, send
+        self._steps, self._session, self._send = steps, session, send
         self._sample = 0
         self._files: dict[str, str] = {}
         self._times: deque[float] = deque(maxlen=_RECENT_STEPS + 1)
@@ -229,6 +239,11 @@ class _Report:
         self._sample = sample
         self._times.clear()
         self._times.append(time.perf_counter())
+
+    def glance(self, x0: Tensor) -> None:
+        """The coarse image (1, C, D, H, W) that is there before the first step."""
+        self._preview(0, x0)
+        self._times[-1] = time.perf_counter()  # it is no part of a step
 
     def step(self, step: int, steps: int, x0: Tensor) -> None:
         """For the sampler: after each of its steps, with the estimate x0 (1, C, D, H, W)."""
@@ -246,9 +261,9 @@ class _Report:
         )  # fmt: skip
         every = self._request.preview_every
         if every and (step - 1) % every == 0 and step < steps:
-            self._preview(step, steps, x0)
+            self._preview(step, x0)
 
-    def _preview(self, step: int, steps: int, x0: Tensor) -> None:
+    def _preview(self, step: int, x0: Tensor) -> None:
         if any(map(self._session.holds, self._files.values())):
             return  # the client is still busy with the one before
         from MedDPMLib.inference.result import volumes_of
@@ -260,7 +275,7 @@ class _Report:
         self._files = _write(self._session, "preview", stored)
         self._send(
             Preview(
-                id=self._request.id, sample=self._sample, step=step, steps=steps, files=self._files,
+                id=self._request.id, sample=self._sample, step=step, steps=self._steps, files=self._files,
                 ijk_to_ras=self._geometry.ijk_to_ras.tolist(),
             )
         )  # fmt: skip
@@ -280,7 +295,7 @@ def _wanted(modalities: list[str] | None, model: Model) -> list[str]:
     card = model.card
     unknown = [name for name in modalities or () if name not in card.modalities]
     if unknown:
-        raise MedDPMError(f'{card.name} does not generate "{unknown[0]}", only {", ".join(card.modalities)}')
+        raise MedDPMError(f"{card.name} does not generate {quoted(unknown[0])}, only {', '.join(card.modalities)}")
     return list(card.modalities) if modalities is None else list(dict.fromkeys(modalities))
 
 

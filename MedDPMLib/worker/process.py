@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import BinaryIO, NoReturn
 
+from MedDPMLib.validation import quoted
 from MedDPMLib.worker.engine import Engine
 from MedDPMLib.worker.faults import describe_fault
 from MedDPMLib.worker.protocol import (
@@ -199,7 +200,7 @@ class Worker:
             elif isinstance(request, Shutdown):
                 self._say_goodbye("shutdown")
             elif any(job.request.id == request.id for job in self._jobs()):
-                message = f'there is a request "{request.id}" already: give each its own id'
+                message = f"there is a request {quoted(request.id)} already: give each its own id"
                 self._send(Error(id=None, kind="input", message=message))
             else:
                 self._enqueue(request)

@@ -22,6 +22,7 @@ from MedDPMLib.validation import (
     one_of,
     optional,
     printable,
+    quoted,
     read_json,
     table,
     table_of,
@@ -201,8 +202,8 @@ class Progress(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Preview(Event):
-    """What forms after ``step``: the first of the modalities wanted, a float32 (k, j, i) file under its name, on the
-    model's grid, placed by ``ijk_to_ras``.
+    """What forms after ``step`` (0: a coarse image before the first): the first of the modalities wanted, a file
+    (k, j, i) under its name, on the model's grid, placed by ``ijk_to_ras``.
 
     The client removes the file when it has read it, and that is what lets the next preview come. When the request
     has ended it is gone.
@@ -210,7 +211,7 @@ class Preview(Event):
 
     id: str = field(_ID)
     sample: int = field(_POSITIVE)
-    step: int = field(_POSITIVE)
+    step: int = field(_COUNT)
     steps: int = field(_POSITIVE)
     files: dict[str, str] = field(_FILES)
     ijk_to_ras: list[list[float]] = field(_MATRIX)
@@ -322,7 +323,7 @@ def decode_request(line: bytes) -> Request:
         spoken = data.pop("protocol", None)
         if spoken != PROTOCOL:
             raise MedDPMError(
-                f"the worker speaks protocol {PROTOCOL}, the request {spoken!r:.50}:"
+                f"the worker speaks protocol {PROTOCOL}, the request {quoted(spoken)}:"
                 " after an update of MedDPM, restart 3D Slicer"
             )
         return _build(data, _REQUESTS, more=False)
@@ -335,7 +336,7 @@ def decode_event(line: bytes) -> Event:
     data = _parse(line)
     if data.get("type") == "hello" and data.get("protocol") != PROTOCOL:
         raise ProtocolError(
-            f"the worker speaks protocol {data.get('protocol')!r:.50}, this client {PROTOCOL}:"
+            f"the worker speaks protocol {quoted(data.get('protocol'))}, this client {PROTOCOL}:"
             " after an update of MedDPM, restart 3D Slicer"
         )
     try:

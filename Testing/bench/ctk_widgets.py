@@ -25,7 +25,7 @@ class ctkMessageBox(qt.QMessageBox):
 
 @standin
 class ctkCollapsibleButton(qt.QAbstractButton):
-    """A titled section that a click folds away."""
+    """A titled section that a click folds away. What is hidden while it is folded stays so when it unfolds."""
 
     contentsCollapsed = Signal(bool)
     _TITLE = 22
@@ -53,7 +53,8 @@ class ctkCollapsibleButton(qt.QAbstractButton):
     def _on_toggled(self, checked):
         if checked:
             for child in self._folded:
-                child.show()
+                if not child.testAttribute(qt.Qt.WA_WState_ExplicitShowHide):  # hidden by folding alone
+                    child.show()
             self._folded = []
         else:
             for child in self.children():
@@ -68,6 +69,7 @@ class ctkCollapsibleButton(qt.QAbstractButton):
 
     def _fold(self, child):
         child.hide()
+        child.setAttribute(qt.Qt.WA_WState_ExplicitShowHide, False)
         self._folded.append(child)
 
     def sizeHint(self):

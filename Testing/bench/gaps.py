@@ -261,8 +261,12 @@ class Actions:
         sources = SampleData.SampleDataLogic.sources
         return lambda: sources[0]["customDownloader"](sources[0]), lambda: True
 
-    def stroke_with_show_3d(self):
+    def surfaces_from_elsewhere(self):
+        """Slicer's own surfaces, made in another module, are replaced by the panel's: what follows their making."""
         self.panel.ui.segmentationSelector.currentNode().CreateClosedSurfaceRepresentation()
+        return lambda: None, self._generated
+
+    def stroke_after_them(self):
         return self.stroke()
 
 

@@ -66,7 +66,7 @@ class qMRMLSegmentEditorWidget(qMRMLWidget):
         super().__init__(parent)
         self._node = None
         self._observed, self._tags = None, []
-        self._scene_tag, self._shows_source = None, True
+        self._scene_tag, self._shows_source, self._shows_3d_button = None, True, True
         self._order, self._unordered, self._active = [], True, None
         self._shortcuts, self._observing = False, False
         self._history = slicer.vtkSegmentationHistory()
@@ -128,6 +128,9 @@ class qMRMLSegmentEditorWidget(qMRMLWidget):
         lambda self, count: self._history.SetMaximumNumberOfStates(count),
     )
     switchToSegmentationsButtonVisible = Property(bool, lambda self: True, lambda self, on: None)
+    show3DButtonVisible = Property(
+        bool, lambda self: self._shows_3d_button, lambda self, on: setattr(self, "_shows_3d_button", on)
+    )
     autoShowSourceVolumeNode = Property(
         bool, lambda self: self._shows_source, lambda self, on: setattr(self, "_shows_source", on)
     )

@@ -23,8 +23,8 @@ class AppearanceRows:
 
     def __init__(self, ui) -> None:
         self._ui = ui
-        #: Files by model and modality, of the volume that is chosen: measured once, not at every stroke of a brush.
-        self._measured: dict[tuple[str, str], Path] = {}
+        #: Files by model, modality and segmentation, of the volume that is chosen: measured once, not at every stroke.
+        self._measured: dict[tuple[str, str, str], Path] = {}
         ui.likeSelector.currentNodeChanged.connect(self._on_volume)
 
     def show(self, card: Card | None) -> None:
@@ -50,7 +50,7 @@ class AppearanceRows:
                     name=volume.GetName()
                 )
             )
-        key = order.card.name, modality
+        key = order.card.name, modality, order.segmentation.GetID()
         if key not in self._measured:
             self._measured[key] = _measured(order, volume, modality)
         path = self._measured[key]

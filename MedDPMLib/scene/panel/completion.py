@@ -75,6 +75,12 @@ class Completion:
         process.finished.connect(lambda code: self._on_finished(process, code))
         process.start(python_program(), ["-c", _COMPLETE, self._folder.name, card.name, str(seed)])
 
+    def cancel(self) -> None:
+        """Ends what is still running, with nothing made."""
+        if self.busy:
+            self.stop()
+            self.ended.emit(None, "")
+
     def stop(self) -> None:
         """Ends what is still running, and leaves no file."""
         process, self._process = self._process, None

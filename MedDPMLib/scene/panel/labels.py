@@ -34,7 +34,6 @@ class LabelTable:
         self._scheme: LabelScheme | None = None
         #: Labels whose segments are listed each in a row, however many they are.
         self._unfolded: set[int] = set()
-        ui.labelsSection.contentsCollapsed.connect(self._on_folded)
         table = ui.labelTable
         table.setColumnCount(2)
         table.setHorizontalHeaderLabels([_("Segment"), _("Label")])
@@ -131,11 +130,6 @@ class LabelTable:
             several = _("{count} segments not used") if unused > 1 else _("{count} segment not used")
             text += ", " + several.format(count=unused)
         section.text = text
-
-    def _on_folded(self, folded: bool) -> None:
-        """A section that unfolds shows what was hidden while it was folded."""
-        if not folded:
-            self._show_assigned(self.values)
 
     def _fold(self, values: dict[str, int]) -> None:
         if self._segmentation is None or self._scheme is None:

@@ -62,6 +62,8 @@ class MaskSection:
         self.editor.segmentationNodeSelectorVisible = False
         self.editor.setEffectNameOrder(_EFFECTS)
         self.editor.unorderedEffectsVisible = False
+        if hasattr(self.editor, "show3DButtonVisible"):  # the panel has surfaces of its own, which do not slow it down
+            self.editor.show3DButtonVisible = False
         # Where the module is the first to be opened, effects are registered later.
         slicer.qSlicerSegmentEditorEffectFactory.instance().connect("effectRegistered(QString)", self._on_effect)
         # What the views show is decided here; the editor would replace what lies over its source volume.
@@ -210,10 +212,10 @@ class MaskSection:
             show_background(source, fit=new)
 
     def _is_foreign(self, node: slicer.vtkMRMLVolumeNode) -> bool:
-        """Whether ``node`` was generated from another segmentation."""
-        return volumes.is_synthetic(node) and (
-            node.GetNodeReference(volumes.SEGMENTATION_ROLE) is not self._segmentation
-        )
+        """Whether ``node`` was generated from another segmentation, as far as is known of it."""
+        made_from = node.GetNodeReference(volumes.SEGMENTATION_ROLE)
+        loaded = made_from is None and node.GetStorageNode() is not None
+        return volumes.is_synthetic(node) and made_from is not self._segmentation and not loaded
 
     def paint_over(self, volume: slicer.vtkMRMLVolumeNode) -> None:
         """Makes ``volume`` the source volume, here and where the Segment Editor module opens this segmentation."""
@@ -279,6 +281,9 @@ class MaskSection:
         self.editor.setupViewObservations()
         self.editor.installKeyboardShortcuts()
         self.editor.updateWidgetFromMRML()
+        display = self._segmentation.GetDisplayNode() if self._segmentation is not None else None
+        if display is not None and not display.GetVisibility():  # another module has shown another one
+            show_only(self._segmentation)
         self.check_source()
 
     def settle(self) -> None:
@@ -294,6 +299,7 @@ class MaskSection:
         self.editor.removeViewObservations()
 
     def close_scene(self) -> None:
+        self.forget()  # also what is still being made, with nothing chosen yet
         self.set_segmentation(None)
         self.editor.removeViewObservations()
         say(self._ui.maskMessage, "")

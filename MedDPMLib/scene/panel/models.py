@@ -117,6 +117,7 @@ class ModelSection:
         elif name:
             text = _('The model "{name}" is not installed: add it, or use this one.')
             self._ui.modelSummary.text = text.format(name=name)
+            self._ui.modelSection.collapsed = False
 
     def choose_for(self, scheme: LabelScheme) -> None:
         """Chooses a model whose masks have the labels of ``scheme``, if there is one."""

@@ -21,14 +21,11 @@ from MedDPMLib.scene import volumes
 from MedDPMLib.scene.background_work import BackgroundWork, Work
 from MedDPMLib.scene.comparison import ORIENTATIONS, Comparison
 from MedDPMLib.scene.panel.messages import say
-from MedDPMLib.scene.views import show_background, show_only, show_outline, shown_background
+from MedDPMLib.scene.views import MOST_COMPARED, show_background, show_only, show_outline, shown_background
 from MedDPMLib.scene.worker_client import Signal
 
 #: Pixels along a side of a thumbnail.
 _SIDE = 48
-
-#: How many views fit side by side.
-_MOST_COMPARED = 9
 
 
 class ResultsSection:
@@ -164,7 +161,7 @@ class ResultsSection:
     def _on_selection(self) -> None:
         ui, count = self._ui, len(self.chosen())
         ui.showButton.enabled = ui.regenerateButton.enabled = bool(self._chosen_run())
-        ui.compareButton.enabled = 2 <= count <= _MOST_COMPARED
+        ui.compareButton.enabled = 2 <= count <= MOST_COMPARED
         ui.deleteButton.enabled = count > 0
         ui.exportButton.enabled = count > 0 and not self._export.busy
         ui.endCompareButton.enabled = self._comparison.shown
@@ -192,6 +189,7 @@ class ResultsSection:
         node = next((node for node in nodes if volumes.modality_of(node) == looked_at), nodes[0])
         segmentation = node.GetNodeReference(volumes.SEGMENTATION_ROLE)
         if segmentation is not None:
+            self._ui.segmentationSelector.setCurrentNode(segmentation)  # what is seen is what is painted
             show_only(segmentation)
             show_outline(segmentation, True)
         show_background(node, fit=False)

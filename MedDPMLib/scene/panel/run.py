@@ -94,6 +94,7 @@ class RunSection:
             self._generator.cancel()
             return
         try:
+            dependencies.ensure()  # before any question about the mask
             if not self._ask():
                 return
             order = self._make_order(None)

@@ -11,6 +11,7 @@ from MedDPMLib.imaging.geometry import Geometry
 from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.models.store import BUNDLED_MODELS, SEGMENTER, ModelEntry, ModelStore
 from MedDPMLib.scene import dependencies, painting, volumes
+from MedDPMLib.scene.background_work import BackgroundWork, Work
 from MedDPMLib.scene.images import volume_from_node
 from MedDPMLib.scene.panel.messages import say
 from MedDPMLib.scene.views import show_background
@@ -25,6 +26,7 @@ class ScanSection:
         self._ui, self._client = ui, client
         self.started = Signal()
         self._id: str | None = None
+        self._work = BackgroundWork()
         self._scan: slicer.vtkMRMLScalarVolumeNode | None = None
         self._entry: ModelEntry | None = None
         ui.scanButton.clicked.connect(self._on_button)
@@ -36,7 +38,7 @@ class ScanSection:
     @property
     def busy(self) -> bool:
         """Whether a scan is being segmented."""
-        return self._id is not None
+        return self._id is not None or self._work.busy
 
     def stop(self) -> None:
         """Ends what is under way, and lets go of scan and client."""
@@ -46,9 +48,11 @@ class ScanSection:
 
     def cancel(self) -> None:
         """Ends what is under way, at once."""
-        if self._id is not None:
+        if self.busy:
             id, self._id = self._id, None
-            self._client.cancel(id)
+            self._work.stop()
+            if id is not None:
+                self._client.cancel(id)
             self._end("")
 
     def show(self) -> None:
@@ -102,7 +106,8 @@ class ScanSection:
             part = round(100 * event.step / event.steps)
             say(self._ui.maskMessage, _("The scan is being segmented: {part} %").format(part=part))
         elif isinstance(event, Segmented):
-            self._keep(event)
+            self._id = None
+            self._work.start(self._keeping(event), lambda _nothing: self._end("\n".join(event.notes)), self._on_fault)
         elif isinstance(event, Error):
             self._id = None
             self._end(event.error)
@@ -115,30 +120,34 @@ class ScanSection:
             self._id = None
             self._end(message)
 
-    def _keep(self, event: Segmented) -> None:
-        """The mask becomes a segmentation; the scan stays what is seen under it and painted over."""
-        self._id = None
+    def _keeping(self, event: Segmented) -> Work:
+        """The work of making the mask a segmentation; the scan stays what is seen under it and painted over."""
         node, scheme = self._scan, self._entry.card.scheme
-        there = node is not None and slicer.mrmlScene.GetNodeByID(node.GetID() or "") is node
-        try:
-            labels = self._client.read(event.files)["labels"]
-            volume = Volume(labels, Geometry(labels.shape[::-1], np.array(event.ijk_to_ras)))
-            name = node.GetName() if there else _("scan")
-            segmentation = painting.add_segmentation(volume, scheme, _("{scan} (segmented)").format(scan=name))
-        except MedDPMError as error:
-            self._end(error)
-            return
-        if there:
+        name = node.GetName() if _in_scene(node) else _("scan")
+        labels = self._client.read(event.files)["labels"]
+        volume = Volume(labels, Geometry(labels.shape[::-1], np.array(event.ijk_to_ras)))
+        name = _("{scan} (segmented)").format(scan=name)
+        segmentation = yield from painting.adding_segmentation(volume, scheme, name)
+        yield
+        if _in_scene(node):
             volumes.paint_over(segmentation, node)
         self.started.emit(segmentation, scheme)
-        if there:
+        if _in_scene(node):
             show_background(node, fit=False)
-        self._end("\n".join(event.notes))
+
+    def _on_fault(self, error: Exception) -> None:
+        self._end(error if isinstance(error, MedDPMError) else "")
+        if not isinstance(error, MedDPMError):
+            raise error
 
     def _end(self, message: str | MedDPMError) -> None:
         self._scan = self._entry = None
         self.show()
         say(self._ui.maskMessage, message)
+
+
+def _in_scene(node: slicer.vtkMRMLNode | None) -> bool:
+    return node is not None and slicer.mrmlScene.GetNodeByID(node.GetID() or "") is node
 
 
 def _installed() -> ModelEntry | None:
