@@ -300,10 +300,13 @@ def _wrong(what: str, says: str, value: object) -> MedDPMError:
 def quoted(value: object, most: int = 50) -> str:
     """``value``, which comes from outside, as a message may quote it: at most ``most`` characters, all printable."""
     value = str(value) if isinstance(value, os.PathLike) else value
-    is_plain = isinstance(value, str) and value.isprintable()
+    if isinstance(value, str) and value.isprintable():
+        return f'"{_shortened(value, most)}"'
     try:
-        shown = value if is_plain else repr(value)
+        return _shortened(repr(value), most)
     except (ValueError, RecursionError):  # an integer of thousands of digits, or what holds one, or itself
-        shown = f"a very long {type(value).__name__}"
-    shown = shown if len(shown) <= most else f"{shown[: most - 3]}..."
-    return f'"{shown}"' if is_plain else shown
+        return _shortened(f"a very long {type(value).__name__}", most)
+
+
+def _shortened(shown: str, most: int) -> str:
+    return shown if len(shown) <= most else f"{shown[: most - 3]}..."

@@ -59,6 +59,7 @@ def first_glance(
     sides = halved.shape
     halved = np.pad(halved, [(0, -side % network.side_multiple) for side in sides])
     encoded = condition_tensor(card, halved, execution, exact=network.exact_condition)
+    assert model.schedule is not None  # the networks of timesteps have one
     first = plan_steps(model.schedule, settings.sampler, settings.steps)[0][0].t
     t = torch.full((1,), first, dtype=torch.int64, device=execution.device)
     noise = torch.randn(1, len(card.modalities), *halved.shape, generator=torch.Generator().manual_seed(seed))
