@@ -15,7 +15,7 @@ LIBRARY = Path(__file__).parents[1] / "MedDPMLib"
 ORDER = (
     "version", "moved", "errors", "validation", "runtime", "imaging", "masks", "diffusion", "networks", "models",
     "inference", "metrics", "segmentation", "recipes", "prepare", "data", "figures", "evaluation", "train", "benchmark",
-    "worker", "study", "scene", "cli",
+    "experiment", "worker", "study", "scene", "cli",
 )  # fmt: skip
 
 

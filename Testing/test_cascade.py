@@ -12,7 +12,7 @@ from MedDPMLib import generate
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.appearance import FEATURES, appearance
 from MedDPMLib.imaging.geometry import Geometry, Grid
-from MedDPMLib.imaging.haar import halve_mask, merge
+from MedDPMLib.imaging.haar import halve_mask
 from MedDPMLib.imaging.io import read_volume, write_nifti
 from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.inference.appearance import random_appearance, read_appearance, typical_appearance
@@ -30,9 +30,13 @@ from MedDPMLib.networks.cascade import Cascade, cell_positions, label_fractions
 ANATOMY = load_scheme("anatomy")
 GRID = Grid((64, 48, 48), (3.0, 3.0, 3.0), "LPS")
 NETWORK = {
-    "kind": "cascade", "widths": [8, 12, 8, 8, 8, 8], "depths": [1, 1, 1, 1, 1, 1], "given": [8, 8, 8],
+    "kind": "cascade", "widths": [8, 8, 12, 8, 8, 8, 8], "depths": [1, 1, 1, 1, 1, 1, 1], "given": [8, 8, 8],
     "heads": 2, "brains": 5,
 }  # fmt: skip
+LEVELS = tuple(
+    {"steps": steps, "lowest_noise": lowest, "highest_noise": highest, "coarser_noise": coarser}
+    for steps, lowest, highest, coarser in ((3, 0.1, 40, 0), (1.5, 1, 10, 0.05), (1, 0.8, 10, 0.05))
+)
 
 
 def _card(**changes) -> Card:
@@ -43,6 +47,7 @@ def _card(**changes) -> Card:
         training_data=({"name": "none", "license": "none", "cases": 1},), license="None.", intended_use="Tests.",
         limitations="All.",
         qualities={name: {"sampler": "dpm-solver++", "steps": 2} for name in ("draft", "standard", "reference")},
+        levels=LEVELS,
     )  # fmt: skip
     return replace(card, **changes)
 
@@ -101,13 +106,12 @@ def test_the_painted_mask_is_that_of_colored_labels():
     level = cascade.levels[0]
     labels = torch.from_numpy(_labels())
     colors = torch.rand(21, 2)
-    bands = level.painted(label_fractions(labels, 21, 4), colors)
-    merged = merge(level.unwhiten_means(bands[:2]), level.unwhiten_details(bands[2:]))
+    painted = level.image_of(level.painted(label_fractions(labels, 21, 2), colors), None)
     inside = halve_mask(halve_mask(labels > 0))
     pure = torch.nn.functional.max_pool3d((labels == 1).float()[None], 4)[0] > 0
     pure &= torch.nn.functional.avg_pool3d((labels == 1).float()[None], 4)[0] == 1
     assert pure.sum() > 10 and (inside & ~pure).any()
-    torch.testing.assert_close(merged[:, pure], colors[0][:, None].expand(2, int(pure.sum())))
+    torch.testing.assert_close(painted[:, pure], colors[0][:, None].expand(2, int(pure.sum())))
 
 
 def test_a_brain_is_drawn_inside_its_mask_and_the_same_again():
@@ -117,7 +121,7 @@ def test_a_brain_is_drawn_inside_its_mask_and_the_same_again():
     steps = []
     first, again, other = (
         draw(
-            cascade, labels, ANATOMY, look, seed=seed, steps=4, dtype=torch.float32,
+            cascade, labels, ANATOMY, look, levels=LEVELS, seed=seed, steps=4, dtype=torch.float32,
             progress=lambda step, of, x0: steps.append((step, of, tuple(x0.shape))),
         )
         for seed in (1, 1, 2)
@@ -130,21 +134,50 @@ def test_a_brain_is_drawn_inside_its_mask_and_the_same_again():
 
 def test_the_coarser_image_is_kept():
     """The finer levels add details: the means of blocks of four voxels are those of the first level's image."""
-    from MedDPMLib.inference.cascade import _COURSES, _Drawing
+    from MedDPMLib.inference.cascade import _Drawing
 
     cascade, labels = _cascade(), _labels()
     look = typical_appearance(cascade)
     drawing = _Drawing(cascade, labels, ANATOMY, look, torch.Generator().manual_seed(0), torch.float32)
     image = None
     images = []
-    for level, course in zip(cascade.levels, _COURSES, strict=True):
-        image = drawing.level(level, course, 2, image, lambda step, drawn: None)
+    for level, sampling in zip(cascade.levels, LEVELS, strict=True):
+        image = drawing.level(level, sampling, 2, image, lambda step, drawn: None)
         images.append(image)
     full = torch.nn.functional.avg_pool3d((torch.from_numpy(labels) > 0).float()[None], 4)[0] == 1
     assert full.sum() > 100
     means = torch.nn.functional.avg_pool3d(images[2], 4)
     torch.testing.assert_close(means[:, full], images[0][:, full], atol=1e-5, rtol=1e-4)
     assert (images[2] - torch.nn.functional.interpolate(images[1][None], scale_factor=2.0)[0]).abs().max() > 0.01
+
+
+def test_what_a_network_without_knowledge_estimates_is_the_mean_of_a_normal_distribution():
+    """The best guess of x0 of unit variance from x = x0 + sigma noise, and nothing else, is x / (1 + sigma^2)."""
+    for level in _cascade().levels:
+        with torch.no_grad():
+            level.network.out.gain.zero_()
+            x, sigma = torch.randn(2, level.bands, 4, 4, 4), torch.tensor([0.1, 7.0])
+            encoded = torch.zeros(2, 8, 4, 4, 4)
+            clean, answer = level.estimate(x, sigma, sigma, torch.zeros(2, 22), encoded, torch.float32)
+        torch.testing.assert_close(clean, x / (1 + sigma**2)[:, None, None, None, None])
+        assert not answer.any()
+
+
+@pytest.mark.parametrize("index", [1, 2])
+def test_details_of_a_patch_are_those_of_the_whole(index):
+    """Beyond the reach of the convolutions nothing of the volume enters: patches meet without a seam."""
+    level = _cascade().levels[index]
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(1, level.bands, 8, 8, 64, generator=generator)
+    given = torch.randn(1, level.network.given_first.weight.shape[1] - 1, 8, 8, 64, generator=generator)
+    one, look = torch.ones(1), torch.randn(1, 22, generator=generator)
+    with torch.no_grad():
+        whole = level(x, one, one, look, given)
+        left, right = (level(x[..., part], one, one, look, given[..., part]) for part in (slice(40), slice(24, 64)))
+    assert whole.std() > 0.1
+    torch.testing.assert_close(left[..., :28], whole[..., :28], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(right[..., 12:], whole[..., 36:], atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(left[..., 32:], whole[..., 32:40], atol=1e-3)  # the edge itself does reach
 
 
 def test_looks_differ_by_the_seed_and_typical_is_the_median():
@@ -244,10 +277,19 @@ def test_wrong_settings_are_refused(tmp_path):
             generate(model, _mask(), device="cpu", **wrong)
     with pytest.raises(MedDPMError, match="no timesteps and so no denoiser"):
         model.denoiser  # noqa: B018
-    with pytest.raises(MedDPMError, match="six widths"):
+    with pytest.raises(MedDPMError, match="seven widths"):
         build_network({**NETWORK, "widths": [8, 8], "image_channels": 2, "condition_channels": 21})
+    cosine = {"name": "cosine", "timesteps": 50}
     with pytest.raises(MedDPMError, match="not for its network"):
-        Model(_card(schedule={"name": "cosine", "timesteps": 50}), _cascade(), "0" * 64)
+        Model(_card(schedule=cosine, levels=()), _cascade(), "0" * 64)
+    for card, message in (
+        ({"levels": LEVELS[:2]}, "3 tables for the schedule noise-levels, not 2"),
+        ({"schedule": cosine}, "0 tables for the schedule cosine, not 3"),
+        ({"levels": (LEVELS[0], LEVELS[1] | {"lowest_noise": 10}, LEVELS[2])}, "level middle must be below"),
+        ({"levels": (LEVELS[0] | {"steps": 0}, *LEVELS[1:])}, '"steps" must be a number above 0'),
+    ):
+        with pytest.raises(MedDPMError, match=message):
+            _card(**card)
 
 
 def test_generate_looks_like_a_scan(tmp_path, meddpm):

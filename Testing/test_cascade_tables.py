@@ -8,6 +8,7 @@ import torch
 from test_cascade import ANATOMY, NETWORK, _labels
 
 from MedDPMLib.imaging.appearance import FEATURES, appearance
+from MedDPMLib.imaging.haar import halve_mask, split
 from MedDPMLib.networks import build_network
 from MedDPMLib.networks.cascade import label_fractions
 from MedDPMLib.train.cascade_tables import FOLDS, color_regression, learn_tables, mixture_variances
@@ -95,13 +96,13 @@ def test_a_brain_is_painted_by_others_and_still_nearly_right(learned):
 def test_bands_are_whitened(learned):
     network, _, brains = learned
     level = network.levels[2]
-    from MedDPMLib.train.cascade_tables import _levels
-
     cells, details = [], []
     for images, labels in brains:
-        _, means, bands, inside = next(_levels(images, labels))
+        inside = torch.from_numpy(labels > 0)
+        means, bands = split(torch.from_numpy(images), inside)
+        inside = halve_mask(inside)
         cells.append(level.whiten_means(means)[:, inside])
-        details.append(level.whiten_details(bands)[:, inside])
+        details.append(level.bands_of(means, bands)[:, inside])
     cells, details = torch.cat(cells, dim=1), torch.cat(details, dim=1)
     torch.testing.assert_close(cells.mean(dim=1), torch.zeros(2), atol=1e-3, rtol=0)
     torch.testing.assert_close(cells.std(dim=1), torch.ones(2), atol=1e-2, rtol=0)
@@ -111,14 +112,12 @@ def test_bands_are_whitened(learned):
 def test_what_is_drawn_has_unit_spread_in_every_tissue_of_every_brain(learned):
     network, tables, brains = learned
     level = network.levels[2]
-    from MedDPMLib.train.cascade_tables import _levels
-
     found = {1: [], 3: []}
     for (images, labels), look, weights in zip(brains, tables.appearances, tables.color_weights, strict=True):
-        _, _, bands, _ = next(_levels(images, labels))
+        bands = level.bands_of(*split(torch.from_numpy(images), torch.from_numpy(labels > 0)))
         fractions = label_fractions(torch.from_numpy(labels), 21, 1)
         colors = (weights[..., :-1] @ look + weights[..., -1]).clamp(-1, 1)
-        rest = level.whiten_details(bands) - level.painted_share[:, None, None, None] * level.painted(fractions, colors)
+        rest = bands - level.painted_share[:, None, None, None] * level.painted(fractions, colors)
         drawn = rest / level.spread(fractions, look)
         shares = level.cell_shares(fractions)
         for value, values in found.items():

@@ -18,7 +18,6 @@ from MedDPMLib.cli.app import app
 from MedDPMLib.data import Case
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.geometry import Grid
-from MedDPMLib.imaging.haar import merge
 from MedDPMLib.masks.mask import read_mask
 from MedDPMLib.masks.schemes import load_scheme
 from MedDPMLib.models.bundle import read_bundle
@@ -38,8 +37,9 @@ ANATOMY = load_scheme("anatomy")
 EXACT = choose_execution("cpu", "float32")
 GRID = Grid((48, 32, 32), (4.0, 6.0, 4.5), "LPS")
 SMALL = [
-    'modalities=["t1", "t2"]', "network.widths=[8, 12, 8, 8, 8, 8]", "network.depths=[1, 1, 1, 1, 1, 1]",
-    "network.given=[8, 8, 8]", "network.heads=2", "levels.1.patch=[32, 16, 16]", "levels.2.patch=[16, 16, 16]",
+    'modalities=["t1", "t2"]', "network.widths=[8, 8, 12, 8, 8, 8, 8]", "network.depths=[1, 1, 1, 1, 1, 1, 1]",
+    "network.given=[8, 8, 8]", "network.heads=2", "levels.0.patch=[48, 32, 32]", "levels.1.patch=[32, 16, 16]",
+    "levels.2.patch=[16, 16, 16]",
     "levels.0.iterations=4", "levels.1.iterations=3", "levels.2.iterations=3", "training.warm_up=0",
     "monitor={checkpoint_every=2, keep=2, montage_every=0}", 'validation=["kept"]',
 ]  # fmt: skip
@@ -99,7 +99,7 @@ def examples_of(level: str, tables, *changes: str):
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_what_is_drawn_and_painted_makes_the_brain_again(tables, level):
-    """Bands, paint and spread as generation puts them together give the cells of half the size of the very brain."""
+    """Bands, paint and spread as generation puts them together give the cells of the very brain."""
     task, made = examples_of(level, tables, "augmentation.flip=0", "levels.0.varied=false")
     one = replace(made.batch([3]), added=torch.zeros(1))
     bands, _, inside, _ = task.see(one)
@@ -110,15 +110,14 @@ def test_what_is_drawn_and_painted_makes_the_brain_again(tables, level):
     )
     paint = network.painted_share[:, None, None, None] * network.painted(fractions, one.colors[0])
     whole = bands * network.spread(fractions, one.appearance[0]) + paint * inside
-    means = F.avg_pool3d(one.image[0], network.cell)
-    if network.first:
-        means, whole = network.unwhiten_means(whole[:2]), whole[2:]
-    merged = merge(means, network.unwhiten_details(whole))
+    means = None if network.first else F.avg_pool3d(one.image[0], network.cell)
+    drawn = network.image_of(whole, means)
     full = F.avg_pool3d((labels > 0).float()[None], network.cell)[0] == 1
-    full = full.repeat_interleave(2, 0).repeat_interleave(2, 1).repeat_interleave(2, 2)
+    if not network.first:
+        full = full.repeat_interleave(2, 0).repeat_interleave(2, 1).repeat_interleave(2, 2)
     assert full.sum() > 20
-    cells = F.avg_pool3d(one.image[0], network.cell // 2)
-    torch.testing.assert_close(merged[:, full], cells[:, full], atol=1e-4, rtol=1e-4)
+    cells = F.avg_pool3d(one.image[0], network.drawn_cell)
+    torch.testing.assert_close(drawn[:, full], cells[:, full], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -134,9 +133,8 @@ def test_a_mirrored_brain_has_mirrored_bands(tables, level):
     bands, given, inside, weight = task.see(one)
     expected, its_given, its_inside, its_weight = task.see(other)
     channels = task.network.channels
-    signs = torch.tensor([(-1.0) ** (band % 2) for band in range(1, 8) for _ in range(channels)])
-    if task.network.first:
-        signs = torch.cat([torch.ones(channels), signs])
+    bands_of = [0] if task.network.first else range(1, 8)
+    signs = torch.tensor([(-1.0) ** (band % 2) for band in bands_of for _ in range(channels)])
     torch.testing.assert_close(bands.flip(-1) * signs[:, None, None, None], expected, atol=1e-4, rtol=1e-4)
     assert torch.equal(inside.flip(-1), its_inside) and torch.equal(weight.flip(-1), its_weight)
     place = 8 * task.network.labels
@@ -176,7 +174,6 @@ def test_interpolation_takes_nothing_from_outside(tables):
 
 
 def test_a_batch_is_the_mean_of_its_examples(tables):
-    """Whole brains share a box: what it adds is outside of them, and counts nothing."""
     for level in LEVELS:
         task, made = examples_of(level, tables)
         both = made.batch([0, 1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -9,15 +10,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from MedDPMLib.cli.app import app
 from MedDPMLib.diffusion.schedule import make_schedule
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.geometry import Geometry
+from MedDPMLib.imaging.io import write_nifti
 from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.inference.generation import generate
-from MedDPMLib.masks.mask import Mask
+from MedDPMLib.masks.mask import Mask, read_mask
 from MedDPMLib.masks.scheme_files import read_scheme
 from MedDPMLib.models.card import Card, known_cards, official_cards
 from MedDPMLib.models.card_file import card_template, read_card_file
@@ -44,7 +47,7 @@ def networks(draw) -> dict:
         "condition_channels": draw(st.integers(1, 24)),
         "base": draw(st.sampled_from([32, 64, 96])),
         "multipliers": multipliers,
-        "blocks": draw(st.integers(1, 2)),
+        "blocks": draw(st.integers(1, 4)),
         "attention": draw(st.lists(st.sampled_from(levels), unique=True).map(sorted)),
     }
 
@@ -232,6 +235,86 @@ def test_each_variant_imports_generates_and_is_as_fast_as_plain(tmp_path, monkey
     torch.testing.assert_close(quick.float().reshape(plain.shape), plain, rtol=1e-3, atol=1e-4)
 
 
+def flat(**numbers) -> dict:
+    """A checkpoint's entry: the smallest network's weights with a schedule's tables."""
+    made = make_schedule("cosine", 100)
+    state = {f"denoise_fn.{name}": tensor for name, tensor in weights(unet(1, 2)).items()}
+    return {"betas": made.betas, "alphas_cumprod": made.alpha_bar, **state, **numbers}
+
+
+def renamed(prefix: str, state: dict) -> dict:
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        lambda: {"step": 3, "model": flat(), "ema": flat(), "opt": {"state": {0: {"step": torch.ones(1)}}}, "lr": 0.1},
+        lambda: {"model": flat(), "ema": {}},
+        lambda: {"ema": renamed("module.", flat())},
+        lambda: {"state_dict": renamed("model.", flat())},
+        lambda: {"ema": renamed("_orig_mod.module.", flat())},
+        lambda: {
+            "ema": {
+                "initted": torch.tensor(True), "step": torch.tensor(7),
+                **renamed("online_model.", {name: tensor * 0 for name, tensor in flat().items()}),
+                **renamed("ema_model.", flat()),
+            }
+        },
+        lambda: {"ema": {name: torch.nn.Parameter(tensor) for name, tensor in flat().items()}},
+    ],
+    ids=["training state", "no average yet", "data parallel", "lightning", "compiled", "average module", "parameters"],
+)  # fmt: skip
+def test_a_training_state_gives_its_weights(tmp_path, content):
+    torch.save(content(), tmp_path / "a.pt")
+    opened = open_checkpoint(tmp_path / "a.pt")
+    assert opened.network == unet(1, 2) and opened.schedule == {"name": "cosine", "timesteps": 100}
+    expected = weights(unet(1, 2))
+    assert opened.weights.keys() == expected.keys()
+    for name, tensor in opened.weights.items():
+        torch.testing.assert_close(tensor, expected[name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear", "sigmoid", "exponential"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_schedules_are_recognized_in_the_precision_that_they_are_stored_in(tmp_path, name, dtype):
+    made = make_schedule(name, 250)
+    state = flat(betas=made.betas, alphas_cumprod=made.alpha_bar)
+    torch.save({key: tensor.to(dtype) for key, tensor in state.items()}, tmp_path / "a.pt")
+    opened = open_checkpoint(tmp_path / "a.pt")
+    assert opened.schedule == {"name": name, "timesteps": 250}
+    assert all(tensor.dtype == torch.float32 for tensor in opened.weights.values())
+
+
+def test_weights_without_a_card_in_a_safetensors_file_are_a_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDDPM_MODELS", str(tmp_path / "models"))
+    checkpoint, card_file = described(tmp_path, "schwannoma")
+    opened = open_checkpoint(checkpoint)
+    bare = tmp_path / "weights.safetensors"
+    save_file(dict(opened.weights), bare)
+    assert open_checkpoint(bare).network == opened.network
+    with pytest.raises(MedDPMError, match="network of Med-DDPM's family"):
+        ModelStore().add(bare)
+    assert ModelStore().add(bare, None, card_file).card.modalities == ("t1ce", "t2")
+    bare.write_bytes(bare.read_bytes()[:-5])
+    with pytest.raises(MedDPMError, match="weights.safetensors: the file is damaged"):
+        open_checkpoint(bare)
+
+
+def test_what_else_a_training_state_holds_is_refused_with_a_way_out(tmp_path):
+    torch.save({"ema": flat(), "args": argparse.Namespace(lr=1)}, tmp_path / "a.pt")
+    with pytest.raises(MedDPMError, match=r"argparse.Namespace.*alone with torch.save"):
+        open_checkpoint(tmp_path / "a.pt")
+
+
+def test_a_damaged_network_of_its_own_is_not_compared_with_a_published_one(tmp_path):
+    state = flat()
+    del state["denoise_fn.middle_block.0.in_layers.0.weight"]
+    torch.save(state, tmp_path / "a.pt")
+    with pytest.raises(MedDPMError, match='1 of .* tensors are missing, first "middle_block.0.in_layers.0.weight"'):
+        read_checkpoint(tmp_path / "a.pt")
+
+
 def test_channels_reach_the_weights_of_their_labels(tmp_path):
     """A card that names the channels in another order gives the same prediction for the same mask."""
     checkpoint, card_file = described(tmp_path, "schwannoma")
@@ -282,6 +365,22 @@ def test_gliomagen_is_recognized_without_a_card(tmp_path, attention):
         read_checkpoint(saved(tmp_path / "c.pt", state, None))
 
 
+def test_a_file_of_brats_2024_lacks_only_the_brain(tmp_path):
+    """Its cavity is no brain around the tumor; with the brain from an image each value gets the channel of its part."""
+    place = Geometry((60, 60, 50), np.diag([3.0, 3, 3, 1]))
+    k, j, i = np.indices(place.shape)
+    far = np.sqrt((k - 25) ** 2 + (j - 30) ** 2 + (i - 35) ** 2)
+    file = np.select([far < 2, far < 4, far < 5, far < 8], [4, 1, 3, 2], 0).astype(np.uint8)
+    brain = (k - 25) ** 2 + (j - 30) ** 2 + (i - 30) ** 2 < 21**2
+    path = tmp_path / "BraTS-GLI-02073-100-seg.nii.gz"
+    write_nifti(path, Volume(file, place))
+    with pytest.raises(MedDPMError, match='no brain area.*values read as "brats-2024"'):
+        read_mask(path, GLIOMAGEN.scheme)
+    mask = read_mask(path, GLIOMAGEN.scheme, brain_from=Volume(brain * np.float32(100), place))
+    assert 'read as "brats-2024", by names' in mask.notes[0]
+    np.testing.assert_array_equal(mask.volume.array, np.array([0, 2, 3, 4, 5])[file] + (brain & (file == 0)))
+
+
 # Cards -----------------------------------------------------------------------------------------------
 
 
@@ -319,7 +418,9 @@ def test_a_template_holds_what_was_read_and_asks_for_the_rest(tmp_path, monkeypa
         ('axes = "xyz"', 'axes = "yxz"', "axes", "one of zyx, xyz"),
         ("size = [24, 16, 8]", "size = [24, 16, 7]", "size", "multiples of 2"),
         ("size = [24, 16, 8]", "size = [24, 16]", "size", "3"),
-        ('orientation = "LPS"', 'orientation = "LPX"', "grid", "LPX"),
+        ('orientation = "LPS"', 'orientation = "LPX"', "orientation", "LPX"),
+        ("spacing = [6.0, 8.0, 16.0]", "spacing = [6.0, 0, 16.0]", "spacing", "above zero"),
+        ("image_range = [0, 1]", "image_range = [1, 1]", "image_range", "lower and a higher"),
         ("timesteps = 100", "timesteps = 99", "schedule", "another one"),
         ('prediction = "noise"', 'predicts = "noise"', "predicts", "no field"),
         ("mask_encoding = [0, 1]", "mask_encoding = [1, 0]", "mask_encoding", "lower and a higher"),
@@ -335,10 +436,22 @@ def test_each_mistake_in_a_card_is_found_in_its_line(tmp_path, old, new, field, 
     with pytest.raises(MedDPMError, match=message) as caught:
         read_card_file(path, open_checkpoint(checkpoint))
     assert str(caught.value).startswith(str(path)) and len(str(caught.value).splitlines()) == 1
-    if field in ("modalities", "channels", "scheme", "axes", "size", "schedule", "predicts", "mask_encoding"):
+    if field:
         lines = path.read_text().splitlines()
         number = next(n for n, line in enumerate(lines, 1) if line.startswith((f"{field} =", f"[{field}]")))
         assert f"card.toml, line {number}:" in str(caught.value)
+
+
+@pytest.mark.parametrize("card", known_cards(), ids=lambda card: card.name)
+def test_the_card_of_a_published_network_is_filled_in(tmp_path, card):
+    network = card.network_description
+    state = {name: torch.tensor(0.001).expand(shape) for name, shape in state_shapes(network).items()}
+    checkpoint = saved(tmp_path / "theirs.pt", state, card.schedule["timesteps"])
+    out = tmp_path / "card.toml"
+    result = CliRunner().invoke(app, ["models", "card", str(checkpoint), "--out", str(out)])
+    assert result.exit_code == 0 and f"recognized as {card.name}" in result.output
+    read, _ = read_card_file(out, open_checkpoint(checkpoint))
+    assert read == card and read.array_shape == card.array_shape
 
 
 def test_cards_of_ours_say_nothing_new():

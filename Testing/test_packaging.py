@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from MedDPMLib.recipes.recipe import tomllib
+from MedDPMLib.recipes.toml_files import tomllib
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,7 +33,9 @@ def test_cmake_installs_every_file_of_the_library():
     assert scripts == sorted(scripts) and resources == sorted(resources)
     there = files(library)
     assert set(scripts) == {name for name in there if name.endswith(".py")}
-    assert set(resources) == {name for name in there if not name.endswith(".py")}
+    schemes = {name for name in there if re.fullmatch(r"resources/schemes/[^/]+\.json", name)}  # found by a pattern
+    assert "CONFIGURE_DEPENDS resources/schemes/*.json)" in (library / "CMakeLists.txt").read_text()
+    assert schemes and set(resources) == {name for name in there if not name.endswith(".py")} - schemes
 
 
 #: What Slicer itself brings, and what the command line alone needs.

@@ -5,17 +5,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from bench.driver import SCHEME, application, generate, models, panel, start_from_template  # noqa: F401
+from bench.driver import SCHEME, application, generate, models, panel, start_from_template, wait_until  # noqa: F401
 from test_cascade import _card, _cascade
 
 import slicer  # isort: skip
 
 from MedDPMLib.imaging.geometry import Grid
-from MedDPMLib.models.bundle import write_bundle
+from MedDPMLib.masks.schemes import load_scheme
+from MedDPMLib.models.bundle import write_bundle, write_sharing
 from MedDPMLib.scene import volumes
 from MedDPMLib.scene.panel.appearance import modality_in
 from MedDPMLib.scene.segmentation import read_labels
@@ -63,3 +65,30 @@ def test_a_brain_looks_like_a_volume(panel, models, tmp_path, monkeypatch):
     assert panel.makeOrder().settings.appearance == "random"
     panel.models.choose("small")
     assert all(widget.isHidden() for widget in rows)
+
+
+def test_a_cascade_forms_in_view_is_cancelled_and_completes_a_tumor(panel, models):
+    """With the labels of BraTS, by the weights of the file beside it: previews, Cancel, and a typical look."""
+    card = _card(grid=Grid((32, 32, 32), (6.0, 6.0, 6.0), "LPS"))
+    write_bundle(models / "small-cascade.safetensors", card, _cascade().state_dict())
+    brats = replace(card, name="small-brats", scheme=load_scheme("brats"), completion=card.scheme)
+    write_sharing(models / "small-brats.safetensors", brats, models / "small-cascade.safetensors")
+    panel.models.fill()
+    panel.models.choose("small-brats")
+    start_from_template(panel, "glioma")
+    ui, events = panel.ui, []
+    panel.logic.client.received.connect(lambda event: events.append(type(event).__name__))
+    ui.stepsBox.value = 50
+    ui.generateButton.click()
+    wait_until(lambda: "Preview" in events)
+    ui.generateButton.click()
+    wait_until(lambda: panel.logic.generator.order is None)
+    assert ui.generateButton.text == "Generate" and not volumes.results()
+    ui.stepsBox.value = 2
+    ui.appearanceBox.currentIndex = 1
+    generate(panel)
+    made = volumes.results()
+    record = volumes.record_of(made[0])
+    assert len(made) == 2 and record["model"]["name"] == "small-brats" and record["appearance"] == "typical"
+    inside = [slicer.util.arrayFromVolume(node) for node in made]
+    assert all(np.unique(image).size > 100 for image in inside)

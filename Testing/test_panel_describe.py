@@ -17,7 +17,7 @@ from MedDPMLib.models.store import ModelStore
 from MedDPMLib.networks import build_network
 
 NETWORK = {
-    "kind": "unet", "image_channels": 2, "condition_channels": 3, "base": 32, "multipliers": [1, 1], "blocks": 1,
+    "kind": "unet", "image_channels": 2, "condition_channels": 4, "base": 32, "multipliers": [1, 1], "blocks": 1,
     "attention": [],
 }  # fmt: skip
 
@@ -29,8 +29,11 @@ name = "Brain"
 role = "rest"
 [[labels]]
 value = 2
-name = "Schwannoma"
+name = "Tumor, \\"VS\\""
 role = "tumor"
+[[labels]]
+value = 3
+name = "7"
 """
 
 
@@ -54,8 +57,8 @@ def is_acceptable(asked) -> bool:
 def fill(asked, size):
     """Answers everything, one question after the other; only the last answer makes it acceptable."""
     asked.scheme.currentIndex = asked.scheme.count - 1  # "File..."
-    assert asked.channels.text == "Brain, Schwannoma, 0"
-    asked.channels.text = "Schwannoma, Brain, 0.5"
+    assert asked.channels.text == 'Brain, "Tumor, ""VS""", 7, 0'
+    asked.channels.text = '"Tumor, ""VS""", Brain, 0.5, 7'
     asked.modalities.text = "t1ce, t2"
     for box, value in zip((*asked.size, *asked.spacing), (*size, 6, 8, 16), strict=True):
         box.value = value
@@ -73,7 +76,7 @@ def test_what_is_missing_is_asked_for_once(panel, checkpoint):
     def first(_dialog):
         shown = form(panel)
         asked.append(shown.read.text)
-        assert "2 image and 3 condition channels" in shown.read.text and "100 timesteps" in shown.read.text
+        assert "2 image and 4 condition channels" in shown.read.text and "100 timesteps" in shown.read.text
         assert shown.name.text == "their-model" and not is_acceptable(shown)
         assert "modalities (0 of 2)" in shown.message.text and "labels" in shown.message.text
         fill(shown, size=(24, 16, 7))
@@ -95,7 +98,7 @@ def test_what_is_missing_is_asked_for_once(panel, checkpoint):
     assert "as you described it" in ui.modelSummary.text and "T1CE, T2" in ui.modelSummary.text
     card = panel.models.card
     assert (card.constants, card.axes, card.mask_encoding) == ((0.5,), "xyz", (-1, 1))
-    assert [label.name for label in card.scheme.labels] == ["Brain", "Schwannoma"]
+    assert [label.name for label in card.scheme.labels] == ["Brain", 'Tumor, "VS"', "7"]
     assert card.network_description == NETWORK | {"multipliers": [1, 1]}
     assert not [path for folder in session_folders() for path in folder.glob("card.*")]
     ModelStore().remove("their-model")

@@ -24,8 +24,8 @@ from MedDPMLib.recipes.recipe import (
     recipe_names,
     recipe_toml,
     recipe_values,
-    tomllib,
 )
+from MedDPMLib.recipes.toml_files import tomllib
 
 
 @pytest.mark.parametrize("name", recipe_names(GENERATOR))

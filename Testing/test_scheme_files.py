@@ -18,6 +18,7 @@ from MedDPMLib.imaging.geometry import Geometry
 from MedDPMLib.imaging.io import write_nifti
 from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.masks.numberings import find_numbering, numberings
+from MedDPMLib.masks.said import segment_labels
 from MedDPMLib.masks.scheme_files import check_scheme, find_scheme, read_scheme, scheme_toml
 from MedDPMLib.masks.scheme_sources import draft_scheme
 from MedDPMLib.masks.schemes import Code, Convention, Label, LabelScheme, load_scheme, scheme_names
@@ -144,7 +145,11 @@ def test_every_scheme_survives_its_file(tmp_path_factory, scheme):
         ('3 = "Spleen"', '0 = "Spleen"', 19, "1 to 65535"),
         ('["other_.*"]', '["other_(.*"]', 20, "pattern"),
         ('name = "organs"', 'nme = "organs"', 1, '"nme"'),
-        ('name = "organs"', 'own_numbering = "other"', 17, "numbering"),
+        ('3 = "Spleen"', '70000 = "Spleen"', 19, "1 to 65535"),
+        ('["other_.*"]', '"other"', 20, "list"),
+        ('name = "organs"', 'own_numbering = "other"', 18, "another numbering"),
+        ('aliases = ["hepar"]', 'aliases = "hepar"', 6, "list"),
+        ('aliases = ["hepar"]', "priority = 3", 10, "no priority: give one to all"),
         ("[[labels]]\nvalue = 5", "[[labels]\nvalue = 5", 13, "not TOML"),
         ('"Left kidney"', '"Left kidney', 10, "not TOML"),
     ],
@@ -154,10 +159,23 @@ def test_each_mistake_is_found_in_its_line(tmp_path, old, new, line, message):
     path = saved(tmp_path, ORGANS.replace(old, new, 1))
     scheme, problems = check_scheme(path)
     assert scheme is None
-    assert any((one.line == line or message == "numbering") and message in one.text for one in problems), problems
+    assert any(one.line == line and message in one.text for one in problems), problems
+    assert not any("no label:" in one.text for one in problems) or message in ("Milz", 'no "name"', "line 5")
     with pytest.raises(MedDPMError, match="labels.toml") as caught:
         find_scheme(path)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_labels_in_braces_have_lines_too(tmp_path):
+    text = 'name = "x"\nlabels = [\n  { value = 1, name = "A" },\n  { value = 1, name = "B" },\n]\n'
+    _, problems = check_scheme(saved(tmp_path, text))
+    assert [(one.line, "line 3" in one.text) for one in problems] == [(4, True)]
+
+
+def test_a_name_of_a_scheme_that_ships_is_hardly_meant_for_other_labels(tmp_path):
+    scheme, problems = check_scheme(saved(tmp_path, ORGANS.replace("organs", "brats")))
+    assert scheme is not None and [(one.line, one.is_warning) for one in problems] == [(1, True)]
+    assert check_scheme(saved(tmp_path, scheme_toml(load_scheme("brats"))))[1] == []
 
 
 def test_all_mistakes_are_listed_with_their_lines_in_json_too(tmp_path):
@@ -274,6 +292,19 @@ def test_values_beyond_255_are_numbered_anew(tmp_path):
     assert find_numbering(scheme, "lut-files").translate(array).tolist() == [[[1, 2, 0]]]
 
 
+def test_a_label_with_a_comma_can_be_said(tmp_path):
+    scheme = find_scheme(saved(tmp_path, ORGANS.replace('"Left kidney"', '"Kidney, left"')))
+    numbering = find_numbering(scheme, "30=Kidney, left, 40=spleen,50=none")
+    assert dict(numbering.values) == {30: 2, 40: 5, 50: 0}
+    assert segment_labels(scheme, "left one=kidney, left,x=none") == {
+        "left one": scheme.label_by_name("Kidney, left"),
+        "x": None,
+    }
+    for wrong in ("30=Kidney, right", "30=spleen,x=liver"):
+        with pytest.raises(MedDPMError, match="no label|does not define"):
+            find_numbering(scheme, wrong)
+
+
 def test_from_a_source_to_a_valid_file(tmp_path):
     mask(tmp_path / "a.nii.gz", 1, 2)
     run = CliRunner().invoke
@@ -299,6 +330,9 @@ def test_what_has_no_labels_is_refused(tmp_path):
         (tmp_path / "absent", "not there"),
         (mask(tmp_path / "empty.nii.gz"), "no labels"),
         (saved(tmp_path, "hello", "t.txt"), "names no labels"),
+        (saved(tmp_path, "1 Liver 1 2 3 255\n2 Spleen 4 5\n", "s.ctbl"), "s.ctbl, line 2"),
+        (mask(tmp_path / "below.nii.gz", 1, -1), "below.nii.gz: it holds values from -1"),
+        (mask(tmp_path / "above.nii.gz", 65536, dtype=np.int32), "above.nii.gz: it holds values from 0 to 65536"),
     ):
         with pytest.raises(MedDPMError, match=message):
             draft_scheme(source)

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from test_bundle import CARD, random_state
+from typer.testing import CliRunner
 
+from MedDPMLib.cli.app import app
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.models import store as store_module
-from MedDPMLib.models.bundle import bundle_hash, write_bundle
+from MedDPMLib.models.bundle import bundle_hash, read_bundle, read_card, write_bundle, write_sharing
 from MedDPMLib.models.card import official_cards
 from MedDPMLib.models.store import ModelStore, load_card_and_state
 from MedDPMLib.networks import state_shapes
@@ -158,6 +160,44 @@ def test_an_export_overwrites_nothing(store, tiny, tmp_path):
     assert store.export("shipped", tmp_path) == tmp_path / "shipped.safetensors"
 
 
+def test_models_may_share_weights(store, tmp_path):
+    """One file with the weights, one with a card alone; a copy of the latter is a model of its own."""
+    state, folder = random_state(), tmp_path / "shared"
+    folder.mkdir()
+    lender, sharing = folder / "lender.safetensors", folder / "sharing.safetensors"
+    write_bundle(lender, CARD, state, dtype=torch.float16)
+    other = replace(CARD, name="other", title="Other masks")
+    write_sharing(sharing, other, lender)
+    assert sharing.stat().st_size < 10_000 < lender.stat().st_size
+    card, shared = read_bundle(sharing)
+    assert replace(card, weights=None) == other and "Weights       those of lender" in card.describe()
+    assert all(torch.equal(tensor, shared[name]) for name, tensor in read_bundle(lender)[1].items())
+    entry = store.add(sharing)
+    whole, own = read_bundle(entry.path)
+    assert whole == other and all(torch.equal(tensor, shared[name]) for name, tensor in own.items())
+    assert store.add(entry.path, "other").hash == entry.hash  # and is added as it is
+    with pytest.raises(MedDPMError, match="must lie in the folder of"):
+        write_sharing(tmp_path / "elsewhere.safetensors", other, lender)
+    with pytest.raises(MedDPMError, match="is not written: the weights are not those of the card's network"):
+        write_sharing(folder / "wrong.safetensors", replace(other, network={**CARD.network, "base": 64}), lender)
+    content = lender.read_bytes()
+    lender.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(MedDPMError, match="is not the file whose weights it uses"):
+        read_bundle(sharing)
+    lender.unlink()
+    found = ModelStore(folder).find("sharing")
+    assert "uses the weights of lender.safetensors, which is missing" in found.problem
+    stolen = content.replace(
+        b'\\"title\\"',
+        b'\\"weights\\":{\\"file\\":\\"a.safetensors\\",\\"sha256\\":\\"' + b"0" * 64 + b'\\"},\\"title\\"',
+        1,
+    )
+    length = int.from_bytes(content[:8], "little") + len(stolen) - len(content)
+    sharing.write_bytes(length.to_bytes(8, "little") + stolen[8:])
+    with pytest.raises(MedDPMError, match="its card names the weights of another file"):
+        read_card(sharing)
+
+
 def test_the_users_folder_is_chosen_by_argument_then_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("MEDDPM_MODELS", str(tmp_path / "a"))
     assert ModelStore().folder == tmp_path / "a"
@@ -167,7 +207,7 @@ def test_the_users_folder_is_chosen_by_argument_then_environment(tmp_path, monke
     assert ModelStore().folder.parts[-2:] == ("MedDPM", "models")
 
 
-def test_an_official_checkpoint_becomes_a_bundle_with_the_same_weights(store, tmp_path):
+def test_an_official_checkpoint_becomes_a_bundle_with_the_same_weights(store, tmp_path, monkeypatch):
     card = official_cards()[1]
     shapes = state_shapes(card.network_description)
     state = {name: torch.tensor(i / 512).expand(shape) for i, (name, shape) in enumerate(shapes.items())}
@@ -179,6 +219,11 @@ def test_an_official_checkpoint_becomes_a_bundle_with_the_same_weights(store, tm
     assert read_card == card and all(torch.equal(read[name], state[name]) for name in state)
     assert store.find(path).card == card
     assert store.add(path) == entry
+    # The command says for which network it takes it; a bundle says so itself.
+    monkeypatch.setenv("MEDDPM_MODELS", str(store.folder))
+    for file, said in ((path, True), (entry.path, False)):
+        result = CliRunner().invoke(app, ["models", "import", str(file)])
+        assert result.exit_code == 0 and (f"recognized as {card.title}" in result.output) is said
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"\x1f\x8b" + b"\0" * 20, b"PK\x03\x04", b"\x80\x02.", b"\0" * 400])

@@ -16,6 +16,7 @@ from MedDPMLib.cli import (
     complete,
     demo,
     evaluate,
+    experiment,
     fidelity,
     generate,
     labels,
@@ -97,6 +98,7 @@ app.command()(prepare.prepare)
 app.command()(training.train)
 app.command()(fidelity.fidelity)
 app.command()(evaluate.evaluate)
+app.command()(experiment.experiment)
 app.command()(realism.realism)
 app.add_typer(benchmark.app, name="benchmark")
 app.add_typer(study.app, name="study")

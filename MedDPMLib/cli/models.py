@@ -65,10 +65,16 @@ def import_model(
 
     The published networks of Med-DDPM and GliomaGen are recognized. Any other network of the family needs a card.
     """
+    from MedDPMLib.models.bundle import bundle_hash
     from MedDPMLib.models.store import ModelStore
 
     entry = ModelStore().add(file, name, card)
     typer.echo(f"{entry.name} installed: {entry.path}")
+    if card is None and bundle_hash(file) != entry.hash:
+        typer.echo(
+            f"It was recognized as {entry.card.title}. If it was trained with other labels or images, remove it, and"
+            " import it with a card: meddpm models card writes one."
+        )
 
 
 @app.command("card")
@@ -78,20 +84,30 @@ def write_card(
 ) -> None:
     """Write a card for a checkpoint, with everything that its weights say filled in.
 
-    Replace every "?" in it, and import the checkpoint with it: meddpm models import FILE --card CARD
+    Replace every "?" in it, and import the checkpoint with it: meddpm models import FILE --card CARD. The card of a
+    published network is written as it is known: change it if yours was trained otherwise.
     """
     from MedDPMLib.errors import MedDPMError
-    from MedDPMLib.models.card_file import card_template
-    from MedDPMLib.models.official_checkpoint import open_checkpoint
+    from MedDPMLib.models.card_file import card_template, card_values
+    from MedDPMLib.models.official_checkpoint import open_checkpoint, read_checkpoint
     from MedDPMLib.runtime.files import atomic_write
 
     if out.exists():
         raise MedDPMError(f"{out} exists already: choose another name with --out")
     checkpoint = open_checkpoint(file)
+    try:
+        published, _ = read_checkpoint(file)
+    except MedDPMError:  # it is of the family, but none of the published ones
+        published = None
+    values = card_values(published) if published else None
     with atomic_write(out) as temporary:
-        temporary.write_text(card_template(checkpoint), encoding="utf-8")
+        temporary.write_text(card_template(checkpoint, values), encoding="utf-8")
     command = f"meddpm models import {shlex.quote(str(file))} --card {shlex.quote(str(out))}"
-    typer.echo(f"{checkpoint.describe()}\n{out} written: fill it in, then {command}")
+    todo = "fill it in"
+    if published:
+        typer.echo(f"recognized as {published.name}, which needs no card, unless it was trained with other labels")
+        todo = "change what is different"
+    typer.echo(f"{checkpoint.describe()}\n{out} written: {todo}, then {command}")
 
 
 @app.command("export")

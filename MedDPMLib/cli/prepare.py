@@ -43,8 +43,8 @@ def prepare(
     scheme: Annotated[
         str,
         typer.Option(
-            help="Label scheme to train with: anatomy, brats, whole-head, or the path of a file of your own"
-            " (meddpm labels new).",
+            help="Label scheme to train with: the name of one that ships with MedDPM, such as brats, or the path of a"
+            " file of your own (meddpm labels new).",
             autocompletion=_scheme_names,
         ),
     ],

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -11,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from MedDPMLib.diffusion.noise_levels import noise_levels, sample_levels
-from MedDPMLib.imaging.haar import halve_mask, merge
+from MedDPMLib.imaging.haar import halve_mask
 from MedDPMLib.inference.appearance import chosen_appearance
 from MedDPMLib.inference.settings import GenerationSettings
 from MedDPMLib.masks.distances import depths
@@ -27,26 +26,8 @@ from MedDPMLib.networks.cascade import (
 )
 from MedDPMLib.runtime.device import Execution
 
-
-@dataclass(frozen=True)
-class _Course:
-    """How a level is sampled: so many ``steps`` for each of the finest level's, from noise ``highest`` to ``lowest``,
-    with the noise ``added`` to the coarser image. A step takes ``work`` times as long as one of the finest level."""
-
-    steps: float
-    lowest: float
-    highest: float
-    added: float
-    work: float
-
-
-#: By level. What noise is added to the coarser image hides the faults of the level that drew it. The estimate at the
-#: lowest noise is taken for the image: further steps would add the grain of what the networks cannot tell from noise.
-_COURSES = (
-    _Course(steps=2.5, lowest=1.5, highest=40, added=0, work=0.05),
-    _Course(steps=1.5, lowest=1, highest=10, added=0.05, work=0.15),
-    _Course(steps=1, lowest=0.8, highest=10, added=0.05, work=1),
-)
+#: How long a step of each level takes, in those of the finest.
+_WORK = (0.25, 0.2, 1.0)
 
 #: Cells of which the labels are encoded at a time, along D: the whole would be the largest array of a run.
 _CELLS_AT_ONCE = 8
@@ -65,8 +46,8 @@ def sample_by_levels(
     card = model.card
     look = chosen_appearance(network, card, settings.appearance, seed)
     return draw(
-        network, labels, card.condition_scheme, look, seed=seed, steps=settings.steps, dtype=execution.dtype,
-        progress=progress,
+        network, labels, card.condition_scheme, look, levels=card.levels, seed=seed, steps=settings.steps,
+        dtype=execution.dtype, progress=progress,
     )  # fmt: skip
 
 
@@ -76,6 +57,7 @@ def draw(
     scheme: LabelScheme,
     appearance: Tensor,
     *,
+    levels: Sequence[Mapping[str, float]],
     seed: int,
     steps: int,
     dtype: torch.dtype,
@@ -85,24 +67,24 @@ def draw(
     :meth:`MedDPMLib.models.model.Model.prepared` gives for ``dtype``.
 
     ``labels`` (D, H, W) holds the values of ``scheme``, its sides multiples of 16; ``appearance`` (A,) is standardized
-    (:meth:`Cascade.standardize`). The finest level takes ``steps``, the others about three and one and a half times as
-    many. ``progress(step, steps, x0)`` is called ``steps`` times, whenever another share of the work is done, with the
-    image (1, C, D, H, W) as it is.
+    (:meth:`Cascade.standardize`). Each level is sampled as its table in ``levels`` says, those of
+    :attr:`MedDPMLib.models.card.Card.levels`, in ``steps`` times its own steps. ``progress(step, steps, x0)`` is called
+    ``steps`` times, whenever another share of the work is done, with the image (1, C, D, H, W) as it is.
     """
     drawing = _Drawing(cascade, labels, scheme, appearance, torch.Generator().manual_seed(seed), dtype)
-    counts = [max(1, round(steps * course.steps)) for course in _COURSES]
-    work = [0.0, *np.cumsum([count * course.work for count, course in zip(counts, _COURSES, strict=True)])]
+    counts = [max(1, round(steps * sampling["steps"])) for sampling in levels]
+    work = [0.0, *np.cumsum([count * share for count, share in zip(counts, _WORK, strict=True)])]
     reported, image = 0, None
-    for index, (level, course, count) in enumerate(zip(cascade.levels, _COURSES, counts, strict=True)):
+    for index, (level, sampling, count) in enumerate(zip(cascade.levels, levels, counts, strict=True)):
 
         def tell(step: int, drawn: Callable[[], Tensor], index: int = index) -> None:
             nonlocal reported
-            done = int(steps * (work[index] + step * _COURSES[index].work) / work[-1] + 1e-6)
+            done = int(steps * (work[index] + step * _WORK[index]) / work[-1] + 1e-6)
             while progress is not None and reported < done:
                 reported += 1
                 progress(reported, steps, drawing.whole(drawn())[None])
 
-        image = drawing.level(level, course, count, image, tell)
+        image = drawing.level(level, sampling, count, image, tell)
     return drawing.whole(image)
 
 
@@ -123,15 +105,16 @@ class _Drawing:
         table[list(scheme.values)] = np.arange(1, len(scheme.values) + 1)
         self.labels = torch.from_numpy(table[labels])
         self.inside = {1: self.labels > 0}
-        for cell in (2, 4, 8):
+        for cell in (2, 4):
             self.inside[cell] = halve_mask(self.inside[cell // 2])
 
     @torch.no_grad()
     def level(
-        self, level: CascadeLevel, course: _Course, steps: int, coarser: Tensor | None,
+        self, level: CascadeLevel, sampling: Mapping[str, float], steps: int, coarser: Tensor | None,
         tell: Callable[[int, Callable[[], Tensor]], None],
     ) -> Tensor:  # fmt: skip
-        """The image (C, ...) of cells of half ``level.cell`` voxels, from that of whole ones, ``coarser``."""
+        """The image (C, ...) of cells of ``level.drawn_cell`` voxels, of all but the first level from the ``coarser``
+        one, of cells of ``level.cell``."""
         cell = level.cell
         box = box_around(self.inside[cell], level.multiple)
         inside = self.inside[cell][box].to(self.device)
@@ -139,9 +122,9 @@ class _Drawing:
         if coarser is not None:
             means = coarser[(slice(None), *box)]
             whitened = level.whiten_means(means)
-            whitened = (whitened + course.added * self._noise(whitened.shape)) * inside
+            whitened = (whitened + sampling["coarser_noise"] * self._noise(whitened.shape)) * inside
         encoded, painted, spread = self._encode(level, box, whitened)
-        added = condition_noise(torch.full((1,), float(course.added), device=self.device))
+        added = condition_noise(torch.full((1,), float(sampling["coarser_noise"]), device=self.device))
         appearance = self.appearance[None]
 
         def estimate(x: Tensor, sigma: float) -> Tensor:
@@ -149,19 +132,15 @@ class _Drawing:
             return level.estimate(x, sigmas, added, appearance, encoded, self.dtype)[0] * inside
 
         def image(bands: Tensor) -> Tensor:
-            bands = bands[0] * spread + painted
-            if level.first:
-                details = level.unwhiten_details(bands[level.channels :])
-                merged = merge(level.unwhiten_means(bands[: level.channels]), details)
-            else:
-                merged = merge(means, level.unwhiten_details(bands))
-            finer = self.inside[cell // 2]
-            whole = torch.zeros(level.channels, *finer.shape, device=self.device)
-            whole[(slice(None), *(slice(2 * part.start, 2 * part.stop) for part in box))] = merged
-            return whole * finer.to(self.device)
+            drawn = level.image_of(bands[0] * spread + painted, means)
+            where = self.inside[level.drawn_cell]
+            whole = torch.zeros(level.channels, *where.shape, device=self.device)
+            factor = cell // level.drawn_cell
+            whole[(slice(None), *(slice(factor * part.start, factor * part.stop) for part in box))] = drawn
+            return whole * where.to(self.device)
 
-        noise = self._noise((1, level.bands, *inside.shape)) * level.noise_ratio[:, None, None, None] * inside
-        levels = noise_levels(steps, course.lowest, course.highest)
+        noise = self._noise((1, level.bands, *inside.shape)) * inside
+        levels = noise_levels(steps, sampling["lowest_noise"], sampling["highest_noise"])
         return image(sample_levels(estimate, noise, levels, progress=lambda step, x0: tell(step, lambda: image(x0))))
 
     def whole(self, image: Tensor) -> Tensor:

@@ -87,8 +87,9 @@ def read_table(path: Path) -> dict[int, str]:
     return {value: entry.name for value, entry in read_entries(path).items()}
 
 
-def read_entries(path: Path) -> dict[int, Entry]:
-    """As :func:`read_table`, with colors."""
+def read_entries(path: Path, *, whole: bool = False) -> dict[int, Entry]:
+    """As :func:`read_table`, with colors. With ``whole`` a line that begins with a number and names no label is a
+    :class:`MedDPMError`, too: whoever skips it loses a label."""
     try:
         if path.stat().st_size > _LONGEST:
             raise MedDPMError(f"{path} is too large for a table of labels")
@@ -100,9 +101,11 @@ def read_entries(path: Path) -> dict[int, Entry]:
     except UnicodeDecodeError:
         text = raw.decode("latin-1")
     try:
-        named = _of_a_dataset(text) if path.suffix.lower() == ".json" else _of_lines(text)
+        named, strange = (_of_a_dataset(text), None) if path.suffix.lower() == ".json" else _of_lines(text)
     except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError, csv.Error) as error:
         raise MedDPMError(f"{path} does not name its labels ({quoted(error, 100)})") from error
+    if named and strange and whole:
+        raise MedDPMError(f"{path}, line {strange}: it has no number, name and color like the others: correct it")
     named = {
         value: Entry(one.name.strip()[:_LONGEST_NAME], one.color) for value, one in named.items() if 0 < value < 65_536
     }
@@ -145,20 +148,24 @@ def _of_a_dataset(text: str) -> dict[int, Entry]:
     return {value: Entry(str(name)) for value, name in nnunet_labels(json.loads(text)["labels"]).items()}
 
 
-def _of_lines(text: str) -> dict[int, Entry]:
+def _of_lines(text: str) -> tuple[dict[int, Entry], int | None]:
+    """What the lines of ``text`` name, and the first, from 1, that begins with a number and names nothing."""
     if "LabelValue" in text[:200] and "," in text[:200]:
         rows = list(csv.DictReader(io.StringIO(text)))
         return {
             int(row["LabelValue"]): Entry(row["Name"] or "", _color(row, "Color_R", "Color_G", "Color_B"))
             for row in rows
-        }
-    named = {}
-    for line in text.splitlines():
+        }, None
+    named: dict[int, Entry] = {}
+    strange = None
+    for number, line in enumerate(text.splitlines(), 1):
         line = line.strip()
         if match := _ITK_SNAP.fullmatch(line) or _SLICER.fullmatch(line):
             color = _color(match.groupdict(), "red", "green", "blue")
             named[int(match["value"])] = Entry(match["name"].replace("_", " "), color)
-    return named
+        elif strange is None and re.match(r"\d", line):
+            strange = number
+    return named, strange
 
 
 def _color(row: Mapping[str, str | None], *names: str) -> tuple[int, int, int] | None:

@@ -18,7 +18,7 @@ from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.masks.brain_area import brain_area, describe_volume, outside_brain
 from MedDPMLib.masks.dicom_seg import is_dicom_segmentation, read_dicom_segments
 from MedDPMLib.masks.nesting import Nesting
-from MedDPMLib.masks.numberings import Numbering, numberings, shows_brain
+from MedDPMLib.masks.numberings import Numbering, numberings, other_parts, shows_brain
 from MedDPMLib.masks.readings import Reading, choose_reading, judge, read_as
 from MedDPMLib.masks.said import explaining, said_numbering, segment_labels
 from MedDPMLib.masks.schemes import LabelScheme
@@ -208,9 +208,9 @@ def _rest_of(scheme: LabelScheme):
 
 
 def _check_brain(values: set[int], present: set[int], scheme: LabelScheme, read_as: Numbering) -> list[str]:
-    """Refuses a mask (``values`` of the scheme, ``present`` in the file) that is nothing but tumor."""
+    """Refuses a mask (``values`` of the scheme, ``present`` in the file) that is nothing but tumor and cavity."""
     rest = scheme.rest
-    others = set(scheme.values) - {label.value for label in scheme.tumor}
+    others = {label.value for label in scheme.labels if label.role != "tumor" and label.name not in other_parts()}
     if others and not values & others:
         needed = f"label {rest.value}, {rest.name.lower()}" if rest else "every label but tumor"
         around = "brain area" if shows_brain(scheme) else "label around the tumor"

@@ -151,9 +151,14 @@ def named_numbering(scheme: LabelScheme, names: Mapping[int, str], name: str, ti
     return Numbering(name, title, known, meanings)
 
 
+def definitions(text: str) -> list[str]:
+    """The parts "1=liver" of ``text``; a comma in a label's name separates none, because no part follows it."""
+    return re.split(r",(?=[^,]*=)", text)
+
+
 def _written_out(scheme: LabelScheme, text: str) -> Numbering:
     values, meanings, names = {}, {}, {}
-    for part in text.split(","):
+    for part in definitions(text):
         match = re.fullmatch(r"\s*(\d{1,5})\s*=\s*(.+?)\s*", part)
         if match is None or not 0 < int(match[1]) < 65_536 or int(match[1]) in meanings:
             raise MedDPMError(
@@ -234,6 +239,11 @@ def shows_brain(scheme: LabelScheme) -> bool:
 def brain_parts() -> Set[str]:
     """Parts into which files divide the brain in another way than the scheme of all parts does."""
     return _data()["brain_parts_ml"].keys()
+
+
+def other_parts() -> Set[str]:
+    """Names of labels that are neither tumor nor brain: what a treatment leaves."""
+    return _data()["other_parts_ml"].keys()
 
 
 def plausible_ml(part: str, scheme: LabelScheme) -> tuple[float, float]:

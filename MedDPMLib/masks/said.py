@@ -9,7 +9,7 @@ from pathlib import Path
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.volume import Volume
 from MedDPMLib.masks.label_tables import read_table, tables_beside
-from MedDPMLib.masks.numberings import NOTHING, Numbering, find_numbering, label_named, named_numbering
+from MedDPMLib.masks.numberings import NOTHING, Numbering, definitions, find_numbering, label_named, named_numbering
 from MedDPMLib.masks.readings import read_as
 from MedDPMLib.masks.schemes import Label, LabelScheme
 from MedDPMLib.masks.values import volumes_by_value, whole_numbers
@@ -29,7 +29,7 @@ def segment_labels(scheme: LabelScheme, text: str) -> dict[str, Label | None] | 
 
     None if it speaks of values instead; :class:`MedDPMError` for what is no label of ``scheme``.
     """
-    pairs = [part.partition("=") for part in text.split(",")] if "=" in text else []
+    pairs = [part.partition("=") for part in definitions(text)] if "=" in text else []
     if not any(mark and not re.fullmatch(r"\s*\d*\s*", name) for name, mark, _ in pairs):
         return None
     said: dict[str, Label | None] = {}

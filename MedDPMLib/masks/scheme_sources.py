@@ -73,7 +73,8 @@ def draft_scheme(
         meanings = tuple((value, scheme.label_by_value(number).name) for value, number in numbers.items())
         convention = Convention(f"{stem}-files", f"values in {source.name}", meanings)
         scheme = replace(scheme, conventions=(convention,))
-        remarks.append(f"values above {_MOST} were numbered anew; the table at the end says what they are in the files")
+        remarks.append(f"Values above {_MOST} were numbered anew: the table at the end says what they are in files.")
+        remarks.append("Whoever renames a label renames it there, too.")
     return scheme, remarks
 
 
@@ -94,7 +95,7 @@ def _found(source: Path, report: Callable[[str], None]) -> tuple[dict[int, _Foun
 
 
 def _of_a_table(path: Path) -> tuple[dict[int, _Found], list[str]]:
-    entries = read_entries(path)
+    entries = read_entries(path, whole=True)
     return {value: _Found(one.name, one.color) for value, one in entries.items()}, [f"Labels of {path.name}."]
 
 
@@ -139,7 +140,10 @@ def _values(path: Path) -> list[int]:
     array = read_volume(path).array
     if array.dtype.kind == "f" and len(np.unique(array.ravel()[:: max(1, array.size // 100_000)])) > _MOST_VALUES:
         raise MedDPMError(f"{path} is an image, not a mask")
-    found = np.unique(whole_numbers(array))
+    try:
+        found = np.unique(whole_numbers(array))
+    except MedDPMError as error:
+        raise error.at(str(path)) from None
     if len(found) > _MOST_VALUES:
         raise MedDPMError(f"{path} is an image, not a mask: it has {len(found):,} values")
     return [int(value) for value in found if value]

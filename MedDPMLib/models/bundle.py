@@ -1,7 +1,8 @@
 """How is a model stored in one file?
 
 A bundle is a safetensors file (an 8-byte length, a JSON header, the tensors) that carries its own card in the
-header's metadata. Nothing in it can run code. The card is read without torch, from the header alone.
+header's metadata. Nothing in it can run code. The card is read without torch, from the header alone. Two models may
+share their weights: then one of the files has a card alone, which names the other by file name and hash.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,10 +60,12 @@ def write_bundle(
     ``dtype`` (``torch.float16`` halves the file) is what the weights are stored as; None keeps theirs. The same
     card and weights give the same bytes. Raises :class:`MedDPMError` if the weights are not those of the card's
     network, or are not finite in ``dtype``.
+
+    A card that shares weights (:attr:`MedDPMLib.models.card.Card.weights`) gets those of ``state`` for its own.
     """
     import safetensors.torch
 
-    path = Path(path)
+    path, card = Path(path), _without_sharing(card)
     stored = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in state.items()}
     try:
         _check_shapes(card, {name: tuple(tensor.shape) for name, tensor in stored.items()})
@@ -72,12 +77,43 @@ def write_bundle(
         temporary.write_bytes(safetensors.torch.save(stored, {_CARD_KEY: card.to_json()}))
 
 
+def write_sharing(path: str | os.PathLike, card: Card, weights: str | os.PathLike) -> None:
+    """Writes ``card`` to ``path`` for the weights in the bundle ``weights``, which has to lie in the same folder.
+
+    Raises :class:`MedDPMError` if it does not, and for weights that are not those of the card's network.
+    """
+    import safetensors.torch
+
+    path, weights = Path(path), Path(weights)
+    if path.parent.resolve() != weights.parent.resolve():
+        raise MedDPMError(f"{path} is not written: it must lie in the folder of {weights}, whose weights it shares")
+    card = replace(card, weights={"file": weights.name, "sha256": bundle_hash(weights)})
+    try:
+        _check_shapes(card, _shared_shapes(path, card))
+    except MedDPMError as error:
+        raise MedDPMError(f"{path} is not written: {error}") from None
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(safetensors.torch.save({}, {_CARD_KEY: card.to_json()}))
+
+
+def copy_bundle(path: Path, target: Path) -> None:
+    """The bundle at ``path`` as a file ``target`` of its own: as it is, or with the weights that it shares."""
+    card = read_card(path)
+    if _lender(path, card) is None:
+        shutil.copyfile(path, target)
+    else:
+        write_bundle(target, *read_bundle(path))
+
+
 def read_card(path: str | os.PathLike) -> Card | SegmenterCard:
     """The card of the bundle at ``path``, from its header.
 
-    Raises :class:`MedDPMError` for a file that is missing, truncated, damaged, or no bundle.
+    Raises :class:`MedDPMError` for a file that is missing, truncated, damaged, or no bundle, and for one that shares
+    the weights of a file that is missing.
     """
-    return _read_header(Path(path))[0]
+    card, _ = _read_header(Path(path))
+    _lender(Path(path), card)
+    return card
 
 
 def read_bundle(path: str | os.PathLike) -> tuple[Card | SegmenterCard, dict[str, torch.Tensor]]:
@@ -90,9 +126,12 @@ def read_bundle(path: str | os.PathLike) -> tuple[Card | SegmenterCard, dict[str
 
     path = Path(path)
     card, shapes = _read_header(path)
+    lender = _lender(path, card)
     try:
+        if lender is not None:
+            shapes = _shared_shapes(path, card)
         _check_shapes(card, shapes)  # before the tensors are read: what does not fit is not worth its memory
-        state = safetensors.torch.load_file(path)
+        state = safetensors.torch.load_file(lender or path)
         if {name: tuple(tensor.shape) for name, tensor in state.items()} != shapes:
             raise MedDPMError("its header is ambiguous")
         check_values(state)
@@ -101,6 +140,17 @@ def read_bundle(path: str | os.PathLike) -> tuple[Card | SegmenterCard, dict[str
     except (safetensors.SafetensorError, OSError) as error:
         raise MedDPMError(f"{path} cannot be read ({error!s:.200}): the file is damaged") from error
     return card, state
+
+
+def is_bare(path: str | os.PathLike) -> bool:
+    """Whether the file at ``path`` is one of safetensors that carries no card: others' weights, if it is whole."""
+    try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = file.read(length) if 2 <= length <= _MAX_HEADER else b""
+    except OSError:
+        return False
+    return header.startswith(b"{") and len(header) == length and f'"{_CARD_KEY}"'.encode() not in header
 
 
 def bundle_hash(path: str | os.PathLike) -> str:
@@ -124,6 +174,29 @@ def check_values(state: Mapping[str, torch.Tensor]) -> None:
             raise MedDPMError(f"the tensor {quoted(name)} holds {tensor.dtype}, not weights of 16 or 32 bits")
         if not torch.isfinite(tensor).all():
             raise MedDPMError(f"the tensor {quoted(name)} holds values that are not finite (NaN or infinity)")
+
+
+def _without_sharing(card: Card | SegmenterCard) -> Card | SegmenterCard:
+    return replace(card, weights=None) if isinstance(card, Card) else card
+
+
+def _lender(path: Path, card: Card | SegmenterCard) -> Path | None:
+    """The file whose weights the bundle at ``path`` shares; :class:`MedDPMError` if it is missing."""
+    if not isinstance(card, Card) or card.weights is None:
+        return None
+    lender = path.parent / card.weights["file"]
+    if not lender.is_file():
+        raise MedDPMError(f"{path} uses the weights of {lender.name}, which is missing: copy it to the same folder")
+    return lender
+
+
+def _shared_shapes(path: Path, card: Card) -> dict[str, tuple[int, ...]]:
+    """The shapes of the weights that ``card``, of the bundle at ``path``, shares, if they are the very ones."""
+    lender = _lender(path, card)
+    assert lender is not None and card.weights is not None  # the caller has looked
+    if bundle_hash(lender) != card.weights["sha256"]:
+        raise MedDPMError(f"{lender.name} beside it is not the file whose weights it uses: copy both files anew")
+    return _read_header(lender)[1]
 
 
 def _check_shapes(card: Card | SegmenterCard, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -159,6 +232,8 @@ def _read_header(path: Path) -> tuple[Card | SegmenterCard, dict[str, tuple[int,
         shapes = {name: _shape(name, entry) for name, entry in table.items()}
     except MedDPMError as error:
         raise MedDPMError(f"{path} is not a valid model bundle: {error}") from None
+    if shapes and _without_sharing(card) != card:
+        raise MedDPMError(f"{path} is not a valid model bundle: its card names the weights of another file")
     expected = 8 + length + max((entry["data_offsets"][1] for entry in table.values()), default=0)
     if size != expected:
         raise MedDPMError(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any
 
-from MedDPMLib.diffusion.names import MAX_TIMESTEPS, NOISE_LEVELS, PREDICTIONS
+from MedDPMLib.diffusion.names import CASCADE_LEVELS, MAX_TIMESTEPS, NOISE_LEVELS, PREDICTIONS
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.geometry import Grid
 from MedDPMLib.masks.schemes import LabelScheme, load_scheme
@@ -49,7 +49,7 @@ QUALITIES = ("draft", "standard", "reference")
 AXES = ("zyx", "xyz")
 
 #: What a card of another program's network says beyond those of ours, and is left out where it says nothing new.
-_OF_OTHERS = ("constants", "axes", "image_range")
+_OF_OTHERS = ("constants", "axes", "image_range", "levels", "weights")
 
 _CARDS = RESOURCES / "cards"
 
@@ -68,6 +68,22 @@ _NUMBER = whole(1, 10**6)
 _NUMBERS = either(_NUMBER, list_of(_NUMBER, 0, 32, kind=list))
 #: Names of modalities are free.
 MODALITIES = list_of(NAME_RULE, 1, 16, unique=True)
+#: The file that holds a model's weights, if that is another model's.
+_WEIGHTS = table_with(
+    {
+        "file": matching(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,100}\.safetensors", "the name of a .safetensors file"),
+        "sha256": matching(r"[0-9a-f]{64}", "64 hexadecimal digits"),
+    }
+)
+#: How one level of a cascade is sampled.
+_LEVEL = table_with(
+    {
+        "steps": number(0, 100, open_low=True),
+        "lowest_noise": number(0, open_low=True),
+        "highest_noise": number(0, open_low=True),
+        "coarser_noise": number(0),
+    }
+)
 #: A grid in a file.
 GRID = table_with(
     {"size": list_of(whole(1, _MAX_SIDE), 3, 3), "spacing": list_of(number(), 3, 3), "orientation": printable(3)}
@@ -166,6 +182,16 @@ class Card:
     #: (Ho and Salimans 2022, arXiv 2207.12598).
     label_dropout: float = field(number(0, 1, open_high=True), default=0.0)
 
+    #: How each level of a cascade is sampled, from coarse to fine: ``steps`` times as many as :attr:`qualities` say,
+    #: from the noise ``highest_noise`` to ``lowest_noise``, at which the network's estimate is taken for the image:
+    #: further steps would add the grain of what it cannot tell from noise. ``coarser_noise`` is added to the image of
+    #: the level before, which hides its faults. In deviations of what is drawn. Empty for networks of timesteps.
+    levels: tuple[dict, ...] = field(list_of(_LEVEL, 0, len(CASCADE_LEVELS)), default=())
+
+    #: The bundle beside its own whose weights it uses, ``file`` and ``sha256``: two models may share weights and differ
+    #: in their masks. None: its own. :func:`MedDPMLib.models.bundle.write_sharing` sets it.
+    weights: dict | None = field(optional(_WEIGHTS), default=None)
+
     #: The name of :attr:`license` until version 0.1.
     licence = former_attribute("licence", "license")
 
@@ -174,6 +200,7 @@ class Card:
         if self.positions and self.axes != AXES[0]:
             raise MedDPMError(f'"positions" are known of networks with the axes {AXES[0]} alone')
         _check_completion(self.completion, self.scheme)
+        _check_levels(self)
         timesteps = self.schedule["timesteps"]
         # Which samplers there are, MedDPMLib.diffusion says; a newer one must not make the card unreadable.
         quality = table_with({"sampler": printable(100), "steps": whole(1, timesteps)})
@@ -247,7 +274,9 @@ class Card:
             "Completion": f"with structures of a template (scheme {self.completion.name})" if self.completion else "",
             "Grid": f"{' x '.join(map(str, grid.size))} voxels of {spacing} mm, {grid.orientation}",
             "Qualities": "; ".join(f"{name}: {q['sampler']}, {q['steps']} steps" for name, q in self.qualities.items()),
+            "Levels": "; ".join(map(_sampled, CASCADE_LEVELS, self.levels)),
             "Network": f"{self.network['kind']} ({numbers}), predicts {self.prediction}",
+            "Weights": f"those of {self.weights['file']}" if self.weights else "",
             "Its arrays": _arrays(self),
             "Schedule": f"{self.schedule['name']}, {self.schedule['timesteps']} timesteps",
             "Guidance": "supported" if self.label_dropout else "not supported: always trained with labels",
@@ -310,6 +339,17 @@ def _check_completion(completion: LabelScheme | None, scheme: LabelScheme) -> No
         )
 
 
+def _check_levels(card: Card) -> None:
+    """A cascade says how each of its levels is sampled; no other network does."""
+    count = len(CASCADE_LEVELS) if card.draws_by_levels else 0
+    if len(card.levels) != count:
+        schedule = card.schedule["name"]
+        raise MedDPMError(f'"levels" has {count} tables for the schedule {schedule}, not {len(card.levels)}')
+    for name, level in zip(CASCADE_LEVELS, card.levels, strict=False):
+        if level["lowest_noise"] >= level["highest_noise"]:
+            raise MedDPMError(f'"levels": the lowest noise of the level {name} must be below its highest')
+
+
 def _arrays(card: Card) -> str:
     """What is unusual about the network's arrays, for :meth:`Card.describe`."""
     low, high = card.image_range
@@ -321,6 +361,11 @@ def _arrays(card: Card) -> str:
         else "",
     ]
     return "; ".join(filter(None, said))
+
+
+def _sampled(name: str, level: Mapping[str, float]) -> str:
+    """How a level is sampled, for :meth:`Card.describe`."""
+    return f"{name}: {level['steps']:g} times the steps, to a noise of {level['lowest_noise']:g}"
 
 
 def _spoken(value: int | list[int]) -> str:

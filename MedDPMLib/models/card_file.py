@@ -5,6 +5,7 @@ See docs/models.md. What has to be filled in is ``"?"``.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -15,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 from MedDPMLib.diffusion.names import PREDICTIONS
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.masks.scheme_files import SUFFIXES, find_scheme, toml_value
-from MedDPMLib.masks.schemes import LabelScheme, scheme_names
+from MedDPMLib.masks.schemes import LabelScheme, load_scheme, scheme_names
 from MedDPMLib.models.card import AXES, Card
 from MedDPMLib.networks.recognition import FIRST
-from MedDPMLib.validation import either, list_of, number, printable, quoted
+from MedDPMLib.validation import Rule, either, increasing_pair, list_of, number, printable, quoted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -108,6 +109,16 @@ def card_template(checkpoint: Checkpoint, values: Mapping[str, Any] | None = Non
     return "\n".join(lines).rstrip() + "\n"
 
 
+def card_values(card: Card) -> dict[str, Any]:
+    """The fields of a card file that says what ``card`` says."""
+    data = {"axes": card.axes, "image_range": card.image_range, **json.loads(card.to_json())}
+    data["channels"] = [*(label.name for label in card.condition_scheme.labels), *card.constants]
+    shipped = card.scheme.name in scheme_names() and card.scheme == load_scheme(card.scheme.name)
+    data["scheme"] = card.scheme.name if shipped else data["scheme"]
+    known = [{key: value for key, value in one.items() if value is not None} for one in data["training_data"]]
+    return {key: data[key] for key in FIELDS if key in data} | {"training_data": known}
+
+
 def read_card_file(path: str | os.PathLike, checkpoint: Checkpoint) -> tuple[Card, dict[str, Tensor]]:
     """The card in the file ``path`` for ``checkpoint``, and its weights, whose condition channels are in its order.
 
@@ -145,7 +156,8 @@ class _Reader:
             text = f"the network makes {network['image_channels']} images, {len(modalities)} modalities are named"
             raise self._wrong("modalities", text)
         given.setdefault("training_data", [{"name": "not stated", "license": "not stated", "cases": None}])
-        given.setdefault("intensity_range", given.get("image_range"))
+        if "intensity_range" not in given and "image_range" in given:
+            given["intensity_range"] = self._read("image_range", increasing_pair(), given["image_range"])
         given["training_data"] = [
             {"cases": None, **entry} if isinstance(entry, dict) else entry for entry in given["training_data"]
         ]
@@ -156,8 +168,7 @@ class _Reader:
             card = Card(network=kept, scheme=scheme, constants=constants, **given)
             self._check_grid(card)
         except MedDPMError as error:
-            about = next((key for key in (*values.get("grid", ()), *FIELDS) if f'"{key}"' in str(error)), None)
-            raise self._wrong(about, str(error)) from None
+            raise self._wrong(_about(str(error)), str(error)) from None
         except TypeError as error:
             raise MedDPMError(f"{self.path} is no valid card: {error}") from error
         weights = dict(self.checkpoint.weights)
@@ -199,10 +210,7 @@ class _Reader:
         """The places of the labels' channels, by their values, then of the constant ones; and their values."""
         count = self.checkpoint.network["condition_channels"]
         entries: Sequence = [label.name for label in scheme.labels] if said is None else said
-        try:
-            entries = _CHANNELS.read(entries, '"channels"')
-        except MedDPMError as error:
-            raise self._wrong("channels", str(error)) from None
+        entries = self._read("channels", _CHANNELS, entries)
         if len(entries) != count:
             text = f"the network has {count} condition channels, {len(entries)} are described"
             raise self._wrong("channels", f'{text}: list in "channels" what each of them is')
@@ -223,6 +231,12 @@ class _Reader:
         order = [*(places[label.value] for label in scheme.labels), *constants]
         return order, tuple(float(entries[place]) for place in constants)
 
+    def _read(self, key: str, rule: Rule, value: Any) -> Any:
+        try:
+            return rule.read(value, f'"{key}"')
+        except MedDPMError as error:
+            raise self._wrong(key, str(error)) from None
+
     def _check_grid(self, card: Card) -> None:
         multiple = 2 ** (len(self.checkpoint.network["multipliers"]) - 1)
         if any(side % multiple for side in card.grid.size):
@@ -234,3 +248,10 @@ class _Reader:
         pattern = re.compile(rf'\s*\[*\s*"?{re.escape(key or "")}"?\s*[=\].]')
         line = next((n for n, line in enumerate(self.lines, 1) if key and pattern.match(line)), None)
         return MedDPMError(f"{self.path}, line {line}: {text}" if line else f"{self.path}: {text}")
+
+
+def _about(message: str) -> str | None:
+    """The field that a message of :class:`Card` is about; those of the grid are not always quoted in it."""
+    parts = ("orientation", "spacing", "size")
+    quoted = (key for key in (*parts, *FIELDS) if f'"{key}"' in message)
+    return next(quoted, next((key for key in parts if re.search(rf"\b{key}s?\b", message)), None))

@@ -3,7 +3,7 @@
 By the names and shapes of its weights alone, if it is a published one; of any other these say which network it is
 (:mod:`MedDPMLib.networks.recognition`), and a card says the rest (:mod:`MedDPMLib.models.card_file`). Such a file is a
 pickle in a zip archive; it is read by torch's restricted unpickler, which cannot run code, after the archive itself has
-been found sane.
+been found sane. Weights in a safetensors file without a card are a checkpoint, too.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -23,14 +24,14 @@ from MedDPMLib.diffusion.names import MAX_TIMESTEPS
 from MedDPMLib.diffusion.schedule import make_schedule, schedule_names
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.models.bundle import SUFFIX as BUNDLE_SUFFIX
-from MedDPMLib.models.bundle import check_values
+from MedDPMLib.models.bundle import check_values, is_bare
 from MedDPMLib.models.card import Card, known_cards, official_cards
 from MedDPMLib.networks import shape_mismatch, state_shapes
-from MedDPMLib.networks.recognition import describe_network
+from MedDPMLib.networks.recognition import FIRST, describe_network
 from MedDPMLib.validation import quoted
 
-#: What may stand before a name: the diffusion's wrapper and that of data-parallel training, in any order.
-_PREFIXES = ("denoise_fn.", "module.")
+#: What may stand before a name, in any order: the diffusion, and what trains, compiles or averages it.
+_PREFIXES = ("denoise_fn.", "module.", "_orig_mod.", "model.", _AVERAGE := "ema_model.")
 
 #: Tables of the diffusion that official checkpoints hold beside the weights; all follow from the first.
 _TABLES = (
@@ -93,9 +94,10 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[Card, dict[str, Tensor]]:
     that are not finite, or belongs to no published network: then with what was expected and found.
     """
     path = Path(path)
-    _check_archive(path)
+    if not is_bare(path):
+        _check_archive(path)
     try:
-        weights, tables = _split(_weights(_unpickled(path)))
+        weights, tables = _split(_weights(_content(path)))
         card = _recognized(weights, tables)
         state = _state(weights)
     except MedDPMError as error:
@@ -106,9 +108,10 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[Card, dict[str, Tensor]]:
 def open_checkpoint(path: str | os.PathLike) -> Checkpoint:
     """Any checkpoint of the family at ``path``, published or not; see :func:`read_checkpoint` for what is refused."""
     path = Path(path)
-    _check_archive(path)
+    if not is_bare(path):
+        _check_archive(path)
     try:
-        weights, tables = _split(_weights(_unpickled(path)))
+        weights, tables = _split(_weights(_content(path)))
         network = describe_network({name: tuple(tensor.shape) for name, tensor in weights.items()})
         return Checkpoint(path, _state(weights), network, _schedule(tables))
     except MedDPMError as error:
@@ -119,6 +122,16 @@ def _state(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     state = {name: tensor.to(torch.float32) for name, tensor in weights.items()}
     check_values(state)
     return state
+
+
+def _content(path: Path) -> object:
+    """What is stored in the file: by torch, or as bare tensors by safetensors."""
+    if not is_bare(path):
+        return _unpickled(path)
+    try:
+        return safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise MedDPMError(f"the file is damaged ({error}): download it again") from error
 
 
 def _check_archive(path: Path) -> None:
@@ -163,20 +176,26 @@ def _unpickled(path: Path) -> object:
     except Exception as error:  # a damaged or hostile pickle may raise anything
         asked = re.search(r"GLOBAL ([\w.]+)", str(error))
         if asked:
-            raise MedDPMError(f"the file holds more than weights ({asked[1]:.80}): it is not opened") from error
+            raise MedDPMError(
+                f"the file holds more than weights ({asked[1]:.80}): it is not opened",
+                remedy="if its source is reliable, load it with torch.load(FILE, weights_only=False), and save its"
+                ' "ema" or "model" alone with torch.save',
+            ) from error
         raise MedDPMError("the checkpoint is truncated or damaged: download it again") from error
 
 
 def _weights(content: object) -> Mapping[str, Tensor]:
     """The state dict in the file's ``content``, with the prefixes taken off its names."""
     for entry in ("ema", "model", "state_dict"):
-        if isinstance(content, Mapping) and isinstance(content.get(entry), Mapping):
+        if isinstance(content, Mapping) and isinstance(content.get(entry), Mapping) and content[entry]:
             content = content[entry]
             break
     if not isinstance(content, Mapping):
         raise MedDPMError(f"the checkpoint holds {type(content).__name__}, not a state dict: {_expectation()}")
+    # An average that is kept beside the weights it is of, and a count of steps.
+    averaged = {name: tensor for name, tensor in content.items() if str(name).startswith(_AVERAGE)}
     weights: dict[str, Tensor] = {}
-    for full_name, tensor in content.items():
+    for full_name, tensor in (averaged or content).items():
         if not isinstance(full_name, str):
             raise MedDPMError(f"the checkpoint has an entry without a name: {_expectation()}")
         name = full_name
@@ -218,14 +237,17 @@ def _recognized(weights: Mapping[str, Tensor], tables: Mapping[str, Tensor]) -> 
         if closest is None or shared > closest[0]:
             closest = shared, card, mismatch
     shared, card, mismatch = closest
+    is_close = 2 * shared >= len(found)
     try:
         network = describe_network(found)
-    except MedDPMError:
+    except MedDPMError as error:
         if not shared:
             first = next((f"first {quoted(name, 100)} {shape}" for name, shape in found.items()), "none of weights")
             raise MedDPMError(
                 f"not a Med-DDPM checkpoint: {_expectation()}; found were {len(found)} tensors, {first}"
             ) from None
+        if FIRST in found and not is_close:
+            raise error  # what it lacks as a network of its own
         raise MedDPMError(
             f"neither of the published Med-DDPM networks; compared with {card.name}, the closest: {mismatch}"
         ) from None
@@ -235,9 +257,9 @@ def _recognized(weights: Mapping[str, Tensor], tables: Mapping[str, Tensor]) -> 
             kept = {name: value for name, value in network.items() if not name.endswith("_channels")}
             return replace(other, network=kept)
     checkpoint = Checkpoint(Path(), weights, network, schedule)
+    unlike = f"; unlike {card.name}: {mismatch}" if is_close else ""
     raise MedDPMError(
-        f"a network of Med-DDPM's family that is none of the published ones ({checkpoint.describe()}; unlike"
-        f" {card.name}: {mismatch})",
+        f"a network of Med-DDPM's family that is none of the published ones ({checkpoint.describe()}{unlike})",
         remedy="names and shapes do not say which modalities and labels these are: describe it in a card",
         code="card-needed",
     )
@@ -263,22 +285,32 @@ def _schedule(tables: Mapping[str, Tensor]) -> dict[str, Any] | None:
 
     A table that cannot be one of any schedule counts as absent; one of an unknown schedule is refused.
     """
-    tables = {name: tables[name].float() for name in ("betas", "alphas_cumprod") if name in tables}
+    tables = {name: tables[name] for name in ("betas", "alphas_cumprod") if name in tables}
     for name, table in tables.items():
         if table.ndim != 1 or not 1 <= len(table) <= MAX_TIMESTEPS:
             raise MedDPMError(
                 f'the noise schedule\'s "{name}" has the shape {tuple(table.shape)}, not one value a timestep'
             )
-    # No beta or alpha_bar is 0 or less, 1 or more: such a table is a placeholder of a file made from names and shapes.
-    tables = {name: table for name, table in tables.items() if not ((table <= 0) | (table >= 1)).any()}
-    for schedule in [make_schedule(name, len(t)) for t in list(tables.values())[:1] for name in schedule_names()]:
-        own = {"betas": schedule.betas, "alphas_cumprod": schedule.alpha_bar}
-        if all(t.shape == own[n].shape and (t - own[n]).abs().max() < _TABLE_TOLERANCE for n, t in tables.items()):
-            return {"name": schedule.name, "timesteps": schedule.timesteps}
-    if tables:
-        name, table = next(iter(tables.items()))
+    # No beta or alpha_bar is 0 or less, 1 or more, unless it was rounded: such a table is a placeholder of a file made
+    # from names and shapes.
+    likely = {name: table for name, table in tables.items() if not ((table <= 0) | (table >= 1)).any()}
+    for given in filter(None, (tables, likely)):
+        for schedule in (make_schedule(name, len(next(iter(given.values())))) for name in schedule_names()):
+            own = {"betas": schedule.betas, "alphas_cumprod": schedule.alpha_bar}
+            if all(_equals(table, own[name]) for name, table in given.items()):
+                return {"name": schedule.name, "timesteps": schedule.timesteps}
+    if likely:
+        name, table = next(iter(likely.items()))
         raise MedDPMError(
             f'the checkpoint was trained with an unknown noise schedule ("{name}": {len(table)} values'
             f" from {table[0]:.3g} to {table[-1]:.3g}): known are {', '.join(schedule_names())}"
         )
     return None
+
+
+def _equals(table: Tensor, own: Tensor) -> bool:
+    """Whether ``table`` is ``own``, rounded to the precision that it is stored in."""
+    if table.shape != own.shape:
+        return False
+    tolerance = _TABLE_TOLERANCE + torch.finfo(table.dtype).eps * own.abs()
+    return bool(((table.to(own.dtype) - own).abs() <= tolerance).all())

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from MedDPMLib.errors import MedDPMError
-from MedDPMLib.models.bundle import SUFFIX, bundle_hash, read_bundle, read_card, write_bundle
+from MedDPMLib.models.bundle import SUFFIX, bundle_hash, copy_bundle, is_bare, read_bundle, read_card, write_bundle
 from MedDPMLib.models.card import Card, check_name
 from MedDPMLib.models.segmenter_card import GENERATOR, SEGMENTER, SegmenterCard
 from MedDPMLib.runtime.files import atomic_write
@@ -126,8 +126,8 @@ class ModelStore:
     ) -> ModelEntry:
         """Installs the bundle or checkpoint at ``path`` as ``name`` (None: the name in its card).
 
-        A bundle is copied as it is, a checkpoint becomes a bundle with the same weights; either is checked
-        first. A checkpoint that is none of the published ones needs a ``card_file``
+        A bundle is copied as it is, with the weights that it shares, a checkpoint becomes a bundle with the same
+        weights; either is checked first. A checkpoint that is none of the published ones needs a ``card_file``
         (:mod:`MedDPMLib.models.card_file`). Raises :class:`MedDPMError` if it is broken, and if a different model has
         that name already.
         """
@@ -139,7 +139,7 @@ class ModelStore:
             if _is_checkpoint(path):
                 write_bundle(temporary, card, state)
             else:
-                shutil.copyfile(path, temporary)
+                copy_bundle(path, temporary)
             incoming = bundle_hash(temporary)
             for entry in self.list(None):
                 if entry.name == name and entry.hash != incoming:
@@ -161,12 +161,13 @@ class ModelStore:
         target = Path(path)
         if target.is_dir():
             target /= f"{entry.name}{SUFFIX}"
-        if target.exists():
-            if bundle_hash(target) == entry.hash:
-                return target
-            raise MedDPMError(f"{target} exists already and is another file: choose another name")
         with atomic_write(target) as temporary:
-            shutil.copyfile(entry.path, temporary)
+            if _is_checkpoint(entry.path):
+                shutil.copyfile(entry.path, temporary)
+            else:
+                copy_bundle(entry.path, temporary)
+            if target.exists() and bundle_hash(target) != bundle_hash(temporary):
+                raise MedDPMError(f"{target} exists already and is another file: choose another name")
         return target
 
     def remove(self, name: str) -> None:
@@ -208,13 +209,14 @@ def _card(path: Path) -> Card | SegmenterCard:
 
 
 def _is_checkpoint(path: Path) -> bool:
-    """Whether the file begins as a zip archive or a pickle does; a bundle's ninth byte opens its JSON header."""
+    """Whether the file begins as a zip archive or a pickle does, or has weights without a card; a bundle's ninth byte
+    opens its JSON header."""
     try:
         with open(path, "rb") as file:
             start = file.read(9)
     except OSError as error:
         raise MedDPMError(f"{path} cannot be read ({error.strerror}): check the path") from error
-    return start[8:] != b"{" and (start.startswith(b"PK") or start.startswith(b"\x80"))
+    return is_bare(path) if start[8:] == b"{" else start.startswith((b"PK", b"\x80"))
 
 
 def _user_folder() -> Path:

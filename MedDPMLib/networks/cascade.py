@@ -1,9 +1,9 @@
-"""A brain drawn from coarse to fine: a cascade of small diffusion networks on the bands of the Haar transform.
+"""A brain drawn from coarse to fine: a cascade of small diffusion networks.
 
-Three levels work on cells of 8, 4 and 2 voxels. The first decides contrast and shape: the means and the seven details
-of its cells, which are an image of cells of 4 voxels. Each of the others adds the seven details that the image before
-it lacks (wavelet score-based generation: Guth et al. 2022, arXiv 2208.05003). What is drawn has unit variance
-everywhere: the bands less those of the *painted* mask, in the colors that labels have in a brain of the wanted
+Three levels work on cells of 4, 4 and 2 voxels. The first decides contrast and shape: it draws the means of its cells,
+an image of 4 voxels. Each of the others adds the seven details of the Haar transform that the image before it lacks
+(wavelet score-based generation: Guth et al. 2022, arXiv 2208.05003). What is drawn has unit variance everywhere: the
+bands (means or details) less those of the *painted* mask, in the colors that labels have in a brain of the wanted
 appearance, in units of their local spread, by label and appearance; both by regression over the training brains. Every
 level sees the labels at twice its own resolution, how deep each cell lies, where it lies, and the painted bands.
 """
@@ -18,12 +18,13 @@ from torch import Tensor, nn
 
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.imaging.appearance import FEATURES
-from MedDPMLib.imaging.haar import DETAILS, split, to_blocks
+from MedDPMLib.imaging.haar import DETAILS, halve_mask, merge, split, to_blocks
 from MedDPMLib.networks.denoiser import Network
 from MedDPMLib.networks.magnitude_preserving import UnitUNet3d
 
-#: Voxels along a cell's side, by level.
-CELLS = (8, 4, 2)
+#: Voxels along a cell's side, and how many resolutions the network has, by level.
+CELLS = (4, 4, 2)
+_RESOLUTIONS = (3, 2, 2)
 
 _DEPTHS, _POSITIONS = 2, 3
 
@@ -35,18 +36,15 @@ _DEPTH_REACH, _HALF_BOX = 8.0, 96.0
 #: A brain's appearance is met with so much of the brains' deviation on top, in training and where it is drawn by seed.
 APPEARANCE_JITTER = 0.15
 
-#: How much more noise than the means the details of the first level get, in units of their own deviation, at most.
-_MOST_NOISE = 6.0
-
 #: How far an appearance changes the logarithm of a variance at most, and the least local spread of a whitened band.
 _MOST_LOG_VARIANCE, _LEAST_SPREAD = 4.0, 0.05
 
 
 class CascadeLevel(Network):
-    """Draws bands of ``channels`` images on cells of ``cell`` voxels; the ``first`` level their means, too.
+    """Draws bands of ``channels`` images on cells of ``cell`` voxels: the ``first`` level means, the others details.
 
-    Images of cells are (C, d, h, w), bands (B, d, h, w): for the first level C means, then as for the others the seven
-    details of :func:`MedDPMLib.imaging.haar.split`, detail by detail, each of C images.
+    Images of cells are (C, d, h, w), bands (B, d, h, w): for the first level C means, for the others the seven details
+    of :func:`MedDPMLib.imaging.haar.split`, detail by detail, each of C images.
     """
 
     keeps_float32 = True
@@ -59,7 +57,7 @@ class CascadeLevel(Network):
     ) -> None:  # fmt: skip
         super().__init__()
         self.cell, self.channels, self.labels, self.first = cell, channels, labels, first
-        self.bands = (DETAILS + first) * channels
+        self.bands = channels if first else DETAILS * channels
         coarser = 0 if first else channels
         count = 8 * labels + _DEPTHS + _POSITIONS + self.bands + coarser
         appearance = channels * len(FEATURES)
@@ -69,10 +67,11 @@ class CascadeLevel(Network):
         self.side_multiple = cell * self.multiple
         #: So many arrays of the widest layer are alive at once.
         self.values_per_voxel = 12 * widths[0] / cell**3
-        #: Mean and deviation of the cells' means, (C,), deviation of their details, (7, C), over the training brains.
+        #: Mean and deviation of the cells' means, (C,), deviation of the details, (7, C), over the training brains.
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("deviation", torch.ones(channels))
-        self.register_buffer("detail_deviation", torch.ones(DETAILS, channels))
+        if not first:
+            self.register_buffer("detail_deviation", torch.ones(DETAILS, channels))
         #: Share of the painted bands in the real ones, (B,); variance of the rest by label, the last that of a cell's
         #: mixture, (labels + 1, B); and regression of its logarithm on the appearance, the constant last, (B, A + 1).
         self.register_buffer("painted_share", torch.zeros(self.bands))
@@ -82,24 +81,22 @@ class CascadeLevel(Network):
     def whiten_means(self, means: Tensor) -> Tensor:
         return (means - _column(self.mean)) / _column(self.deviation)
 
-    def unwhiten_means(self, means: Tensor) -> Tensor:
-        return means * _column(self.deviation) + _column(self.mean)
+    def bands_of(self, means: Tensor, details: Tensor) -> Tensor:
+        """The whitened bands (B, d, h, w) of an image that :func:`MedDPMLib.imaging.haar.split` gave ``means`` (C, d,
+        h, w) and ``details`` (7, C, d, h, w) of."""
+        return self.whiten_means(means) if self.first else (details / _column(self.detail_deviation)).flatten(0, 1)
 
-    def whiten_details(self, details: Tensor) -> Tensor:
-        """(7, C, d, h, w) as (7 C, d, h, w)."""
-        return (details / _column(self.detail_deviation)).flatten(0, 1)
-
-    def unwhiten_details(self, details: Tensor) -> Tensor:
-        return details.unflatten(0, (DETAILS, self.channels)) * _column(self.detail_deviation)
+    def image_of(self, bands: Tensor, means: Tensor | None) -> Tensor:
+        """The image of whitened ``bands`` (B, d, h, w): for the first level of cells, for the others of half cells,
+        with the ``means`` (C, d, h, w) of the cells."""
+        if means is None:
+            return bands * _column(self.deviation) + _column(self.mean)
+        return merge(means, bands.unflatten(0, (DETAILS, self.channels)) * _column(self.detail_deviation))
 
     @property
-    def noise_ratio(self) -> Tensor:
-        """(B,): the noise of each band at sigma 1, in its own deviations. Details of the first level get more than the
-        means, about as an image whose noise is even would have it: so means are decided before details."""
-        if not self.first:
-            return torch.ones(self.bands, device=self.mean.device)
-        ratio = (self.deviation * 8**0.5 / self.detail_deviation).sqrt().clamp(1, _MOST_NOISE)
-        return torch.cat([torch.ones_like(self.mean), ratio.flatten()])
+    def drawn_cell(self) -> int:
+        """Voxels along a cell's side in the image that :meth:`image_of` gives."""
+        return self.cell if self.first else self.cell // 2
 
     def given(
         self, fractions: Tensor, depth: Tensor, position: Tensor, painted: Tensor, coarser: Tensor | None
@@ -120,14 +117,14 @@ class CascadeLevel(Network):
 
     def painted(self, fractions: Tensor, colors: Tensor) -> Tensor:
         """The whitened bands (B, d, h, w) of the labels themselves, each in its color, ``colors`` (labels, C)."""
+        if self.first:
+            fractions = F.avg_pool3d(fractions[None], 2)[0]
         total = fractions.sum(dim=0)
         painted = torch.einsum("lc,ldhw->cdhw", colors, fractions) / total.clamp_min(1e-3)
         inside = total > 0
-        means, details = split(painted, inside)
-        bands = self.whiten_details(details)
         if self.first:
-            bands = torch.cat([self.whiten_means(means), bands])
-        return bands * to_blocks(inside[None])[0].any(dim=0)
+            return self.whiten_means(painted) * inside
+        return self.bands_of(*split(painted, inside)) * halve_mask(inside)
 
     def cell_shares(self, fractions: Tensor) -> Tensor:
         """(labels + 1, d, h, w): the share of each label in the labeled part of each cell, and how mixed it is: 1 less
@@ -148,9 +145,8 @@ class CascadeLevel(Network):
     def estimate(
         self, x: Tensor, sigma: Tensor, condition_noise: Tensor, appearance: Tensor, encoded: Tensor, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
-        """What is drawn, clean, (B, bands, d, h, w), for ``x``, in which each band has the noise sigma (B,) times
-        :attr:`noise_ratio`; and the network's own answer, of unit size (Karras et al. 2022, with a data variance of 1).
-        """
+        """What is drawn, clean, (B, bands, d, h, w), for ``x``, in which it has the noise sigma (B,); and the
+        network's own answer, of unit size (Karras et al. 2022, with a data variance of 1)."""
         noise, keep, add, scale = self.preconditioning(sigma)
         answer = self.network((x * scale).to(dtype), sigma.log() / 4, condition_noise, appearance, encoded).float()
         return keep * x + add * answer, answer
@@ -167,8 +163,8 @@ class CascadeLevel(Network):
         self.network.rescale()
 
     def preconditioning(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(B, bands, 1, 1, 1) each: the noise, the factors of x and of the answer in the estimate, and of the input."""
-        noise = (sigma[:, None] * self.noise_ratio)[:, :, None, None, None]
+        """(B, 1, 1, 1, 1) each: the noise, the factors of x and of the answer in the estimate, and of the input."""
+        noise = sigma[:, None, None, None, None]
         scale = (1 + noise**2).rsqrt()
         return noise, scale**2, noise * scale, scale
 
@@ -182,10 +178,11 @@ class Cascade(Network):
     """The levels of a cascade for ``image_channels`` images of ``condition_channels`` labels, and what it knows of the
     ``brains`` that it was trained on: how they look.
 
-    ``widths``, ``depths`` and ``given`` are those of the levels one after the other, two widths and depths for each.
+    ``widths``, ``depths`` and ``given`` are those of the levels one after the other, three widths and depths for the
+    first and two for each of the others.
     """
 
-    side_multiple = 2 * CELLS[0]
+    side_multiple = CELLS[0] * 2 ** (_RESOLUTIONS[0] - 1)
     #: Values alive at the peak of a drawing, all that it takes, for each voxel of the grid: 32 were measured where a
     #: quarter of the grid is brain, and large brains take more.
     values_per_voxel = 45
@@ -201,16 +198,21 @@ class Cascade(Network):
         given: Sequence[int], heads: int, brains: int = 1,
     ) -> None:  # fmt: skip
         super().__init__()
-        if len(widths) != 6 or len(depths) != 6 or len(given) != 3:
-            raise MedDPMError("a cascade has six widths, six depths and three widths of what is given")
+        count = sum(_RESOLUTIONS)
+        if len(widths) != count or len(depths) != count or len(given) != len(CELLS):
+            raise MedDPMError("a cascade has seven widths, seven depths and three widths of what is given")
         self.image_channels, self.condition_channels = image_channels, condition_channels
-        self.levels = nn.ModuleList(
-            CascadeLevel(
-                cell, image_channels, condition_channels, widths[2 * i : 2 * i + 2], depths[2 * i : 2 * i + 2],
-                given[i], heads if i == 0 else 0, first=i == 0,
-            )
-            for i, cell in enumerate(CELLS)
-        )  # fmt: skip
+        self.levels = nn.ModuleList()
+        start = 0
+        for cell, resolutions, given_width in zip(CELLS, _RESOLUTIONS, given, strict=True):
+            first, own = start == 0, slice(start, start + resolutions)
+            self.levels.append(
+                CascadeLevel(
+                    cell, image_channels, condition_channels, widths[own], depths[own], given_width,
+                    heads if first else 0, first=first,
+                )
+            )  # fmt: skip
+            start += resolutions
         features = image_channels * len(FEATURES)
         #: The appearance of each training brain, standardized, and what it was standardized by: (brains, A), (A,).
         self.register_buffer("appearances", torch.zeros(brains, features))
@@ -265,16 +267,15 @@ def cell_positions(cell: int, start: Sequence[int], shape: Sequence[int], box: S
     return torch.stack(torch.meshgrid(*axes, indexing="ij"))
 
 
-def box_around(inside: Tensor, multiple: int, least: Sequence[int] = (0, 0, 0)) -> tuple[slice, ...]:
-    """The smallest box, in cells, that holds ``inside`` (d, h, w) and a cell around it, its sides multiples, and at
-    least so many cells where there are so many."""
+def box_around(inside: Tensor, multiple: int) -> tuple[slice, ...]:
+    """The smallest box, in cells, that holds ``inside`` (d, h, w) and a cell around it, its sides multiples."""
     box = []
     for axis, length in enumerate(inside.shape):
         others = [other for other in range(3) if other != axis]
         filled = torch.nonzero(inside.any(dim=others[1]).any(dim=others[0])).flatten()
         first, last = (int(filled[0]), int(filled[-1])) if len(filled) else (0, 0)
         low, high = max(first - 1, 0), min(last + 2, length)
-        side = min(max(-(-(high - low) // multiple) * multiple, least[axis]), length)
+        side = min(-(-(high - low) // multiple) * multiple, length)
         low = min(low, length - side)
         box.append(slice(low, low + side))
     return tuple(box)

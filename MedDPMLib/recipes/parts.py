@@ -54,10 +54,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Level:
-    """How one level of a cascade is trained: the network on cells of 8, 4 or 2 voxels.
-
-    Each iteration takes ``batch`` whole brains, or patches of ``patch`` (i, j, k) voxels.
-    """
+    """How one level of a cascade is trained: each iteration takes ``batch`` patches of ``patch`` (i, j, k) voxels."""
 
     name: str = field(one_of(*CASCADE_LEVELS))
     iterations: int = field(whole(1))
@@ -70,7 +67,7 @@ class Level:
     coarser_noise: float = field(number(0))
     #: Whether examples are rotated, scaled, moved and bent, which interpolates; mirrored they are in any case.
     varied: bool = field(flag())
-    patch: tuple[int, int, int] | None = field(_SIDES, default=None)
+    patch: tuple[int, int, int] = field(_SIDES)
 
 
 @dataclass(frozen=True)

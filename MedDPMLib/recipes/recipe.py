@@ -23,12 +23,8 @@ from MedDPMLib.recipes.former_names import current_path, current_tables
 from MedDPMLib.recipes.parts import SCHEME, Augmentation, Level, Monitor, Optimization, Stage, Staged, card_fields
 from MedDPMLib.recipes.segmenter import FIXED, Randomization, SegmenterRecipe, SegmenterTraining, segmenter_card
 from MedDPMLib.recipes.standard import standard
+from MedDPMLib.recipes.toml_files import read_toml, set_field, split_override
 from MedDPMLib.validation import build, field, flag, list_of, number, one_of, optional, quoted, table, text, whole
-
-try:
-    import tomllib
-except ModuleNotFoundError:  # Python 3.10
-    import tomli as tomllib  # type: ignore[no-redef]
 
 LOSSES = ("l1", "l2", "huber")
 
@@ -131,14 +127,8 @@ class Recipe(Staged):
 def recipe_names(kind: str | None = None) -> list[str]:
     """Names of the recipes that come with the package, for models of that ``kind`` (None: of every kind)."""
     folder = files("MedDPMLib") / "resources" / "recipes"
-    texts = {
-        Path(entry.name).stem: entry.read_text(encoding="utf-8")
-        for entry in folder.iterdir()
-        if entry.name.endswith(".toml")
-    }
-    return sorted(
-        name for name, text in texts.items() if kind is None or tomllib.loads(text).get("kind", GENERATOR) == kind
-    )
+    paths = [Path(str(entry)) for entry in folder.iterdir() if entry.name.endswith(".toml")]
+    return sorted(path.stem for path in paths if kind is None or read_toml(path).get("kind", GENERATOR) == kind)
 
 
 def load_recipe(name_or_path: str | os.PathLike, overrides: Sequence[str] = ()) -> Recipe | SegmenterRecipe:
@@ -156,12 +146,7 @@ def load_recipe(name_or_path: str | os.PathLike, overrides: Sequence[str] = ()) 
                 " file"
             )
         path = Path(str(files("MedDPMLib") / "resources" / "recipes" / f"{name_or_path}.toml"))
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise MedDPMError(f"the recipe {path} cannot be read ({error.strerror}): check the path") from error
-    except (ValueError, RecursionError) as error:
-        raise MedDPMError(f"the recipe {path} is not TOML: {error!s:.200}") from error
+    values = read_toml(path)
     try:
         values = current_tables({"name": path.stem, **values})
     except MedDPMError as error:
@@ -219,7 +204,6 @@ def recipe_values(recipe: Recipe | SegmenterRecipe) -> dict[str, Any]:
         del values["validation"]
     if values.get("levels"):  # which say what the stages are, and the learning rates
         del values["stages"], values["training"]["learning_rate"]
-        values["levels"] = [{name: v for name, v in level.items() if v is not None} for level in values["levels"]]
     else:
         values.pop("levels", None)
     return values
@@ -359,8 +343,12 @@ def _take_levels(made: dict[str, Any]) -> None:
         return
     chosen = [level for level in levels if made.get("level") in (None, level.name)]
     stages = [
-        {"size": standard(made["scheme"]).grid.size, "iterations": level.iterations, "batch": level.batch}
-        | ({} if level.patch is None else {"patch": level.patch})
+        {
+            "size": standard(made["scheme"]).grid.size,
+            "iterations": level.iterations,
+            "batch": level.batch,
+            "patch": level.patch,
+        }
         for level in chosen or levels
     ]
     made["stages"] = _stages(stages)
@@ -368,31 +356,8 @@ def _take_levels(made: dict[str, Any]) -> None:
 
 def _override(values: dict[str, Any], override: str) -> None:
     """Changes one field of ``values``; whether the result is valid is checked with the rest."""
-    name, equals, written = override.partition("=")
-    name = name.strip()
-    if not equals or not name:
-        raise MedDPMError(f"{quoted(override)} sets nothing: write field=value, as in training.learning_rate=1e-4")
-    try:
-        value = tomllib.loads(f"value = {written}")["value"]
-    except (ValueError, RecursionError):
-        value = written.strip()  # text; where none is wanted, the rule of the field says what is
-    place: Any = values
-    path = current_path(name).split(".")
-    for depth, key in enumerate(path):
-        if isinstance(place, list):
-            found = key.isdecimal() and int(key) < len(place)
-            known, key = f"0 to {len(place) - 1}", int(key) if found else key  # type: ignore[assignment]
-        else:
-            # A field that is missing may be an optional one; unknown ones are refused with the rest.
-            found = isinstance(place, dict) and (key in place or depth == len(path) - 1)
-            known = ", ".join(map(str, place)) if isinstance(place, dict) else "a single value"
-        if not found:
-            raise MedDPMError(
-                f"{override}: there is no {quoted(key)} in {'.'.join(path[:depth]) or 'the recipe'}, but {known}"
-            )
-        if depth < len(path) - 1:
-            place = place[key]
-    place[key] = value
+    name, written = split_override(override)
+    set_field(values, current_path(name), written)
 
 
 def _plain(value: Any) -> Any:

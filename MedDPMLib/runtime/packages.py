@@ -21,7 +21,11 @@ _FOR_EVALUATION = {
     "matplotlib": "matplotlib",
     "skimage": "scikit-image",
     "sklearn": "scikit-learn",
+    "statsmodels": "statsmodels",
 }
+
+#: What both extras have.
+_IN_BOTH = {"monai", "scipy"}
 
 
 def require(purpose: str, *modules: str) -> None:
@@ -32,7 +36,9 @@ def require(purpose: str, *modules: str) -> None:
     known = OPTIONAL | _FOR_EVALUATION
     missing = [known[module] for module in modules if not _is_installed(module)]
     if missing:
-        extra = "evaluate" if _FOR_EVALUATION.keys() & set(modules) else "train"
+        evaluates = _FOR_EVALUATION.keys() & set(modules)
+        trains = not evaluates or (OPTIONAL.keys() - _IN_BOTH) & set(modules)
+        extra = ",".join(["train"] * bool(trains) + ["evaluate"] * bool(evaluates))
         raise MedDPMError(f'{purpose} needs {", ".join(missing)}: install it with pip install "meddpm[{extra}]"')
 
 

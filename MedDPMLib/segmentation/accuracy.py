@@ -85,6 +85,16 @@ def summary(by_label: dict[str, float]) -> tuple[float, float]:
     return _mean(large), _mean(list(structures.values()))
 
 
+def tumor_regions(scheme: LabelScheme) -> dict[str, list[int]]:
+    """The values of the labels in each region in which tumor segmentation is judged."""
+    edema = [label.value for label in scheme.of_tissue("edema")]
+    return {
+        WHOLE: _tumor(scheme),
+        CORE: [value for value in _tumor(scheme) if value not in edema],
+        ENHANCING: [label.value for label in scheme.of_tissue("rim")],
+    }
+
+
 def check_unseen(card: SegmenterCard, case: str) -> None:
     """Raises :class:`MedDPMError` if the segmenter was trained on the ``case``."""
     if case in card.training_cases:
@@ -99,12 +109,7 @@ def _structures(found: np.ndarray, truth: np.ndarray, scheme: LabelScheme) -> di
 
 
 def _regions(found: np.ndarray, truth: np.ndarray, scheme: LabelScheme) -> dict[str, float]:
-    edema = [label.value for label in scheme.of_tissue("edema")]
-    regions = {
-        WHOLE: _tumor(scheme),
-        CORE: [value for value in _tumor(scheme) if value not in edema],
-        ENHANCING: [label.value for label in scheme.of_tissue("rim")],
-    }
+    regions = tumor_regions(scheme)
     return {name: dice(np.isin(found, values), np.isin(truth, values)) for name, values in regions.items()}
 
 

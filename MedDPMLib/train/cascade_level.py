@@ -1,6 +1,6 @@
 """What does one level of a cascade learn? To draw the bands of real brains, whitened, from what it is given.
 
-A brain, or a patch of it, is halved until its cells are those of the level, as the coarser levels would have drawn it.
+A patch of a brain is halved until its cells are those of the level, as the coarser levels would have drawn it.
 Its bands less the share of the painted ones, in units of their local spread, have unit variance; the network answers
 for them with noise as in Karras et al. 2022 (arXiv 2206.00364, data variance 1), which is v up to its sign. All of this
 is computed on the device, from voxels.
@@ -29,7 +29,6 @@ from MedDPMLib.networks.cascade import (
     APPEARANCE_JITTER,
     Cascade,
     CascadeLevel,
-    box_around,
     condition_noise,
     known_colors,
     label_fractions,
@@ -47,11 +46,9 @@ _NOISE, _APPEARANCE = 32, 33
 #: The noise that is drawn lies between these.
 _LEAST_NOISE, _MOST_NOISE = 0.02, 80.0
 
-#: Where the Huber loss turns from the square to the absolute value: at the deviation of what is answered.
-_HUBER_DELTA = 1.0
-
-#: How much the means of the first level count, and its details: they decide what all levels build on.
-_MEANS_WEIGHT, _DETAILS_WEIGHT = 3.0, 0.7
+#: Where the Huber loss turns from the square to the absolute value, in deviations of what is answered: rare bright
+#: voxels, vessels, are within it, and are not treated as outliers.
+_HUBER_DELTA = 3.0
 
 #: Held-out cases are measured at this r of r^2 times the greatest noise in the coarser image.
 _MEASURED_NOISE = 1 / 3
@@ -114,7 +111,7 @@ class LevelTask(Task):
         x = (bands + batch.noise * noise) * inside
         answer = network(x, batch.sigma, condition_noise(batch.added), batch.appearance, given.to(self.dtype))
         truth = (bands - keep * x) / add
-        error = penalty(self.recipe.training.loss, answer, truth, _HUBER_DELTA) * _band_weights(level)
+        error = penalty(self.recipe.training.loss, answer, truth, _HUBER_DELTA)
         return (error * weight).sum() / (weight.sum() * level.bands).clamp_min(1e-6)
 
     def see(self, one: LevelExample) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -127,11 +124,9 @@ class LevelTask(Task):
         means, details = split(image, inside)
         inside = halve_mask(inside)
         fractions = label_fractions(labels, level.labels, level.cell // 2)
-        bands, whitened = level.whiten_details(details), level.whiten_means(means)
-        if level.first:
-            bands, coarser = torch.cat([whitened, bands]), None
-        else:
-            coarser = (whitened + one.added * one.coarser[0]) * inside
+        bands, coarser = level.bands_of(means, details), None
+        if not level.first:
+            coarser = (level.whiten_means(means) + one.added * one.coarser[0]) * inside
         painted = level.painted(fractions, one.colors[0])
         depth = F.avg_pool3d(one.depth, level.cell)[0]
         given = level.given(fractions, depth, one.position[0], painted, coarser)
@@ -184,23 +179,22 @@ class LevelExamples:
         self.cases, self.cascade = cases, cascade
         index = CASCADE_LEVELS.index(recipe.level)
         level: CascadeLevel = cascade.levels[index]  # type: ignore[assignment]
-        self.cell, self.multiple, self.bands, self.channels = level.cell, level.multiple, level.bands, level.channels
+        self.cell, self.bands, self.channels = level.cell, level.bands, level.channels
         #: The cascade's own knowledge stays on the CPU, wherever its level goes.
         self.known = {name: tensor.detach().cpu().clone() for name, tensor in cascade.named_buffers(recurse=False)}
         augmentation = recipe.augmentation
         if not self.settings.varied:
             augmentation = replace(augmentation, rotation=0.0, scaling=0.0, translation=0.0, elastic=0.0)
-        size, patch = tuple(reversed(stage.size)), stage.patch and tuple(reversed(stage.patch))
-        self.size, self.whole = size, patch is None
+        self.size, patch = tuple(reversed(stage.size)), tuple(reversed(stage.example_size))
         derived = CasesWithDepths(cases, self.scheme)
-        self.varied = VariedCases(derived, augmentation, size, patch, self.scheme, recipe.training.seed)
+        self.varied = VariedCases(derived, augmentation, self.size, patch, self.scheme, recipe.training.seed)
         self.count = len(cases)
         self.table = np.zeros(256, np.uint8)
         self.table[list(self.scheme.values)] = np.arange(1, len(self.scheme.values) + 1)
         self._measured: dict[str, tuple[Tensor, Tensor]] = {}
 
     def batch(self, numbers: Sequence[int]) -> LevelExample:
-        """The examples of these ``numbers`` together; whole brains each in a box that has room for all of them."""
+        """The examples of these ``numbers`` together."""
         samples = [self.varied[number] for number in numbers]
         draws = [seeded(self.recipe.training.seed, _NOISE, number) for number in numbers]
         mean, sd = self.settings.noise
@@ -225,18 +219,15 @@ class LevelExamples:
         self, samples: Sequence[Sample], draws: Sequence[torch.Generator], sigmas: Sequence[float],
         added: Sequence[float], looks: Sequence[tuple[Tensor, Tensor]],
     ) -> LevelExample:  # fmt: skip
-        boxes = self._boxes(samples)
         made = []
-        for sample, draw, sigma, more, look, box in zip(samples, draws, sigmas, added, looks, boxes, strict=True):
-            cells = tuple(side.stop - side.start for side in box)
-            voxels = tuple(slice(side.start * self.cell, side.stop * self.cell) for side in box)
-            image, labels = sample.image[(slice(None), *voxels)], sample.labels[voxels]
+        for sample, draw, sigma, more, look in zip(samples, draws, sigmas, added, looks, strict=True):
+            cells = tuple(side // self.cell for side in sample.labels.shape)
             made.append(
                 LevelExample(
-                    image=_unmixed(image, self.channels)[None],
-                    labels=torch.from_numpy(self.table[labels.numpy()])[None],
-                    depth=image[None, self.channels + 1 :] * FARTHEST,
-                    position=self._positions(sample.positions[(slice(None), *voxels)])[None],
+                    image=_unmixed(sample.image, self.channels)[None],
+                    labels=torch.from_numpy(self.table[sample.labels.numpy()])[None],
+                    depth=sample.image[None, self.channels + 1 :] * FARTHEST,
+                    position=self._positions(sample.positions)[None],
                     noise=torch.randn((1, self.bands, *cells), generator=draw),
                     coarser=torch.randn((1, self.channels, *cells), generator=draw),
                     sigma=torch.tensor([min(max(sigma, _LEAST_NOISE), _MOST_NOISE)]),
@@ -249,16 +240,6 @@ class LevelExamples:
         joined = {entry.name: [getattr(one, entry.name) for one in made] for entry in fields(LevelExample)}
         cases = tuple(name for names in joined.pop("cases") for name in names)
         return LevelExample(cases=cases, **{name: torch.cat(tensors) for name, tensors in joined.items()})
-
-    def _boxes(self, samples: Sequence[Sample]) -> list[tuple[slice, ...]]:
-        """In cells: of whole brains as where they are drawn, of patches all of it."""
-        sides = tuple(side // self.cell for side in samples[0].labels.shape)
-        if not self.whole:
-            return [tuple(slice(0, side) for side in sides)] * len(samples)
-        inside = [_cells_inside(sample.labels > 0, self.cell) for sample in samples]
-        boxes = [box_around(one, self.multiple) for one in inside]
-        largest = [max(box[axis].stop - box[axis].start for box in boxes) for axis in range(3)]
-        return [box_around(one, self.multiple, largest) for one in inside]
 
     def _positions(self, positions: Tensor) -> Tensor:
         """(3, d, h, w): of the middles of cells from the middle of the grid, along k, j, i, in voxels, from the
@@ -302,18 +283,3 @@ def _unmixed(image: Tensor, channels: int) -> Tensor:
     interpolation mixed in from outside the brain is taken out."""
     share = (image[channels] + 1) / 2
     return ((image[:channels] + 1) / share.clamp_min(0.05) - 1).clamp(-1, 1)
-
-
-def _cells_inside(inside: Tensor, cell: int) -> Tensor:
-    for _ in range(int(np.log2(cell))):
-        inside = halve_mask(inside)
-    return inside
-
-
-def _band_weights(level: CascadeLevel) -> Tensor:
-    """(bands, 1, 1, 1), 1 on average or nearly so."""
-    weights = torch.ones(level.bands, device=level.mean.device)
-    if level.first:
-        weights[: level.channels] = _MEANS_WEIGHT
-        weights[level.channels :] = _DETAILS_WEIGHT
-    return weights[:, None, None, None]

@@ -1,9 +1,9 @@
 """What does a cascade know of its training brains before any network learns? Its tables, by sums and regressions.
 
-First pass over the brains: how each looks, the mean of each label, and the means and deviations that whiten the bands.
-Then the regression of label means on appearance, of which each training brain gets one that has not seen it: painted by
-a regression that has, training brains would lie closer to their paint than any new patient will. Second pass: how much
-of the painted bands is real, and how far the real ones spread around that, by label and appearance.
+First pass over the brains: how each looks, the mean of each label, and the means and deviations that whiten what is
+drawn. Then the regression of label means on appearance, of which each training brain gets one that has not seen it:
+painted by a regression that has, training brains would lie closer to their paint than any new patient will. Second
+pass: how much of the painted bands is real, and how far the real ones spread around that, by label and appearance.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from MedDPMLib.imaging.appearance import FEATURES, appearance
 from MedDPMLib.imaging.haar import halve_mask, split
 from MedDPMLib.masks.schemes import LabelScheme
 from MedDPMLib.metrics.label_moments import label_moments
-from MedDPMLib.networks.cascade import Cascade, CascadeLevel, label_fractions
+from MedDPMLib.networks.cascade import CELLS, Cascade, CascadeLevel, label_fractions
 
 #: Each training brain is painted by a regression on the brains of the other folds.
 FOLDS = 11
@@ -53,14 +53,14 @@ class Tables:
 
 def learn_tables(cascade: Cascade, brains: Callable[[], Iterator[Brain]], scheme: LabelScheme) -> Tables:
     """Fills the buffers of ``cascade`` from the training brains, which ``brains()`` yields anew each time."""
-    looks, means, sums = [], [], [_Sums() for _ in cascade.levels]
+    looks, means, sums = [], [], {cell: _Sums() for cell in CELLS}
     for images, labels in brains():
         looks.append(np.concatenate([appearance(image, labels, scheme) for image in images]))
         means.append(np.stack([label_moments(image, labels, scheme.values).mean for image in images]))
-        for (_, cells, details, inside), total in zip(_levels(images, labels), reversed(sums), strict=True):
-            total.add(cells[:, inside], details[:, :, inside])
-    for level, total in zip(cascade.levels, sums, strict=True):
-        total.fill(level)
+        for cell, (cells, details, inside) in _split_to_cells(images, labels).items():
+            sums[cell].add(cells[:, inside], details[:, :, inside])
+    for level in cascade.levels:
+        sums[level.cell].fill(level)
     looks, means = torch.from_numpy(np.stack(looks)), torch.from_numpy(np.stack(means)).transpose(1, 2)
     cascade.appearance_mean.copy_(looks.mean(dim=0))
     cascade.appearance_deviation.copy_(looks.std(dim=0, correction=0).clamp_min(1e-6))
@@ -128,17 +128,20 @@ class _Sums:
         mean = self.cells / self.count
         level.mean.copy_(mean)
         level.deviation.copy_((self.squares / self.count - mean**2).clamp_min(1e-12).sqrt())
-        level.detail_deviation.copy_((self.details / self.count).clamp_min(1e-12).sqrt())
+        if not level.first:
+            level.detail_deviation.copy_((self.details / self.count).clamp_min(1e-12).sqrt())
 
 
-def _levels(images: np.ndarray, labels: np.ndarray) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
-    """From fine to coarse: the cell's side in voxels, cells (C, d, h, w), their details (7, C, d, h, w), and where
-    there is brain (d, h, w)."""
+def _split_to_cells(images: np.ndarray, labels: np.ndarray) -> dict[int, tuple[Tensor, Tensor, Tensor]]:
+    """By a cell's side in voxels: the cells' means (C, d, h, w), their details (7, C, d, h, w), and where there is
+    brain (d, h, w)."""
     image, inside = torch.from_numpy(images), torch.from_numpy(labels > 0)
-    for cell in (2, 4, 8):
+    made = {}
+    for cell in (2, 4):
         image, details = split(image, inside)
         inside = halve_mask(inside)
-        yield cell, image, details, inside
+        made[cell] = image, details, inside
+    return made
 
 
 def _learn_spreads(
@@ -153,12 +156,11 @@ def _learn_spreads(
         values = tables.appearances[index]
         weights = tables.color_weights[index]
         colors = (weights[..., :-1] @ values + weights[..., -1]).clamp(-1, 1)
-        levels = zip(_levels(images, labels), reversed(cascade.levels), reversed(found), strict=True)
-        for (cell, cells, details, inside), level, kept in levels:
-            fractions = label_fractions(indices, level.labels, cell // 2)
-            bands = level.whiten_details(details)
-            if level.first:
-                bands = torch.cat([level.whiten_means(cells), bands])
+        of_cells = _split_to_cells(images, labels)
+        for level, kept in zip(cascade.levels, found, strict=True):
+            cells, details, inside = of_cells[level.cell]
+            fractions = label_fractions(indices, level.labels, level.cell // 2)
+            bands = level.bands_of(cells, details)
             chosen = torch.nonzero(inside.flatten()).flatten()
             chosen = chosen[torch.randperm(len(chosen), generator=generator)[:_CELLS]]
             parts = (level.cell_shares(fractions), bands, level.painted(fractions, colors))
@@ -174,7 +176,7 @@ def _fit_spread(level: CascadeLevel, found: list[tuple[Tensor, Tensor, Tensor]],
     energy = sum(painted.square().sum(dim=1) for _, _, painted in found)
     share = (product / energy.clamp_min(1e-6)).clamp(0, 1)
     if level.first:
-        share[: level.channels] = 1  # the means are the look itself
+        share.fill_(1)  # the means are the look itself
     level.painted_share.copy_(share)
     shares = torch.cat([part for part, _, _ in found], dim=1)
     squares = [(bands - share[:, None] * painted).square() for _, bands, painted in found]

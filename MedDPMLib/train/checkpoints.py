@@ -89,7 +89,7 @@ def read(path: Path, needed: Collection[str] = ("iteration", "ema")) -> dict[str
         missing = [name for name in needed if not isinstance(state, dict) or name not in state]
         if missing:
             raise ValueError(f"it has no {', '.join(missing)}")
-        if not isinstance(state["iteration"], int) or not isinstance(state["ema"], dict):
+        if not isinstance(state["iteration"], int) or not isinstance(state.get("ema", {}), dict):
             raise ValueError("it holds something else")
         return state
     except Exception as error:  # a damaged archive or pickle may raise anything

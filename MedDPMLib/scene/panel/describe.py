@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import csv
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,7 @@ class DescriptionDialog:
             "title": self.name.text.strip(),
             "modalities": _listed(self.modalities.text),
             "scheme": self._path or self.scheme.currentText,
-            "channels": [_number(part) for part in _listed(self.channels.text)],
+            "channels": [self._channel(part) for part in _listed(self.channels.text)],
             "axes": AXES[self.axes.currentIndex],
             "mask_encoding": list(_ENCODINGS[self.encoding.currentIndex]),
             "image_range": list(_ENCODINGS[self.image_range.currentIndex]),
@@ -155,8 +156,16 @@ class DescriptionDialog:
             self.message.text = str(error)
             return
         names = [label.name for label in self._scheme.labels]
-        self.channels.text = ", ".join([*names, *["0"] * (self._facts["network"]["condition_channels"] - len(names))])
+        over = max(0, self._facts["network"]["condition_channels"] - len(names))
+        self.channels.text = _line([*names, *["0"] * over])
         self._check()
+
+    def _channel(self, text: str) -> str | float:
+        """A label of the scheme, or else a number."""
+        try:
+            return text if self._scheme and self._scheme.label_by_name(text) else float(text)
+        except ValueError:
+            return text
 
     def _check(self, _changed: object = None) -> None:
         """Says what is still missing; only a description that is complete can be accepted."""
@@ -201,11 +210,11 @@ def _wrapped(text: str) -> qt.QLabel:
 
 
 def _listed(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
+    """What is between commas; a name that has one stands in quotation marks."""
+    parts = next(csv.reader([text], skipinitialspace=True), [])
+    return [part.strip() for part in parts if part.strip()]
 
 
-def _number(text: str) -> str | float:
-    try:
-        return float(text)
-    except ValueError:
-        return text
+def _line(parts: Sequence[str]) -> str:
+    """The text that :func:`_listed` reads."""
+    return ", ".join('"' + part.replace('"', '""') + '"' if {",", '"'} & {*part} else part for part in parts)
