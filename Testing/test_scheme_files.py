@@ -172,6 +172,14 @@ def test_labels_in_braces_have_lines_too(tmp_path):
     assert [(one.line, "line 3" in one.text) for one in problems] == [(4, True)]
 
 
+@pytest.mark.parametrize("entry", ['abc = "Spleen"', '"1-3" = "Spleen"', '70000 = "Spleen"', '4 = "Milz"', "4 = 1"])
+def test_each_value_of_a_numbering_has_its_line(tmp_path, entry):
+    table = f'[numberings.values]\n40 = "Liver"\n{entry}\n'
+    path = saved(tmp_path, ORGANS[: ORGANS.index("values = {")] + table)
+    _, problems = check_scheme(path)
+    assert [path.read_text().splitlines()[one.line - 1] for one in problems] == [entry]
+
+
 def test_a_name_of_a_scheme_that_ships_is_hardly_meant_for_other_labels(tmp_path):
     scheme, problems = check_scheme(saved(tmp_path, ORGANS.replace("organs", "brats")))
     assert scheme is not None and [(one.line, one.is_warning) for one in problems] == [(1, True)]

@@ -204,10 +204,7 @@ def _checked_label(entry: Any, index: int, lines: _Lines) -> tuple[Any, list[Pro
     try:
         return read_label(entry, "the scheme"), problems
     except MedDPMError as error:
-        return None, [
-            *problems,
-            Problem(lines.of("labels", index, _wrong_field(entry, LABEL_FIELDS) or "name"), str(error)),
-        ]
+        return None, [*problems, Problem(lines.of("labels", index, _wrong_field(entry, LABEL_FIELDS)), str(error))]
 
 
 def _checked_numberings(data: dict[str, Any], names: set[str], lines: _Lines) -> list[Problem]:
@@ -232,7 +229,7 @@ def _checked_numberings(data: dict[str, Any], names: set[str], lines: _Lines) ->
             at = re.search(
                 r"the value (\d+) is called|\"values\": \"(\d+)\" must|each name in .*, not ['\"](.+)['\"]$", str(error)
             )
-            key = next(filter(None, at.groups())) if at else _wrong_field(entry, NUMBERING_FIELDS) or "values"
+            key = next(filter(None, at.groups())) if at else _wrong_field(entry, NUMBERING_FIELDS)
             problems.append(Problem(lines.of("numberings", index, key), str(error)))
             continue
         if name in known:
