@@ -204,7 +204,10 @@ def _checked_label(entry: Any, index: int, lines: _Lines) -> tuple[Any, list[Pro
     try:
         return read_label(entry, "the scheme"), problems
     except MedDPMError as error:
-        return None, [*problems, Problem(lines.of("labels", index, _wrong_field(entry, LABEL_FIELDS)), str(error))]
+        return None, [
+            *problems,
+            Problem(lines.of("labels", index, _wrong_field(entry, LABEL_FIELDS) or "name"), str(error)),
+        ]
 
 
 def _checked_numberings(data: dict[str, Any], names: set[str], lines: _Lines) -> list[Problem]:
