@@ -149,7 +149,7 @@ def test_every_scheme_survives_its_file(tmp_path_factory, scheme):
         ('["other_.*"]', '"other"', 20, "list"),
         ('name = "organs"', 'own_numbering = "other"', 18, "another numbering"),
         ('aliases = ["hepar"]', 'aliases = "hepar"', 6, "list"),
-        ('aliases = ["hepar"]', "priority = 3", 8, "no priority: give one to all"),
+        ('aliases = ["hepar"]', "priority = 3", 10, "no priority: give one to all"),
         ("[[labels]]\nvalue = 5", "[[labels]\nvalue = 5", 13, "not TOML"),
         ('"Left kidney"', '"Left kidney', 10, "not TOML"),
     ],
