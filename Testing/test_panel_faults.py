@@ -559,6 +559,7 @@ def test_a_worker_that_does_not_come_back_is_replaced_and_killed_with_its_childr
     # A step that was cancelled and takes too long costs the worker.
     small_segmentation(panel)
     started(panel)
+    wait_until(lambda: panel.ui.statusLabel.text.startswith("Step 1 "))  # before it, cancelling takes no time
     pid = worker_pid(panel)
     panel.logic.client._waiting.interval = 100
     panel.ui.generateButton.click()

@@ -185,7 +185,7 @@ def test_sides_must_be_multiples_of_sixteen():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kind": "transformer"}, "kind 'transformer'"),
+        ({"kind": "transformer"}, 'kind "transformer"'),
         ({"kind": None}, "kind None"),
         ({"kind": ["unet"]}, "no network of the kind"),
         ({"base": 48}, "multiple of 32"),
@@ -242,7 +242,7 @@ def test_a_mismatch_is_reported_by_its_first_names():
     reported = shape_mismatch(expected, {"b": (2,), "c": (4,), "d": (5,)})
     assert '1 of 3 tensors are missing, first "a"' in reported
     assert '"c" with (4,) instead of (3,)' in reported
-    assert "1 do not belong to it, first 'd'" in reported
+    assert '1 do not belong to it, first "d"' in reported
 
 
 def test_asking_for_shapes_does_not_load_the_compiler():
