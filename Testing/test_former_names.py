@@ -24,7 +24,9 @@ from MedDPMLib.recipes.recipe import load_recipe, recipe_from, recipe_names, rec
 from MedDPMLib.study.definition import STUDY_FILE, read_definition
 from MedDPMLib.train.folder import history_fields
 
-BUNDLED = sorted((Path(__file__).parents[1] / "MedDPMLib/resources/models").glob("*.safetensors"))
+_MODELS = Path(__file__).parents[1] / "MedDPMLib" / "resources" / "models"
+#: Written with the names of version 0.1.
+BUNDLED = [_MODELS / f"{name}.safetensors" for name in ("brain-anatomy", "brain-brats")]
 
 #: Current names of labels, with those of version 0.1.
 LABELS = {"Edema": "Oedema", "Enhancing tumor": "Enhancing tumour", "Tumor": "Tumour"}
