@@ -461,7 +461,7 @@ def test_the_panel_opens_without_the_packages_that_it_installs():
         assert "SimpleITK" not in sys.modules
         slicer.util.selectModule("MedDPM")
         ui = slicer.util.getModuleWidget("MedDPM").ui
-        assert ui.modelBox.count == 2 and "T1" in ui.modelSummary.text, ui.modelSummary.text
+        assert ui.modelBox.count == 4 and "T1" in ui.modelSummary.text, ui.modelSummary.text
         for button, line in ((ui.templateButton, ui.maskMessage), (ui.generateButton, ui.messageLabel)):
             dialogs.reply_with(qt.QMessageBox.Cancel)
             ui.segmentationSelector.addNode()
