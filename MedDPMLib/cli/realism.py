@@ -60,9 +60,9 @@ def realism(
     more seeds or another model, computes only what is missing.
     """
     from MedDPMLib.data import read_dataset
+    from MedDPMLib.data.cases import is_one_of
     from MedDPMLib.models.store import ModelStore
     from MedDPMLib.recipes.recipe import load_recipe
-    from MedDPMLib.train.examples import is_validation
 
     require("realism (its MS-SSIM)", "monai")
     card = ModelStore().find(model).generator_card
@@ -78,8 +78,8 @@ def realism(
     cases = read_dataset(dataset, card.modalities, scheme=card.scheme.name, grid=card.grid)
     names = held_out.split(",") if held_out else load_recipe(_RECIPE).validation
     known = [cases[index] for index in range(len(cases))]
-    unseen = [case for case in known if is_validation(case.name, names)]
-    training = [case for case in known if not is_validation(case.name, names)]
+    unseen = [case for case in known if is_one_of(case.name, names)]
+    training = [case for case in known if not is_one_of(case.name, names)]
     if not unseen or not training:
         raise MedDPMError(
             f"{dataset} has {len(training)} training and {len(unseen)} held-out brains: both are needed, name the"

@@ -14,11 +14,11 @@ import numpy as np
 from torch.utils.data import Dataset, Subset
 
 from MedDPMLib.data import Case, read_dataset
+from MedDPMLib.data.cases import is_one_of
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.experiment.design import PHANTOMS, SYNTHETIC
 from MedDPMLib.experiment.phantoms import phantoms
 from MedDPMLib.experiment.recipe import AnyRecipe
-from MedDPMLib.train.examples import is_validation
 
 Cases = Dataset | Sequence[Case]
 
@@ -89,7 +89,7 @@ def open_cases(recipe: AnyRecipe) -> Split:
         made = _read(recipe, recipe.synthetic, "synthetic")
         names = [made[index].name for index in range(len(made))]
         held_out = [*test, *validation]
-        left_out = [name for name in names if is_validation(name, held_out)]
+        left_out = [name for name in names if is_one_of(name, held_out)]
         kept = [index for index, name in enumerate(names) if name not in set(left_out)]
         if not kept:
             raise MedDPMError(
@@ -136,8 +136,8 @@ def _choose(
         count = min(len(patients), max(1, round(wanted * len(patients)))) if wanted else 0
         return sorted(patients[index] for index in random.permutation(len(patients))[:count])
     names = [patient_of(name, None) for name in wanted]
-    chosen = [patient for patient in patients if is_validation(patient, names)]
-    unknown = [name for name in names if not any(is_validation(patient, [name]) for patient in patients)]
+    chosen = [patient for patient in patients if is_one_of(patient, names)]
+    unknown = [name for name in names if not any(is_one_of(patient, [name]) for patient in patients)]
     if unknown:
         raise MedDPMError(f'"{what}" names {unknown[0]}, who is not among the patients: {", ".join(patients[:5])}, ...')
     return chosen

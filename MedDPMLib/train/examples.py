@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from MedDPMLib.data import Case, VariedCases
-from MedDPMLib.data.cases import is_one_of as is_validation
+from MedDPMLib.data.cases import is_one_of
 from MedDPMLib.diffusion.samplers import timestep_grid
 from MedDPMLib.masks.condition import condition
 from MedDPMLib.recipes.parts import Stage
@@ -136,7 +136,7 @@ def split_cases(
 ) -> tuple[Subset, Subset]:
     """``cases`` to train on, and those that are held out: those called as one of ``validation``, and the ``share`` of
     the others, at least one if above 0, chosen by ``seed``."""
-    named = [index for index in range(len(cases)) if is_validation(cases[index].name, validation)] if validation else []
+    named = [index for index in range(len(cases)) if is_one_of(cases[index].name, validation)] if validation else []
     others = [index for index in range(len(cases)) if index not in set(named)]
     count = min(max(1, round(share * len(others))), max(len(others) - 1, 0)) if share else 0
     order = [others[place] for place in torch.randperm(len(others), generator=seeded(seed, _HELD_OUT, 0)).tolist()]

@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from MedDPMLib.data import Case
+from MedDPMLib.data.cases import is_one_of
 from MedDPMLib.errors import MedDPMError
 from MedDPMLib.networks import build_network
 from MedDPMLib.recipes.recipe import Recipe, recipe_card
 from MedDPMLib.runtime.files import atomic_write
 from MedDPMLib.train.cascade_tables import Brain, learn_tables
-from MedDPMLib.train.examples import is_validation
 
 #: Beside the folders of the levels.
 TABLES = "tables.safetensors"
@@ -95,7 +95,7 @@ def read_tables(path: Path) -> CascadeTables:
 
 def check_names(recipe: Recipe, names: Sequence[str]) -> None:
     """Raises :class:`MedDPMError` if one of the training cases called ``names`` is for validation."""
-    kept = [name for name in names if is_validation(name, recipe.validation)]
+    kept = [name for name in names if is_one_of(name, recipe.validation)]
     if kept:
         raise MedDPMError(
             f"{kept[0]} is for validation by the recipe {recipe.name} and must not be trained on: train without it"
